@@ -1,0 +1,168 @@
+"""What goes into and comes out of the queue's scripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scheduler.model import DedupMode, JobState
+
+Cursor = tuple[int, int]
+"""`(token, seq)` of the last event seen; `(0, 0)` before the first."""
+
+START: Cursor = (0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A prompt on its way into the queue. `job_id` doubles as the ticket of the caller who made it.
+
+    `payload` is the request as JSON. `dedup_hash` and `content_hash` are set together, or not at all.
+    """
+
+    job_id: str
+    lane: str
+    priority: int
+    tenant: str
+    payload: bytes
+    dedup_hash: str | None = None
+    content_hash: str | None = None
+    dedup: DedupMode = DedupMode.UNTIL_FINISHED
+    deadline_ms: int | None = None
+    delay_ms: int | None = None
+    max_attempts: int | None = None
+    result_ttl_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """The caller has a ticket of `job_id`. `reused`: that job is done and its answer serves again."""
+
+    job_id: str
+    deduplicated: bool = False
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The dedup key names `job_id`, which has other content."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """No room: `waiting` jobs of at most `max_waiting`, in the lane if `lane` is set, else in the queue."""
+
+    waiting: int
+    max_waiting: int
+    lane: str | None
+    retry_after_ms: int
+    when_full: str
+
+
+EnqueueOutcome = Enqueued | Conflict | Full
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """One attempt of one job, leased to this process. `token` fences every write about it.
+
+    `remaining_ms` is the time to the deadline at the moment of the claim, None without one; `waited_ms` the time
+    since the job became ready to run.
+    """
+
+    id: str
+    token: int
+    attempt: int
+    failures: int
+    max_attempts: int | None
+    priority: int
+    lane: str
+    tenant: str
+    waited_ms: int
+    remaining_ms: int | None
+    result_ttl_ms: int | None
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one claim brought. `more`: claimable work was left behind."""
+
+    jobs: tuple[ClaimedJob, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """Events of one attempt, with consecutive `seq` from `first_seq`, each a whole JSON object."""
+
+    job_id: str
+    token: int
+    first_seq: int
+    events: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of a job: its terminal event, its result (done) or error (otherwise) as JSON."""
+
+    job_id: str
+    token: int
+    state: JobState
+    seq: int
+    event: bytes
+    result: bytes = b""
+    reason: str = ""
+    error: bytes = b""
+    result_ttl_ms: int = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """A running job goes back: after a failure (`counts`), or given back at its own place.
+
+    `event` is the `retrying` event. `delay_ms` 0 means at once.
+    """
+
+    job_id: str
+    token: int
+    seq: int
+    event: bytes
+    counts: bool
+    delay_ms: int = 0
+    error: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOutcome:
+    """Which writes were refused because the job is not this token's any more: `(job_id, token)`."""
+
+    refused: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A job's state and its events after a cursor, in one read.
+
+    When the job has ended and `more` is false, the last of `events` is the terminal event, made from the
+    record where the stream has gone, unless the cursor is at or past it. `last` is the newest event there is.
+    """
+
+    state: JobState
+    events: tuple[bytes, ...]
+    last: Cursor
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TickReport:
+    """What maintenance did, and when it is wanted again. `leader`: this process holds the lock."""
+
+    leader: bool
+    next_ms: int
+    promoted: int = 0
+    reaped: int = 0
+    expired: int = 0
+    rearmed: int = 0
+    retained: int = 0

@@ -1,0 +1,304 @@
+"""Settings: `SCHEDULER_*` environment variables (nested by `__`) over the TOML file that `SCHEDULER_CONFIG` names.
+
+Nothing is read at import: call `load_settings()`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from scheduler.errors import ConfigError
+from scheduler.model import Name
+
+ENV_PREFIX = "SCHEDULER_"
+CONFIG_VARIABLE = "SCHEDULER_CONFIG"
+EMBEDDED = "embedded"
+
+# Kubernetes sets these for a Service that happens to be called "scheduler".
+_KUBERNETES = re.compile(r"^SCHEDULER_(SERVICE_(HOST|PORT).*|PORT(_.*)?)$")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BatchSettings(_Section):
+    """How long and how far inference calls are gathered. `max_size = 1` turns gathering off."""
+
+    max_size: int = Field(default=32, ge=1, le=1024)
+    max_wait_ms: float = Field(default=5.0, ge=0, le=60_000)
+    max_tokens: int = Field(default=8192, ge=1)
+
+
+class RagSettings(_Section):
+    """Retrieval over a folder of text and Markdown files: `k` passages of about `passage_words` words."""
+
+    documents: Path
+    k: int = Field(default=4, ge=1, le=100)
+    passage_words: int = Field(default=200, ge=20, le=5000)
+
+
+class Example(_Section):
+    """One worked example for few-shot prompting."""
+
+    user: str
+    assistant: str
+
+
+class AssembleSettings(_Section):
+    """How the prompt is put together.
+
+    `template` is a Jinja2 template that sees `prompt`, `passages`, `metadata` and `examples`; `system` is the
+    system prompt; `budget_tokens` bounds the whole prompt and trims passages first.
+    """
+
+    template: str | None = None
+    system: str | None = None
+    examples: list[Example] = Field(default_factory=list)
+    budget_tokens: int | None = Field(default=None, ge=16)
+
+
+class PostSettings(_Section):
+    """What happens to the answer: white space trimmed at both ends, personal data redacted."""
+
+    trim: bool = True
+    redact: list[Literal["email", "phone", "card"]] = Field(default_factory=list)
+
+
+class EndpointSettings(_Section):
+    """One base URL that serves a route. `options` belong to that kind of model worker alone."""
+
+    backend: Name
+    base_url: str = ""
+    model: str | None = None
+    api_key_env: str | None = None
+    weight: float = Field(default=1.0, gt=0)
+    max_in_flight: int | None = Field(default=None, ge=1)
+    timeout_s: float = Field(default=120.0, gt=0)
+    first_token_timeout_s: float = Field(default=30.0, gt=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+STAGES = ("rag", "assemble", "inference", "post", "stream")
+
+
+class RouteSettings(_Section):
+    """A model name that users ask for, and how it is served.
+
+    `stages` is the order of the stages; a stage of your own stands in it as `"package.module:Name"`.
+    """
+
+    endpoints: list[EndpointSettings] = Field(min_length=1)
+    fallbacks: list[Name] = Field(default_factory=list)
+    batch: BatchSettings = BatchSettings()
+    rag: RagSettings | None = None
+    assemble: AssembleSettings = AssembleSettings()
+    post: PostSettings = PostSettings()
+    stages: list[str] = Field(default_factory=lambda: list(STAGES))
+    max_waiting: int | None = Field(default=None, ge=1)
+    max_attempts: int | None = Field(default=None, ge=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _known_stages(cls, stages: list[str]) -> list[str]:
+        for stage in stages:
+            if stage not in STAGES and ":" not in stage:
+                raise ValueError(
+                    f"unknown stage {stage!r}; there are {', '.join(STAGES)}, and your own as 'package.module:Name'"
+                )
+        built_in = [stage for stage in stages if stage in STAGES]
+        if built_in != [stage for stage in STAGES if stage in built_in]:
+            raise ValueError(f"the built-in stages keep their order: {', '.join(STAGES)}")
+        if "inference" not in stages or "stream" not in stages:
+            raise ValueError("inference and stream cannot be left out")
+        return stages
+
+
+def _echo_routes() -> dict[str, RouteSettings]:
+    return {"echo": RouteSettings(endpoints=[EndpointSettings(backend="echo")])}
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Durations are in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    redis_url: str = Field(default="redis://localhost:6379", repr=False)
+    data_dir: Path | None = None
+    queue: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    worker_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._:@-]{1,128}$")
+
+    lease_s: float = Field(default=10.0, ge=0.5, le=3600)
+    max_running: int = Field(default=256, ge=1, le=100_000)
+    drain_s: float = Field(default=30.0, ge=0)
+    redis_wait_s: float = Field(default=10.0, ge=0)
+
+    max_waiting: int = Field(default=100_000, ge=1)
+    when_full: Literal["reject", "shed", "block"] = "reject"
+    block_timeout_s: float = Field(default=30.0, ge=0)
+    aging_s: float = Field(default=30.0, ge=0)
+    dedup_ttl_s: float = Field(default=3600.0, ge=1)
+    result_ttl_s: float = Field(default=3600.0, ge=1)
+    dead_ttl_s: float = Field(default=7 * 86_400.0, ge=1)
+    max_attempts: int = Field(default=3, ge=1, le=1000)
+    retry_base_s: float = Field(default=0.5, ge=0)
+    retry_cap_s: float = Field(default=30.0, ge=0)
+
+    routes: dict[Name, RouteSettings] = Field(default_factory=_echo_routes, min_length=1)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, url: str) -> str:
+        if url != EMBEDDED and not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("give redis://, rediss:// or unix://, or 'embedded' for a private server")
+        return url
+
+    @model_validator(mode="after")
+    def _known_fallbacks(self) -> Settings:
+        for name, route in self.routes.items():
+            for fallback in route.fallbacks:
+                if fallback not in self.routes or fallback == name:
+                    raise ValueError(f"routes.{name}.fallbacks: {fallback!r} is no other route")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what the caller passes: `load_settings` puts file and environment together."""
+        return (init_settings,)
+
+
+def load_settings(
+    config: str | Path | None = None, /, *, environ: Mapping[str, str] | None = None, **overrides: Any
+) -> Settings:
+    """Read the settings: `overrides`, over the environment, over the TOML file, over the defaults.
+
+    `config` names the file; without it the variable `SCHEDULER_CONFIG` does.
+
+    Raises:
+        ConfigError: naming the setting, where it came from and what to do.
+    """
+    environ = os.environ if environ is None else environ
+    path = config or environ.get(CONFIG_VARIABLE)
+    _refuse_unknown_variables(environ)
+    layers = [overrides, _from_environment(environ), _from_file(Path(path)) if path else {}]
+    try:
+        return Settings(**_merge(layers))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path) if path else None)) from None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; see {CONFIG_VARIABLE}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+
+
+class _Environment(EnvSettingsSource):
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._environ.items()}
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        super().__init__(Settings)
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        values = _Environment(environ)()
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error}; give JSON, or one variable a value with __ between names") from None
+    if "redis_url" not in values and environ.get("REDIS_URL"):
+        values["redis_url"] = environ["REDIS_URL"]
+    return values
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    for variable in environ:
+        name = variable.upper()
+        if not name.startswith(ENV_PREFIX) or _KUBERNETES.match(name) or name.split("__", 1)[0] in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; see docs/settings.md"
+        raise ConfigError(f"{variable}: no such setting{hint}")
+
+
+def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Merge mappings, the first layer winning; lists and scalars are replaced whole."""
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        _update(merged, layer)
+    return merged
+
+
+def _update(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _update(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: ValidationError, path: str | None) -> str:
+    return "; ".join(_explanations(error, path))
+
+
+def _explanations(error: ValidationError, path: str | None) -> Iterator[str]:
+    for detail in error.errors(include_url=False, include_context=False, include_input=False):
+        name = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = f"no such setting{_suggest(str(detail['loc'][-1]))}"
+        elif detail["type"] == "missing":
+            message = "is missing"
+        where = f" (from {path} or a {ENV_PREFIX}* variable)" if path else ""
+        yield f"{name}: {message}{where}" if name else f"{message}{where}"
+
+
+def _suggest(name: str) -> str:
+    models = (Settings, RouteSettings, EndpointSettings, BatchSettings, RagSettings, AssembleSettings, PostSettings)
+    known = sorted({field for model in models for field in model.model_fields})
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else "; see docs/settings.md"
+
+
+__all__ = [
+    "EMBEDDED",
+    "STAGES",
+    "AssembleSettings",
+    "BatchSettings",
+    "EndpointSettings",
+    "Example",
+    "PostSettings",
+    "RagSettings",
+    "RouteSettings",
+    "Settings",
+    "load_settings",
+]

@@ -1,0 +1,102 @@
+"""What a stage is, and what travels through the stages.
+
+A stage works on a `PromptContext` and is shared by all jobs of its route, so it keeps nothing of a job in itself.
+What it wants to do to the answer while it streams goes into an `AnswerFilter`, one a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from scheduler.model import Source
+from workers.base import Completed, Piece
+
+
+@runtime_checkable
+class AnswerFilter(Protocol):
+    """Changes the text of one job's answer as it passes by."""
+
+    def feed(self, text: str) -> str:
+        """Take some text; return what may go on now. What is held back comes out of a later call."""
+        ...
+
+    def flush(self) -> str:
+        """The answer has ended: return what was held back."""
+        ...
+
+
+@dataclass(slots=True)
+class PromptContext:
+    """One attempt of one job on its way through the stages.
+
+    Before inference, stages change `prompt` or `messages` (exactly one is set) and `passages`. Inference calls
+    `deliver` for each piece; what comes out of the filters is kept in `texts` and handed to `sink`.
+    `expires_at` is on the clock of `time.monotonic`, None without a deadline.
+    """
+
+    job_id: str
+    attempt: int
+    route: str
+    tenant: str
+    priority: int
+    prompt: str | None
+    messages: list[dict[str, Any]] | None
+    params: Mapping[str, Any]
+    request: Mapping[str, Any]
+    expires_at: float | None = None
+    passages: list[Source] = field(default_factory=list)
+
+    sink: Callable[[Piece], None] | None = None
+    filters: list[AnswerFilter] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    reasonings: list[str] = field(default_factory=list)
+    tool_calls: list[Mapping[str, Any]] = field(default_factory=list)
+    stopped: bool = False
+    completed: Completed | None = None
+    endpoint: str = ""
+    first_token_at: float | None = None
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+    def deliver(self, piece: Piece) -> None:
+        """Take a piece of the answer from the engine: filter, keep and pass it on."""
+        text = piece.text
+        for answer_filter in self.filters:
+            text = answer_filter.feed(text) if text else text
+        self._pass_on(text, piece)
+
+    def flush(self) -> None:
+        """The answer has ended: let the filters give out what they held back."""
+        text = ""
+        for answer_filter in self.filters:
+            text = (answer_filter.feed(text) if text else "") + answer_filter.flush()
+        self._pass_on(text, Piece(member=0))
+
+    def _pass_on(self, text: str, piece: Piece) -> None:
+        if text:
+            self.texts.append(text)
+        if piece.reasoning:
+            self.reasonings.append(piece.reasoning)
+        if piece.tool_calls:
+            self.tool_calls.extend(piece.tool_calls)
+        if self.sink and (text or piece.reasoning or piece.tool_calls):
+            self.sink(Piece(piece.member, text, piece.reasoning, piece.tool_calls))
+
+
+class Stage(Protocol):
+    """One step between claim and end."""
+
+    @property
+    def name(self) -> str:
+        """Lower case, one word: it appears in timings and counts."""
+        ...
+
+    async def run(self, context: PromptContext) -> None:
+        """Do the stage's work on one job.
+
+        Raises:
+            workers.errors.WorkerError: the attempt failed; `retryable` decides what happens next.
+            scheduler.errors.ConfigError: the job cannot succeed with this configuration.
+        """
+        ...

@@ -1,0 +1,160 @@
+"""The port between the scheduler and a back end.
+
+A model worker takes a *batch* of generations and yields *outputs*, each naming its member by index. It
+translates the wire and nothing else: no retries, no queueing, no choice of endpoint.
+
+To cancel a call, close the iterator (or cancel the task that reads it): the worker then drops the
+connection, and the back end stops generating. There is no cancelling of one member after dispatch; whoever
+reads the outputs simply ignores that member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from workers.errors import WorkerError
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One prompt for a back end. Exactly one of `prompt` and `messages` is set.
+
+    `params` holds the sampling parameters by their OpenAI names (`max_tokens`, `temperature`, `top_p`, `stop`,
+    `seed`, …), only those the user set. `extra_body` goes into the engine's request as it is. `priority` is the
+    scheduler's, 0 to 9, higher is more urgent: an adapter turns it into the engine's polarity.
+    """
+
+    model: str
+    prompt: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: str | Mapping[str, Any] | None = None
+    response_format: Mapping[str, Any] | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = 5
+    stream: bool = True
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens of one member. None means that the engine did not say."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some text, reasoning or tool-call fragments that the engine has produced for one member.
+
+    `tool_calls` are OpenAI's streamed fragments: `{"index": 0, "id": …, "function": {"name": …, "arguments": …}}`.
+    """
+
+    member: int
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """One member has ended well. What it said is the sum of its pieces.
+
+    `finish_reason` is OpenAI's: stop, length, tool_calls or content_filter. `model` is the name the engine gave.
+    """
+
+    member: int
+    finish_reason: str
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFailed:
+    """One member has ended badly while others of the batch go on."""
+
+    member: int
+    error: WorkerError
+
+
+Output: TypeAlias = Piece | Completed | MemberFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a back end can do.
+
+    `lists`: several plain prompts with equal parameters may share one call. `chat`, `tools`, `streaming`,
+    `priority`: the engine knows them.
+    """
+
+    lists: bool = False
+    streaming: bool = True
+    chat: bool = True
+    tools: bool = False
+    priority: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a probe found: `ready` for work, the `models` it serves (empty: unknown), and why not when not."""
+
+    ready: bool
+    models: tuple[str, ...] = ()
+    detail: str = ""
+
+
+@runtime_checkable
+class ModelWorker(Protocol):
+    """The adapter to one endpoint of one kind of back end."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this back end can do; constant for the life of the worker."""
+        ...
+
+    def generate(self, batch: Sequence[Generation]) -> AsyncIterator[Output]:
+        """Run a batch; yield pieces as they come and exactly one `Completed` or `MemberFailed` a member.
+
+        More than one member only when `capabilities.lists` and all are plain prompts that differ in nothing
+        but `prompt`, `priority` and `request_id`.
+
+        Raises:
+            WorkerError: the call failed as a whole; every member without an end has failed with it.
+        """
+        ...
+
+    async def health(self) -> Health:
+        """Ask the back end whether it can take work. Never raises `WorkerError`: trouble is `ready=False`."""
+        ...
+
+    async def capacity(self) -> int | None:
+        """How many prompts the back end says it can hold at once (llama.cpp: its slots); None: it does not say."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections. Safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """What a model worker is made from: one base URL and how to talk to it.
+
+    `timeout_s` bounds a whole call, `first_token_timeout_s` the wait for its first output. `options` are
+    settings of that kind of worker alone (echo: `delay_s`, `failure_rate`, …).
+    """
+
+    backend: str
+    base_url: str = ""
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    timeout_s: float = 120.0
+    first_token_timeout_s: float = 30.0
+    options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,80 @@
+"""What can go wrong between a model worker and its back end.
+
+    WorkerError
+    ├── WorkerUnavailable      no connection, still loading, 5xx          retryable
+    ├── WorkerOverloaded       429, 503 queue full, 529                   retryable, may carry retry_after_s
+    ├── WorkerTimeout          no answer, or no token, in time            retryable
+    ├── WorkerProtocolError    a stream cut in the middle, no JSON        retryable
+    ├── WorkerAuthError        401, 403                                   final
+    └── RequestRejected        any other 4xx: the request is at fault     final
+        └── ContextOverflow    prompt and answer do not fit the context   final
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class WorkerError(Exception):
+    """A back end did not answer a prompt.
+
+    `code` is stable and machine-readable; `retryable` says whether another attempt could succeed;
+    `retry_after_s` is the wait in seconds that the back end asked for, or None.
+    """
+
+    code: ClassVar[str] = "worker_error"
+    http_status: ClassVar[int] = 502
+    retryable: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class WorkerUnavailable(WorkerError):
+    """The back end cannot be reached, is loading its model, or failed inside."""
+
+    code = "worker_unavailable"
+    http_status = 503
+
+
+class WorkerOverloaded(WorkerError):
+    """The back end asked for less: its queue or a rate limit is full."""
+
+    code = "worker_overloaded"
+    http_status = 503
+
+
+class WorkerTimeout(WorkerError):
+    """The back end did not answer, or sent no token, within the time allowed."""
+
+    code = "worker_timeout"
+    http_status = 504
+
+
+class WorkerProtocolError(WorkerError):
+    """The answer was cut off or is not what the protocol promises."""
+
+    code = "worker_protocol_error"
+
+
+class WorkerAuthError(WorkerError):
+    """The back end refused the API key."""
+
+    code = "worker_auth_error"
+    retryable = False
+
+
+class RequestRejected(WorkerError):
+    """The back end refused the request itself; the same request will be refused again."""
+
+    code = "request_rejected"
+    http_status = 422
+    retryable = False
+
+
+class ContextOverflow(RequestRejected):
+    """The prompt does not fit the model's context."""
+
+    code = "context_overflow"
+    http_status = 413
