@@ -32,7 +32,8 @@ class PromptContext:
     """One attempt of one job on its way through the stages.
 
     Before inference, stages change `prompt` or `messages` (exactly one is set) and `passages`. Inference calls
-    `deliver` for each piece; what comes out of the filters is kept in `texts` and handed to `sink`.
+    `deliver` for each piece; what comes out of the filters is kept in `texts` and handed to `sink`. The reasoning
+    goes through `reasoning_filters` in the same way; tool calls pass as they are.
     `expires_at` is on the clock of `time.monotonic`, None without a deadline.
     """
 
@@ -50,6 +51,7 @@ class PromptContext:
 
     sink: Callable[[Piece], None] | None = None
     filters: list[AnswerFilter] = field(default_factory=list)
+    reasoning_filters: list[AnswerFilter] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     reasonings: list[str] = field(default_factory=list)
     tool_calls: list[Mapping[str, Any]] = field(default_factory=list)
@@ -61,27 +63,33 @@ class PromptContext:
 
     def deliver(self, piece: Piece) -> None:
         """Take a piece of the answer from the engine: filter, keep and pass it on."""
-        text = piece.text
+        text, reasoning = piece.text, piece.reasoning
         for answer_filter in self.filters:
             text = answer_filter.feed(text) if text else text
-        self._pass_on(text, piece)
+        for answer_filter in self.reasoning_filters:
+            reasoning = answer_filter.feed(reasoning) if reasoning else reasoning
+        self._pass_on(text, reasoning, piece)
 
     def flush(self) -> None:
         """The answer has ended: let the filters give out what they held back."""
-        text = ""
-        for answer_filter in self.filters:
-            text = (answer_filter.feed(text) if text else "") + answer_filter.flush()
-        self._pass_on(text, Piece(member=0))
+        self._pass_on(_flush(self.filters), _flush(self.reasoning_filters), Piece(member=0))
 
-    def _pass_on(self, text: str, piece: Piece) -> None:
+    def _pass_on(self, text: str, reasoning: str, piece: Piece) -> None:
         if text:
             self.texts.append(text)
-        if piece.reasoning:
-            self.reasonings.append(piece.reasoning)
+        if reasoning:
+            self.reasonings.append(reasoning)
         if piece.tool_calls:
             self.tool_calls.extend(piece.tool_calls)
-        if self.sink and (text or piece.reasoning or piece.tool_calls):
-            self.sink(Piece(piece.member, text, piece.reasoning, piece.tool_calls))
+        if self.sink and (text or reasoning or piece.tool_calls):
+            self.sink(Piece(piece.member, text, reasoning, piece.tool_calls))
+
+
+def _flush(filters: list[AnswerFilter]) -> str:
+    text = ""
+    for answer_filter in filters:
+        text = (answer_filter.feed(text) if text else "") + answer_filter.flush()
+    return text
 
 
 class Stage(Protocol):

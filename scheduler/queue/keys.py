@@ -1,0 +1,88 @@
+"""Every key of a queue, spelled in this one place, for Python and for the Lua scripts.
+
+All keys carry the queue's name as hash tag, so that one script may touch any of them in a cluster.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Lua name -> what follows the prefix. A trailing colon: the rest is an id.
+_KEYS: dict[str, str] = {
+    "conf": "conf",  # HASH   settings of the queue: max_waiting, when_full, aging_ms, …
+    "routes": "routes",  # HASH   route -> JSON, published by worker processes
+    "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), level bitmaps (b:<lane>), totals (t:<what>)
+    "lanes": "lanes",  # SET    every lane that ever held a job
+    "paused": "paused",  # SET    lanes that are not claimed from
+    "delayed": "delayed",  # ZSET   job -> due, ms
+    "deadlines": "deadlines",  # ZSET   job that waits -> deadline, ms
+    "leases": "leases",  # ZSET   running job -> end of its lease, ms
+    "dead": "dead",  # ZSET   failed job -> when, ms
+    "finished": "finished",  # ZSET   ended job -> when its record goes, ms
+    "garbage": "garbage",  # HASH   member that has no readable record -> why
+    "workers": "workers",  # ZSET   worker process -> when it counts as gone, ms
+    "leader": "leader",  # STRING the worker process that does the maintenance
+    "samples": "samples",  # LIST   "<ms> <ended so far>", newest first
+    "space": "space",  # LIST   a token when there is room again
+    "record": "j:",  # HASH   a job
+    "payload": "p:",  # STRING its request, JSON
+    "result": "r:",  # STRING its result, JSON
+    "tickets": "h:",  # SET    its tickets, from the second on
+    "stream": "e:",  # STREAM its events
+    "alias": "a:",  # STRING the id that a joined caller proposed -> the job it joined
+    "claimed": "c:",  # STRING what a worker process got from its last claim
+    "worker": "n:",  # STRING a worker process describes itself, JSON
+    "wake": "k:",  # LIST   of a lane: one token when there is work
+    "channel": "ch:",  # pub/sub channel of a job
+    "control": "ctl",  # pub/sub channel to the worker processes
+}
+
+
+class Keys:
+    """The keys of one queue."""
+
+    def __init__(self, queue: str) -> None:
+        self.prefix = f"ps:{{{queue}}}:"
+
+    def fixed(self, name: str) -> str:
+        """A key that there is once a queue: `fixed("meta")`."""
+        return self.prefix + _KEYS[name]
+
+    def of(self, name: str, ident: str) -> str:
+        """A key that belongs to a job, a lane or a worker: `of("record", job_id)`."""
+        return f"{self.prefix}{_KEYS[name]}{ident}"
+
+    def level(self, lane: str, priority: int) -> str:
+        """ZSET: waiting jobs of a lane at one priority, by enqueue time in µs."""
+        return f"{self.prefix}w:{priority}:{lane}"
+
+    def dedup(self, tenant: str, dedup_hash: str) -> str:
+        """STRING: the job that owns a dedup key."""
+        return f"{self.prefix}d:{dedup_hash}:{tenant}"
+
+    def split_dedup(self, key: str) -> tuple[str, str]:
+        """The tenant and the hash in a dedup key."""
+        dedup_hash, _, tenant = key.removeprefix(f"{self.prefix}d:").partition(":")
+        return tenant, dedup_hash
+
+
+def lua_keys(source: str) -> str:
+    """The same spelling for a script: definitions of those of the names that `source` uses.
+
+    `KEYS[1]` is the queue's prefix. A fixed key is a string, `meta_key`; another is a function, `record_key(id)`.
+    """
+    lines = ["local prefix = KEYS[1]"]
+    for name, suffix in _KEYS.items():
+        if suffix.endswith(":"):
+            line = f"local function {name}_key(id) return prefix .. '{suffix}' .. id end"
+        else:
+            line = f"local {name}_key = prefix .. '{suffix}'"
+        lines.append(line)
+    lines.append("local function level_key(lane, p) return prefix .. 'w:' .. p .. ':' .. lane end")
+    lines.append("local function dedup_key(tenant, hash) return prefix .. 'd:' .. hash .. ':' .. tenant end")
+    used = set(re.findall(r"\b\w+_key\b", source)) | {"prefix"}
+    return "\n".join(
+        line
+        for line in lines
+        if used & set(re.findall(r"\b\w+_key\b|\bprefix\b", line.split("=")[0].split(" return")[0]))
+    )

@@ -1,0 +1,24 @@
+#!lua flags=allow-oom
+-- Give a ticket of a job back, and end the job when it was the last; or end it whoever holds tickets. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] job  ARGV[2] ticket, '' to end it whoever holds tickets
+-- returns 'cancelled' | 'ticket_returned' | 'ended' (it had ended before) | 'not_found'
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/level"
+-- @include "lib/count"
+-- @include "lib/event"
+-- @include "lib/ending"
+
+local id, ticket = ARGV[1], ARGV[2]
+local rec = read(id, 's', 'r', unpack(ENDING))
+if not rec or not rec.l then return 'not_found' end
+if ENDED[rec.s] then return rec.s == 'cancelled' and rec.r == 'cancelled' and 'cancelled' or 'ended' end
+if ticket ~= '' then
+  redis.call('SREM', tickets_key(id), ticket)
+  if redis.call('SCARD', tickets_key(id)) > 0 then return 'ticket_returned' end
+  if redis.call('HEXISTS', record_key(id), 'j') == 0 and ticket ~= id then return 'ticket_returned' end
+end
+end_job(id, rec, 'cancelled', 'cancelled')
+save_counts()
+return 'cancelled'

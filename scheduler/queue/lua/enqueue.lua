@@ -1,0 +1,252 @@
+#!lua
+-- Put jobs into their lanes, or join, reuse or replace the jobs that own their dedup keys. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] number of jobs, at most 128; then 12 a job, '' for what is not set:
+--   id, lane, priority, tenant, payload, dedup hash, content hash, dedup mode, deadline (ms from now),
+--   delay (ms), max_attempts, result ttl (ms)
+-- returns, a job: {'new', id} | {'joined', id} | {'reused', id} | {'exists', id} | {'conflict', id}
+--   | {'full', waiting, max_waiting, lane or '', retry after ms, policy}
+-- error: OOM at maxmemory, before anything is written
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/history"
+-- @include "lib/level"
+-- @include "lib/count"
+-- @include "lib/wake"
+-- @include "lib/event"
+-- @include "lib/ending"
+-- @include "lib/ready"
+
+local ALIAS_MS = 3600000
+local SHED_LOOKS = 16
+
+local n_jobs = tonumber(ARGV[1])
+local conf = redis.call('HMGET', conf_key, 'max_waiting', 'when_full')
+local max_waiting = tonumber(conf[1] or 100000)
+local when_full = conf[2] or 'reject'
+local total = tonumber(redis.call('HGET', meta_key, 'n') or 0)
+local lane_totals, lane_bounds, to_wake = {}, {}, {}
+
+local function known_lane(lane)
+  if lane_totals[lane] then return end
+  lane_totals[lane] = tonumber(redis.call('HGET', meta_key, 'n:' .. lane) or 0)
+  lane_bounds[lane] = tonumber(redis.call('HGET', conf_key, 'max_waiting:' .. lane) or math.huge)
+end
+
+local function counted(lane, n)
+  total = total + n
+  lane_totals[lane] = lane_totals[lane] + n
+end
+
+-- How long until there is likely room: a hundredth of the bound at the rate at which jobs end.
+local function retry_after_ms(bound)
+  local rate = tonumber(redis.call('HGET', meta_key, 'rate') or 0)
+  if rate <= 0 then return 1000 end
+  return math.floor(math.min(30000, math.max(100, bound / 100 / rate * 1000)))
+end
+
+-- The least urgent, newest job that never ran, if the newcomer outranks it.
+local function victim(priority, lanes)
+  for p = 0, priority - 1 do
+    local newest, newest_rank
+    for _, lane in ipairs(lanes) do
+      local ids = redis.call('ZREVRANGE', level_key(lane, p), 0, SHED_LOOKS - 1, 'WITHSCORES')
+      for i = 1, #ids, 2 do
+        local rec = read(ids[i], 's', 'n')
+        if rec and rec.s == 'waiting' and not rec.n then
+          if not newest or tonumber(ids[i + 1]) > newest_rank then
+            newest, newest_rank = ids[i], tonumber(ids[i + 1])
+          end
+          break
+        end
+      end
+    end
+    if newest then return newest end
+  end
+end
+
+local function make_room(job)
+  local lane_full = lane_totals[job.lane] >= lane_bounds[job.lane]
+  if total < max_waiting and not lane_full then return nil end
+  if when_full == 'shed' then
+    local id = victim(job.priority, lane_full and { job.lane } or redis.call('SMEMBERS', lanes_key))
+    if id then
+      local rec = read(id, unpack(ENDING))
+      known_lane(rec.l)
+      end_job(id, rec, 'shed', 'queue_full')
+      counted(rec.l, -1)
+      return make_room(job)
+    end
+  elseif when_full == 'block' then
+    redis.call('HSET', meta_key, 'blocked', 1)
+  end
+  add('t:refused', 1)
+  if lane_full then
+    local bound = lane_bounds[job.lane]
+    return { 'full', lane_totals[job.lane], bound, job.lane, retry_after_ms(bound), when_full }
+  end
+  return { 'full', total, max_waiting, '', retry_after_ms(max_waiting), when_full }
+end
+
+local function raise_priority(id, rec, priority)
+  if priority <= tonumber(rec.p) then return end
+  if rec.s == 'waiting' then
+    leave_level(rec.l, rec.p, id)
+    enter_level(rec.l, priority, id, tonumber(rec.q))
+  end
+  redis.call('HSET', record_key(id), 'p', priority)
+  rec.p = priority
+end
+
+local function extend_deadline(id, rec, deadline_ms)
+  if not rec.x then return end
+  if deadline_ms == '' then
+    redis.call('HDEL', record_key(id), 'x')
+    redis.call('ZREM', deadlines_key, id)
+  elseif now_ms + tonumber(deadline_ms) > tonumber(rec.x) then
+    local at = text(now_ms + tonumber(deadline_ms))
+    redis.call('HSET', record_key(id), 'x', at)
+    if rec.s ~= 'running' then redis.call('ZADD', deadlines_key, at, id) end
+  end
+end
+
+local function hasten(id, rec, delay_ms)
+  -- A retry's back-off is not the caller's to shorten.
+  if rec.s ~= 'delayed' or rec.n then return end
+  local due = now_ms + tonumber(delay_ms ~= '' and delay_ms or 0)
+  if due >= tonumber(rec.u) then return end
+  if due > now_ms then
+    redis.call('ZADD', delayed_key, text(due), id)
+    redis.call('HSET', record_key(id), 'u', text(due), 'q', text(due * 1000))
+  else
+    redis.call('ZREM', delayed_key, id)
+    rec.q = unique_us(1)
+    redis.call('HSET', record_key(id), 'q', text(rec.q))
+    redis.call('HDEL', record_key(id), 'u')
+    enter_level(rec.l, rec.p, id, rec.q)
+    redis.call('HSET', record_key(id), 's', 'waiting')
+    to_wake[rec.l] = true
+  end
+end
+
+local function join(id, rec, job)
+  redis.call('SADD', tickets_key(id), job.id)
+  if not rec.j then redis.call('SADD', tickets_key(id), id) end
+  redis.call('SET', alias_key(job.id), id, 'PX', ALIAS_MS)
+  redis.call('HINCRBY', record_key(id), 'j', 1)
+  raise_priority(id, rec, job.priority)
+  extend_deadline(id, rec, job.deadline_ms)
+  hasten(id, rec, job.delay_ms)
+  if job.mode == 'window' then redis.call('HSET', record_key(id), 'm', 'window') end
+  add('t:joined', 1)
+  return { 'joined', id }
+end
+
+-- Settle what a dedup key says. Returns a reply; or nil, whether the newcomer takes another's place, and its rank.
+local function settle(job)
+  local owner = redis.call('GET', dedup_key(job.tenant, job.hash))
+  if not owner then return nil end
+  local rec = read(owner, 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g')
+  if not rec or not rec.l then return nil end
+  local live = not ENDED[rec.s]
+  if job.mode == 'replace' then
+    if not live or rec.s == 'running' then return nil end
+    known_lane(rec.l)
+    end_job(owner, rec, 'cancelled', 'replaced')
+    counted(rec.l, -1)
+    return nil, true, rec.s == 'waiting' and tonumber(rec.q) or nil
+  end
+  local window_hit = rec.s == 'done' and rec.m == 'window' and job.mode == 'window'
+  if not live and not window_hit then return nil end
+  if (rec.h or rec.d) ~= job.content then return { 'conflict', owner } end
+  if live then return join(owner, rec, job) end
+  redis.call('SET', alias_key(job.id), owner, 'PX', ALIAS_MS)
+  redis.call('HINCRBY', record_key(owner), 'j', 1)
+  add('t:reused', 1)
+  return { 'reused', owner }
+end
+
+local function create(job, rank)
+  local delay_ms = tonumber(job.delay_ms ~= '' and job.delay_ms or 0)
+  local delayed = delay_ms > 0 and not rank
+  if delayed then rank = (now_ms + delay_ms) * 1000 end
+  rank = rank or unique_us(1)
+  local fields = { 's', delayed and 'delayed' or 'waiting', 'p', job.priority, 'l', job.lane, 'q', text(rank) }
+  local function set(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  if job.tenant ~= 'default' then set('t', job.tenant) end
+  if math.abs(rank / 1000 - now_ms) > 1 then set('b', text(now_ms)) end
+  if job.hash ~= '' then
+    set('d', job.hash)
+    if job.content ~= job.hash then set('h', job.content) end
+    if job.mode ~= 'until_finished' then set('m', job.mode) end
+    redis.call('SET', dedup_key(job.tenant, job.hash), job.id)
+  end
+  if job.max_attempts ~= '' then set('a', job.max_attempts) end
+  if job.result_ttl_ms ~= '' then set('g', job.result_ttl_ms) end
+  if job.deadline_ms ~= '' then
+    local at = text(now_ms + tonumber(job.deadline_ms))
+    set('x', at)
+    redis.call('ZADD', deadlines_key, at, job.id)
+  end
+  if delayed then
+    local due = text(now_ms + delay_ms)
+    set('u', due)
+    redis.call('ZADD', delayed_key, due, job.id)
+  end
+  redis.call('HSET', record_key(job.id), unpack(fields))
+  redis.call('SET', payload_key(job.id), job.payload)
+  if not delayed then
+    enter_level(job.lane, job.priority, job.id, rank)
+    to_wake[job.lane] = true
+  end
+  count_waiting(job.lane, 1)
+  counted(job.lane, 1)
+  redis.call('PUBLISH', channel_key(job.id), event_json(job.id, 0, 1, 'queued'))
+  add('t:enqueued', 1)
+  return { 'new', job.id }
+end
+
+-- Somebody may be waiting for room: pass the token on, or ask for the next one.
+local function pass_space_on()
+  if when_full ~= 'block' then return end
+  if total >= max_waiting then
+    redis.call('HSET', meta_key, 'blocked', 1)
+  elseif redis.call('LLEN', space_key) == 0 then
+    redis.call('RPUSH', space_key, '1')
+  end
+end
+
+local function enqueue(at)
+  local job = {
+    id = ARGV[at], lane = ARGV[at + 1], priority = tonumber(ARGV[at + 2]), tenant = ARGV[at + 3],
+    payload = ARGV[at + 4], hash = ARGV[at + 5], content = ARGV[at + 6], mode = ARGV[at + 7],
+    deadline_ms = ARGV[at + 8], delay_ms = ARGV[at + 9], max_attempts = ARGV[at + 10],
+    result_ttl_ms = ARGV[at + 11],
+  }
+  if redis.call('EXISTS', record_key(job.id)) == 1 then return { 'exists', job.id } end
+  local joined = redis.call('GET', alias_key(job.id))
+  if joined then
+    local rec = read(joined, 's')
+    if rec then return { ENDED[rec.s] and 'reused' or 'joined', joined } end
+  end
+  known_lane(job.lane)
+  local reply, replaces, rank
+  if job.hash ~= '' then
+    reply, replaces, rank = settle(job)
+    if reply then return reply end
+  end
+  -- What takes another's place is not new to the bound.
+  reply = not replaces and make_room(job) or nil
+  if reply then return reply end
+  return create(job, rank)
+end
+
+local replies = {}
+for i = 1, n_jobs do replies[i] = enqueue(2 + (i - 1) * 12) end
+save_counts()
+for lane in pairs(to_wake) do wake(lane) end
+pass_space_on()
+return replies

@@ -1,0 +1,63 @@
+-- What every end of a job does.
+
+-- The owner alone releases its dedup key; a done job of mode window keeps it for a while.
+local function release_dedup(id, rec, state, window_ms)
+  if not rec.d then return end
+  local key = dedup_key(rec.t or 'default', rec.d)
+  if redis.call('GET', key) ~= id then return end
+  if rec.m == 'window' and state == 'done' then
+    redis.call('PEXPIRE', key, window_ms)
+  else
+    redis.call('DEL', key)
+  end
+end
+
+-- Keep what belongs to an ended job for keep_ms; its stream is copied once, which packs it tightly.
+local function retain(id, state, keep_ms)
+  local stream = stream_key(id)
+  if redis.call('COPY', stream, stream .. ':copy', 'REPLACE') == 1 then
+    redis.call('RENAME', stream .. ':copy', stream)
+  end
+  redis.call('PEXPIRE', stream, keep_ms)
+  redis.call('PEXPIRE', record_key(id), keep_ms)
+  redis.call('PEXPIRE', tickets_key(id), keep_ms)
+  if state == 'done' then
+    redis.call('UNLINK', payload_key(id))
+  else
+    redis.call('PEXPIRE', payload_key(id), keep_ms)
+  end
+  redis.call('ZADD', state == 'failed' and dead_key or finished_key, text(now_ms + keep_ms), id)
+end
+
+-- Take a live job from where it stands.
+local function detach(id, rec)
+  if rec.s == 'waiting' then
+    leave_level(rec.l, rec.p, id)
+  elseif rec.s == 'delayed' then
+    redis.call('ZREM', delayed_key, id)
+  elseif rec.s == 'running' then
+    redis.call('ZREM', leases_key, id)
+    redis.call('PUBLISH', control_key, cjson.encode({ cancel = id, token = rec.k }))
+  end
+  if rec.s ~= 'running' then count_waiting(rec.l, -1) end
+  if rec.x then redis.call('ZREM', deadlines_key, id) end
+end
+
+-- Fields that end_job wants to find in rec.
+local ENDING = { 's', 'p', 'l', 't', 'x', 'n', 'd', 'm', 'k', 'g' }
+
+-- End a live job from inside a script. A fresh token shuts out whoever runs it.
+local function end_job(id, rec, state, reason, error)
+  detach(id, rec)
+  local token = next_token()
+  local rest = error and ',"error":' .. error or ',"reason":' .. cjson.encode(reason)
+  emit(id, text(token), 1, event_json(id, token, 1, state, rec.n, rest))
+  redis.call('HSET', record_key(id), 's', state, 'e', text(now_ms), 'r', reason, 'k', text(token), 'z', 1)
+  if error then redis.call('HSET', record_key(id), 'i', error) end
+  local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms')
+  local keep_ms = tonumber(rec.g or conf[1] or 3600000)
+  if state == 'failed' then keep_ms = tonumber(conf[2] or 604800000) end
+  retain(id, state, keep_ms)
+  release_dedup(id, rec, state, tonumber(conf[3] or 3600000))
+  add('t:' .. state, 1)
+end

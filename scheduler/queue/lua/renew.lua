@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- Renew all leases of a worker process, and say that it lives. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] worker process  ARGV[2] lease, ms  ARGV[3] what it says of itself, JSON  ARGV[4…] job, token, …
+-- returns, a job: -2 lost (it is not this token's any more) | -1 held, no deadline | ms to its deadline
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/event"
+
+local lease_ms = tonumber(ARGV[2])
+local lease_end = text(now_ms + lease_ms)
+local replies = {}
+for i = 4, #ARGV, 2 do
+  local id = ARGV[i]
+  local rec = read(id, 's', 'k', 'x')
+  if rec and rec.s == 'running' and rec.k == ARGV[i + 1] then
+    redis.call('ZADD', leases_key, lease_end, id)
+    redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS)
+    replies[#replies + 1] = rec.x and math.max(0, tonumber(rec.x) - now_ms) or -1
+  else
+    replies[#replies + 1] = -2
+  end
+end
+redis.call('SET', worker_key(ARGV[1]), ARGV[3], 'PX', 3 * lease_ms)
+redis.call('ZADD', workers_key, text(now_ms + 3 * lease_ms), ARGV[1])
+return replies

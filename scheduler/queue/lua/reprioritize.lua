@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- Change the priority of a job that has not ended; it keeps its enqueue time. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] job  ARGV[2] priority, 0 to 9
+-- returns the job's state, 'not_found' where there is none
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/history"
+-- @include "lib/level"
+-- @include "lib/wake"
+
+local id, priority = ARGV[1], tonumber(ARGV[2])
+local rec = read(id, 's', 'p', 'l', 'q', 'y')
+if not rec or not rec.l then return 'not_found' end
+if ENDED[rec.s] or tonumber(rec.p) == priority then return rec.s end
+if rec.s == 'waiting' then
+  leave_level(rec.l, rec.p, id)
+  enter_level(rec.l, priority, id, tonumber(rec.q))
+  wake(rec.l)
+end
+redis.call('HSET', record_key(id), 'p', priority)
+remember(id, rec.y, 'priority', nil, nil, rec.p .. ' to ' .. priority)
+return rec.s

@@ -1,0 +1,35 @@
+#!lua flags=allow-oom
+-- Let a job that ended without a result run again, with its failures forgotten. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] job
+-- returns 'waiting' | the job's state if it cannot be requeued | 'not_found' | 'payload_lost'
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/history"
+-- @include "lib/level"
+-- @include "lib/count"
+-- @include "lib/wake"
+-- @include "lib/event"
+-- @include "lib/ready"
+
+local id = ARGV[1]
+local rec = read(id, 's', 'p', 'l', 't', 'd', 'r', 'n', 'y')
+if not rec or not rec.l then return 'not_found' end
+if not ENDED[rec.s] or rec.s == 'done' then return rec.s end
+if redis.call('EXISTS', payload_key(id)) == 0 then return 'payload_lost' end
+redis.call('ZREM', dead_key, id)
+redis.call('ZREM', finished_key, id)
+redis.call('PERSIST', record_key(id))
+redis.call('PERSIST', payload_key(id))
+redis.call('DEL', stream_key(id), result_key(id), tickets_key(id))
+redis.call('HDEL', record_key(id), 'f', 'o', 'e', 'r', 'i', 'z', 'x', 'u', 'j', 'w', 'c')
+remember(id, rec.y, 'requeued', nil, rec.n, rec.s .. ': ' .. (rec.r or ''))
+rec.x, rec.q = nil, unique_us(1)
+redis.call('HSET', record_key(id), 'q', text(rec.q), 'b', text(now_ms), 'k', text(next_token()))
+if rec.d then redis.call('SET', dedup_key(rec.t or 'default', rec.d), id, 'NX') end
+make_ready(id, rec)
+count_waiting(rec.l, 1)
+add('t:requeued', 1)
+save_counts()
+wake(rec.l)
+return 'waiting'

@@ -1,0 +1,44 @@
+#!lua flags=allow-oom
+-- Give running jobs back to their lanes: after a failure, or unharmed, at their own place. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV, 7 a job: job, token, seq, retrying event JSON, 1 if it counts as a failure, delay (ms), error JSON or ''
+-- returns, a job: 1 | 0 refused, the job is not this token's any more
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/history"
+-- @include "lib/level"
+-- @include "lib/count"
+-- @include "lib/wake"
+-- @include "lib/event"
+-- @include "lib/ready"
+
+local to_wake = {}
+
+local function give_back(at)
+  local id, token, seq, counts = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4] == '1'
+  local delay_ms, error = tonumber(ARGV[at + 5]), ARGV[at + 6]
+  local rec = read(id, 's', 'k', 'l', 'p', 'q', 'x', 'f', 'n', 'w', 'y')
+  if not rec or rec.k ~= token then return 0 end
+  if rec.s == 'waiting' or rec.s == 'delayed' then return 1 end
+  if rec.s ~= 'running' then return 0 end
+  emit(id, token, seq, ARGV[at + 3])
+  redis.call('ZREM', leases_key, id)
+  if counts then redis.call('HINCRBY', record_key(id), 'f', 1) end
+  if error ~= '' then redis.call('HSET', record_key(id), 'i', error) end
+  remember(id, rec.y, counts and 'failed' or 'given_back', rec.w, rec.n, error)
+  if delay_ms > 0 then
+    make_delayed(id, rec, now_ms + delay_ms)
+  else
+    make_ready(id, rec)
+    to_wake[rec.l] = true
+  end
+  count_waiting(rec.l, 1)
+  add(counts and 't:retried' or 't:given_back', 1)
+  return 1
+end
+
+local replies = {}
+for at = 1, #ARGV, 7 do replies[#replies + 1] = give_back(at) end
+save_counts()
+for lane in pairs(to_wake) do wake(lane) end
+return replies

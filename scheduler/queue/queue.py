@@ -1,0 +1,281 @@
+"""The queue: one method a script, bytes in and typed values out. No policy, no retries, no asyncio tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import orjson
+from redis.asyncio import Redis
+
+from scheduler.model import JobState
+from scheduler.queue.keys import Keys
+from scheduler.queue.records import (
+    START,
+    Claim,
+    ClaimedJob,
+    Conflict,
+    Cursor,
+    Ending,
+    Enqueued,
+    EnqueueOutcome,
+    Full,
+    NewJob,
+    Publication,
+    Replay,
+    Return,
+    TickReport,
+    WriteOutcome,
+)
+from scheduler.queue.scripts import Argument, Call, Scripts
+
+ENQUEUE_CHUNK = 128
+CLAIM_CHUNK = 1024
+
+CancelReply: TypeAlias = Literal["cancelled", "ticket_returned", "ended", "not_found"]
+
+
+class PromptQueue:
+    """The jobs of one queue on one Redis.
+
+    Every method is one atomic step on the server and may be sent twice. Errors are those of redis-py:
+    whoever faces users translates them.
+
+    `redis` must not decode responses. `script_flags` is false for a server that does not know `#!lua`.
+    """
+
+    def __init__(self, redis: Redis, name: str = "default", *, script_flags: bool = True) -> None:
+        self.redis = redis
+        self.name = name
+        self.keys = Keys(name)
+        self._scripts = Scripts(redis, self.keys.prefix, flags=script_flags)
+
+    async def load(self) -> None:
+        """Send the scripts to the server ahead of their first use."""
+        await self._scripts.load()
+
+    def channel(self, job_id: str) -> str:
+        """The pub/sub channel on which a job's events appear."""
+        return self.keys.of("channel", job_id)
+
+    async def configure(self, *, conf: Mapping[str, str | int | float], routes: Mapping[str, bytes]) -> None:
+        """Publish the queue's settings and the routes that a worker process serves."""
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.delete(self.keys.fixed("conf"))
+            pipe.hset(self.keys.fixed("conf"), mapping=dict(conf))
+            pipe.hset(self.keys.fixed("routes"), mapping={name: body for name, body in routes.items()})
+            await pipe.execute()
+
+    async def routes(self) -> dict[str, dict[str, Any]]:
+        """The routes that worker processes have published."""
+        raw: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("routes"))  # type: ignore[misc]
+        return {name.decode(): orjson.loads(body) for name, body in raw.items()}
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueOutcome]:
+        """Put jobs into their lanes; one outcome each, in order. At most `ENQUEUE_CHUNK` at once."""
+        args: list[Argument] = [len(jobs)]
+        for job in jobs:
+            args += (
+                job.job_id,
+                job.lane,
+                job.priority,
+                job.tenant,
+                job.payload,
+                job.dedup_hash or "",
+                job.content_hash or "",
+                job.dedup.value,
+                _optional(job.deadline_ms),
+                _optional(job.delay_ms),
+                _optional(job.max_attempts),
+                _optional(job.result_ttl_ms),
+            )
+        return [_outcome(reply) for reply in await self._scripts.run("enqueue", *args)]
+
+    async def wait_for_space(self, timeout_s: float) -> None:
+        """Return when a full queue may have room again, or after `timeout_s`."""
+        await self.redis.blpop([self.keys.fixed("space")], timeout=timeout_s)  # type: ignore[misc]
+
+    async def claim(
+        self, claim_id: str, worker: str, lanes: Mapping[str, int], *, limit: int, lease_ms: int
+    ) -> Claim:
+        """Lease the best ready jobs: at most `limit`, and of each lane at most what `lanes` says."""
+        args: list[Argument] = [claim_id, worker, lease_ms, min(limit, CLAIM_CHUNK)]
+        for lane, quota in lanes.items():
+            args += (lane, quota)
+        more, *rows = await self._scripts.run("claim", *args)
+        return Claim(tuple(_claimed(row) for row in rows), more=bool(more))
+
+    async def wait_for_work(self, lanes: Sequence[str], timeout_s: float) -> None:
+        """Return when one of the lanes may have work, or after `timeout_s`."""
+        await self.redis.blpop([self.keys.of("wake", lane) for lane in lanes], timeout=timeout_s)  # type: ignore[misc]
+
+    async def renew(
+        self, worker: str, held: Sequence[tuple[str, int]], *, lease_ms: int, about: bytes
+    ) -> list[int | None | Literal["lost"]]:
+        """Renew the leases of all jobs that a worker process holds, and say that it lives.
+
+        Returns, for each `(job_id, token)`: ms to its deadline, None without one, or "lost".
+        """
+        args: list[Argument] = [worker, lease_ms, about]
+        for job_id, token in held:
+            args += (job_id, token)
+        replies: list[int] = await self._scripts.run("renew", *args)
+        return ["lost" if reply == -2 else None if reply == -1 else reply for reply in replies]
+
+    async def write(
+        self,
+        *,
+        publications: Sequence[Publication] = (),
+        returns: Sequence[Return] = (),
+        endings: Sequence[Ending] = (),
+    ) -> WriteOutcome:
+        """Publish events, give jobs back and end jobs, in that order, in one round trip."""
+        steps = (
+            (self._publish, publications),
+            (self._retry, returns),
+            (self._finish, endings),
+        )
+        steps_in_use = [(call, writes) for call, writes in steps if writes]
+        if not steps_in_use:
+            return WriteOutcome()
+        replies = await self._scripts.run_all([call(writes) for call, writes in steps_in_use])  # type: ignore[operator]
+        return WriteOutcome(
+            frozenset(
+                (write.job_id, write.token)
+                for (_, writes), statuses in zip(steps_in_use, replies, strict=True)
+                for write, status in zip(writes, statuses, strict=True)
+                if not status
+            )
+        )
+
+    @staticmethod
+    def _publish(publications: Sequence[Publication]) -> Call:
+        args: list[Argument] = []
+        for publication in publications:
+            args += (publication.job_id, publication.token, publication.first_seq, len(publication.events))
+            args += publication.events
+        return "publish", args
+
+    @staticmethod
+    def _retry(returns: Sequence[Return]) -> Call:
+        args: list[Argument] = []
+        for one in returns:
+            args += (one.job_id, one.token, one.seq, one.event, int(one.counts), one.delay_ms, one.error)
+        return "retry", args
+
+    @staticmethod
+    def _finish(endings: Sequence[Ending]) -> Call:
+        args: list[Argument] = []
+        for one in endings:
+            args += (
+                one.job_id,
+                one.token,
+                one.state.value,
+                one.seq,
+                one.event,
+                one.result,
+                one.reason,
+                one.error,
+            )
+            args.append(one.result_ttl_ms)
+        return "finish", args
+
+    async def cancel(self, job_id: str, ticket: str | None = None) -> CancelReply:
+        """Give a ticket back, and end the job if it was the last; without a ticket end it whoever holds some."""
+        reply: bytes = await self._scripts.run("cancel", job_id, ticket or "")
+        return reply.decode()  # type: ignore[return-value]
+
+    async def set_priority(self, job_id: str, priority: int) -> JobState | None:
+        """Change the priority of a job that has not ended. Returns its state, None if there is no such job."""
+        return _state(await self._scripts.run("reprioritize", job_id, priority))
+
+    async def pause(self, lane: str) -> bool:
+        """Stop claiming from a lane. Returns whether it had been open."""
+        return bool(await self._scripts.run("pause", lane))
+
+    async def resume(self, lane: str) -> bool:
+        """Claim from a lane again. Returns whether it had been paused."""
+        return bool(await self._scripts.run("resume", lane))
+
+    async def requeue(self, job_id: str) -> str:
+        """Let a job that ended without a result run again.
+
+        Returns "waiting"; or why not: the state it is in, "not_found" or "payload_lost".
+        """
+        reply: bytes = await self._scripts.run("requeue", job_id)
+        return reply.decode()
+
+    async def tick(
+        self, worker: str, *, lease_ms: int, lock_ms: int, chunk: int = 200, mend_ms: int = 10_000
+    ) -> TickReport:
+        """Do the maintenance that is due, if this worker process holds the lock or can take it."""
+        leader, next_ms, *done = await self._scripts.run("tick", worker, lock_ms, lease_ms, chunk, mend_ms)
+        return TickReport(bool(leader), next_ms, *done)
+
+    async def purge(self, lane: str, priority: int | None = None, *, chunk: int = 500) -> int:
+        """Cancel up to `chunk` waiting jobs of a lane; call again until it returns 0."""
+        return int(await self._scripts.run("purge", lane, _optional(priority), chunk))
+
+    async def replay(self, job_id: str, after: Cursor = START, limit: int = 1000) -> Replay | None:
+        """A job's state and its events after a cursor; None for an unknown job."""
+        reply = await self._scripts.run("replay", job_id, after[0], after[1], limit)
+        if not reply:
+            return None
+        state, token, seq, more, *events = reply
+        return Replay(JobState(state.decode()), tuple(events), (int(token), int(seq)), more=bool(more))
+
+    async def position(self, job_id: str) -> int | None:
+        """How many jobs of its lane would be claimed before it; None if it does not wait."""
+        reply = int(await self._scripts.run("position", job_id))
+        return reply if reply >= 0 else None
+
+    async def forget_worker(self, worker: str) -> None:
+        """Take a worker process that has stopped off the list, and let go of the maintenance lock."""
+        leader = self.keys.fixed("leader")
+        if await self.redis.get(leader) == worker.encode():
+            await self.redis.delete(leader)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.zrem(self.keys.fixed("workers"), worker)
+            pipe.delete(self.keys.of("worker", worker), self.keys.of("claimed", worker))
+            await pipe.execute()
+
+
+def _optional(value: int | None) -> Argument:
+    return "" if value is None else value
+
+
+def _number(value: bytes) -> int | None:
+    return int(value) if value else None
+
+
+def _state(reply: bytes) -> JobState | None:
+    return None if reply == b"not_found" else JobState(reply.decode())
+
+
+def _outcome(reply: list[Any]) -> EnqueueOutcome:
+    match reply[0]:
+        case b"full":
+            _, waiting, max_waiting, lane, retry_after_ms, when_full = reply
+            return Full(waiting, max_waiting, lane.decode() or None, retry_after_ms, when_full.decode())
+        case b"conflict":
+            return Conflict(reply[1].decode())
+        case kind:
+            return Enqueued(reply[1].decode(), kind in (b"joined", b"reused"), kind == b"reused")
+
+
+def _claimed(row: list[bytes]) -> ClaimedJob:
+    job_id, token, attempt, failures, attempts, priority, lane, tenant, waited, remaining, ttl, payload = row
+    return ClaimedJob(
+        id=job_id.decode(),
+        token=int(token),
+        attempt=int(attempt),
+        failures=int(failures),
+        max_attempts=_number(attempts),
+        priority=int(priority),
+        lane=lane.decode(),
+        tenant=tenant.decode(),
+        waited_ms=int(waited),
+        remaining_ms=_number(remaining),
+        result_ttl_ms=_number(ttl),
+        payload=payload,
+    )

@@ -1,0 +1,106 @@
+"""Loads the Lua scripts and runs them by their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, TypeAlias
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, ResponseError
+
+from scheduler.queue.keys import lua_keys
+
+Argument: TypeAlias = str | bytes | int
+Call: TypeAlias = tuple[str, Sequence[Argument]]
+
+_INCLUDE = re.compile(r'^-- @include "(?P<name>[\w/]+)"$', re.MULTILINE)
+_SHEBANG = re.compile(r"\A#!lua[^\n]*\n")
+
+NAMES = (
+    "enqueue",
+    "claim",
+    "renew",
+    "publish",
+    "retry",
+    "finish",
+    "cancel",
+    "reprioritize",
+    "pause",
+    "resume",
+    "requeue",
+    "tick",
+    "purge",
+    "replay",
+    "position",
+)
+
+
+def source(name: str, *, flags: bool = True) -> str:
+    """The text of a script as the server gets it: its includes put in, its keys spelled out.
+
+    Without `flags` the `#!lua` line is left out, for a server that does not know it.
+    """
+    text = _read(name)
+    first_line = _SHEBANG.match(text)
+    body = _INCLUDE.sub(lambda match: _read(match["name"]).rstrip(), _SHEBANG.sub("", text))
+    head = first_line.group() if first_line and flags else ""
+    return f"{head}{lua_keys(body)}\n{body}"
+
+
+def _read(name: str) -> str:
+    return resources.files("scheduler.queue").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+
+class Scripts:
+    """The scripts of one queue on one Redis."""
+
+    def __init__(self, redis: Redis, prefix: str, *, flags: bool = True) -> None:
+        self._redis = redis
+        self._prefix = prefix
+        self._sources = {name: source(name, flags=flags) for name in NAMES}
+        self._shas = {
+            name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+            for name, text in self._sources.items()
+        }
+
+    async def load(self) -> None:
+        """Send all scripts to the server, in one round trip."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for text in self._sources.values():
+                pipe.script_load(text)
+            await pipe.execute()
+
+    async def run(self, name: str, *args: Argument) -> Any:
+        """Run one script; load it first if the server does not have it."""
+        command = ("EVALSHA", self._shas[name], 1, self._prefix, *args)
+        try:
+            return await self._redis.execute_command(*command)
+        except NoScriptError:
+            await self.load()
+            return await self._redis.execute_command(*command)
+
+    async def run_all(self, calls: Sequence[Call]) -> list[Any]:
+        """Run several scripts in order, in one round trip.
+
+        Every script may be repeated, so where the server lacked one they are all sent again.
+
+        Raises:
+            redis.exceptions.RedisError: the first error among the replies.
+        """
+        replies = await self._send(calls)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self.load()
+            replies = await self._send(calls)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise reply
+        return replies
+
+    async def _send(self, calls: Sequence[Call]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name, args in calls:
+                pipe.execute_command("EVALSHA", self._shas[name], 1, self._prefix, *args)
+            return await pipe.execute(raise_on_error=False)
