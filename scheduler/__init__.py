@@ -1,0 +1,117 @@
+"""prompt-scheduler: a priority queue with dedup, micro-batching and streamed results in front of LLM back ends."""
+
+from typing import Any
+
+from scheduler.client import AsyncClient, Client, Job, SyncJob
+from scheduler.errors import (
+    ConfigError,
+    DedupConflict,
+    InvalidRequest,
+    InvalidTransition,
+    JobCancelled,
+    JobEnded,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    JobShed,
+    NoTicket,
+    QueueFull,
+    RedisAuthError,
+    RedisError,
+    RedisOutOfMemory,
+    RedisTooOld,
+    RedisUnavailable,
+    ResultTimeout,
+    SchedulerError,
+    UnknownModel,
+)
+from scheduler.events import (
+    Cancelled,
+    Delta,
+    Done,
+    Event,
+    Expired,
+    Failed,
+    Queued,
+    Retrying,
+    Shed,
+    Started,
+)
+from scheduler.model import (
+    DedupMode,
+    GenerationParams,
+    JobError,
+    JobInfo,
+    JobResult,
+    JobState,
+    Message,
+    Priority,
+    PromptRequest,
+    Source,
+    Timings,
+    Usage,
+)
+from scheduler.settings import Settings, load_settings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "ConfigError",
+    "DedupConflict",
+    "DedupMode",
+    "Delta",
+    "Done",
+    "Event",
+    "Expired",
+    "Failed",
+    "GenerationParams",
+    "InvalidRequest",
+    "InvalidTransition",
+    "Job",
+    "JobCancelled",
+    "JobEnded",
+    "JobError",
+    "JobExpired",
+    "JobFailed",
+    "JobInfo",
+    "JobNotFound",
+    "JobResult",
+    "JobShed",
+    "JobState",
+    "Message",
+    "NoTicket",
+    "Priority",
+    "PromptRequest",
+    "QueueFull",
+    "Queued",
+    "RedisAuthError",
+    "RedisError",
+    "RedisOutOfMemory",
+    "RedisTooOld",
+    "RedisUnavailable",
+    "ResultTimeout",
+    "Retrying",
+    "SchedulerError",
+    "Settings",
+    "Shed",
+    "Source",
+    "Started",
+    "SyncJob",
+    "Timings",
+    "UnknownModel",
+    "Usage",
+    "WorkerSettings",
+    "load_settings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # arq looks this up; making it reads settings and looks for Redis, so it is not made at import.
+    if name == "WorkerSettings":
+        from scheduler.worker import worker_settings  # noqa: PLC0415
+
+        return worker_settings()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ Nothing is read at import: call `load_settings()`.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import tomllib
@@ -127,6 +128,25 @@ class RouteSettings(_Section):
         if "inference" not in stages or "stream" not in stages:
             raise ValueError("inference and stream cannot be left out")
         return stages
+
+    @property
+    def uses_metadata(self) -> bool:
+        """Whether a request's metadata can change the answer."""
+        return "metadata" in (self.assemble.template or "") or any(":" in stage for stage in self.stages)
+
+    @property
+    def revision(self) -> str:
+        """A hash of the settings that change the answer, so that `dedup_key="auto"` tells old ones from new."""
+        what = self.model_dump_json(
+            include={
+                "rag": True,
+                "assemble": True,
+                "post": True,
+                "stages": True,
+                "endpoints": {"__all__": {"backend", "model", "options"}},
+            }
+        )
+        return hashlib.blake2b(what.encode(), digest_size=8).hexdigest()
 
 
 def _echo_routes() -> dict[str, RouteSettings]:

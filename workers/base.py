@@ -21,9 +21,9 @@ from workers.errors import WorkerError
 class Generation:
     """One prompt for a back end. Exactly one of `prompt` and `messages` is set.
 
-    `params` holds the sampling parameters by their OpenAI names (`max_tokens`, `temperature`, `top_p`, `stop`,
-    `seed`, …), only those the user set. `extra_body` goes into the engine's request as it is. `priority` is the
-    scheduler's, 0 to 9, higher is more urgent: an adapter turns it into the engine's polarity.
+    `params` holds the sampling parameters by their OpenAI names (`max_tokens`, `temperature`, `top_p`,
+    `stop`, `seed`, …), only those the user set. `extra_body` goes into the engine's request as it is.
+    `priority` is the scheduler's, 0 to 9, higher is more urgent: an adapter turns it into the engine's polarity.
     """
 
     model: str
@@ -53,7 +53,8 @@ class TokenUsage:
 class Piece:
     """Some text, reasoning or tool-call fragments that the engine has produced for one member.
 
-    `tool_calls` are OpenAI's streamed fragments: `{"index": 0, "id": …, "function": {"name": …, "arguments": …}}`.
+    `tool_calls` are OpenAI's streamed fragments:
+    `{"index": 0, "id": …, "function": {"name": …, "arguments": …}}`.
     """
 
     member: int
@@ -66,7 +67,8 @@ class Piece:
 class Completed:
     """One member has ended well. What it said is the sum of its pieces.
 
-    `finish_reason` is OpenAI's: stop, length, tool_calls or content_filter. `model` is the name the engine gave.
+    `finish_reason` is OpenAI's: stop, length, tool_calls or content_filter. `model` is the name that the
+    engine gave.
     """
 
     member: int
@@ -135,7 +137,10 @@ class ModelWorker(Protocol):
         ...
 
     async def capacity(self) -> int | None:
-        """How many prompts the back end says it can hold at once (llama.cpp: its slots); None: it does not say."""
+        """How many prompts the back end says it can hold at once (llama.cpp: its slots).
+
+        None: it does not say, or cannot be asked now. Never raises `WorkerError`.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -8,6 +8,11 @@
     ├── WorkerAuthError        401, 403                                   final
     └── RequestRejected        any other 4xx: the request is at fault     final
         └── ContextOverflow    prompt and answer do not fit the context   final
+
+Not a `WorkerError`, because no call was made: an endpoint that is set up wrongly.
+
+    WorkerConfigError (ValueError)
+    └── UnknownBackend         no model worker of that name
 """
 
 from __future__ import annotations
@@ -78,3 +83,15 @@ class ContextOverflow(RequestRejected):
 
     code = "context_overflow"
     http_status = 413
+
+
+class WorkerConfigError(ValueError):
+    """An endpoint is set up wrongly; the message names the field and what to change."""
+
+    code: ClassVar[str] = "worker_config_error"
+
+
+class UnknownBackend(WorkerConfigError):
+    """No model worker has the name that `backend` gives."""
+
+    code = "unknown_backend"

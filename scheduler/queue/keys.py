@@ -35,6 +35,8 @@ _KEYS: dict[str, str] = {
     "wake": "k:",  # LIST   of a lane: one token when there is work
     "channel": "ch:",  # pub/sub channel of a job
     "control": "ctl",  # pub/sub channel to the worker processes
+    "arq": "arq",  # arq's own queue of a worker process: run_prompt
+    "health": "health:",  # arq's health check of one worker process
 }
 
 

@@ -58,6 +58,16 @@ class PromptQueue:
         """The pub/sub channel on which a job's events appear."""
         return self.keys.of("channel", job_id)
 
+    @property
+    def control_channel(self) -> str:
+        """The pub/sub channel on which worker processes hear of cancelled jobs."""
+        return self.keys.fixed("control")
+
+    async def unfinished(self, lanes: Sequence[str]) -> int:
+        """How many jobs of these lanes are waiting, delayed or held."""
+        counts = await self.redis.hmget(self.keys.fixed("meta"), [f"n:{lane}" for lane in lanes])  # type: ignore[misc]
+        return sum(int(count or 0) for count in counts)
+
     async def configure(self, *, conf: Mapping[str, str | int | float], routes: Mapping[str, bytes]) -> None:
         """Publish the queue's settings and the routes that a worker process serves."""
         async with self.redis.pipeline(transaction=True) as pipe:

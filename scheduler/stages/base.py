@@ -1,7 +1,7 @@
 """What a stage is, and what travels through the stages.
 
-A stage works on a `PromptContext` and is shared by all jobs of its route, so it keeps nothing of a job in itself.
-What it wants to do to the answer while it streams goes into an `AnswerFilter`, one a job.
+A stage works on a `PromptContext` and is shared by all jobs of its route, so it keeps nothing of a job in
+itself. What it wants to do to the answer while it streams goes into an `AnswerFilter`, one a job.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class AnswerFilter(Protocol):
 class PromptContext:
     """One attempt of one job on its way through the stages.
 
-    Before inference, stages change `prompt` or `messages` (exactly one is set) and `passages`. Inference calls
-    `deliver` for each piece; what comes out of the filters is kept in `texts` and handed to `sink`. The reasoning
-    goes through `reasoning_filters` in the same way; tool calls pass as they are.
+    Before inference, stages change `prompt` or `messages` (exactly one is set) and `passages`. Inference
+    calls `deliver` for each piece; what comes out of the filters is kept in `texts` and handed to `sink`.
+    Reasoning goes through `reasoning_filters` in the same way; tool calls pass as they are.
     `expires_at` is on the clock of `time.monotonic`, None without a deadline.
     """
 

@@ -1,11 +1,11 @@
 """Taking personal data out of an answer while it streams.
 
-Each kind of data has a *rule*: how a match is found, and which end of a text may still grow into one. A filter
-gives out everything before that end and holds the rest, so that a match cut across deltas is caught, and what
-comes out never depends on where the cuts were.
+Each kind of data has a *rule*: how a match is found, and which end of a text may still grow into one. A
+filter gives out everything before that end and holds the rest, so that a match cut across deltas is caught,
+and what comes out never depends on where the cuts were.
 
-What is held is bounded: no match is longer than its rule's `reach`, so nothing that lies further back than that
-can still change. A stream of digits that never ends is passed on, 64 characters late.
+What is held is bounded: no match is longer than its rule's `reach`, so nothing that lies further back than
+that can still change. A stream of digits that never ends is passed on, 64 characters late.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Rule(Protocol):
         ...
 
 
-# Letters of the scripts that e-mail addresses are written in between words; not those that put no space there.
+# Letters of the scripts that part words by spaces. In others, an address stands right beside other words.
 _LETTERS = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u03ff\u0400-\u04ff"
 
 
@@ -49,9 +49,12 @@ class _Emails:
     replacement = "[email]"
     reach = 64 + 1 + 8 * 64 + 24
 
-    _match = re.compile(rf"[{_LETTERS}0-9._%+'-]{{1,64}}@(?:[{_LETTERS}0-9-]{{1,63}}\.){{1,8}}[{_LETTERS}]{{2,24}}")
+    _match = re.compile(
+        rf"[{_LETTERS}0-9_%+-][{_LETTERS}0-9._%+'-]{{0,63}}"
+        rf"@(?:[{_LETTERS}0-9-]{{1,63}}\.){{1,8}}[{_LETTERS}]{{2,24}}"
+    )
     _growing = re.compile(rf"[{_LETTERS}0-9._%+'-]{{1,64}}(?:@[{_LETTERS}0-9.-]{{0,536}})?\Z")
-    _characters = "".join(chr(code) for code in range(0x500) if re.match(rf"[{_LETTERS}0-9._%+'@-]", chr(code)))
+    _characters = "".join(re.findall(rf"[{_LETTERS}0-9._%+'@-]", "".join(map(chr, range(0x500)))))
 
     def idle(self, text: str) -> bool:
         return "@" not in text and text[-1] not in self._characters
@@ -71,10 +74,10 @@ class _Emails:
         return match.span() if match else None
 
 
-# What stands between the groups of a number: space, full stop, hyphen; and the typographic ones that models like.
+# What stands between the groups of a number: space, full stop, hyphen, and the typographic forms of these.
 _SEPARATORS = " .\\-\u00a0\u2009\u202f\u2010\u2011\u2012\u2013"
 _SEPARATOR_CHARACTERS = _SEPARATORS.replace("\\", "")
-_DIGITS = re.compile(r"[^0-9]+")
+_NO_DIGITS = re.compile(r"[^0-9]+")
 _OPENS_NUMBER = re.compile(r"[0-9+(]")
 
 # Not inside a word, a UUID, a decimal fraction or a date; and not before the rest of one.
@@ -121,7 +124,7 @@ class _Cards(_Numbers):
         for end in range(last, first + 12, -1):
             if not text[end - 1].isdigit() or not self._end.match(text, end):
                 continue
-            digits = _DIGITS.sub("", text[first:end])
+            digits = _NO_DIGITS.sub("", text[first:end])
             if len(digits) < 13:
                 return None
             if luhn(digits):
@@ -144,10 +147,10 @@ class _Phones(_Numbers):
 
     replacement = "[phone]"
 
-    _international = rf"(?<![0-9A-Za-z_+])\+ ?[1-9](?:[{_SEPARATORS}/()]{{0,2}}[0-9]){{6,14}}(?![0-9])"
+    _international = rf"(?<![0-9A-Za-z_+])\+[1-9](?:[{_SEPARATORS}/()]{{0,2}}[0-9]){{6,14}}(?![0-9])"
     _american = (
-        rf"(?:{_NUMBER_STARTS}1[{_SEPARATORS}]?)?"
-        rf"(?:(?<![0-9(])\([0-9]{{3}}\)[{_SEPARATORS}]?|(?:(?<=1[{_SEPARATORS}])|{_NUMBER_STARTS})[0-9]{{3}}[{_SEPARATORS}])"
+        rf"(?:(?:{_NUMBER_STARTS}1[{_SEPARATORS}]?|(?<![0-9(]))\([0-9]{{3}}\)[{_SEPARATORS}]?"
+        rf"|{_NUMBER_STARTS}(?:1[{_SEPARATORS}])?[0-9]{{3}}[{_SEPARATORS}])"
         rf"[0-9]{{3}}[{_SEPARATORS}][0-9]{{4}}{_NUMBER_ENDS}"
     )
     _trunk = (
@@ -156,11 +159,14 @@ class _Phones(_Numbers):
     )
     _candidate = re.compile(rf"{_international}|{_american}|{_trunk}")
     # 01.02.2024, 01-02-24, 01 02 2024 (but not the beginning of 06 12 34 56 78), and an American ZIP+4.
-    _no_phone = re.compile(
-        r"[0-9]{1,2}([ ./-])[0-9]{1,2}\1(?:[0-9]{4}(?![0-9])|[0-9]{2}(?![0-9]|\1[0-9]))|[0-9]{5}-[0-9]{4}(?![0-9])"
+    _date_or_zip = re.compile(
+        r"[0-9]{1,2}([ ./-])[0-9]{1,2}\1(?:[0-9]{4}(?![0-9])|[0-9]{2}(?![0-9]|\1[0-9]))"
+        r"|[0-9]{5}-[0-9]{4}(?![0-9])"
     )
-    # A signed number with a fraction, or with its thousands set apart.
-    _signed_number = re.compile(rf"\+ ?(?:[0-9]{{4,}}\.[0-9]+|[0-9]{{1,2}}(?:[{_SEPARATORS}][0-9]{{3}})+)\Z")
+    # +1500000, +1234567.89, +1 500 000
+    _signed_number = re.compile(
+        rf"\+(?:[0-9]{{7}}|[0-9]{{4,}}\.[0-9]+|[0-9]{{1,2}}(?:[{_SEPARATORS}][0-9]{{3}}){{2}})\Z"
+    )
 
     def find(self, text: str, start: int) -> tuple[int, int] | None:
         match = self._candidate.search(text, start)
@@ -172,12 +178,10 @@ class _Phones(_Numbers):
 
     def _is_phone(self, match: re.Match[str]) -> bool:
         written = match.group()
-        digits = len(_DIGITS.sub("", written))
-        if written[0] != "+":
-            return 7 <= digits <= 15 and not self._no_phone.match(match.string, match.start())
-        if digits == 7 and len(written) == 8:
-            return False
-        return not (self._signed_number.match(written) and (digits <= 8 or "." in written[-3:]))
+        if written[0] == "+":
+            return self._signed_number.match(written) is None
+        digits = len(_NO_DIGITS.sub("", written))
+        return 7 <= digits <= 15 and self._date_or_zip.match(match.string, match.start()) is None
 
 
 _RULES: dict[Kind, _Rule] = {"email": _Emails(), "card": _Cards(), "phone": _Phones()}
@@ -209,7 +213,7 @@ class _RuleFilter:
 
     def _advance(self, text: str, start: int, undecided: int) -> str:
         """Replace the matches that begin before `undecided`, and hold what comes after it."""
-        given_out = []
+        given_out: list[str] = []
         while (match := self._rule.find(text, start)) and match[0] < undecided:
             given_out += text[start : match[0]], self._rule.replacement
             start = match[1]

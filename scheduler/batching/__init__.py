@@ -1,0 +1,18 @@
+"""Micro-batching: gathers prompts for one endpoint into calls."""
+
+from scheduler.batching.batcher import Batcher, BatcherSnapshot, Flush
+from scheduler.batching.endpoint import Endpoint
+from scheduler.batching.policy import LONG_GENERATION_TOKENS, BatchPolicy, FlushReason, share_key
+from scheduler.batching.window import Window
+
+__all__ = [
+    "LONG_GENERATION_TOKENS",
+    "BatchPolicy",
+    "Batcher",
+    "BatcherSnapshot",
+    "Endpoint",
+    "Flush",
+    "FlushReason",
+    "Window",
+    "share_key",
+]

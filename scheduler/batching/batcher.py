@@ -1,0 +1,268 @@
+"""Gathers prompts for one endpoint into calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scheduler.batching import failures
+from scheduler.batching.call import Deliver, Group, Member
+from scheduler.batching.policy import BatchPolicy, Cut, FlushReason, ration, share_key, trim
+from scheduler.batching.runner import CallRunner
+from scheduler.batching.window import Window
+from workers.base import Completed, Generation, ModelWorker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """One call that went: why, its prompts, their prompt tokens, how long the first of them had waited."""
+
+    reason: FlushReason
+    size: int
+    tokens: int
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherSnapshot:
+    """Prompts gathered, prompts and calls in flight, and how many calls went so far for each reason.
+
+    Calls that try the members of a rejected list again count as running, but not as flushes.
+    """
+
+    gathered: int
+    in_flight: int
+    calls: int
+    flushes: Mapping[FlushReason, int]
+
+
+class Batcher:
+    """Runs prompts on one endpoint, several to a call where the engine cannot tell them apart.
+
+    `policy` decides and `window` has the places. A batcher belongs to one event loop. `clock` is in seconds
+    and must be the one that `expires_at` was read from. `on_flush` sees every call that goes.
+    """
+
+    def __init__(
+        self,
+        worker: ModelWorker,
+        policy: BatchPolicy,
+        window: Window,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_flush: Callable[[Flush], None] | None = None,
+    ) -> None:
+        self._capabilities = worker.capabilities
+        self._policy = policy
+        self._window = window
+        self._clock = clock
+        self._on_flush = on_flush
+        self._runner = CallRunner(worker, window, on_quiet=self._check_quiet)
+        self._groups: dict[Hashable, Group] = {}
+        self._gathered = 0
+        self._arrivals = 0
+        self._flushes = dict.fromkeys(FlushReason, 0)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turn: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._quiet = asyncio.Event()
+        self._drains = 0
+        self._closed = False
+        window.on_room.append(self._wake)
+
+    @property
+    def gathered(self) -> int:
+        """The prompts that wait for their call."""
+        return self._gathered
+
+    def snapshot(self) -> BatcherSnapshot:
+        """Take the counts of this moment."""
+        runner = self._runner
+        return BatcherSnapshot(self._gathered, runner.in_flight, runner.calls, dict(self._flushes))
+
+    async def run(
+        self, generation: Generation, deliver: Deliver, *, tokens: int, expires_at: float | None = None
+    ) -> Completed:
+        """Run one prompt, alone or with others, and hand its pieces to `deliver` as they come.
+
+        Pieces and end are numbered as if the prompt had been alone: `member` is 0. `tokens` is the estimate
+        for the prompt. `expires_at`, in seconds on the batcher's clock, makes it go sooner; ending it in time
+        is the caller's. Cancel the awaiting task to give the prompt up: a call ends when all its prompts are.
+
+        Raises:
+            WorkerError: the engine, or the way to it, failed for this prompt.
+            Exception: what `deliver` raised; the prompt is given up then.
+        """
+        if self._closed:
+            raise failures.closed()
+        member = self._new_member(generation, deliver, tokens, expires_at)
+        self._admit(member)
+        try:
+            return await member.future
+        except asyncio.CancelledError:
+            await self._give_up(member)
+            raise
+
+    async def drain(self) -> None:
+        """Send what is gathered without waiting for more, and wait until nothing runs. Safe to call twice."""
+        self._drains += 1
+        try:
+            self._wake()
+            while self._groups or self._runner.calls:
+                self._quiet.clear()
+                await self._quiet.wait()
+        finally:
+            self._drains -= 1
+
+    async def aclose(self) -> None:
+        """Abort all calls and fail what is left with a retryable error. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._window.on_room.remove(self._wake)
+            if self._turn is not None:
+                self._turn.cancel()
+            self._cancel_timer()
+            self._fail_gathered()
+        await self._runner.aclose()
+
+    def _new_member(
+        self, generation: Generation, deliver: Deliver, tokens: int, expires_at: float | None
+    ) -> Member:
+        self._loop = asyncio.get_running_loop()
+        self._arrivals += 1
+        now = self._clock()
+        return Member(
+            generation,
+            deliver,
+            self._loop.create_future(),
+            key=share_key(generation, self._capabilities) if self._policy.max_size > 1 else None,
+            tokens=tokens,
+            arrived_at=now,
+            due=self._policy.due(now, expires_at),
+            urgency=(-generation.priority, self._arrivals),
+        )
+
+    def _admit(self, member: Member) -> None:
+        if member.solo and not self._groups and self._window.free:
+            self._send([member], FlushReason.SIZE)
+            return
+        group = self._groups.get(member.key)
+        if group is None:
+            self._groups[member.key] = Group(member)
+        else:
+            group.add(member)
+        self._gathered += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        """Decide in the next turn of the event loop, so that members that arrive together go together."""
+        if self._groups and self._turn is None and self._loop is not None and self._window.free:
+            self._turn = self._loop.call_soon(self._decide)
+
+    def _decide(self) -> None:
+        self._turn = None
+        now = self._clock()
+        if self._window.free:
+            for group, cuts in self._plan(now):
+                for cut in cuts:
+                    self._send(self._take_out(group, cut.size), cut.reason)
+        self._set_timer(now)
+        self._check_quiet()
+
+    def _plan(self, now: float) -> list[tuple[Group, list[Cut]]]:
+        """Say which calls to make now. When room is short, the most urgent members of all groups get it."""
+        idle = self._window.in_flight == 0
+        plan: list[tuple[Group, list[Cut]]] = []
+        for group in tuple(self._groups.values()):
+            self._drop_cancelled(group)
+            if cuts := self._cuts(group, now, idle):
+                plan.append((group, cuts))
+        sizes = [sum(cut.size for cut in cuts) for _, cuts in plan]
+        if sum(sizes) <= self._window.free:
+            return plan
+        ready = [group.urgencies(size) for (group, _), size in zip(plan, sizes, strict=True)]
+        shares = ration(ready, self._window.free)
+        return [(group, trim(cuts, share)) for (group, cuts), share in zip(plan, shares, strict=True)]
+
+    def _cuts(self, group: Group, now: float, idle: bool) -> list[Cut]:
+        if not group.members:
+            return []
+        if group.solo:
+            return [Cut(1, FlushReason.SIZE)]
+        group.rank()
+        tokens = [member.tokens for member in group.members]
+        return self._policy.cuts(tokens, due=group.due, now=now, idle=idle, draining=self._drains > 0)
+
+    def _take_out(self, group: Group, count: int) -> list[Member]:
+        members = group.take(count)
+        self._left(group, count)
+        return members
+
+    def _drop_cancelled(self, group: Group) -> None:
+        self._left(group, group.drop_cancelled())
+
+    def _left(self, group: Group, count: int) -> None:
+        self._gathered -= count
+        if not group.members:
+            del self._groups[group.key]
+
+    def _send(self, members: Sequence[Member], reason: FlushReason) -> None:
+        self._runner.send(members)
+        self._flushes[reason] += 1
+        if self._on_flush is None:
+            return
+        waited_s = max(0.0, self._clock() - min(member.arrived_at for member in members))
+        flush = Flush(reason, len(members), sum(member.tokens for member in members), waited_s)
+        try:
+            self._on_flush(flush)
+        except Exception:
+            logger.exception("on_flush raised; the call goes on")
+
+    def _set_timer(self, now: float) -> None:
+        """Keep one timer for all groups, and none while there is no room: a release wakes us then."""
+        if not self._groups or not self._window.free:
+            self._cancel_timer()
+            return
+        at = min(group.due.at for group in self._groups.values())
+        if self._timer is not None and self._timer_at == at:
+            return
+        self._cancel_timer()
+        self._timer_at = at
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._wake()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _give_up(self, member: Member) -> None:
+        if not member.future.cancel() and not member.future.cancelled():
+            member.future.exception()  # seen: asyncio would report it as never retrieved
+        if member.call is not None:
+            await self._runner.give_up(member.call, member)
+        elif group := self._groups.get(member.key):
+            self._drop_cancelled(group)
+            self._check_quiet()
+
+    def _fail_gathered(self) -> None:
+        for group in self._groups.values():
+            for member in group.members:
+                if not member.future.done():
+                    member.future.set_exception(failures.closed())
+        self._groups.clear()
+        self._gathered = 0
+        self._check_quiet()
+
+    def _check_quiet(self) -> None:
+        if not self._groups and not self._runner.calls:
+            self._quiet.set()

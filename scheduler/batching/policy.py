@@ -1,0 +1,160 @@
+"""What may share a call, when it goes, and who goes first. Pure: times are numbers passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
+
+from workers.base import Capabilities, Generation
+
+LONG_GENERATION_TOKENS = 1024
+"""A prompt that asks for more output tokens than this has a call of its own.
+
+A list saves HTTP and parsing, which is nothing beside an answer that takes tens of seconds. What it costs
+grows with the answer: no member can be aborted alone, so a cancelled one keeps its place in the engine until
+it ends, and one broken connection loses them all.
+"""
+
+DEADLINE_SHARE = 0.1
+"""The part of the time to its deadline that a member may spend being gathered."""
+
+# These make several choices of one prompt, which a list numbers together with its members, or pin one slot.
+_OWN_CALL_KEYS = frozenset({"n", "best_of", "use_beam_search", "id_slot"})
+
+
+class FlushReason(StrEnum):
+    """Why a call went: it was full, a member had waited long enough, or there was nothing to wait for."""
+
+    SIZE = "size"
+    TOKENS = "tokens"
+    AGE = "age"
+    DEADLINE = "deadline"
+    IDLE = "idle"
+    DRAIN = "drain"
+
+
+class Due(NamedTuple):
+    """When a member must go at the latest, and why. The earliest of a group compares lowest."""
+
+    at: float
+    reason: FlushReason
+
+
+class Cut(NamedTuple):
+    """One call out of a group: how many members, and why they go now."""
+
+    size: int
+    reason: FlushReason
+
+
+Urgency: TypeAlias = tuple[int, int]
+"""`(-priority, arrival number)`: the lowest is the most urgent."""
+
+
+def share_key(generation: Generation, capabilities: Capabilities) -> Hashable | None:
+    """Name what the engine could tell this generation by, apart from prompt, priority and request id.
+
+    Generations with equal keys may share a call. None means a call of its own: chat, tools, a response
+    format, a long generation, or an engine that takes no lists.
+    """
+    if not capabilities.lists or generation.prompt is None:
+        return None
+    if generation.tools or generation.tool_choice is not None or generation.response_format is not None:
+        return None
+    params, extra_body = generation.params, generation.extra_body
+    if (params.get("max_tokens") or 0) > LONG_GENERATION_TOKENS or not _OWN_CALL_KEYS.isdisjoint(extra_body):
+        return None
+    if not params and not extra_body:
+        return (generation.model, generation.stream)
+    try:
+        return (generation.model, generation.stream, _canonical(params), _canonical(extra_body))
+    except orjson.JSONEncodeError:
+        return None  # what has no canonical form cannot be compared
+
+
+def _canonical(values: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(dict(values), option=orjson.OPT_SORT_KEYS) if values else b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How far and how long prompts are gathered; tokens are the prompts'. `max_size` 1: not at all."""
+
+    max_size: int = 32
+    max_wait_ms: float = 5.0
+    max_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.max_size < 1 or self.max_wait_ms < 0 or self.max_tokens < 1:
+            raise ValueError(
+                "batch: give max_size and max_tokens of at least 1 and a max_wait_ms of at least 0"
+            )
+
+    def due(self, arrived_at: float, expires_at: float | None) -> Due:
+        """Say when a member must go, in seconds: at its age, or sooner when its deadline is near."""
+        by_age = arrived_at + self.max_wait_ms / 1000
+        if expires_at is None:
+            return Due(by_age, FlushReason.AGE)
+        by_deadline = arrived_at + max(0.0, expires_at - arrived_at) * DEADLINE_SHARE
+        if by_deadline < by_age:
+            return Due(by_deadline, FlushReason.DEADLINE)
+        return Due(by_age, FlushReason.AGE)
+
+    def cuts(self, tokens: Sequence[int], *, due: Due, now: float, idle: bool, draining: bool) -> list[Cut]:
+        """Say which calls to make of a group now: a prefix of its members, the most urgent first.
+
+        `tokens` are the members' prompt tokens in that order, `due` the earliest of theirs. Calls that are
+        full go in any case; what is left over goes when it is due, or when there is nothing to wait for.
+        """
+        rest = self._reason_for_rest(due, now=now, idle=idle, draining=draining)
+        if rest is None and len(tokens) < self.max_size and sum(tokens) < self.max_tokens:
+            return []
+        return list(self._cut(tokens, rest))
+
+    def _reason_for_rest(self, due: Due, *, now: float, idle: bool, draining: bool) -> FlushReason | None:
+        if draining:
+            return FlushReason.DRAIN
+        if now >= due.at:
+            return due.reason
+        return FlushReason.IDLE if idle else None
+
+    def _cut(self, tokens: Sequence[int], rest: FlushReason | None) -> Iterable[Cut]:
+        size = total = 0
+        for count in tokens:
+            if size and total + count > self.max_tokens:
+                yield Cut(size, FlushReason.TOKENS)
+                size = total = 0
+            size += 1
+            total += count
+            if size == self.max_size or total >= self.max_tokens:
+                yield Cut(size, FlushReason.SIZE if size == self.max_size else FlushReason.TOKENS)
+                size = total = 0
+        if size and rest is not None:
+            yield Cut(size, rest)
+
+
+def ration(groups: Sequence[Sequence[Urgency]], room: int) -> list[int]:
+    """Say how many members of each group may go when `room` may go in all: the most urgent of all the groups.
+
+    Each group is sorted, so each answer is the length of a prefix.
+    """
+    shares = [0] * len(groups)
+    ranked = sorted((urgency, place) for place, group in enumerate(groups) for urgency in group)
+    for _, place in ranked[:room]:
+        shares[place] += 1
+    return shares
+
+
+def trim(cuts: Sequence[Cut], size: int) -> list[Cut]:
+    """Keep the first `size` members of the calls, making the last call smaller where needed."""
+    kept: list[Cut] = []
+    for cut in cuts:
+        if size <= 0:
+            break
+        kept.append(Cut(min(cut.size, size), cut.reason))
+        size -= cut.size
+    return kept

@@ -1,0 +1,168 @@
+"""Carries out calls: one task each, outputs handed to the members as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+
+from scheduler.batching import failures
+from scheduler.batching.call import Call, Member
+from scheduler.batching.window import Window
+from workers.base import Completed, ModelWorker, Output, Piece
+from workers.errors import RequestRejected, WorkerError
+
+
+class CallRunner:
+    """Runs calls on one model worker; a member has a place in the window until the engine is done with it.
+
+    `on_quiet` is called whenever the last call has ended.
+    """
+
+    def __init__(self, worker: ModelWorker, window: Window, *, on_quiet: Callable[[], None]) -> None:
+        self._worker = worker
+        self._window = window
+        self._on_quiet = on_quiet
+        self._calls: set[Call] = set()
+        self._in_flight = 0
+        self._closed = False
+
+    @property
+    def calls(self) -> int:
+        """The calls that run now."""
+        return len(self._calls)
+
+    @property
+    def in_flight(self) -> int:
+        """The prompts that the engine holds."""
+        return self._in_flight
+
+    def send(self, members: Sequence[Member]) -> None:
+        """Start a call. The window must have room for its members."""
+        self._window.acquire(len(members))
+        self._in_flight += len(members)
+        self._start(members)
+
+    async def give_up(self, call: Call, member: Member) -> None:
+        """Drop what still comes for a member; once nobody listens, abort the call and wait for that."""
+        call.leave(member)
+        if call.abandoned and call.task is not None and not call.task.done():
+            call.task.cancel()
+            await asyncio.wait([call.task])
+
+    async def aclose(self) -> None:
+        """Abort all calls; their members fail with a retryable error. Safe to call twice."""
+        self._closed = True
+        tasks = [call.task for call in self._calls if call.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _start(self, members: Sequence[Member]) -> None:
+        call = Call(members)
+        self._calls.add(call)
+        call.task = asyncio.get_running_loop().create_task(self._carry_out(call))
+        # A task cancelled before its first step never runs, so what must happen in any case happens here.
+        call.task.add_done_callback(partial(self._end, call))
+
+    async def _carry_out(self, call: Call) -> None:
+        error = await self._read(call)
+        left = call.unended()
+        again = self._to_try_again(call, left) if isinstance(error, RequestRejected) else {}
+        for member in left:
+            if member not in again:
+                self._fail(call, member, error or failures.no_end())
+        for half in _halves(tuple(again)):
+            self._start(half)
+
+    def _to_try_again(self, call: Call, left: Sequence[Member]) -> dict[Member, None]:
+        """Return the members that may be innocent: nothing has come for them, and someone waits."""
+        if len(call.members) == 1 or self._closed:
+            return {}
+        return {member: None for member in left if member.listening and not member.streamed}
+
+    async def _read(self, call: Call) -> WorkerError | None:
+        """Take in all outputs of a call; return what went wrong with the call as a whole."""
+        try:
+            outputs = self._worker.generate([member.generation for member in call.members])
+            try:
+                async for output in outputs:
+                    self._take_in(call, output)
+                    if call.abandoned:
+                        break
+            finally:
+                await _close(outputs)
+        except WorkerError as error:
+            return error
+        except Exception as error:
+            return failures.wrapped(error)
+        return None
+
+    def _take_in(self, call: Call, output: Output) -> None:
+        if not 0 <= output.member < len(call.members):
+            raise failures.no_such_member(output.member, len(call.members))
+        member = call.members[output.member]
+        if not member.open:
+            return
+        if isinstance(output, Piece):
+            self._deliver(call, member, output)
+        elif isinstance(output, Completed):
+            self._complete(call, member, output)
+        else:
+            self._fail(call, member, output.error)
+
+    def _deliver(self, call: Call, member: Member, piece: Piece) -> None:
+        member.streamed = True
+        if not member.listening:
+            return
+        if piece.member:
+            piece = Piece(0, piece.text, piece.reasoning, piece.tool_calls)
+        try:
+            member.deliver(piece)
+        except Exception as error:
+            self._refuse(call, member, error)
+
+    def _complete(self, call: Call, member: Member, completed: Completed) -> None:
+        if completed.member:
+            completed = Completed(0, completed.finish_reason, completed.usage, completed.model)
+        if not member.future.done():
+            member.future.set_result(completed)
+        self._free(call, member)
+
+    def _fail(self, call: Call, member: Member, error: WorkerError) -> None:
+        self._refuse(call, member, error if len(call.members) == 1 else failures.own_copy(error))
+        self._free(call, member)
+
+    def _refuse(self, call: Call, member: Member, error: Exception) -> None:
+        if isinstance(error, StopIteration):  # a future does not take it
+            error = RuntimeError("StopIteration out of deliver")
+        if not member.future.done():
+            member.future.set_exception(error)
+        call.leave(member)
+
+    def _free(self, call: Call, member: Member) -> None:
+        call.leave(member)
+        if call.close(member):
+            self._in_flight -= 1
+            self._window.release(1)
+
+    def _end(self, call: Call, task: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        for member in call.unended():
+            self._fail(call, member, failures.closed() if self._closed else failures.cancelled())
+        if not task.cancelled():
+            task.exception()
+        if not self._calls:
+            self._on_quiet()
+
+
+def _halves(members: Sequence[Member]) -> list[Sequence[Member]]:
+    middle = (len(members) + 1) // 2
+    return [half for half in (members[:middle], members[middle:]) if half]
+
+
+async def _close(outputs: AsyncIterator[Output]) -> None:
+    aclose = getattr(outputs, "aclose", None)
+    if aclose is not None:
+        await aclose()

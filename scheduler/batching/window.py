@@ -1,0 +1,73 @@
+"""How many prompts one endpoint may hold for this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Window:
+    """Counts the prompts that an endpoint holds for this process, up to a limit.
+
+    Batchers of several routes may share the window of one endpoint. The functions in `on_room` are called
+    when places have come free, by a release or a higher limit; they must be cheap and must not raise.
+    """
+
+    __slots__ = ("_in_flight", "_limit", "on_room")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = _checked(limit)
+        self._in_flight = 0
+        self.on_room: list[Callable[[], None]] = []
+
+    @property
+    def limit(self) -> int:
+        """The most prompts that may be in flight."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        """Set the limit. A lower one takes effect as prompts end; nothing that runs is stopped."""
+        self._limit = _checked(limit)
+        self._tell_of_room()
+
+    @property
+    def in_flight(self) -> int:
+        """The prompts that are held now."""
+        return self._in_flight
+
+    @property
+    def free(self) -> int:
+        """How many more prompts may go now."""
+        return max(0, self._limit - self._in_flight)
+
+    def acquire(self, count: int = 1) -> None:
+        """Take `count` places.
+
+        Raises:
+            ValueError: fewer are free.
+        """
+        if not 0 < count <= self.free:
+            raise ValueError(f"window: {count} places asked for, {self.free} of {self._limit} are free")
+        self._in_flight += count
+
+    def release(self, count: int = 1) -> None:
+        """Give `count` places back.
+
+        Raises:
+            ValueError: fewer are taken.
+        """
+        if not 0 < count <= self._in_flight:
+            raise ValueError(f"window: {count} places given back, {self._in_flight} are taken")
+        self._in_flight -= count
+        self._tell_of_room()
+
+    def _tell_of_room(self) -> None:
+        if self._in_flight < self._limit:
+            for tell in tuple(self.on_room):
+                tell()
+
+
+def _checked(limit: int) -> int:
+    if limit < 1:
+        raise ValueError(f"window: limit is {limit}; an endpoint holds at least 1 prompt")
+    return limit

@@ -1,0 +1,7 @@
+"""What applications use to enqueue prompts and read their events and results."""
+
+from scheduler.client.async_client import AsyncClient
+from scheduler.client.job import Job
+from scheduler.client.sync_client import Client, SyncJob
+
+__all__ = ["AsyncClient", "Client", "Job", "SyncJob"]

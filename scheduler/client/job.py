@@ -1,0 +1,129 @@
+"""A caller's handle on one job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from scheduler.errors import InvalidRequest, InvalidTransition, JobNotFound, NoTicket, ResultTimeout
+from scheduler.events import Event
+from scheduler.model import JobInfo, JobResult
+from scheduler.queue.inspection import QueueInspector
+from scheduler.results.reader import read_events, read_result
+
+if TYPE_CHECKING:
+    from scheduler.client.async_client import AsyncClient
+
+
+class Job:
+    """One job, as one caller sees it.
+
+    `id` names the job; for a duplicate it is the id of the job that was joined, and `deduplicated` is true.
+    `channel` is the Redis pub/sub channel of its events; how it is made up is not for users to rely on.
+    """
+
+    __slots__ = ("_client", "_reused", "_ticket", "deduplicated", "id")
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        job_id: str,
+        *,
+        ticket: str | None = None,
+        deduplicated: bool = False,
+        reused: bool = False,
+    ) -> None:
+        self._client = client
+        self._ticket = ticket
+        self._reused = reused
+        self.id = job_id
+        self.deduplicated = deduplicated
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r}, deduplicated={self.deduplicated})"
+
+    @property
+    def channel(self) -> str:
+        """The pub/sub channel on which this job's events appear as JSON."""
+        return self._client.queue.channel(self.id)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """All events of the job: those that were, then those to come. Ends after one terminal event.
+
+        While Redis is away it waits.
+
+        Raises:
+            JobNotFound: no job has this id, or its record has expired.
+        """
+        async with self._client.reading() as subscriptions:
+            events = read_events(self._client.queue, subscriptions, self.id)
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                await events.aclose()
+
+    async def result(self, *, timeout_s: float | None = None) -> JobResult:
+        """Wait until the job is done.
+
+        Raises:
+            JobFailed, JobCancelled, JobExpired, JobShed: it ended otherwise.
+            JobNotFound: no job has this id, or its record has expired.
+            ResultTimeout: it had not ended after `timeout_s` seconds. Nothing is cancelled.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), self._client.reading() as subscriptions:
+                result = await read_result(self._client.queue, subscriptions, self.id)
+        except TimeoutError:
+            raise ResultTimeout(f"job {self.id} had not ended after {timeout_s} s; it goes on") from None
+        return result.model_copy(update={"reused": True}) if self._reused else result
+
+    async def info(self) -> JobInfo:
+        """The job's record: state, position, attempts, error, tickets, times, history.
+
+        Raises:
+            JobNotFound: no job has this id, or its record has expired.
+        """
+        with self._client.translated():
+            info = await QueueInspector(self._client.queue).job(self.id)
+        if info is None:
+            raise self._not_found()
+        return info
+
+    async def set_priority(self, priority: int) -> None:
+        """Change the priority, 0 to 9. A waiting job keeps its enqueue time.
+
+        Raises:
+            InvalidRequest: no such priority.
+            InvalidTransition: the job has ended.
+            JobNotFound: no job has this id, or its record has expired.
+        """
+        if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
+            raise InvalidRequest(f"priority: {priority!r} is not an integer from 0 to 9", field="priority")
+        with self._client.translated():
+            state = await self._client.queue.set_priority(self.id, int(priority))
+        if state is None:
+            raise self._not_found()
+        if state.ended:
+            raise InvalidTransition(f"job {self.id} is {state.value}; its priority changes no more")
+
+    async def cancel(self, *, force: bool = False) -> bool:
+        """Give this caller's ticket back; the last one ends the job. `force` ends it whoever holds tickets.
+
+        Returns whether the job is cancelled now: false where others still want it, or where it had ended.
+
+        Raises:
+            NoTicket: this handle was attached by id and holds no ticket.
+            JobNotFound: no job has this id, or its record has expired.
+        """
+        if self._ticket is None and not force:
+            raise NoTicket(f"this handle of job {self.id} holds no ticket; cancel(force=True) ends it for everybody")
+        with self._client.translated():
+            reply = await self._client.queue.cancel(self.id, None if force else self._ticket)
+        if reply == "not_found":
+            raise self._not_found()
+        return reply == "cancelled"
+
+    def _not_found(self) -> JobNotFound:
+        return JobNotFound(f"no job {self.id} in queue {self._client.queue.name!r}: unknown, or its record has expired")

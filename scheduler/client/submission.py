@@ -1,0 +1,87 @@
+"""From a request to what the queue stores. Pure: no I/O."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any
+
+import orjson
+
+from scheduler.client.ids import new_job_id
+from scheduler.errors import InvalidRequest
+from scheduler.model import MAX_REQUEST_BYTES, PromptRequest
+from scheduler.queue.dedup import dedup_hash
+from scheduler.queue.records import NewJob
+
+AUTO = "auto"
+
+# What the worker process needs of a request; the rest is in the job's record.
+_PAYLOAD = frozenset(
+    {
+        "prompt",
+        "messages",
+        "params",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "extra_body",
+        "metadata",
+        "session",
+        "stream",
+    }
+)
+# What changes nothing about the answer.
+_NOT_CONTENT = ("metadata", "session", "stream")
+
+
+def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool) -> NewJob:
+    """Make the job of a request. `revision` and `uses_metadata` are those of its route.
+
+    Raises:
+        InvalidRequest: the request cannot be stored as JSON, or is too big.
+    """
+    fields = request.model_dump(include=set(_PAYLOAD), exclude_defaults=True)
+    payload = _json(fields)
+    if len(payload) > MAX_REQUEST_BYTES:
+        raise InvalidRequest(f"the request has {len(payload):,} bytes as JSON; at most {MAX_REQUEST_BYTES:,} are taken")
+    key_hash = content = None
+    if request.dedup_key is not None:
+        content = content_hash(request.model, fields, uses_metadata=uses_metadata)
+        key_hash = dedup_hash(request.dedup_key)
+        if request.dedup_key == AUTO:
+            key_hash = content = dedup_hash(f"{AUTO}\0{content}\0{revision}")
+    return NewJob(
+        job_id=request.job_id or new_job_id(),
+        lane=request.model,
+        priority=request.priority,
+        tenant=request.tenant,
+        payload=payload,
+        dedup_hash=key_hash,
+        content_hash=content,
+        dedup=request.dedup,
+        deadline_ms=_ms(request.deadline_s),
+        delay_ms=_ms(request.delay_s),
+        max_attempts=request.max_attempts,
+        result_ttl_ms=_ms(request.result_ttl_s),
+    )
+
+
+def content_hash(model: str, fields: dict[str, Any], *, uses_metadata: bool) -> str:
+    """A hash of all that changes the answer: 22 characters."""
+    left_out = _NOT_CONTENT[1:] if uses_metadata else _NOT_CONTENT
+    content = {name: value for name, value in fields.items() if name not in left_out}
+    data = orjson.dumps([model, content], option=orjson.OPT_SORT_KEYS)
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(fields)
+    except TypeError as error:
+        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else max(1, round(seconds * 1000)) if seconds > 0 else 0

@@ -1,0 +1,170 @@
+"""The client without async: the same calls, made on an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from scheduler.client.async_client import AsyncClient, RequestFields
+from scheduler.client.job import Job
+from scheduler.errors import SchedulerError
+from scheduler.events import Event
+from scheduler.model import JobInfo, JobResult, PromptRequest
+from scheduler.settings import Settings
+
+T = TypeVar("T")
+
+
+class _LoopThread:
+    """An event loop in a daemon thread, on which another thread runs coroutines to their end."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="prompt-scheduler-client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            # Ctrl-C in the caller must end the work on the loop as well.
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+
+async def _next(events: AsyncGenerator[Event, None]) -> Event:
+    return await anext(events)
+
+
+class SyncJob:
+    """A caller's handle on one job: `scheduler.Job` without async."""
+
+    def __init__(self, job: Job, thread: _LoopThread) -> None:
+        self._job = job
+        self._thread = thread
+        self.id = job.id
+        self.deduplicated = job.deduplicated
+        self.channel = job.channel
+
+    def __repr__(self) -> str:
+        return f"SyncJob({self.id!r}, deduplicated={self.deduplicated})"
+
+    def events(self) -> Iterator[Event]:
+        """See `Job.events`."""
+        events = self._job.events()
+        try:
+            while True:
+                try:
+                    yield self._thread.run(_next(events))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._thread.run(events.aclose())
+
+    def result(self, *, timeout_s: float | None = None) -> JobResult:
+        """See `Job.result`."""
+        return self._thread.run(self._job.result(timeout_s=timeout_s))
+
+    def info(self) -> JobInfo:
+        """See `Job.info`."""
+        return self._thread.run(self._job.info())
+
+    def set_priority(self, priority: int) -> None:
+        """See `Job.set_priority`."""
+        self._thread.run(self._job.set_priority(priority))
+
+    def cancel(self, *, force: bool = False) -> bool:
+        """See `Job.cancel`."""
+        return self._thread.run(self._job.cancel(force=force))
+
+
+class Client:
+    """`AsyncClient` without async: use it as a context manager. May be shared by threads."""
+
+    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+        self._host: AbstractAsyncContextManager[AsyncClient] = AsyncClient(redis_url, settings=settings)
+        self._client: AsyncClient
+        self._thread: _LoopThread | None = None
+
+    @classmethod
+    def hosting(cls, host: AbstractAsyncContextManager[AsyncClient]) -> Client:
+        """A client over any context manager that makes an `AsyncClient`; it is entered on the client's loop."""
+        client = cls.__new__(cls)
+        client._host = host
+        client._thread = None
+        return client
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """See `AsyncClient.connect`."""
+        if self._thread is not None:
+            return
+        self._thread = _LoopThread()
+        try:
+            self._client = self._thread.run(self._enter())
+        except BaseException:
+            self._thread.stop()
+            self._thread = None
+            raise
+
+    async def _enter(self) -> AsyncClient:
+        return await self._host.__aenter__()
+
+    async def _leave(self) -> None:
+        await self._host.__aexit__(None, None, None)
+
+    def close(self) -> None:
+        """Close the connections. Jobs go on. Safe to call twice."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        try:
+            thread.run(self._leave())
+        finally:
+            thread.stop()
+
+    def enqueue(self, prompt: str | PromptRequest | None = None, /, **fields: Unpack[RequestFields]) -> SyncJob:
+        """See `AsyncClient.enqueue`."""
+        return SyncJob(self._running.run(self._client.enqueue(prompt, **fields)), self._running)
+
+    def enqueue_many(self, requests: Sequence[PromptRequest]) -> list[SyncJob | SchedulerError]:
+        """See `AsyncClient.enqueue_many`."""
+        outcomes = self._running.run(self._client.enqueue_many(requests))
+        return [SyncJob(outcome, self._running) if isinstance(outcome, Job) else outcome for outcome in outcomes]
+
+    def job(self, job_id: str) -> SyncJob:
+        """See `AsyncClient.job`."""
+        return SyncJob(self._client.job(job_id), self._running)
+
+    def run(
+        self, prompt: str | PromptRequest | None = None, /, *, timeout_s: float | None = None, **fields: Unpack[RequestFields]
+    ) -> JobResult:
+        """See `AsyncClient.run`."""
+        return self._running.run(self._client.run(prompt, timeout_s=timeout_s, **fields))
+
+    @property
+    def _running(self) -> _LoopThread:
+        if self._thread is None:
+            raise SchedulerError("the client is not connected: use `with Client(…)`, or call connect()")
+        return self._thread

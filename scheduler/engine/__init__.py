@@ -1,0 +1,5 @@
+"""The engine of a worker process."""
+
+from scheduler.engine.engine import Engine
+
+__all__ = ["Engine"]

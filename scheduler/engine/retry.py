@@ -1,0 +1,50 @@
+"""Whether and when a failed attempt is made again. Pure: chance is passed in."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from workers.errors import WorkerError
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again after `delay_s`. `counts`: the attempt was a failure, of which there may be only so many."""
+
+    delay_s: float
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """There is no use in another attempt."""
+
+
+Decision: TypeAlias = Retry | GiveUp
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential back-off with full jitter.
+
+    Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+
+    base_s: float = 0.5
+    cap_s: float = 30.0
+    chance: Callable[[], float] = random.random
+
+    def decide(self, failures: int, max_attempts: int, error: Exception) -> Decision:
+        """Decide after an attempt failed that `failures` failures had gone before."""
+        if isinstance(error, WorkerError):
+            if not error.retryable:
+                return GiveUp()
+            if error.retry_after_s is not None:
+                # The back end asked for this wait: it is no failure of the job.
+                return Retry(error.retry_after_s, counts=False)
+        if failures + 1 >= max_attempts:
+            return GiveUp()
+        return Retry(self.chance() * min(self.cap_s, self.base_s * 2.0**min(failures, 60)))

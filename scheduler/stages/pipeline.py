@@ -1,0 +1,307 @@
+"""A route's stages in order, each with a bound and a count."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import logging
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from types import MappingProxyType, TracebackType
+from typing import cast
+
+from scheduler.errors import ConfigError
+from scheduler.settings import RouteSettings
+from scheduler.stages.assemble import AssembleStage
+from scheduler.stages.base import PromptContext, Stage
+from scheduler.stages.post import PostStage
+from scheduler.stages.rag import RagStage
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LIMITS: Mapping[str, int] = MappingProxyType({"rag": 4})
+"""How many prompts may be in a stage at once where nothing is said. Retrieval takes CPU: four will do."""
+
+UNBOUNDED = 100_000
+"""More than a process may run (`max_running`), so that such a stage only counts."""
+
+_STAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
+
+
+class DeadlinePassed(Exception):  # noqa: N818  it is no error of anybody's
+    """The job's deadline came before the stage named by `stage` could begin."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(f"the deadline passed before the stage {stage}")
+        self.stage = stage
+
+
+class StageGate:
+    """Bounds and counts who is in a stage; who waits is let in in order.
+
+    `limit`, `running` and `waiting` are numbers of prompts now, `passed` of those that came through without
+    an error since the start.
+    """
+
+    __slots__ = ("_waiters", "limit", "passed", "running")
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise ConfigError(f"a stage's limit is {limit}; let at least one prompt in")
+        self.limit = limit
+        self.running = 0
+        self.passed = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait to be let in."""
+        return len(self._waiters)
+
+    def try_enter(self) -> bool:
+        """Go in if there is room and nobody waits. Who has gone in must `leave`."""
+        if self.running >= self.limit or self._waiters:
+            return False
+        self.running += 1
+        return True
+
+    async def enter(self) -> None:
+        """Go in, after waiting for room if need be. Who has gone in must `leave`."""
+        if self.try_enter():
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.leave()  # let in and cancelled at once: the place goes to the next
+            elif waiter in self._waiters:
+                self._waiters.remove(waiter)
+            raise
+
+    def leave(self) -> None:
+        """Make room; the place goes straight to who has waited longest."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self.running -= 1
+
+    async def __aenter__(self) -> StageGate:
+        await self.enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.passed += 1
+        self.leave()
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A stage as `Pipeline.run` needs it, with nothing left to look up; `run` is None if it does nothing."""
+
+    name: str
+    gate: StageGate
+    run: Callable[[PromptContext], Awaitable[None]] | None
+    openers: tuple[Callable[[PromptContext], None], ...] = ()
+
+
+class Pipeline:
+    """The stages of a route, in order, with their gates. Shared by all jobs of the route.
+
+    A stage may have, beside `run`: `open(context)`, called right before inference, to add filters; `start()`
+    and `stop()`, coroutines; `is_noop`, true when it does nothing to a context that no other stage has touched.
+
+    Raises:
+        ConfigError: two stages have the same name.
+    """
+
+    def __init__(self, stages: Sequence[tuple[Stage, StageGate]], *, setting: str = "stages") -> None:
+        self.stages = tuple(stage for stage, _ in stages)
+        self.gates: Mapping[str, StageGate] = MappingProxyType({stage.name: gate for stage, gate in stages})
+        if len(self.gates) < len(stages):
+            raise ConfigError(
+                f"{setting}: two stages are called {_repeated(self.stages)!r}; name each differently"
+            )
+        self._steps = tuple(_steps(stages))
+        self._started: list[Stage] = []
+
+    async def run(self, context: PromptContext) -> None:
+        """Take a job through all stages. The time in each, without the wait for room, goes into `stages_ms`.
+
+        Raises:
+            DeadlinePassed: `context.expires_at` came before a stage could begin.
+            WorkerError: the attempt failed.
+            ConfigError: the job cannot succeed with this configuration.
+        """
+        for step in self._steps:
+            gate, run = step.gate, step.run
+            if run is None:
+                gate.passed += 1
+                context.stages_ms[step.name] = 0.0
+                continue
+            if not gate.try_enter():
+                await gate.enter()
+            began = perf_counter()
+            try:
+                if context.expires_at is not None and monotonic() >= context.expires_at:
+                    raise DeadlinePassed(step.name)
+                for open_filters in step.openers:
+                    open_filters(context)
+                await run(context)
+                gate.passed += 1
+            finally:
+                context.stages_ms[step.name] = (perf_counter() - began) * 1000.0
+                gate.leave()
+
+    async def start(self) -> None:
+        """Start the stages that have something to start. Safe to call twice.
+
+        When one fails, those before it are stopped and its error is raised.
+        """
+        if self._started:
+            return
+        for stage in self.stages:
+            self._started.append(stage)
+            try:
+                await _call(stage, "start")
+            except BaseException:
+                await self.stop()
+                raise
+
+    async def stop(self) -> None:
+        """Stop what was started, the last first. Safe to call twice; an error of one stage is logged."""
+        while self._started:
+            stage = self._started.pop()
+            try:
+                await _call(stage, "stop")
+            except Exception:
+                logger.exception("the stage %s did not stop cleanly", stage.name)
+
+
+async def _call(stage: Stage, method: str) -> None:
+    function = getattr(stage, method, None)
+    if function is not None:
+        await function()
+
+
+def _repeated(stages: tuple[Stage, ...]) -> str:
+    names = [stage.name for stage in stages]
+    return next(name for name in names if names.count(name) > 1)
+
+
+def _steps(stages: Sequence[tuple[Stage, StageGate]]) -> Iterator[_Step]:
+    openers = tuple(stage.open for stage, _ in stages if hasattr(stage, "open"))
+    untouched = True
+    for stage, gate in stages:
+        if untouched and getattr(stage, "is_noop", False):
+            yield _Step(stage.name, gate, None)
+            continue
+        untouched = False
+        yield _Step(stage.name, gate, stage.run, openers if stage.name == "inference" else ())
+
+
+def build_pipeline(
+    route_name: str,
+    route: RouteSettings,
+    *,
+    inference: Stage,
+    stream: Stage,
+    limits: Mapping[str, int] | None = None,
+) -> Pipeline:
+    """Make the pipeline that `routes.<name>.stages` describes. `limits` bounds stages by their names.
+
+    Raises:
+        ConfigError: naming the setting, when a stage of one's own or a template is wrong.
+    """
+    setting = f"routes.{route_name}.stages"
+    bounds = {**DEFAULT_LIMITS, **(limits or {})}
+    stages = [
+        (stage, StageGate(bounds.get(stage.name, UNBOUNDED)))
+        for entry in route.stages
+        if (stage := _stage(entry, route_name, route, inference, stream)) is not None
+    ]
+    return Pipeline(stages, setting=setting)
+
+
+def _stage(
+    entry: str, route_name: str, route: RouteSettings, inference: Stage, stream: Stage
+) -> Stage | None:
+    match entry:
+        case "rag":
+            return RagStage(route.rag, route_name) if route.rag else None
+        case "assemble":
+            return AssembleStage(route.assemble, route_name)
+        case "inference":
+            return inference
+        case "post":
+            return PostStage(route.post)
+        case "stream":
+            return stream
+        case _:
+            return resolve_stage(entry, route, setting=f"routes.{route_name}.stages")
+
+
+def resolve_stage(entry: str, route: RouteSettings, *, setting: str) -> Stage:
+    """Make a stage from `"package.module:Name"`: a stage, or a class or function that makes one.
+
+    A class or function that needs one argument gets the route's settings.
+
+    Raises:
+        ConfigError: it cannot be imported or made, or is no stage.
+    """
+    found = _imported(entry, setting)
+    if inspect.isclass(found) or (callable(found) and not hasattr(found, "run")):
+        found = _made(entry, found, route, setting)
+    name = getattr(found, "name", None)
+    if not isinstance(name, str) or not _STAGE_NAME.match(name):
+        raise ConfigError(f"{setting}: {entry} is no stage: give it a `name`, one word in lower case")
+    if not inspect.iscoroutinefunction(getattr(found, "run", None)):
+        raise ConfigError(f"{setting}: {entry} is no stage: give it `async def run(self, context)`")
+    return cast("Stage", found)
+
+
+def _imported(entry: str, setting: str) -> object:
+    module_name, _, path = entry.partition(":")
+    if not module_name or not path:
+        raise ConfigError(f"{setting}: {entry!r} is not of the form 'package.module:Name'")
+    try:
+        found: object = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"{setting}: {entry}: importing {module_name} fails: {type(error).__name__}: {error}"
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"{setting}: {entry}: there is no {part} in {module_name}")
+        found = getattr(found, part)
+    return found
+
+
+def _made(entry: str, factory: Callable[..., object], route: RouteSettings, setting: str) -> object:
+    wanted = _required_arguments(factory)
+    if wanted > 1:
+        raise ConfigError(
+            f"{setting}: {entry} needs {wanted} arguments; let it take none, or one for its route's settings"
+        )
+    try:
+        return factory(route) if wanted else factory()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{setting}: {entry} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _required_arguments(factory: Callable[..., object]) -> int:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(factory).parameters.values()
+    return sum(each.kind in positional and each.default is inspect.Parameter.empty for each in parameters)

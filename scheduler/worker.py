@@ -1,0 +1,264 @@
+"""The arq host: `arq scheduler.WorkerSettings` is a worker process.
+
+arq gives the process its command line, logging, health check and burst mode, and runs `run_prompt` for applications
+that know arq. Prompts do not pass through arq's queue: the engine moves them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import orjson
+import redis as blocking_redis
+from arq import Retry as ArqRetry
+from arq import func
+from arq.connections import ArqRedis, RedisSettings
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff, NoBackoff
+
+from scheduler.client import AsyncClient
+from scheduler.connection import AWAY, open_redis, translate
+from scheduler.embedded import EmbeddedServer
+from scheduler.engine import Engine
+from scheduler.errors import ConfigError, RedisTooOld, ResultTimeout, SchedulerError
+from scheduler.model import PromptRequest
+from scheduler.queue.keys import Keys
+from scheduler.settings import EMBEDDED, Settings, load_settings
+
+logger = logging.getLogger(__name__)
+
+# arq holds a job for its longest function's timeout after a crash, so run_prompt waits in slices and asks to run again.
+RUN_PROMPT_WAIT_S = 60.0
+RUN_PROMPT_TIMEOUT_S = 75.0
+RUN_PROMPT_TRIES = 100_000
+RUN_PROMPT_MAX = 1000
+
+
+def worker_settings() -> type:
+    """Make the class that `arq scheduler.WorkerSettings` runs: reads the settings and looks for Redis.
+
+    Called when arq asks for `scheduler.WorkerSettings`. With `--check` it starts and waits for nothing.
+    A user's mistake ends the process with one line: exit code 2 for wrong settings, 1 without Redis.
+    """
+    checking = bool(_arq_option("check"))
+    try:
+        settings = load_settings()
+        server = None
+        url = settings.redis_url
+        if url == EMBEDDED and not checking:
+            server = EmbeddedServer(settings.data_dir)
+            server.start()
+            url = server.url
+        elif url == EMBEDDED:
+            url = EmbeddedServer.running_url(settings.data_dir)
+        if not checking:
+            wait_for_redis(url, settings.redis_wait_s)
+            _use_uvloop()
+        return _make_class(settings, url, server)
+    except SchedulerError as error:
+        print(f"prompt-scheduler: {error}", file=sys.stderr)  # noqa: T201  logging is not set up yet
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> type:
+    keys = Keys(settings.queue)
+    host = _Host(settings, url, server)
+    burst = bool(_arq_option("burst"))
+    attributes: dict[str, Any] = {
+        "functions": [
+            func(
+                host.run_prompt,
+                name="run_prompt",
+                timeout=RUN_PROMPT_TIMEOUT_S,
+                max_tries=RUN_PROMPT_TRIES,
+                keep_result=settings.result_ttl_s,
+            )
+        ],
+        "redis_settings": RedisSettings.from_dsn(url),
+        "redis_pool": None,
+        "queue_name": keys.fixed("arq"),
+        "health_check_key": keys.of("health", settings.worker_name or socket.gethostname()),
+        "health_check_interval": 10,
+        "poll_delay": 0.1 if burst else 2.0,
+        "max_jobs": RUN_PROMPT_MAX,
+        "job_timeout": RUN_PROMPT_TIMEOUT_S,
+        "max_tries": RUN_PROMPT_TRIES,
+        "job_serializer": orjson.dumps,
+        "job_deserializer": orjson.loads,
+        "on_startup": host.on_startup,
+        "on_shutdown": host.on_shutdown,
+    }
+    if not _arq_option("check"):
+        attributes["redis_pool"] = _arq_pool(url, keys.fixed("arq"))
+    return type("WorkerSettings", (), attributes)
+
+
+def _arq_pool(url: str, queue_name: str) -> ArqRedis:
+    """A pool on which arq lives through outages of Redis. It has been seen to answer, so it may be patient."""
+    return ArqRedis.from_url(  # type: ignore[no-any-return]
+        url,
+        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 1000),
+        retry_on_error=list(AWAY),
+        default_queue_name=queue_name,
+        job_serializer=orjson.dumps,
+        job_deserializer=orjson.loads,
+    )
+
+
+def wait_for_redis(url: str, limit_s: float) -> None:
+    """Return once a usable Redis answers.
+
+    Raises:
+        RedisUnavailable: none did within `limit_s` seconds; RedisAuthError, RedisTooOld: at once.
+    """
+    give_up_at = time.monotonic() + limit_s
+    client = blocking_redis.Redis.from_url(url, socket_connect_timeout=2, retry=blocking_redis.retry.Retry(NoBackoff(), 0))
+    try:
+        while True:
+            try:
+                version = client.info("server")["redis_version"]
+            except AWAY as error:
+                if isinstance(error, blocking_redis.AuthenticationError) or time.monotonic() >= give_up_at:
+                    raise translate(error, url) from None
+                time.sleep(0.2)
+            except blocking_redis.RedisError as error:
+                raise translate(error, url) from None
+            else:
+                if int(version.split(".")[0]) < 7:
+                    raise RedisTooOld(f"Redis {version} is too old: use Redis 7.0 or later, or Valkey")
+                return
+    finally:
+        client.close()
+
+
+class _Host:
+    """What one worker process holds between arq's start and its end."""
+
+    def __init__(self, settings: Settings, url: str, server: EmbeddedServer | None) -> None:
+        self._settings = settings
+        self._url = url
+        self._server = server
+        self._engine: Engine | None = None
+        self._client: AsyncClient | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._leaving = asyncio.Event()
+
+    async def on_startup(self, context: dict[str, Any]) -> None:
+        """Start the engine, and take the signals over from arq."""
+        _show_logs()
+        redis = open_redis(self._url)
+        try:
+            self._engine = Engine(self._settings, redis)
+            self._client = AsyncClient(self._url, settings=self._settings)
+            await self._client.connect()
+            await self._engine.start()
+        except SchedulerError as error:
+            logger.error("%s", error)  # noqa: TRY400  a user's mistake needs no traceback
+            await self.on_shutdown(context)
+            os._exit(2 if isinstance(error, ConfigError) else 1)
+        self._take_signals(asyncio.current_task())
+        if _arq_option("burst"):
+            await self._engine.run_until_drained()
+
+    def _take_signals(self, main: asyncio.Task[Any] | None) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, signal.Signals(number), main)
+
+    def _on_signal(self, number: signal.Signals, main: asyncio.Task[Any] | None) -> None:
+        if self._stopping is not None:
+            logger.warning("%s again: leaving at once; what runs comes back when its lease ends", number.name)
+            self._end_server()
+            os._exit(1)
+        logger.info("%s: no more claims; once more to leave at once", number.name)
+        self._stopping = asyncio.create_task(self._stop(main))
+
+    async def _stop(self, main: asyncio.Task[Any] | None) -> None:
+        """Drain, then end arq's main task: its own handler has been seen to skip on_shutdown."""
+        self._leaving.set()
+        if self._engine is not None:
+            await self._engine.stop()
+        if main is not None:
+            main.cancel()
+
+    async def on_shutdown(self, context: dict[str, Any]) -> None:
+        """Stop what `on_startup` started. Safe to call twice."""
+        self._leaving.set()
+        if self._engine is not None:
+            await self._engine.stop()
+            await self._engine.queue.redis.aclose()
+        if self._client is not None:
+            await self._client.aclose()
+        self._end_server()
+
+    def _end_server(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+    async def run_prompt(self, context: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+        """The arq function: enqueue a prompt, wait for its result, return it as JSON values.
+
+        `request` has the fields of `PromptRequest`. The job's id comes from arq's job id and enqueue time, so that
+        a second run of the arq job joins the job of the first.
+        """
+        assert self._client is not None
+        fields = {"job_id": _job_id(context), **request}
+        job = await self._client.enqueue(PromptRequest.parse(**fields))
+        return await self._unless_leaving(lambda: job.result(timeout_s=RUN_PROMPT_WAIT_S))
+
+    async def _unless_leaving(self, wait: Callable[[], Any]) -> dict[str, Any]:
+        result = asyncio.create_task(wait())
+        leaving = asyncio.create_task(self._leaving.wait())
+        try:
+            await asyncio.wait({result, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
+                raise ArqRetry(defer=1)
+            return (await result).model_dump(mode="json")  # type: ignore[no-any-return]
+        except ResultTimeout:
+            raise ArqRetry(defer=0) from None
+        finally:
+            leaving.cancel()
+            result.cancel()
+
+
+def _job_id(context: dict[str, Any]) -> str:
+    enqueued_at = context["enqueue_time"].isoformat()
+    digest = hashlib.blake2b(f"{context['job_id']}\0{enqueued_at}".encode(), digest_size=16).hexdigest()
+    return f"arq-{digest}"
+
+
+def _arq_option(name: str) -> Any:
+    """An option of arq's command line; None where arq does not run from there."""
+    command = click.get_current_context(silent=True)
+    return command.params.get(name) if command else None
+
+
+def _use_uvloop() -> None:
+    try:
+        import uvloop  # noqa: PLC0415  an extra
+    except ImportError:
+        return
+    asyncio.set_event_loop(uvloop.new_event_loop())
+
+
+def _show_logs() -> None:
+    """arq configures only its own logger: let ours speak in the same voice, unless somebody has set them up."""
+    if logging.getLogger().handlers:
+        return
+    source = logging.getLogger("arq")
+    for name in ("scheduler", "workers"):
+        log = logging.getLogger(name)
+        if not log.handlers:
+            for handler in source.handlers:
+                log.addHandler(handler)
+            log.setLevel(source.level or logging.INFO)

@@ -1,0 +1,162 @@
+"""A model worker without a model: it says the prompt again, word by word.
+
+For trying things out, for tests, and for measuring everything but a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workers.base import (
+    Capabilities,
+    Completed,
+    EndpointConfig,
+    Generation,
+    Health,
+    MemberFailed,
+    Output,
+    Piece,
+    TokenUsage,
+)
+from workers.errors import RequestRejected, WorkerError, WorkerTimeout, WorkerUnavailable
+from workers.options import count_option, number_option, refuse_unknown_options, text_option
+
+OPTIONS = ("delay_s", "first_delay_s", "failure_rate", "fail_text", "capacity")
+
+# White space goes with the word behind it, as in most tokenizers; at the very end with the word before it.
+_WORD = re.compile(r"\s*\S+(?:\s+\Z)?|\s+")
+_WORDS_PER_TURN = 1024
+
+
+@dataclass(slots=True)
+class _Answer:
+    member: int
+    pieces: list[str]
+    finish_reason: str
+    usage: TokenUsage
+
+
+class EchoWorker:
+    """Answers with the prompt, or with the text of the last user message; a word counts as a token.
+
+    Options: `first_delay_s` before the first word and `delay_s` between words, in seconds; `failure_rate`, the
+    share (0 to 1) of prompts that fail so that another attempt may succeed; `fail_text`, a text that gets
+    every prompt refused that has it; `capacity`, the answer of `capacity()`.
+    """
+
+    def __init__(self, config: EndpointConfig, *, chance: Callable[[], float] = random.random) -> None:
+        refuse_unknown_options(config, OPTIONS)
+        self._model = config.model or "echo"
+        self._timeout_s = config.timeout_s
+        self._first_token_timeout_s = config.first_token_timeout_s
+        self._delay_s = number_option(config, "delay_s", 0.0)
+        self._first_delay_s = number_option(config, "first_delay_s", 0.0)
+        self._failure_rate = number_option(config, "failure_rate", 0.0, high=1.0)
+        self._fail_text = text_option(config, "fail_text")
+        self._capacity = count_option(config, "capacity")
+        self._chance = chance
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Lists and chat; no tools, no priorities."""
+        return Capabilities(lists=True, streaming=True, chat=True, tools=False, priority=False)
+
+    async def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        """Run a batch; see `ModelWorker.generate`. Members speak in turns, a word each."""
+        ends_at = time.monotonic() + self._timeout_s
+        await self._wait_for_first_word(ends_at)
+        answers: list[_Answer] = []
+        for member, generation in enumerate(batch):
+            text = _text(generation)
+            if error := self._failure(text):
+                yield MemberFailed(member, error)
+            else:
+                answers.append(_answer(member, text, generation.params.get("max_tokens")))
+        if not batch[0].stream:
+            await self._say_inwardly(answers, ends_at)
+        position = 0
+        while answers:
+            speaking = []
+            for answer in answers:
+                if position < len(answer.pieces):
+                    yield Piece(answer.member, answer.pieces[position])
+                if position + 1 < len(answer.pieces):
+                    speaking.append(answer)
+                else:
+                    yield Completed(answer.member, answer.finish_reason, answer.usage, self._model)
+            answers = speaking
+            position += 1
+            if answers and self._delay_s:
+                await self._pause(self._delay_s, ends_at)
+            elif position % _WORDS_PER_TURN == 0:
+                await asyncio.sleep(0)  # a very long prompt must not keep the event loop from others
+
+    async def health(self) -> Health:
+        """Always ready."""
+        return Health(ready=True, models=(self._model,))
+
+    async def capacity(self) -> int | None:
+        """What the option `capacity` says; None without it."""
+        return self._capacity
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+    async def _wait_for_first_word(self, ends_at: float) -> None:
+        if self._first_delay_s > self._first_token_timeout_s:
+            await self._pause(self._first_token_timeout_s, ends_at)
+            raise WorkerTimeout(
+                f"echo: no word within first_token_timeout_s = {self._first_token_timeout_s:g}"
+            )
+        await self._pause(self._first_delay_s, ends_at)
+
+    async def _say_inwardly(self, answers: list[_Answer], ends_at: float) -> None:
+        longest = max((len(answer.pieces) for answer in answers), default=0)
+        await self._pause(self._delay_s * max(0, longest - 1), ends_at)
+        for answer in answers:
+            answer.pieces = ["".join(answer.pieces)] if answer.pieces else []
+
+    async def _pause(self, pause_s: float, ends_at: float) -> None:
+        if not pause_s:
+            return
+        left_s = ends_at - time.monotonic()
+        await asyncio.sleep(min(pause_s, left_s))
+        if pause_s > left_s:
+            raise WorkerTimeout(f"echo: no end within timeout_s = {self._timeout_s:g}")
+
+    def _failure(self, text: str) -> WorkerError | None:
+        if self._fail_text and self._fail_text in text:
+            return RequestRejected("echo: the prompt has the text that options.fail_text refuses")
+        if self._failure_rate and self._chance() < self._failure_rate:
+            return WorkerUnavailable(
+                f"echo: failed by chance, as options.failure_rate = {self._failure_rate:g} asks"
+            )
+        return None
+
+
+def _answer(member: int, text: str, max_tokens: int | None) -> _Answer:
+    words: list[str] = _WORD.findall(text)
+    said = words if max_tokens is None else words[:max_tokens]
+    finish_reason = "stop" if len(said) == len(words) else "length"
+    return _Answer(member, said, finish_reason, TokenUsage(len(words), len(said)))
+
+
+def _text(generation: Generation) -> str:
+    if generation.prompt is not None:
+        return generation.prompt
+    messages = generation.messages or ()
+    said_by_user = (message for message in reversed(messages) if message.get("role") == "user")
+    return _content(next(said_by_user, {}))
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") == "text")

@@ -1,0 +1,420 @@
+"""What adapters over HTTP share: one client an endpoint, time limits, bounds, and errors translated once.
+
+Time limits are deadlines on the event loop's clock. They surround single reads, never a `yield`: a time-out
+must strike the worker and not the code that reads its outputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import orjson
+
+from workers.base import EndpointConfig
+from workers.errors import (
+    ContextOverflow,
+    RequestRejected,
+    WorkerAuthError,
+    WorkerConfigError,
+    WorkerError,
+    WorkerOverloaded,
+    WorkerProtocolError,
+    WorkerTimeout,
+    WorkerUnavailable,
+)
+from workers.sse import SseDecoder
+
+CONNECT_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 5.0
+MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+MAX_WORDS = 500
+
+# Servers close idle connections (llama-server after 5 s); let go of them before they do.
+_KEEPALIVE_S = 4.0
+# What remains after the last token is a few bytes. Reading them saves the connection for the next call.
+_DRAIN_S = 1.0
+
+_CONTEXT_KINDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error that the server sent, as a response or inside a stream.
+
+    `kind` is the server's own name for it, `words` its message, both empty where it gave none.
+    """
+
+    status: int
+    kind: str = ""
+    words: str = ""
+    retry_after_s: float | None = None
+
+
+Translator = Callable[[Refusal], type[WorkerError]]
+
+
+def error_class(refusal: Refusal) -> type[WorkerError]:
+    """Which error a refusal is, for servers that have no peculiarities."""
+    status = refusal.status
+    if status in {429, 503, 529}:
+        return WorkerOverloaded
+    if status in {401, 403}:
+        return WorkerAuthError
+    if refusal.kind in _CONTEXT_KINDS:
+        return ContextOverflow
+    if status in {408, 504}:
+        return WorkerTimeout
+    if status >= 500:
+        return WorkerUnavailable
+    return RequestRejected if status >= 400 else WorkerProtocolError
+
+
+class HttpEndpoint:
+    """One base URL, and how to talk JSON to it.
+
+    `engine` names the kind of server in messages. `translate` decides which error a refusal is.
+    """
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        *,
+        engine: str,
+        base_url: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        translate: Translator = error_class,
+    ) -> None:
+        url = check_base_url(config.base_url if base_url is None else base_url)
+        self._name = f"{engine} at {url}"
+        self._api_key = config.api_key
+        self._timeout_s = config.timeout_s
+        self._first_token_timeout_s = config.first_token_timeout_s
+        self._translate = translate
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers={"Accept-Encoding": "identity", "Content-Type": "application/json", **(headers or {})},
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S
+            ),
+            verify=_tls(url),
+        )
+
+    async def get(self, path: str) -> Any:
+        """GET some JSON, within `PROBE_TIMEOUT_S`.
+
+        Raises:
+            WorkerError: it did not come.
+        """
+        limit = _Limit(_now() + PROBE_TIMEOUT_S, f"no answer within {PROBE_TIMEOUT_S:g} s")
+        async with self._answer(self._client.build_request("GET", path), limit) as response:
+            return self._json(await self._body(response, limit, MAX_BODY_BYTES))
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """POST some JSON and read the JSON that answers it, within `timeout_s`.
+
+        Raises:
+            WorkerError: it did not come.
+        """
+        limit = self._whole_call()
+        async with self._answer(self._request(path, body), limit) as response:
+            answer = self._json(await self._body(response, limit, MAX_BODY_BYTES))
+        if isinstance(answer, dict) and answer.get("error"):
+            raise self.error(_refusal_in(answer, 500))
+        return answer
+
+    @asynccontextmanager
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[EventStream, None]:
+        """POST some JSON and read the event stream that answers it. Leaving early closes the connection.
+
+        Raises:
+            WorkerError: the server did not answer, or not with an event stream.
+        """
+        whole_call = self._whole_call()
+        limit = whole_call.or_sooner(
+            _Limit(
+                _now() + self._first_token_timeout_s,
+                f"no token within first_token_timeout_s = {self._first_token_timeout_s:g}",
+            )
+        )
+        async with self._answer(self._request(path, body), limit) as response:
+            content_type = response.headers.get("content-type", "nothing")
+            if not content_type.startswith("text/event-stream"):
+                raise self.protocol_error(f"sent {content_type[:80]} where an event stream was asked for")
+            yield EventStream(self, response, limit, whole_call)
+
+    async def aclose(self) -> None:
+        """Close all connections. Safe to call twice."""
+        await self._client.aclose()
+
+    def error(self, refusal: Refusal) -> WorkerError:
+        """The error that a refusal is, in the server's own words."""
+        words = self._without_key(refusal.words or refusal.kind)
+        said = f": {words}" if words else ""
+        error = self._translate(refusal)
+        hint = "; check api_key_env" if error is WorkerAuthError else ""
+        return error(
+            f"{self._name} answered {refusal.status}{said}{hint}", retry_after_s=refusal.retry_after_s
+        )
+
+    def protocol_error(self, what: str) -> WorkerProtocolError:
+        """The error for an answer that breaks the protocol."""
+        return WorkerProtocolError(f"{self._name} {what}")
+
+    def timed_out(self, limit: _Limit) -> WorkerTimeout:
+        """The error for a time limit that has passed."""
+        return WorkerTimeout(f"{self._name}: {limit.message}")
+
+    def _whole_call(self) -> _Limit:
+        return _Limit(_now() + self._timeout_s, f"no end within timeout_s = {self._timeout_s:g}")
+
+    def _request(self, path: str, body: Mapping[str, Any]) -> httpx.Request:
+        try:
+            content = orjson.dumps(body)
+        except TypeError as error:  # a lone surrogate, a number beyond 64 bits
+            raise RequestRejected(f"the request cannot be written as JSON: {error}") from None
+        return self._client.build_request("POST", path, content=content)
+
+    @asynccontextmanager
+    async def _answer(self, request: httpx.Request, limit: _Limit) -> AsyncGenerator[httpx.Response, None]:
+        """The response to a request, with its head read, if it is a good one."""
+        response = await self._send(request, limit)
+        async with aclosing(response):
+            if response.status_code != 200:
+                raise self.error(await self._refusal(response, limit))
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise self.protocol_error("sent a compressed answer, which was not asked for")
+            yield response
+
+    async def _send(self, request: httpx.Request, limit: _Limit) -> httpx.Response:
+        try:
+            async with asyncio.timeout_at(limit.at):
+                return await self._client.send(request, stream=True)
+        except TimeoutError:
+            raise self.timed_out(limit) from None
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            reason = self._without_key(str(error)) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
+            raise WorkerUnavailable(
+                f"{self._name}: cannot connect ({reason}); is the server up, and base_url right?"
+            ) from None
+        except httpx.HTTPError as error:
+            raise WorkerUnavailable(f"{self._name}: the connection failed ({type(error).__name__})") from None
+
+    async def _refusal(self, response: httpx.Response, limit: _Limit) -> Refusal:
+        try:
+            body = await self._body(response, limit, MAX_ERROR_BYTES)
+        except WorkerError:  # the status alone says enough
+            body = b""
+        return read_refusal(response.status_code, response.headers, body, now=datetime.now(UTC))
+
+    async def _body(self, response: httpx.Response, limit: _Limit, max_bytes: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout_at(limit.at):
+                async for part in response.aiter_raw():
+                    size += len(part)
+                    if size > max_bytes:
+                        raise self.protocol_error(f"sent an answer of more than {max_bytes:,} bytes")
+                    parts.append(part)
+        except TimeoutError:
+            raise self.timed_out(limit) from None
+        except httpx.HTTPError:
+            raise self.protocol_error("cut its answer off") from None
+        return b"".join(parts)
+
+    def _json(self, body: bytes) -> Any:
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise self.protocol_error("sent an answer that is not JSON; is base_url right?") from None
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._api_key, "***") if self._api_key else text
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """A moment on the event loop's clock, and what it means when it passes."""
+
+    at: float
+    message: str
+
+    def or_sooner(self, other: _Limit) -> _Limit:
+        return min(self, other, key=lambda limit: limit.at)
+
+
+class EventStream:
+    """The events of one answer, as JSON objects; one step of the iteration is what one read brought.
+
+    Ends when the server ends the stream, or with `[DONE]`. Whether all was said by then is for the adapter to
+    know. Until `output_began()` the limit is that of the first token.
+
+    Raises:
+        WorkerTimeout: nothing came in time.
+        WorkerProtocolError: the connection broke, or what came is no JSON object.
+        WorkerError: the server reported an error in the stream.
+    """
+
+    def __init__(
+        self, endpoint: HttpEndpoint, response: httpx.Response, limit: _Limit, whole_call: _Limit
+    ) -> None:
+        self._endpoint = endpoint
+        self._chunks = response.aiter_raw()
+        self._decoder = SseDecoder()
+        self._limit = limit
+        self._whole_call = whole_call
+
+    def output_began(self) -> None:
+        """The first token is here: from now on only `timeout_s` holds."""
+        self._limit = self._whole_call
+
+    def __aiter__(self) -> EventStream:
+        """Itself; a plain object has nothing to finalize when the reader stops."""
+        return self
+
+    async def __anext__(self) -> list[dict[str, Any]]:
+        """The events of the next read that completes any."""
+        while not self._decoder.done:
+            data = self._decoder.feed(await self._read())
+            if data and (events := [event for event in map(self._event, data) if event is not None]):
+                return events
+        await self.drain()
+        raise StopAsyncIteration
+
+    async def drain(self) -> None:
+        """Read what is left after the last token, so that the connection can serve again."""
+        with suppress(TimeoutError, httpx.HTTPError):
+            async with asyncio.timeout(_DRAIN_S):
+                async for _ in self._chunks:
+                    pass
+
+    async def _read(self) -> bytes:
+        try:
+            async with asyncio.timeout_at(self._limit.at):
+                return await anext(self._chunks)
+        except TimeoutError:
+            raise self._endpoint.timed_out(self._limit) from None
+        except httpx.HTTPError as error:
+            raise self._endpoint.protocol_error(f"cut its stream off ({type(error).__name__})") from None
+
+    def _event(self, data: bytes) -> dict[str, Any] | None:
+        try:
+            event = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            raise self._endpoint.protocol_error("sent an event that is not JSON") from None
+        if event is None:  # llama-server begins the stream of a list with it
+            return None
+        if not isinstance(event, dict):
+            raise self._endpoint.protocol_error("sent an event that is no JSON object")
+        if event.get("error"):
+            raise self._endpoint.error(_refusal_in(event, 500))
+        return event
+
+
+def check_base_url(base_url: str) -> str:
+    """The URL without a slash at its end, once it is known to be usable.
+
+    Raises:
+        WorkerConfigError: it is not, and why.
+    """
+    if not base_url:
+        raise WorkerConfigError("base_url: is missing; give the server's URL, such as http://127.0.0.1:8080")
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise WorkerConfigError(f"base_url: is no URL: {error}") from None
+    if url.userinfo:
+        raise WorkerConfigError(
+            "base_url: holds credentials; put the key into a variable and name it in api_key_env"
+        )
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise WorkerConfigError(f"base_url: {base_url!r} must begin with http:// or https:// and a host")
+    if url.query or url.fragment:
+        raise WorkerConfigError(f"base_url: {base_url!r} must have no query and no fragment")
+    return str(url).rstrip("/")
+
+
+def bearer(config: EndpointConfig) -> dict[str, str]:
+    """The header that carries the API key; none without a key.
+
+    Raises:
+        WorkerConfigError: the key cannot stand in a header.
+    """
+    if not config.api_key:
+        return {}
+    if not config.api_key.isascii() or not config.api_key.isprintable() or " " in config.api_key:
+        raise WorkerConfigError(
+            "api_key: has characters that no API key has, a line end perhaps; check api_key_env"
+        )
+    return {"Authorization": f"Bearer {config.api_key}"}
+
+
+def read_refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: datetime) -> Refusal:
+    """Make out what an error response says. `now` is what a Retry-After date counts from."""
+    wait_s = retry_after_s(headers, now=now)
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        words = body.decode("utf-8", "replace").strip()
+        # The page that a proxy shows to people says less than its status.
+        return Refusal(status, words="" if words.startswith("<") else words[:MAX_WORDS], retry_after_s=wait_s)
+    refusal = _refusal_in(answer, status) if isinstance(answer, dict) else Refusal(status)
+    return Refusal(status, refusal.kind, refusal.words, wait_s)
+
+
+def _refusal_in(answer: Mapping[str, Any], status: int) -> Refusal:
+    """Read `{"error": {"code", "message", "type"}}`, `{"error": "…"}`, `{"message": …}` or `{"detail": …}`."""
+    error = answer.get("error") or answer
+    if not isinstance(error, dict):
+        return Refusal(status, words=str(error)[:MAX_WORDS])
+    code = error.get("code")
+    if isinstance(code, int) and 400 <= code < 600:
+        status = code
+    kind = code if isinstance(code, str) else error.get("type")
+    words = error.get("message") or error.get("detail") or ""
+    return Refusal(status, str(kind or "")[:MAX_WORDS], str(words)[:MAX_WORDS])
+
+
+def retry_after_s(headers: Mapping[str, str], *, now: datetime) -> float | None:
+    """The wait in seconds that `retry-after-ms` or `Retry-After` (seconds or an HTTP date) asks for."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if value is None or seconds is not None:
+        return seconds
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _tls(url: str) -> ssl.SSLContext | bool:
+    # Loading the system's certificates takes some 20 ms an endpoint. A plain URL needs none, and an empty
+    # context trusts nobody.
+    return True if url.startswith("https://") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
