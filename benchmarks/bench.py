@@ -93,7 +93,9 @@ async def drain_arq(url: str, server: int, prompts: int) -> Drain:
     pool = ArqRedis.from_url(url)
     await pool.flushall()
     for start in range(0, prompts, 100):
-        await asyncio.gather(*(pool.enqueue_job("echo", f"prompt number {n}") for n in range(start, start + 100)))
+        await asyncio.gather(
+            *(pool.enqueue_job("echo", f"prompt number {n}") for n in range(start, start + 100))
+        )
 
     async def done() -> int:
         return prompts - int(await pool.zcard("arq:queue"))
@@ -125,7 +127,9 @@ async def latency(url: str, prompts: int) -> list[float]:
 def start_worker(settings: str, **environment: str) -> subprocess.Popen[bytes]:
     """Start an arq worker process."""
     environ = {**os.environ, **environment}
-    return subprocess.Popen([*ARQ, settings], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [*ARQ, settings], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def stop(worker: subprocess.Popen[bytes]) -> None:
@@ -140,7 +144,9 @@ def stop(worker: subprocess.Popen[bytes]) -> None:
 
 def median(runs: list[Drain]) -> Drain:
     """Field by field."""
-    return Drain(*(statistics.median(values) for values in zip(*(asdict(run).values() for run in runs), strict=True)))
+    return Drain(
+        *(statistics.median(values) for values in zip(*(asdict(run).values() for run in runs), strict=True))
+    )
 
 
 async def measure(options: argparse.Namespace) -> dict[str, object]:
@@ -157,7 +163,8 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
             enqueues.append(enqueue_rate)
             arq.append(await drain_arq(server.url, pid, options.prompts // 4))
             print(
-                f"round {number + 1}: ours {ours[-1].jobs_per_s:,.0f}/s, arq {arq[-1].jobs_per_s:,.0f}/s", flush=True
+                f"round {number + 1}: ours {ours[-1].jobs_per_s:,.0f}/s, arq {arq[-1].jobs_per_s:,.0f}/s",
+                flush=True,
             )
         times = await latency(server.url, options.latency_prompts)
     cuts = statistics.quantiles(times, n=100, method="inclusive")
@@ -186,8 +193,12 @@ def report(figures: dict[str, object]) -> None:
 
 def main() -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=20_000, help="prompts a drain of ours; arq gets a quarter")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=20_000, help="prompts a drain of ours; arq gets a quarter"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--latency-prompts", type=int, default=500)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -13,6 +13,7 @@ closes, the user has been let go, and if it was the last, the server has ended. 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -45,25 +46,34 @@ class StartError(Exception):
     """The server could not be started; the log says why."""
 
 
-def supervise(binary: str, folder: Path, *, shared: bool, first_user: socket.socket) -> None:
-    """Run a server in `folder` until it ends or nobody uses it. A private folder is removed afterwards."""
-    signals = _wake_on_signals()
+def supervise(
+    binary: str, folder: Path, *, shared: bool, first_user: socket.socket, signals: socket.socket
+) -> None:
+    """Run a server in `folder` until it ends or nobody uses it. A private folder is removed afterwards.
+
+    `signals` gives the numbers of the signals that have come.
+
+    Raises:
+        StartError: the folder is in use, or the server did not start.
+    """
     lock = _hold_lock(folder)
+    _clean_up_after_killed(folder / STATE_FILE)
     temporary = [] if shared else [folder]
     server: Server | None = None
     listener: socket.socket | None = None
+    users = {first_user}
     try:
         server, port = launch(binary, folder, persistent=shared, keep_open=lock)
         if shared:
             temporary.append(Path(tempfile.mkdtemp(prefix="prompt-scheduler-")))
             listener = _listen(folder, temporary[-1] / "users.sock")
-        _serve_users(server, first_user, listener, signals, json.dumps({"port": port}).encode() + b"\n")
+        _serve_users(server, users, listener, signals, json.dumps({"port": port}).encode() + b"\n")
     finally:
         (folder / STATE_FILE).unlink(missing_ok=True)
         if listener:
             listener.close()
         if server is not None:
-            _stop(server)
+            _stop(server, saves=shared)
         for path in temporary:
             shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
@@ -85,6 +95,16 @@ def _hold_lock(folder: Path) -> int:
             time.sleep(0.01)
         else:
             return lock
+
+
+def _clean_up_after_killed(state: Path) -> None:
+    """Remove the socket of a predecessor that could not do it itself."""
+    try:
+        stale = Path(json.loads(state.read_text(encoding="utf-8"))["socket"])
+        stale.unlink()
+        stale.parent.rmdir()
+    except (OSError, ValueError, LookupError, TypeError):
+        return
 
 
 def launch(
@@ -110,7 +130,7 @@ def launch(
             if _wait_until_ready(server, port):
                 return server, port
         except BaseException:
-            _stop(server)
+            _stop(server, saves=persistent)
             raise
         if b"in use" not in _tail(folder / LOG_FILE, log_end):
             raise StartError(f"{binary} ended with exit status {server.returncode}")
@@ -198,33 +218,29 @@ def _listen(folder: Path, address: Path) -> socket.socket:
 
 def _serve_users(
     server: Server,
-    first_user: socket.socket,
+    users: set[socket.socket],
     listener: socket.socket | None,
     signals: socket.socket,
     greeting: bytes,
 ) -> None:
-    """Greet users and count them; return when the last has left, the server has ended or a signal came.
+    """Greet users and let them go; return when the last leaves, the server has ended or a SIGTERM came.
 
-    The last one's connection stays open until this process ends: its closing says that the server is down.
+    The last one stays in `users`: its connection closes with this process, and says that the server is down.
     """
-    users = 0
     with selectors.DefaultSelector() as selector:
 
         def admit(user: socket.socket) -> None:
-            nonlocal users
-            try:
+            users.add(user)
+            selector.register(user, selectors.EVENT_READ)
+            with contextlib.suppress(OSError):  # gone already: its connection is about to say so
                 user.sendall(greeting)
-            except OSError:
-                user.close()
-            else:
-                selector.register(user, selectors.EVENT_READ)
-                users += 1
 
         selector.register(signals, selectors.EVENT_READ)
         if listener:
             selector.register(listener, selectors.EVENT_READ)
-        admit(first_user)
-        while users and server.poll() is None:
+        for user in tuple(users):
+            admit(user)
+        while server.poll() is None:
             for key, _ in selector.select():
                 ready = key.fileobj
                 if ready is signals:
@@ -233,10 +249,11 @@ def _serve_users(
                 elif listener and ready is listener:
                     admit(listener.accept()[0])
                 elif isinstance(ready, socket.socket):
+                    if len(users) == 1:
+                        return
                     selector.unregister(ready)
-                    users -= 1
-                    if users:
-                        ready.close()
+                    users.remove(ready)
+                    ready.close()
 
 
 def _wake_on_signals() -> socket.socket:
@@ -251,8 +268,12 @@ def _wake_on_signals() -> socket.socket:
     return reader
 
 
-def _stop(server: Server) -> None:
-    server.terminate()
+def _stop(server: Server, *, saves: bool) -> None:
+    """End the server; at once where there is nothing to write down."""
+    if saves:
+        server.terminate()
+    else:
+        server.kill()
     try:
         server.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -277,8 +298,9 @@ def main(arguments: list[str]) -> None:
         os._exit(0)
     os.setsid()
     first_user = socket.socket(fileno=sys.stdin.fileno())
+    signals = _wake_on_signals()
     try:
-        supervise(binary, Path(folder), shared=kind == "shared", first_user=first_user)
+        supervise(binary, Path(folder), shared=kind == "shared", first_user=first_user, signals=signals)
     except StartError as error:
         sys.exit(str(error))
 

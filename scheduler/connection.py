@@ -37,7 +37,7 @@ def open_redis(url: str, *, retries: int = 3, max_connections: int | None = None
     """
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries)
     try:
-        return Redis.from_url(
+        client: Redis = Redis.from_url(
             url,
             retry=retry,
             retry_on_error=list(AWAY),
@@ -46,6 +46,7 @@ def open_redis(url: str, *, retries: int = 3, max_connections: int | None = None
             socket_keepalive=True,
             max_connections=max_connections,
         )
+        return client
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"redis_url: {mask(url)} cannot be used: {error}") from None
 

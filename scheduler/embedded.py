@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from scheduler import _supervisor
-from scheduler.errors import ConfigError, SchedulerError
+from scheduler.errors import ConfigError, RedisUnavailable, SchedulerError
 
 OLDEST = (7, 0)
 NAMES = ("redis-server", "valkey-server")
@@ -97,6 +97,25 @@ class EmbeddedServer:
         self._supervisor: socket.socket | None = None
         self._port = 0
 
+    @staticmethod
+    def running_url(data_dir: str | Path | None) -> str:
+        """Where the server of a folder listens, without becoming its user.
+
+        Raises:
+            ConfigError: no folder, and a private server cannot be found from outside.
+            RedisUnavailable: no server is running there.
+        """
+        if data_dir is None:
+            raise ConfigError("data_dir: set it, to reach an embedded server from another process")
+        joined = _join(Path(data_dir).absolute())
+        if joined is None:
+            raise RedisUnavailable(
+                f"no embedded server is running in {data_dir}; start a worker process there"
+            )
+        connection, port = joined
+        connection.close()
+        return _url(port)
+
     def __repr__(self) -> str:
         state = self.url if self._supervisor else "stopped"
         return f"<EmbeddedServer {self._data_dir or 'private'} {state}>"
@@ -121,7 +140,7 @@ class EmbeddedServer:
             raise SchedulerError(
                 "the embedded server is not running: call start(), or use it in a with statement"
             )
-        return f"redis://{_supervisor.HOST}:{self._port}"
+        return _url(self._port)
 
     def start(self) -> None:
         """Start the server, or join the one of the folder, and wait until it answers. Safe to call twice.
@@ -187,7 +206,11 @@ class EmbeddedServer:
     def _spawn_supervisor(binary: Path, folder: Path, kind: str, user: socket.socket, log: BinaryIO) -> None:
         # -I and -S: it needs no site packages, and must not take scheduler/queue for the standard library's
         command = [sys.executable, "-I", "-S", _supervisor.__file__, str(binary), str(folder), kind]
-        subprocess.run(command, stdin=user.fileno(), stdout=log, stderr=log, cwd="/", check=True)  # noqa: S603 - our own file
+        subprocess.run(command, stdin=user.fileno(), stdout=log, stderr=log, cwd="/", check=False)  # noqa: S603 - our own file
+
+
+def _url(port: int) -> str:
+    return f"redis://{_supervisor.HOST}:{port}"
 
 
 def _join(folder: Path) -> tuple[socket.socket, int] | None:

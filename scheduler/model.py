@@ -16,6 +16,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -128,12 +129,13 @@ class GenerationParams(Frozen):
     repetition_penalty: Number | None = None
     logit_bias: dict[str, Number] | None = None
 
-    @model_validator(mode="after")
-    def _stop_says_something(self) -> GenerationParams:
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if any(not stop for stop in stops) or len(stops) > 16:
-            raise ValueError("stop needs 1 to 16 strings that are not empty")
-        return self
+    @field_validator("stop")
+    @classmethod
+    def _stop_says_something(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        stops = [stop] if isinstance(stop, str) else stop
+        if stops is not None and not (1 <= len(stops) <= 16 and all(stops)):
+            raise ValueError("needs 1 to 16 strings that are not empty")
+        return stop
 
 
 class PromptRequest(Frozen):

@@ -1,4 +1,4 @@
-"""Settings: `SCHEDULER_*` environment variables (nested by `__`) over the TOML file that `SCHEDULER_CONFIG` names.
+"""Settings: `SCHEDULER_*` environment variables (nested by `__`) over the TOML file `SCHEDULER_CONFIG` names.
 
 Nothing is read at import: call `load_settings()`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import re
 import tomllib
@@ -28,6 +29,7 @@ from scheduler.model import Name
 
 ENV_PREFIX = "SCHEDULER_"
 CONFIG_VARIABLE = "SCHEDULER_CONFIG"
+ROUTES_VARIABLE = "SCHEDULER_ROUTES"
 EMBEDDED = "embedded"
 
 # Kubernetes sets these for a Service that happens to be called "scheduler".
@@ -35,7 +37,7 @@ _KUBERNETES = re.compile(r"^SCHEDULER_(SERVICE_(HOST|PORT).*|PORT(_.*)?)$")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BatchSettings(_Section):
@@ -157,7 +159,7 @@ class Settings(BaseSettings):
     """Everything that can be set. Durations are in seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, allow_inf_nan=False, nested_model_default_partial_update=True
     )
 
     redis_url: str = Field(default="redis://localhost:6379", repr=False)
@@ -242,7 +244,8 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 class _Environment(EnvSettingsSource):
     def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {name.lower(): value for name, value in self._environ.items()}
+        # an empty variable is one that is not set, as compose files write it: ${NAME:-}
+        return {name.lower(): value for name, value in self._environ.items() if value}
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -252,18 +255,34 @@ class _Environment(EnvSettingsSource):
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     try:
         values = _Environment(environ)()
-    except SettingsError as error:
-        raise ConfigError(f"environment: {error}; give JSON, or one variable a value with __ between names") from None
+    except SettingsError:
+        raise ConfigError(
+            f"{_no_json(environ)}: is not valid JSON; give JSON, or one variable a value, with __ between names"
+        ) from None
     if "redis_url" not in values and environ.get("REDIS_URL"):
         values["redis_url"] = environ["REDIS_URL"]
     return values
+
+
+def _no_json(environ: Mapping[str, str]) -> str:
+    """The first variable that is to hold JSON and does not."""
+    for variable, value in sorted(environ.items()):
+        name = variable.upper()
+        if name == ROUTES_VARIABLE or (name.startswith(ROUTES_VARIABLE) and value.lstrip()[:1] in ("[", "{")):
+            try:
+                json.loads(value)
+            except ValueError:
+                return variable
+    return ROUTES_VARIABLE
 
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {CONFIG_VARIABLE}
     for variable in environ:
         name = variable.upper()
-        if not name.startswith(ENV_PREFIX) or _KUBERNETES.match(name) or name.split("__", 1)[0] in known:
+        if not name.startswith(ENV_PREFIX) or _KUBERNETES.match(name) or name in known:
+            continue
+        if name.startswith(f"{ROUTES_VARIABLE}__"):
             continue
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see docs/settings.md"

@@ -1,7 +1,7 @@
 """The arq host: `arq scheduler.WorkerSettings` is a worker process.
 
-arq gives the process its command line, logging, health check and burst mode, and runs `run_prompt` for applications
-that know arq. Prompts do not pass through arq's queue: the engine moves them.
+arq gives the process its command line, logging, health check and burst mode, and runs `run_prompt` for
+applications that know arq. Prompts do not pass through arq's queue: the engine moves them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from scheduler.settings import EMBEDDED, Settings, load_settings
 
 logger = logging.getLogger(__name__)
 
-# arq holds a job for its longest function's timeout after a crash, so run_prompt waits in slices and asks to run again.
+# After a crash arq holds a job back for its longest function's timeout: wait in slices, and ask to run again.
 RUN_PROMPT_WAIT_S = 60.0
 RUN_PROMPT_TIMEOUT_S = 75.0
 RUN_PROMPT_TRIES = 100_000
@@ -77,7 +77,7 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
     attributes: dict[str, Any] = {
         "functions": [
             func(
-                host.run_prompt,
+                host.run_prompt,  # type: ignore[arg-type]
                 name="run_prompt",
                 timeout=RUN_PROMPT_TIMEOUT_S,
                 max_tries=RUN_PROMPT_TRIES,
@@ -104,7 +104,7 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
 
 
 def _arq_pool(url: str, queue_name: str) -> ArqRedis:
-    """A pool on which arq lives through outages of Redis. It has been seen to answer, so it may be patient."""
+    """A pool on which arq lives through outages of Redis. It has been seen to answer: it may be patient."""
     return ArqRedis.from_url(  # type: ignore[no-any-return]
         url,
         retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 1000),
@@ -122,11 +122,13 @@ def wait_for_redis(url: str, limit_s: float) -> None:
         RedisUnavailable: none did within `limit_s` seconds; RedisAuthError, RedisTooOld: at once.
     """
     give_up_at = time.monotonic() + limit_s
-    client = blocking_redis.Redis.from_url(url, socket_connect_timeout=2, retry=blocking_redis.retry.Retry(NoBackoff(), 0))
+    client = blocking_redis.Redis.from_url(
+        url, socket_connect_timeout=2, retry=blocking_redis.retry.Retry(NoBackoff(), 0)
+    )
     try:
         while True:
             try:
-                version = client.info("server")["redis_version"]
+                version = str(client.info("server")["redis_version"])  # type: ignore[index]
             except AWAY as error:
                 if isinstance(error, blocking_redis.AuthenticationError) or time.monotonic() >= give_up_at:
                     raise translate(error, url) from None
@@ -163,7 +165,7 @@ class _Host:
             await self._client.connect()
             await self._engine.start()
         except SchedulerError as error:
-            logger.error("%s", error)  # noqa: TRY400  a user's mistake needs no traceback
+            logger.error("%s", error)
             await self.on_shutdown(context)
             os._exit(2 if isinstance(error, ConfigError) else 1)
         self._take_signals(asyncio.current_task())
@@ -208,10 +210,11 @@ class _Host:
     async def run_prompt(self, context: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
         """The arq function: enqueue a prompt, wait for its result, return it as JSON values.
 
-        `request` has the fields of `PromptRequest`. The job's id comes from arq's job id and enqueue time, so that
-        a second run of the arq job joins the job of the first.
+        `request` has the fields of `PromptRequest`. The job's id comes from arq's job id and enqueue time, so
+        that a second run of the arq job joins the job of the first.
         """
-        assert self._client is not None
+        if self._client is None:
+            raise ArqRetry(defer=1)
         fields = {"job_id": _job_id(context), **request}
         job = await self._client.enqueue(PromptRequest.parse(**fields))
         return await self._unless_leaving(lambda: job.result(timeout_s=RUN_PROMPT_WAIT_S))
@@ -252,7 +255,7 @@ def _use_uvloop() -> None:
 
 
 def _show_logs() -> None:
-    """arq configures only its own logger: let ours speak in the same voice, unless somebody has set them up."""
+    """arq configures only its own logger: let ours speak in the same voice, unless others have set them up."""
     if logging.getLogger().handlers:
         return
     source = logging.getLogger("arq")

@@ -23,7 +23,8 @@ class Generation:
 
     `params` holds the sampling parameters by their OpenAI names (`max_tokens`, `temperature`, `top_p`,
     `stop`, `seed`, …), only those the user set. `extra_body` goes into the engine's request as it is.
-    `priority` is the scheduler's, 0 to 9, higher is more urgent: an adapter turns it into the engine's polarity.
+    `priority` is the scheduler's, 0 to 9, higher is more urgent: an adapter turns it into the engine's
+    polarity.
     """
 
     model: str

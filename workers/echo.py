@@ -45,8 +45,8 @@ class _Answer:
 class EchoWorker:
     """Answers with the prompt, or with the text of the last user message; a word counts as a token.
 
-    Options: `first_delay_s` before the first word and `delay_s` between words, in seconds; `failure_rate`, the
-    share (0 to 1) of prompts that fail so that another attempt may succeed; `fail_text`, a text that gets
+    Options: `first_delay_s` before the first word and `delay_s` between words, in seconds; `failure_rate`,
+    the share (0 to 1) of prompts that fail so that another attempt may succeed; `fail_text`, a text that gets
     every prompt refused that has it; `capacity`, the answer of `capacity()`.
     """
 

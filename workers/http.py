@@ -35,13 +35,13 @@ from workers.sse import SseDecoder
 
 CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 5.0
-MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_WORDS = 500
 
 # Servers close idle connections (llama-server after 5 s); let go of them before they do.
 _KEEPALIVE_S = 4.0
-# What remains after the last token is a few bytes. Reading them saves the connection for the next call.
+# What remains after the last event is a few bytes. Reading them saves the connection for the next call.
 _DRAIN_S = 1.0
 
 _CONTEXT_KINDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
@@ -111,7 +111,7 @@ class HttpEndpoint:
         )
 
     async def get(self, path: str) -> Any:
-        """GET some JSON, within `PROBE_TIMEOUT_S`.
+        """GET some JSON, such as a server's state, within `PROBE_TIMEOUT_S`.
 
         Raises:
             WorkerError: it did not come.
@@ -119,19 +119,6 @@ class HttpEndpoint:
         limit = _Limit(_now() + PROBE_TIMEOUT_S, f"no answer within {PROBE_TIMEOUT_S:g} s")
         async with self._answer(self._client.build_request("GET", path), limit) as response:
             return self._json(await self._body(response, limit, MAX_BODY_BYTES))
-
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """POST some JSON and read the JSON that answers it, within `timeout_s`.
-
-        Raises:
-            WorkerError: it did not come.
-        """
-        limit = self._whole_call()
-        async with self._answer(self._request(path, body), limit) as response:
-            answer = self._json(await self._body(response, limit, MAX_BODY_BYTES))
-        if isinstance(answer, dict) and answer.get("error"):
-            raise self.error(_refusal_in(answer, 500))
-        return answer
 
     @asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[EventStream, None]:
@@ -289,11 +276,10 @@ class EventStream:
             data = self._decoder.feed(await self._read())
             if data and (events := [event for event in map(self._event, data) if event is not None]):
                 return events
-        await self.drain()
+        await self._drain()
         raise StopAsyncIteration
 
-    async def drain(self) -> None:
-        """Read what is left after the last token, so that the connection can serve again."""
+    async def _drain(self) -> None:
         with suppress(TimeoutError, httpx.HTTPError):
             async with asyncio.timeout(_DRAIN_S):
                 async for _ in self._chunks:
@@ -374,7 +360,7 @@ def read_refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: d
 
 
 def _refusal_in(answer: Mapping[str, Any], status: int) -> Refusal:
-    """Read `{"error": {"code", "message", "type"}}`, `{"error": "…"}`, `{"message": …}` or `{"detail": …}`."""
+    """Read `{"error": {"code", "message", "type"}}`, `{"error": "…"}`, `{"message": …}`, `{"detail": …}`."""
     error = answer.get("error") or answer
     if not isinstance(error, dict):
         return Refusal(status, words=str(error)[:MAX_WORDS])

@@ -4,12 +4,18 @@ Plain prompts go to its own `/completion` and not to `/v1/completions`: only the
 come with its own token counts (the OpenAI endpoint's `usage` for a whole answer is the first prompt's alone).
 Chats go to `/v1/chat/completions`, which applies the model's template and parses tool calls.
 
+Every answer is streamed on the wire, also when it is wanted whole: a busy llama-server looks only between two
+events of a stream whether its client is still there, so that a call without a stream would run on when it is
+cancelled.
+
 Source: tools/server/README.md of llama.cpp.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from workers.base import (
@@ -30,7 +36,7 @@ from workers.errors import (
     WorkerUnavailable,
 )
 from workers.http import HttpEndpoint, Refusal, bearer, check_base_url, error_class
-from workers.openai_chat import ChatStream, chat_body, read_chat
+from workers.openai_chat import ChatStream, chat_body
 from workers.options import refuse_unknown_options
 
 _COMPLETION = "/completion"
@@ -67,7 +73,9 @@ class LlamaCppWorker:
             config,
             engine="llama.cpp",
             base_url=check_base_url(config.base_url).removesuffix("/v1"),
-            headers=bearer(config),
+            # It closes the connection after a stream, whatever its Keep-Alive says, and a call that takes it
+            # from the pool just before would fail.
+            headers={"Connection": "close", **bearer(config)},
             translate=_error_class,
         )
 
@@ -79,11 +87,10 @@ class LlamaCppWorker:
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
         first = batch[0]
-        if first.messages is None:
-            return self._stream_prompts(batch) if first.stream else self._prompts(batch)
-        if len(batch) > 1:
+        if first.messages is not None and len(batch) > 1:
             raise ValueError("llama.cpp takes one chat in a call; lists are for plain prompts")
-        return self._stream_chat(first) if first.stream else self._chat(first)
+        outputs = self._prompts(batch) if first.messages is None else self._chat(first)
+        return outputs if first.stream else _whole(outputs)
 
     async def health(self) -> Health:
         """Ready when the model is loaded and the server takes our key."""
@@ -115,7 +122,7 @@ class LlamaCppWorker:
             return {}
         return settings if isinstance(settings, dict) else {}
 
-    async def _stream_prompts(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+    async def _prompts(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         waiting = set(range(len(batch)))
         async with self._endpoint.stream(_COMPLETION, self._completion_body(batch)) as stream:
             async for events in stream:
@@ -124,20 +131,10 @@ class LlamaCppWorker:
                         stream.output_began()
                         yield output
                 if not waiting:
-                    await stream.drain()
                     return
         raise self._cut_off(len(waiting), len(batch))
 
-    async def _prompts(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
-        waiting = set(range(len(batch)))
-        answer = await self._endpoint.post(_COMPLETION, self._completion_body(batch))
-        for member in answer if isinstance(answer, list) else [answer]:
-            for output in self._read_completion(member, waiting):
-                yield output
-        if waiting:
-            raise self._cut_off(len(waiting), len(batch))
-
-    async def _stream_chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
+    async def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         chat = ChatStream()
         async with self._endpoint.stream(_CHAT, self._chat_body(generation)) as stream:
             async for events in stream:
@@ -153,15 +150,6 @@ class LlamaCppWorker:
             raise self._cut_off(1, 1)
         yield chat.end()
 
-    async def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
-        answer = await self._endpoint.post(_CHAT, self._chat_body(generation))
-        try:
-            outputs = list(read_chat(answer))
-        except _MALFORMED:
-            raise self._malformed() from None
-        for output in outputs:
-            yield output
-
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         first = batch[0]
         if first.tools or first.tool_choice is not None:
@@ -169,7 +157,7 @@ class LlamaCppWorker:
         prompts = [generation.prompt for generation in batch]
         body: dict[str, Any] = {
             "prompt": prompts if len(prompts) > 1 else prompts[0],
-            "stream": first.stream,
+            "stream": True,
             "response_fields": _LAST_FIELDS,
         }
         if schema := _json_schema(first.response_format):
@@ -195,8 +183,8 @@ class LlamaCppWorker:
             body[name] = value
         return body
 
-    def _read_completion(self, event: Any, waiting: set[int]) -> Sequence[Piece | Completed]:
-        """What an event, or a member of a whole answer, says; a member that has ended leaves `waiting`."""
+    def _read_completion(self, event: Mapping[str, Any], waiting: set[int]) -> Sequence[Output]:
+        """What an event says; a member that has ended leaves `waiting`."""
         try:
             member, text = event["index"], event["content"]
             if member not in waiting or not isinstance(text, str):
@@ -219,6 +207,28 @@ class LlamaCppWorker:
         return self._endpoint.protocol_error(
             f"ended its answer before the end of {missing} of {total} prompts"
         )
+
+
+async def _whole(outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output, None]:
+    """The same answers, each in one piece."""
+    pieces: defaultdict[int, list[Piece]] = defaultdict(list)
+    async with aclosing(outputs):
+        async for output in outputs:
+            if isinstance(output, Piece):
+                pieces[output.member].append(output)
+                continue
+            if said := pieces.pop(output.member, None):
+                yield _joined(output.member, said)
+            yield output
+
+
+def _joined(member: int, pieces: Sequence[Piece]) -> Piece:
+    return Piece(
+        member,
+        "".join(piece.text for piece in pieces),
+        "".join(piece.reasoning for piece in pieces),
+        tuple(call for piece in pieces for call in piece.tool_calls),
+    )
 
 
 def _completed(member: int, event: Mapping[str, Any]) -> Completed:

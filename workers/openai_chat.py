@@ -1,8 +1,8 @@
-"""OpenAI's chat completions, as several engines speak them: request and answer, whole and streamed."""
+"""OpenAI's streamed chat completions, as several engines speak them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from workers.base import Completed, Generation, Piece, TokenUsage
@@ -16,10 +16,12 @@ _FINISH_REASONS = {
 
 
 def chat_body(generation: Generation) -> dict[str, Any]:
-    """The request for a chat, without `model`, sampling parameters and `extra_body`."""
-    body: dict[str, Any] = {"messages": generation.messages, "stream": generation.stream}
-    if generation.stream:
-        body["stream_options"] = {"include_usage": True}
+    """The request for a streamed chat, without `model`, sampling parameters and `extra_body`."""
+    body: dict[str, Any] = {
+        "messages": generation.messages,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     if generation.tools:
         body["tools"] = generation.tools
     if generation.tool_choice is not None:
@@ -57,38 +59,13 @@ class ChatStream:
             return None
         choice = choices[0]
         if reason := choice.get("finish_reason"):
-            self._finish_reason = finish_reason(reason)
+            self._finish_reason = _FINISH_REASONS.get(reason, "stop")
             self._model = chunk.get("model")
         return _piece(self._member, choice["delta"])
 
     def end(self) -> Completed:
         """The end of the answer, once all has been read."""
         return Completed(self._member, self._finish_reason or "stop", self._usage, self._model)
-
-
-def read_chat(answer: Mapping[str, Any], member: int = 0) -> Iterator[Piece | Completed]:
-    """What an answer that came whole says.
-
-    Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is not what the protocol promises.
-    """
-    choice = answer["choices"][0]
-    message = choice["message"]
-    calls = message.get("tool_calls") or ()
-    numbered = [{"index": index, **call} for index, call in enumerate(calls)]
-    if piece := _piece(member, {**message, "tool_calls": numbered}):
-        yield piece
-    yield Completed(
-        member,
-        finish_reason(choice.get("finish_reason")),
-        read_usage(answer.get("usage") or {}),
-        answer.get("model"),
-    )
-
-
-def finish_reason(reason: str | None) -> str:
-    """OpenAI's finish reason; what is unknown counts as `stop`."""
-    return _FINISH_REASONS.get(reason or "stop", "stop")
 
 
 def read_usage(usage: Mapping[str, Any]) -> TokenUsage:

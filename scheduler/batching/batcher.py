@@ -125,8 +125,6 @@ class Batcher:
         if not self._closed:
             self._closed = True
             self._window.on_room.remove(self._wake)
-            if self._turn is not None:
-                self._turn.cancel()
             self._cancel_timer()
             self._fail_gathered()
         await self._runner.aclose()
@@ -173,7 +171,6 @@ class Batcher:
                 for cut in cuts:
                     self._send(self._take_out(group, cut.size), cut.reason)
         self._set_timer(now)
-        self._check_quiet()
 
     def _plan(self, now: float) -> list[tuple[Group, list[Cut]]]:
         """Say which calls to make now. When room is short, the most urgent members of all groups get it."""
@@ -246,13 +243,12 @@ class Batcher:
             self._timer = None
 
     async def _give_up(self, member: Member) -> None:
-        if not member.future.cancel() and not member.future.cancelled():
-            member.future.exception()  # seen: asyncio would report it as never retrieved
         if member.call is not None:
             await self._runner.give_up(member.call, member)
-        elif group := self._groups.get(member.key):
+            return
+        if group := self._groups.get(member.key):
             self._drop_cancelled(group)
-            self._check_quiet()
+        self._check_quiet()
 
     def _fail_gathered(self) -> None:
         for group in self._groups.values():

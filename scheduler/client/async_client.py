@@ -61,7 +61,7 @@ class AsyncClient:
         self, redis_url: str | None = None, *, settings: Settings | None = None, redis: Redis | None = None
     ) -> None:
         if settings is None:
-            settings = load_settings(**({"redis_url": redis_url} if redis_url else {}))
+            settings = load_settings(redis_url=redis_url) if redis_url else load_settings()
         elif redis_url is not None:
             settings = settings.model_copy(update={"redis_url": redis_url})
         self.settings = settings
@@ -85,7 +85,9 @@ class AsyncClient:
     def queue(self) -> PromptQueue:
         """The queue underneath, for tools that look deeper."""
         if self._queue is None:
-            raise SchedulerError("the client is not connected: use `async with AsyncClient(…)`, or await connect()")
+            raise SchedulerError(
+                "the client is not connected: use `async with AsyncClient(…)`, or await connect()"
+            )
         return self._queue
 
     @property
@@ -145,11 +147,15 @@ class AsyncClient:
     async def reading(self) -> AsyncIterator[Subscriptions]:
         """The client's subscriptions, with redis-py's errors raised as those of this package."""
         if self._subscriptions is None:
-            raise SchedulerError("the client is not connected: use `async with AsyncClient(…)`, or await connect()")
+            raise SchedulerError(
+                "the client is not connected: use `async with AsyncClient(…)`, or await connect()"
+            )
         with self.translated():
             yield self._subscriptions
 
-    async def enqueue(self, prompt: str | PromptRequest | None = None, /, **fields: Unpack[RequestFields]) -> Job:
+    async def enqueue(
+        self, prompt: str | PromptRequest | None = None, /, **fields: Unpack[RequestFields]
+    ) -> Job:
         """Put one prompt into the queue; `fields` are those of `PromptRequest`.
 
         Raises:
@@ -224,7 +230,9 @@ class AsyncClient:
                 f"try again after {retry_after_s:g} s",
                 retry_after_s=retry_after_s,
             )
-        return Job(self, reply.job_id, ticket=job.job_id, deduplicated=reply.deduplicated, reused=reply.reused)
+        return Job(
+            self, reply.job_id, ticket=job.job_id, deduplicated=reply.deduplicated, reused=reply.reused
+        )
 
     async def _route(self, model: str) -> tuple[str, bool]:
         """Revision of a route and whether it uses metadata, from the worker processes or our own settings."""
@@ -251,7 +259,12 @@ class AsyncClient:
         return Job(self, job_id)
 
     async def run(
-        self, prompt: str | PromptRequest | None = None, /, *, timeout_s: float | None = None, **fields: Unpack[RequestFields]
+        self,
+        prompt: str | PromptRequest | None = None,
+        /,
+        *,
+        timeout_s: float | None = None,
+        **fields: Unpack[RequestFields],
     ) -> JobResult:
         """Enqueue one prompt and wait for its result: `enqueue` and `Job.result` in one.
 

@@ -118,7 +118,9 @@ class Job:
             JobNotFound: no job has this id, or its record has expired.
         """
         if self._ticket is None and not force:
-            raise NoTicket(f"this handle of job {self.id} holds no ticket; cancel(force=True) ends it for everybody")
+            raise NoTicket(
+                f"this handle of job {self.id} holds no ticket; cancel(force=True) ends it for everybody"
+            )
         with self._client.translated():
             reply = await self._client.queue.cancel(self.id, None if force else self._ticket)
         if reply == "not_found":
@@ -126,4 +128,6 @@ class Job:
         return reply == "cancelled"
 
     def _not_found(self) -> JobNotFound:
-        return JobNotFound(f"no job {self.id} in queue {self._client.queue.name!r}: unknown, or its record has expired")
+        return JobNotFound(
+            f"no job {self.id} in queue {self._client.queue.name!r}: unknown, or its record has expired"
+        )

@@ -44,7 +44,9 @@ def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool) -> Ne
     fields = request.model_dump(include=set(_PAYLOAD), exclude_defaults=True)
     payload = _json(fields)
     if len(payload) > MAX_REQUEST_BYTES:
-        raise InvalidRequest(f"the request has {len(payload):,} bytes as JSON; at most {MAX_REQUEST_BYTES:,} are taken")
+        raise InvalidRequest(
+            f"the request has {len(payload):,} bytes as JSON; at most {MAX_REQUEST_BYTES:,} are taken"
+        )
     key_hash = content = None
     if request.dedup_key is not None:
         content = content_hash(request.model, fields, uses_metadata=uses_metadata)

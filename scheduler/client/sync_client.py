@@ -24,7 +24,9 @@ class _LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="prompt-scheduler-client", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="prompt-scheduler-client", daemon=True
+        )
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -41,6 +43,11 @@ class _LoopThread:
             return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self._loop.run_until_complete(asyncio.wait(left))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
@@ -144,21 +151,30 @@ class Client:
         finally:
             thread.stop()
 
-    def enqueue(self, prompt: str | PromptRequest | None = None, /, **fields: Unpack[RequestFields]) -> SyncJob:
+    def enqueue(
+        self, prompt: str | PromptRequest | None = None, /, **fields: Unpack[RequestFields]
+    ) -> SyncJob:
         """See `AsyncClient.enqueue`."""
         return SyncJob(self._running.run(self._client.enqueue(prompt, **fields)), self._running)
 
     def enqueue_many(self, requests: Sequence[PromptRequest]) -> list[SyncJob | SchedulerError]:
         """See `AsyncClient.enqueue_many`."""
         outcomes = self._running.run(self._client.enqueue_many(requests))
-        return [SyncJob(outcome, self._running) if isinstance(outcome, Job) else outcome for outcome in outcomes]
+        return [
+            SyncJob(outcome, self._running) if isinstance(outcome, Job) else outcome for outcome in outcomes
+        ]
 
     def job(self, job_id: str) -> SyncJob:
         """See `AsyncClient.job`."""
         return SyncJob(self._client.job(job_id), self._running)
 
     def run(
-        self, prompt: str | PromptRequest | None = None, /, *, timeout_s: float | None = None, **fields: Unpack[RequestFields]
+        self,
+        prompt: str | PromptRequest | None = None,
+        /,
+        *,
+        timeout_s: float | None = None,
+        **fields: Unpack[RequestFields],
     ) -> JobResult:
         """See `AsyncClient.run`."""
         return self._running.run(self._client.run(prompt, timeout_s=timeout_s, **fields))

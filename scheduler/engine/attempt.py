@@ -60,7 +60,9 @@ class Attempt:
         self.expires_at = expires_at
         if expires_at is not None:
             loop = asyncio.get_running_loop()
-            self.timer = loop.call_later(max(0.0, expires_at - time.monotonic()), self.end_early, Stop.EXPIRED)
+            self.timer = loop.call_later(
+                max(0.0, expires_at - time.monotonic()), self.end_early, Stop.EXPIRED
+            )
 
 
 async def run_attempt(attempt: Attempt, policy: RetryPolicy, max_attempts: int) -> None:
@@ -75,15 +77,14 @@ async def run_attempt(attempt: Attempt, policy: RetryPolicy, max_attempts: int) 
     except DeadlinePassed:
         writer.expired()
     except (WorkerError, SchedulerError) as error:
-        _failed(attempt, error, error.code, str(error), policy, max_attempts)
+        _failed(attempt, error, policy, code=error.code, message=str(error), max_attempts=max_attempts)
     except Exception as error:
         # A stage of a user's own, most likely. Its words may hold what the prompt held, so they stay in the log.
         logger.exception("job %s: an unexpected error in the stages of route %s", job.id, job.lane)
         message = f"{type(error).__name__} in a stage; see the worker's log"
-        _failed(attempt, error, "internal_error", message, policy, max_attempts)
+        _failed(attempt, error, policy, code="internal_error", message=message, max_attempts=max_attempts)
     else:
-        total_ms = (time.monotonic() - attempt.claimed_at) * 1000
-        writer.done(build_result(context, queue_ms=job.waited_ms, total_ms=total_ms, claimed_at=attempt.claimed_at))
+        writer.done(build_result(context, queue_ms=job.waited_ms, claimed_at=attempt.claimed_at))
     finally:
         attempt.set_deadline(None)
 
@@ -118,19 +119,21 @@ def _decode(job: ClaimedJob) -> Mapping[str, Any]:
         request = None
     if isinstance(request, dict):
         prompt, messages = request.get("prompt"), request.get("messages")
-        if isinstance(prompt, str) != isinstance(messages, list) and isinstance(request.get("params", {}), dict):
+        if isinstance(prompt, str) != isinstance(messages, list) and isinstance(
+            request.get("params", {}), dict
+        ):
             return request
-    raise BadRecord("the stored request is not one that a client wrote; enqueue it again")
+    raise BadRecordError("the stored request is not one that a client wrote; enqueue it again")
 
 
-class BadRecord(SchedulerError):
+class BadRecordError(SchedulerError):
     """What Redis holds as a job's request cannot be read."""
 
     code = "bad_record"
 
 
 def _failed(
-    attempt: Attempt, error: Exception, code: str, message: str, policy: RetryPolicy, max_attempts: int
+    attempt: Attempt, error: Exception, policy: RetryPolicy, *, code: str, message: str, max_attempts: int
 ) -> None:
     if isinstance(error, SchedulerError) and not error.retryable:
         attempt.writer.failed(code, message)

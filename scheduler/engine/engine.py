@@ -57,7 +57,7 @@ class Engine:
         self._running = 0
         self._patience = Patience()
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
-        self._writer = EventWriter(self.queue, on_refused=self._refused, on_ended=self._ended)
+        self._writer = EventWriter(self.queue, on_refused=self._refused, on_ended=self._ended, result_ttl_ms=round(settings.result_ttl_s * 1000))
         self._subscriptions = Subscriptions(redis)
         self._room = asyncio.Event()
         self._draining = asyncio.Event()
@@ -306,7 +306,7 @@ class Engine:
         """Hear at once of cancelled jobs; leases and refused writes tell as well, later."""
         async with self._subscriptions.follow(self.queue.control_channel) as feed:
             while True:
-                message = await feed.next_message()
+                message = await feed.next()
                 if message is None:
                     continue
                 with suppress(ValueError, KeyError, TypeError):

@@ -38,7 +38,9 @@ class Patience:
     def _went(self, error: Exception) -> None:
         if not self._away:
             self._away = True
-            logger.warning("Redis is away (%s); what runs goes on, and so will the rest", type(error).__name__)
+            logger.warning(
+                "Redis is away (%s); what runs goes on, and so will the rest", type(error).__name__
+            )
 
     def _came(self) -> None:
         if self._away:

@@ -47,4 +47,4 @@ class RetryPolicy:
                 return Retry(error.retry_after_s, counts=False)
         if failures + 1 >= max_attempts:
             return GiveUp()
-        return Retry(self.chance() * min(self.cap_s, self.base_s * 2.0**min(failures, 60)))
+        return Retry(self.chance() * min(self.cap_s, self.base_s * 2.0 ** min(failures, 60)))

@@ -11,7 +11,7 @@ import re
 _KEYS: dict[str, str] = {
     "conf": "conf",  # HASH   settings of the queue: max_waiting, when_full, aging_ms, …
     "routes": "routes",  # HASH   route -> JSON, published by worker processes
-    "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), level bitmaps (b:<lane>), totals (t:<what>)
+    "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>)
     "lanes": "lanes",  # SET    every lane that ever held a job
     "paused": "paused",  # SET    lanes that are not claimed from
     "delayed": "delayed",  # ZSET   job -> due, ms
@@ -24,6 +24,7 @@ _KEYS: dict[str, str] = {
     "leader": "leader",  # STRING the worker process that does the maintenance
     "samples": "samples",  # LIST   "<ms> <ended so far>", newest first
     "space": "space",  # LIST   a token when there is room again
+    "packed": "packed",  # STREAM while one is being copied
     "record": "j:",  # HASH   a job
     "payload": "p:",  # STRING its request, JSON
     "result": "r:",  # STRING its result, JSON

@@ -73,7 +73,7 @@ class PromptQueue:
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.delete(self.keys.fixed("conf"))
             pipe.hset(self.keys.fixed("conf"), mapping=dict(conf))
-            pipe.hset(self.keys.fixed("routes"), mapping={name: body for name, body in routes.items()})
+            pipe.hset(self.keys.fixed("routes"), mapping=dict(routes))
             await pipe.execute()
 
     async def routes(self) -> dict[str, dict[str, Any]]:
@@ -103,7 +103,7 @@ class PromptQueue:
 
     async def wait_for_space(self, timeout_s: float) -> None:
         """Return when a full queue may have room again, or after `timeout_s`."""
-        await self.redis.blpop([self.keys.fixed("space")], timeout=timeout_s)  # type: ignore[misc]
+        await self.redis.blpop([self.keys.fixed("space")], timeout=timeout_s)  # type: ignore[misc, arg-type]
 
     async def claim(
         self, claim_id: str, worker: str, lanes: Mapping[str, int], *, limit: int, lease_ms: int
@@ -117,11 +117,12 @@ class PromptQueue:
 
     async def wait_for_work(self, lanes: Sequence[str], timeout_s: float) -> None:
         """Return when one of the lanes may have work, or after `timeout_s`."""
-        await self.redis.blpop([self.keys.of("wake", lane) for lane in lanes], timeout=timeout_s)  # type: ignore[misc]
+        keys = [self.keys.of("wake", lane) for lane in lanes]
+        await self.redis.blpop(keys, timeout=timeout_s)  # type: ignore[misc, arg-type]
 
     async def renew(
         self, worker: str, held: Sequence[tuple[str, int]], *, lease_ms: int, about: bytes
-    ) -> list[int | None | Literal["lost"]]:
+    ) -> list[int | Literal["lost"] | None]:
         """Renew the leases of all jobs that a worker process holds, and say that it lives.
 
         Returns, for each `(job_id, token)`: ms to its deadline, None without one, or "lost".
@@ -140,23 +141,26 @@ class PromptQueue:
         endings: Sequence[Ending] = (),
     ) -> WriteOutcome:
         """Publish events, give jobs back and end jobs, in that order, in one round trip."""
-        steps = (
-            (self._publish, publications),
-            (self._retry, returns),
-            (self._finish, endings),
-        )
-        steps_in_use = [(call, writes) for call, writes in steps if writes]
-        if not steps_in_use:
+        calls: list[Call] = []
+        writes: list[Sequence[Publication | Return | Ending]] = []
+        if publications:
+            calls.append(self._publish(publications))
+            writes.append(publications)
+        if returns:
+            calls.append(self._retry(returns))
+            writes.append(returns)
+        if endings:
+            calls.append(self._finish(endings))
+            writes.append(endings)
+        if not calls:
             return WriteOutcome()
-        replies = await self._scripts.run_all([call(writes) for call, writes in steps_in_use])  # type: ignore[operator]
-        return WriteOutcome(
-            frozenset(
-                (write.job_id, write.token)
-                for (_, writes), statuses in zip(steps_in_use, replies, strict=True)
-                for write, status in zip(writes, statuses, strict=True)
-                if not status
-            )
+        refused = (
+            (write.job_id, write.token)
+            for batch, statuses in zip(writes, await self._scripts.run_all(calls), strict=True)
+            for write, status in zip(batch, statuses, strict=True)
+            if not status
         )
+        return WriteOutcome(frozenset(refused))
 
     @staticmethod
     def _publish(publications: Sequence[Publication]) -> Call:
@@ -191,12 +195,12 @@ class PromptQueue:
         return "finish", args
 
     async def cancel(self, job_id: str, ticket: str | None = None) -> CancelReply:
-        """Give a ticket back, and end the job if it was the last; without a ticket end it whoever holds some."""
+        """Give a ticket back, and end the job if it was the last; without one end it whoever holds some."""
         reply: bytes = await self._scripts.run("cancel", job_id, ticket or "")
         return reply.decode()  # type: ignore[return-value]
 
     async def set_priority(self, job_id: str, priority: int) -> JobState | None:
-        """Change the priority of a job that has not ended. Returns its state, None if there is no such job."""
+        """Change the priority of a job that has not ended. Returns its state, None if there is no job."""
         return _state(await self._scripts.run("reprioritize", job_id, priority))
 
     async def pause(self, lane: str) -> bool:

@@ -67,8 +67,8 @@ EnqueueOutcome = Enqueued | Conflict | Full
 class ClaimedJob:
     """One attempt of one job, leased to this process. `token` fences every write about it.
 
-    `remaining_ms` is the time to the deadline at the moment of the claim, None without one; `waited_ms` the time
-    since the job became ready to run.
+    `remaining_ms` is the time to the deadline at the moment of the claim, None without one; `waited_ms` the
+    time since the job became ready to run.
     """
 
     id: str

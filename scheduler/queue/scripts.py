@@ -77,10 +77,10 @@ class Scripts:
         """Run one script; load it first if the server does not have it."""
         command = ("EVALSHA", self._shas[name], 1, self._prefix, *args)
         try:
-            return await self._redis.execute_command(*command)
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except NoScriptError:
             await self.load()
-            return await self._redis.execute_command(*command)
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def run_all(self, calls: Sequence[Call]) -> list[Any]:
         """Run several scripts in order, in one round trip.

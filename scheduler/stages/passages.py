@@ -200,6 +200,6 @@ def _cut(paragraph: str, words: int) -> Iterator[tuple[str, int]]:
     begins = [match.start() for match in WORD.finditer(paragraph)]
     borders = [0, *begins[words::words], len(paragraph)]
     for number, (begin, end) in enumerate(pairwise(borders)):
-        piece = paragraph[begin:end].strip("\n" if number == 0 else None)
-        if piece.strip():
+        piece = paragraph[begin:end].rstrip()
+        if piece:
             yield piece, min(words, len(begins) - number * words)

@@ -63,8 +63,8 @@ class StageGate:
         return len(self._waiters)
 
     def try_enter(self) -> bool:
-        """Go in if there is room and nobody waits. Who has gone in must `leave`."""
-        if self.running >= self.limit or self._waiters:
+        """Go in if there is room; there is none while somebody waits. Who has gone in must `leave`."""
+        if self.running >= self.limit:
             return False
         self.running += 1
         return True
@@ -119,7 +119,7 @@ class Pipeline:
     """The stages of a route, in order, with their gates. Shared by all jobs of the route.
 
     A stage may have, beside `run`: `open(context)`, called right before inference, to add filters; `start()`
-    and `stop()`, coroutines; `is_noop`, true when it does nothing to a context that no other stage has touched.
+    and `stop()`, coroutines; `is_noop`, true when it leaves alone what no stage before it has touched.
 
     Raises:
         ConfigError: two stages have the same name.

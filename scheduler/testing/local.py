@@ -44,5 +44,7 @@ def _fake_redis() -> Any:
     try:
         from fakeredis import FakeAsyncRedis  # noqa: PLC0415  an extra
     except ImportError:
-        raise ConfigError("scheduler.testing needs fakeredis: pip install 'prompt-scheduler[testing]'") from None
+        raise ConfigError(
+            "scheduler.testing needs fakeredis: pip install 'prompt-scheduler[testing]'"
+        ) from None
     return FakeAsyncRedis()

@@ -12,7 +12,7 @@
 
 local id, ticket = ARGV[1], ARGV[2]
 local rec = read(id, 's', 'r', unpack(ENDING))
-if not rec or not rec.l then return 'not_found' end
+if not sound(rec) then return 'not_found' end
 if ENDED[rec.s] then return rec.s == 'cancelled' and rec.r == 'cancelled' and 'cancelled' or 'ended' end
 if ticket ~= '' then
   redis.call('SREM', tickets_key(id), ticket)

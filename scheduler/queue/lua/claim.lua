@@ -12,10 +12,12 @@
 -- @include "lib/wake"
 -- @include "lib/event"
 -- @include "lib/ending"
+-- @include "lib/garbage"
 
 local REMEMBER_CLAIM_MS = 120000
 local STARVED_EVERY = 20
 local CHUNK = 32
+local MAX_HINDERED = 256
 
 local claim_id, worker = ARGV[1], ARGV[2]
 local lease_ms, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -119,15 +121,38 @@ local function starved()
   return chosen
 end
 
-local picked = {}
-for i = 1, limit do
-  local cursor = (claims + i) % STARVED_EVERY == 0 and starved() or best()
+-- A name that a reply can carry and a claim can remember.
+local function plain(name) return not string.find(name, '[^\33-\126]') end
+
+-- Whether a job can run: nil, or what it has to become. Reads only.
+local function hindrance(job)
+  local rec = job.rec
+  if not (sound(rec) and rec.q and rec.s == 'waiting' and rec.l == job.lane and tonumber(rec.p) == job.p
+      and plain(job.id) and plain(rec.t or '')) then
+    return 'garbage'
+  end
+  if rec.x and tonumber(rec.x) <= now_ms then return 'expired' end
+  local payload = redis.pcall('GET', payload_key(job.id))
+  if type(payload) ~= 'string' then return 'payload_lost' end
+  job.payload = payload
+end
+
+-- Look at every record before the first write; what cannot run makes place for the next.
+local runnable, hindered = {}, {}
+while #runnable < limit and #hindered < MAX_HINDERED do
+  local cursor = (claims + #runnable + 1) % STARVED_EVERY == 0 and starved() or best()
   if not cursor then break end
-  local id = cursor.ids[cursor.at]
+  local job = { id = cursor.ids[cursor.at], lane = cursor.lane, p = cursor.p }
   cursor.at, cursor.taken = cursor.at + 2, cursor.taken + 1
-  cursor.picked[#cursor.picked + 1] = id
-  quotas[cursor.lane] = quotas[cursor.lane] - 1
-  picked[i] = { id = id, lane = cursor.lane, p = cursor.p }
+  cursor.picked[#cursor.picked + 1] = job.id
+  job.rec = read(job.id, unpack(FIELDS))
+  job.hindrance = hindrance(job)
+  if job.hindrance then
+    hindered[#hindered + 1] = job
+  else
+    runnable[#runnable + 1] = job
+    quotas[cursor.lane] = quotas[cursor.lane] - 1
+  end
 end
 
 -- Whether work is left is known before the levels change under the cursors.
@@ -138,33 +163,21 @@ for _, cursor in ipairs(cursors) do
   end
 end
 
-local function set_aside(job, why)
-  leave_level(job.lane, job.p, job.id)
-  count_waiting(job.lane, -1)
-  redis.call('HSET', garbage_key, job.id, why)
-  add('t:garbage', 1)
+for _, cursor in ipairs(cursors) do
+  if #cursor.picked > 0 then leave_level(cursor.lane, cursor.p, unpack(cursor.picked)) end
 end
-
--- Look at every record before the first write: what cannot run must not stop the others.
-local runnable, last_token = {}, 0
-for _, job in ipairs(picked) do
-  local rec = read(job.id, unpack(FIELDS))
-  if not (rec and rec.s == 'waiting' and rec.l and tonumber(rec.q) and tonumber(rec.p)
-      and tonumber(rec.n or 0) and (not rec.x or tonumber(rec.x))) then
-    set_aside(job, 'the record is missing or not as the queue writes it')
+for _, job in ipairs(hindered) do
+  if job.hindrance == 'garbage' then
+    count_waiting(job.lane, -1)
+    set_aside(job.id, job.rec, 'waiting')
+  elseif job.hindrance == 'expired' then
+    end_job(job.id, job.rec, 'expired', 'deadline')
   else
-    local payload = redis.pcall('GET', payload_key(job.id))
-    if type(payload) ~= 'string' then
-      end_job(job.id, rec, 'failed', 'payload_lost', error_json('payload_lost', 'the stored request has gone'))
-    elseif rec.x and tonumber(rec.x) <= now_ms then
-      end_job(job.id, rec, 'expired', 'deadline')
-    else
-      runnable[#runnable + 1] = { id = job.id, rec = rec, payload = payload }
-    end
+    end_job(job.id, job.rec, 'failed', 'payload_lost', error_json('payload_lost', 'the stored request has gone'))
   end
 end
 
-local reply, remembered, leases = { more }, { claim_id }, {}
+local reply, remembered, leases, last_token = { more }, { claim_id }, {}, 0
 if #runnable > 0 then
   last_token = redis.call('HINCRBY', meta_key, 'token', #runnable)
   redis.call('HINCRBY', meta_key, 'claims', #runnable)
@@ -180,9 +193,6 @@ for i, job in ipairs(runnable) do
   count_waiting(rec.l, -1)
   remembered[#remembered + 1] = job.id .. ' ' .. text(token)
   reply[#reply + 1] = entry(job.id, rec, token, job.payload)
-end
-for _, cursor in ipairs(cursors) do
-  if #cursor.picked > 0 then leave_level(cursor.lane, cursor.p, unpack(cursor.picked)) end
 end
 if #leases > 0 then
   redis.call('ZADD', leases_key, unpack(leases))

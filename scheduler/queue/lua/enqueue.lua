@@ -25,7 +25,7 @@ local conf = redis.call('HMGET', conf_key, 'max_waiting', 'when_full')
 local max_waiting = tonumber(conf[1] or 100000)
 local when_full = conf[2] or 'reject'
 local total = tonumber(redis.call('HGET', meta_key, 'n') or 0)
-local lane_totals, lane_bounds, to_wake = {}, {}, {}
+local lane_totals, lane_bounds, to_wake, refused = {}, {}, {}, 0
 
 local function known_lane(lane)
   if lane_totals[lane] then return end
@@ -45,21 +45,26 @@ local function retry_after_ms(bound)
   return math.floor(math.min(30000, math.max(100, bound / 100 / rate * 1000)))
 end
 
+-- The newest job of a level that never ran, and its rank.
+local function newest_unrun(lane, p)
+  local ids = redis.call('ZREVRANGE', level_key(lane, p), 0, SHED_LOOKS - 1, 'WITHSCORES')
+  for i = 1, #ids, 2 do
+    local rec = read(ids[i], unpack(ENDING))
+    if sound(rec) and rec.s == 'waiting' and rec.l == lane and tonumber(rec.p) == p and not rec.n then
+      return { id = ids[i], rec = rec, rank = tonumber(ids[i + 1]) }
+    end
+  end
+end
+
 -- The least urgent, newest job that never ran, if the newcomer outranks it.
 local function victim(priority, lanes)
+  local levels = {}
+  for _, lane in ipairs(lanes) do levels[lane] = level_bits(lane) end
   for p = 0, priority - 1 do
-    local newest, newest_rank
+    local newest
     for _, lane in ipairs(lanes) do
-      local ids = redis.call('ZREVRANGE', level_key(lane, p), 0, SHED_LOOKS - 1, 'WITHSCORES')
-      for i = 1, #ids, 2 do
-        local rec = read(ids[i], 's', 'n')
-        if rec and rec.s == 'waiting' and not rec.n then
-          if not newest or tonumber(ids[i + 1]) > newest_rank then
-            newest, newest_rank = ids[i], tonumber(ids[i + 1])
-          end
-          break
-        end
-      end
+      local one = has_level(levels[lane], p) and newest_unrun(lane, p)
+      if one and (not newest or one.rank > newest.rank) then newest = one end
     end
     if newest then return newest end
   end
@@ -69,18 +74,16 @@ local function make_room(job)
   local lane_full = lane_totals[job.lane] >= lane_bounds[job.lane]
   if total < max_waiting and not lane_full then return nil end
   if when_full == 'shed' then
-    local id = victim(job.priority, lane_full and { job.lane } or redis.call('SMEMBERS', lanes_key))
-    if id then
-      local rec = read(id, unpack(ENDING))
-      known_lane(rec.l)
-      end_job(id, rec, 'shed', 'queue_full')
-      counted(rec.l, -1)
-      return make_room(job)
+    -- One goes for one that comes: returned jobs may have gone past the bound, and are not made to pay for it.
+    local one = victim(job.priority, lane_full and { job.lane } or redis.call('SMEMBERS', lanes_key))
+    if one then
+      known_lane(one.rec.l)
+      end_job(one.id, one.rec, 'shed', 'queue_full')
+      counted(one.rec.l, -1)
+      return nil
     end
-  elseif when_full == 'block' then
-    redis.call('HSET', meta_key, 'blocked', 1)
   end
-  add('t:refused', 1)
+  refused = refused + 1
   if lane_full then
     local bound = lane_bounds[job.lane]
     return { 'full', lane_totals[job.lane], bound, job.lane, retry_after_ms(bound), when_full }
@@ -113,14 +116,15 @@ end
 local function hasten(id, rec, delay_ms)
   -- A retry's back-off is not the caller's to shorten.
   if rec.s ~= 'delayed' or rec.n then return end
-  local due = now_ms + tonumber(delay_ms ~= '' and delay_ms or 0)
+  delay_ms = tonumber(delay_ms ~= '' and delay_ms or 0)
+  local due = now_ms + delay_ms
   if due >= tonumber(rec.u) then return end
   if due > now_ms then
     redis.call('ZADD', delayed_key, text(due), id)
-    redis.call('HSET', record_key(id), 'u', text(due), 'q', text(due * 1000))
+    redis.call('HSET', record_key(id), 'u', text(due), 'q', text(unique_us() + delay_ms * 1000))
   else
     redis.call('ZREM', delayed_key, id)
-    rec.q = unique_us(1)
+    rec.q = unique_us()
     redis.call('HSET', record_key(id), 'q', text(rec.q))
     redis.call('HDEL', record_key(id), 'u')
     enter_level(rec.l, rec.p, id, rec.q)
@@ -144,10 +148,10 @@ end
 
 -- Settle what a dedup key says. Returns a reply; or nil, whether the newcomer takes another's place, and its rank.
 local function settle(job)
-  local owner = redis.call('GET', dedup_key(job.tenant, job.hash))
-  if not owner then return nil end
+  local owner = redis.pcall('GET', dedup_key(job.tenant, job.hash))
+  if type(owner) ~= 'string' then return nil end
   local rec = read(owner, 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g')
-  if not rec or not rec.l then return nil end
+  if not sound(rec) then return nil end
   local live = not ENDED[rec.s]
   if job.mode == 'replace' then
     if not live or rec.s == 'running' then return nil end
@@ -168,9 +172,9 @@ end
 
 local function create(job, rank)
   local delay_ms = tonumber(job.delay_ms ~= '' and job.delay_ms or 0)
-  local delayed = delay_ms > 0 and not rank
-  if delayed then rank = (now_ms + delay_ms) * 1000 end
-  rank = rank or unique_us(1)
+  local delayed = delay_ms > 0
+  -- A delayed job ages from when it is due.
+  if delayed or not rank then rank = unique_us() + delay_ms * 1000 end
   local fields = { 's', delayed and 'delayed' or 'waiting', 'p', job.priority, 'l', job.lane, 'q', text(rank) }
   local function set(name, value)
     fields[#fields + 1] = name
@@ -209,14 +213,22 @@ local function create(job, rank)
   return { 'new', job.id }
 end
 
--- Somebody may be waiting for room: pass the token on, or ask for the next one.
+-- Who is refused waits for a token of its own; who got in passes the token on while there is room.
 local function pass_space_on()
   if when_full ~= 'block' then return end
+  if refused > 0 then redis.call('HSET', meta_key, 'blocked', 1) end
   if total >= max_waiting then
-    redis.call('HSET', meta_key, 'blocked', 1)
-  elseif redis.call('LLEN', space_key) == 0 then
+    redis.call('DEL', space_key)
+  elseif refused == 0 and redis.call('LLEN', space_key) == 0 then
     redis.call('RPUSH', space_key, '1')
   end
+end
+
+-- Where this very call has been made before and joined a job.
+local function joined_before(job)
+  local id = redis.call('GET', alias_key(job.id))
+  local rec = id and read(id, 's')
+  return rec and { rec.s == 'done' and 'reused' or 'joined', id }
 end
 
 local function enqueue(at)
@@ -227,14 +239,11 @@ local function enqueue(at)
     result_ttl_ms = ARGV[at + 11],
   }
   if redis.call('EXISTS', record_key(job.id)) == 1 then return { 'exists', job.id } end
-  local joined = redis.call('GET', alias_key(job.id))
-  if joined then
-    local rec = read(joined, 's')
-    if rec then return { ENDED[rec.s] and 'reused' or 'joined', joined } end
-  end
   known_lane(job.lane)
   local reply, replaces, rank
   if job.hash ~= '' then
+    reply = joined_before(job)
+    if reply then return reply end
     reply, replaces, rank = settle(job)
     if reply then return reply end
   end
@@ -246,6 +255,8 @@ end
 
 local replies = {}
 for i = 1, n_jobs do replies[i] = enqueue(2 + (i - 1) * 12) end
+if refused > 0 then add('t:refused', refused) end
+save_us()
 save_counts()
 for lane in pairs(to_wake) do wake(lane) end
 pass_space_on()

@@ -6,7 +6,7 @@
 -- @include "lib/record"
 
 local rec = read(ARGV[1], 's', 'p', 'l', 'q')
-if not rec or not rec.l then return -2 end
+if not sound(rec) or not rec.q then return -2 end
 if rec.s ~= 'waiting' then return -1 end
 local p, rank = tonumber(rec.p), tonumber(rec.q)
 local aging_us = tonumber(redis.call('HGET', conf_key, 'aging_ms') or 30000) * 1000
@@ -17,8 +17,9 @@ for level = 0, 9 do
   if level > p and (level >= 8 or strict) then
     before = before + redis.call('ZCARD', key)
   elseif level ~= p and not strict then
-    local latest = rank + (level - p) * aging_us
-    before = before + redis.call('ZCOUNT', key, '-inf', '(' .. string.format('%.0f', latest))
+    -- Where both have aged alike the higher level is first.
+    local latest = string.format('%.0f', rank + (level - p) * aging_us)
+    before = before + redis.call('ZCOUNT', key, '-inf', level > p and latest or '(' .. latest)
   end
 end
 return before

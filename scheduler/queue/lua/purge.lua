@@ -9,6 +9,7 @@
 -- @include "lib/count"
 -- @include "lib/event"
 -- @include "lib/ending"
+-- @include "lib/garbage"
 
 local lane, only, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local purged = 0
@@ -16,11 +17,12 @@ for p = 0, 9 do
   if (only == '' or tonumber(only) == p) and purged < limit then
     for _, id in ipairs(redis.call('ZREVRANGE', level_key(lane, p), 0, limit - purged - 1)) do
       local rec = read(id, unpack(ENDING))
-      if rec and rec.s == 'waiting' and rec.l == lane then
+      if sound(rec) and rec.s == 'waiting' and rec.l == lane and tonumber(rec.p) == p then
         end_job(id, rec, 'cancelled', 'purged')
       else
         leave_level(lane, p, id)
         count_waiting(lane, -1)
+        set_aside(id, rec, 'waiting')
       end
       purged = purged + 1
     end

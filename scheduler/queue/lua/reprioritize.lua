@@ -11,7 +11,7 @@
 
 local id, priority = ARGV[1], tonumber(ARGV[2])
 local rec = read(id, 's', 'p', 'l', 'q', 'y')
-if not rec or not rec.l then return 'not_found' end
+if not sound(rec) then return 'not_found' end
 if ENDED[rec.s] or tonumber(rec.p) == priority then return rec.s end
 if rec.s == 'waiting' then
   leave_level(rec.l, rec.p, id)

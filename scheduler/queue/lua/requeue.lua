@@ -13,8 +13,8 @@
 -- @include "lib/ready"
 
 local id = ARGV[1]
-local rec = read(id, 's', 'p', 'l', 't', 'd', 'r', 'n', 'y')
-if not rec or not rec.l then return 'not_found' end
+local rec = read(id, 's', 'p', 'l', 't', 'd', 'r', 'n', 'k', 'y')
+if not sound(rec) then return 'not_found' end
 if not ENDED[rec.s] or rec.s == 'done' then return rec.s end
 if redis.call('EXISTS', payload_key(id)) == 0 then return 'payload_lost' end
 redis.call('ZREM', dead_key, id)
@@ -24,8 +24,9 @@ redis.call('PERSIST', payload_key(id))
 redis.call('DEL', stream_key(id), result_key(id), tickets_key(id))
 redis.call('HDEL', record_key(id), 'f', 'o', 'e', 'r', 'i', 'z', 'x', 'u', 'j', 'w', 'c')
 remember(id, rec.y, 'requeued', nil, rec.n, rec.s .. ': ' .. (rec.r or ''))
-rec.x, rec.q = nil, unique_us(1)
+rec.x, rec.q = nil, unique_us()
 redis.call('HSET', record_key(id), 'q', text(rec.q), 'b', text(now_ms), 'k', text(next_token()))
+save_us()
 if rec.d then redis.call('SET', dedup_key(rec.t or 'default', rec.d), id, 'NX') end
 make_ready(id, rec)
 count_waiting(rec.l, 1)

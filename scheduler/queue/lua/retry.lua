@@ -20,7 +20,7 @@ local function give_back(at)
   local rec = read(id, 's', 'k', 'l', 'p', 'q', 'x', 'f', 'n', 'w', 'y')
   if not rec or rec.k ~= token then return 0 end
   if rec.s == 'waiting' or rec.s == 'delayed' then return 1 end
-  if rec.s ~= 'running' then return 0 end
+  if rec.s ~= 'running' or not sound(rec) or not rec.q then return 0 end
   emit(id, token, seq, ARGV[at + 3])
   redis.call('ZREM', leases_key, id)
   if counts then redis.call('HINCRBY', record_key(id), 'f', 1) end

@@ -12,9 +12,11 @@
 -- @include "lib/wake"
 -- @include "lib/event"
 -- @include "lib/ending"
+-- @include "lib/garbage"
 -- @include "lib/ready"
 
 local IDLE_MS = 250
+local FORGET_AT_ONCE = 5000
 local SAMPLES = 7
 
 local worker, lock_ms = ARGV[1], tonumber(ARGV[2])
@@ -37,26 +39,17 @@ redis.call('HSET', meta_key, 'tick', text(now_ms))
 
 local function due(key) return redis.call('ZRANGEBYSCORE', key, '-inf', text(now_ms), 'LIMIT', 0, chunk) end
 
-local function set_aside(key, id)
-  redis.call('ZREM', key, id)
-  redis.call('HSET', garbage_key, id, 'the record is missing or not as the queue writes it')
-  add('t:garbage', 1)
-end
-
-local to_wake = {}
-
 local function promote()
   local ids = due(delayed_key)
   for _, id in ipairs(ids) do
-    local rec = read(id, 's', 'p', 'l', 'q', 'x')
-    if rec and rec.s == 'delayed' and rec.l and tonumber(rec.q) and tonumber(rec.p) then
-      redis.call('ZREM', delayed_key, id)
+    local rec = read(id, 's', 'q', unpack(ENDING))
+    redis.call('ZREM', delayed_key, id)
+    if sound(rec) and rec.q and rec.s == 'delayed' then
       redis.call('HDEL', record_key(id), 'u')
       make_ready(id, rec)
-      to_wake[rec.l] = true
     else
-      set_aside(delayed_key, id)
       if rec and rec.l then count_waiting(rec.l, -1) else add('n', -1) end
+      set_aside(id, rec, 'delayed')
     end
   end
   return #ids
@@ -65,7 +58,6 @@ end
 local LOST = 'the worker process that ran it did not renew its lease'
 
 local function give_back(id, rec)
-  redis.call('ZREM', leases_key, id)
   redis.call('HINCRBY', record_key(id), 'o', 1)
   local token = next_token()
   redis.call('HSET', record_key(id), 'k', text(token))
@@ -75,7 +67,6 @@ local function give_back(id, rec)
   remember(id, rec.y, 'lease_lost', rec.w, rec.n)
   make_ready(id, rec)
   count_waiting(rec.l, 1)
-  to_wake[rec.l] = true
   add('t:lost', 1)
 end
 
@@ -83,9 +74,10 @@ local function reap()
   if now_ms < reap_after then return 0 end
   local ids = due(leases_key)
   for _, id in ipairs(ids) do
-    local rec = read(id, 's', 'q', 'w', 'y', unpack(ENDING))
-    if not (rec and rec.s == 'running' and rec.l and tonumber(rec.q) and tonumber(rec.p)) then
-      set_aside(leases_key, id)
+    local rec = read(id, 's', 'q', 'o', 'w', 'y', unpack(ENDING))
+    redis.call('ZREM', leases_key, id)
+    if not (sound(rec) and rec.q and rec.s == 'running') then
+      set_aside(id, rec, 'running')
     elseif rec.x and tonumber(rec.x) <= now_ms then
       end_job(id, rec, 'expired', 'deadline')
     else
@@ -100,16 +92,20 @@ local function expire()
   for _, id in ipairs(ids) do
     local rec = read(id, unpack(ENDING))
     redis.call('ZREM', deadlines_key, id)
-    if rec and (rec.s == 'waiting' or rec.s == 'delayed') then end_job(id, rec, 'expired', 'deadline') end
+    if sound(rec) and (rec.s == 'waiting' or rec.s == 'delayed') then end_job(id, rec, 'expired', 'deadline') end
   end
   return #ids
+end
+
+local function drop_old(key)
+  local n = math.min(FORGET_AT_ONCE, redis.call('ZCOUNT', key, '-inf', text(now_ms)))
+  return n > 0 and redis.call('ZREMRANGEBYRANK', key, 0, n - 1) or 0
 end
 
 -- Records of ended jobs go by themselves; what lists them is kept short here.
 local function forget()
   local max_dead = tonumber(redis.call('HGET', conf_key, 'max_dead') or 10000)
-  local gone = redis.call('ZREMRANGEBYSCORE', finished_key, '-inf', text(now_ms))
-  gone = gone + redis.call('ZREMRANGEBYSCORE', dead_key, '-inf', text(now_ms))
+  local gone = drop_old(finished_key) + drop_old(dead_key)
   redis.call('ZREMRANGEBYSCORE', workers_key, '-inf', text(now_ms))
   local over = redis.call('ZCARD', dead_key) - max_dead
   if over > 0 then
@@ -132,6 +128,7 @@ local function mend()
       waiting = waiting + n
       if n > 0 then bits = bits + 2 ^ p end
     end
+    bitmaps[lane] = bits
     redis.call('HSET', meta_key, 'b:' .. lane, text(bits))
     if delayed == 0 then redis.call('HSET', meta_key, 'n:' .. lane, text(waiting)) end
     total = total + waiting
@@ -142,8 +139,7 @@ end
 local function rearm()
   local woken = 0
   for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
-    local bits = tonumber(redis.call('HGET', meta_key, 'b:' .. lane) or 0)
-    if (bits > 0 or to_wake[lane]) and wake(lane) then woken = woken + 1 end
+    if level_bits(lane) > 0 and wake(lane) then woken = woken + 1 end
   end
   return woken
 end
@@ -171,8 +167,9 @@ if now_ms - tonumber(meta[3] or 0) >= mend_ms then mend() end
 local rearmed = rearm()
 if now_ms - tonumber(meta[4] or 0) >= 10000 then sample() end
 
-local next_ms = IDLE_MS
+-- A leader that ticks less often than twice a lease would look like an outage.
+local next_ms = math.min(IDLE_MS, math.floor(lease_ms / 4))
 local soonest = redis.call('ZRANGE', delayed_key, 0, 0, 'WITHSCORES')
 if soonest[2] then next_ms = math.min(next_ms, math.max(0, tonumber(soonest[2]) - now_ms)) end
-if promoted == chunk or reaped == chunk or expired == chunk then next_ms = 0 end
+if promoted == chunk or reaped == chunk or expired == chunk or retained >= FORGET_AT_ONCE then next_ms = 0 end
 return { 1, next_ms, promoted, reaped, expired, rearmed, retained }

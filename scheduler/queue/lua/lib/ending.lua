@@ -4,7 +4,7 @@
 local function release_dedup(id, rec, state, window_ms)
   if not rec.d then return end
   local key = dedup_key(rec.t or 'default', rec.d)
-  if redis.call('GET', key) ~= id then return end
+  if redis.pcall('GET', key) ~= id then return end
   if rec.m == 'window' and state == 'done' then
     redis.call('PEXPIRE', key, window_ms)
   else
@@ -15,9 +15,7 @@ end
 -- Keep what belongs to an ended job for keep_ms; its stream is copied once, which packs it tightly.
 local function retain(id, state, keep_ms)
   local stream = stream_key(id)
-  if redis.call('COPY', stream, stream .. ':copy', 'REPLACE') == 1 then
-    redis.call('RENAME', stream .. ':copy', stream)
-  end
+  if redis.call('COPY', stream, packed_key, 'REPLACE') == 1 then redis.call('RENAME', packed_key, stream) end
   redis.call('PEXPIRE', stream, keep_ms)
   redis.call('PEXPIRE', record_key(id), keep_ms)
   redis.call('PEXPIRE', tickets_key(id), keep_ms)
@@ -46,18 +44,22 @@ end
 -- Fields that end_job wants to find in rec.
 local ENDING = { 's', 'p', 'l', 't', 'x', 'n', 'd', 'm', 'k', 'g' }
 
--- End a live job from inside a script. A fresh token shuts out whoever runs it.
-local function end_job(id, rec, state, reason, error)
-  detach(id, rec)
+-- Write the end of a job that stands nowhere any more. A fresh token shuts out whoever runs it.
+local function close(id, rec, state, reason, error)
   local token = next_token()
   local rest = error and ',"error":' .. error or ',"reason":' .. cjson.encode(reason)
   emit(id, text(token), 1, event_json(id, token, 1, state, rec.n, rest))
   redis.call('HSET', record_key(id), 's', state, 'e', text(now_ms), 'r', reason, 'k', text(token), 'z', 1)
   if error then redis.call('HSET', record_key(id), 'i', error) end
   local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms')
-  local keep_ms = tonumber(rec.g or conf[1] or 3600000)
-  if state == 'failed' then keep_ms = tonumber(conf[2] or 604800000) end
+  local keep_ms = tonumber(state == 'failed' and (conf[2] or 604800000) or rec.g or conf[1] or 3600000)
   retain(id, state, keep_ms)
   release_dedup(id, rec, state, tonumber(conf[3] or 3600000))
   add('t:' .. state, 1)
+end
+
+-- End a live job whose record is sound from inside a script.
+local function end_job(id, rec, state, reason, error)
+  detach(id, rec)
+  close(id, rec, state, reason, error)
 end

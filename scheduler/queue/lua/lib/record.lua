@@ -15,4 +15,19 @@ local function read(id, ...)
   return rec
 end
 
+local LIVE = { waiting = true, delayed = true, running = true }
 local ENDED = { done = true, failed = true, cancelled = true, expired = true, shed = true }
+
+-- Fields that other scripts or Python take for whole numbers.
+local NUMBERS = { 'q', 'x', 'u', 'n', 'f', 'o', 'a', 'g', 'k' }
+
+-- Whether those fields that have been read are as the queue writes them, so that nothing fails on them half-way.
+local function sound(rec)
+  if not (rec and rec.l and (LIVE[rec.s] or ENDED[rec.s])) then return false end
+  if not (rec.p and string.find(rec.p, '^%d$')) then return false end
+  for _, name in ipairs(NUMBERS) do
+    local value = rec[name]
+    if value and (#value > 16 or not string.find(value, '^%d+$')) then return false end
+  end
+  return true
+end

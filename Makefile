@@ -1,0 +1,70 @@
+# What one can do here: `make help`. Every target makes the virtual environment that it needs.
+
+PYTHON ?= python3
+ENGINE ?= echo
+VENV   ?= .venv
+CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prompt-scheduler
+ARGS   ?=
+
+BIN          := $(VENV)/bin
+PIP          := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+LLAMA_SERVER ?= $(CACHE)/llama-server/bin/llama-server
+
+# The stamps: an environment of this Python; what the checks need in it; what the engines need on top.
+MADE      := $(VENV)/.made-$(notdir $(PYTHON))
+INSTALLED := $(VENV)/.installed
+ENGINES   := $(VENV)/.engines
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-engines lint format bench clean llama-server
+
+help: ## List what one can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Settings: PYTHON=$(PYTHON), ENGINE=$(ENGINE), ARGS for pytest and the benchmark."
+
+demo: $(INSTALLED) ## Show the whole path of a few prompts; ENGINE=llama runs a real model server
+	@case "$(ENGINE)" in echo|llama) ;; *) echo "ENGINE is echo or llama, not $(ENGINE)" >&2; exit 2;; esac
+	@if [ "$(ENGINE)" = llama ]; then $(MAKE) --no-print-directory llama-server $(ENGINES); fi
+	LLAMA_SERVER="$(LLAMA_SERVER)" $(BIN)/prompt-scheduler demo --engine $(ENGINE)
+
+test: $(INSTALLED) ## Run all tests but those that need a model server
+	$(BIN)/pytest tests --ignore=tests/engines $(ARGS)
+
+test-engines: $(INSTALLED) $(ENGINES) llama-server ## Build llama-server if need be, and run the tests against it
+	LLAMA_SERVER="$(LLAMA_SERVER)" REQUIRE_ENGINES=1 $(BIN)/pytest tests/engines $(ARGS)
+
+lint: $(INSTALLED) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## Measure throughput and latency
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+clean: ## Remove the environment and all that was made here; the built llama-server stays in its cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Somebody who names a LLAMA_SERVER of their own has no need of ours.
+llama-server:
+ifeq ($(origin LLAMA_SERVER),file)
+	@PYTHON="$(PYTHON)" sh examples/engines/build_llama_server.sh "$(CACHE)/llama-server"
+endif
+
+$(MADE):
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(INSTALLED): pyproject.toml $(MADE)
+	$(PIP) install --editable '.[all]' --group lint --group test
+	@touch $@
+
+$(ENGINES): pyproject.toml $(INSTALLED)
+	$(PIP) install --group engines
+	@touch $@

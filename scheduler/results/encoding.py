@@ -1,0 +1,62 @@
+"""Events as JSON, made fast: no pydantic and one orjson call for each string a user wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+
+class EventEncoder:
+    """Makes the events of one attempt; what they have in common is encoded once."""
+
+    __slots__ = ("_head", "_tail")
+
+    def __init__(self, job_id: str, token: int, attempt: int) -> None:
+        self._head = b'{"id":"%d-' % token
+        self._tail = b'","job_id":%s,"attempt":%d' % (orjson.dumps(job_id), attempt)
+
+    def started(self, seq: int, worker: str) -> bytes:
+        """A `Started` event."""
+        return b'%s%d","type":"started%s,"worker":%s}' % (self._head, seq, self._tail, orjson.dumps(worker))
+
+    def delta(self, seq: int, text: str, reasoning: str, tool_calls: Sequence[Mapping[str, Any]]) -> bytes:
+        """A `Delta` event; what is empty is left out."""
+        parts = [b'%s%d","type":"delta%s' % (self._head, seq, self._tail)]
+        if text:
+            parts.append(b',"text":' + orjson.dumps(text))
+        if reasoning:
+            parts.append(b',"reasoning":' + orjson.dumps(reasoning))
+        if tool_calls:
+            parts.append(b',"tool_calls":' + orjson.dumps(list(tool_calls)))
+        parts.append(b"}")
+        return b"".join(parts)
+
+    def retrying(self, seq: int, error: bytes, delay_ms: int) -> bytes:
+        """A `Retrying` event; `error` is the JSON of a `JobError`."""
+        return b'%s%d","type":"retrying%s,"error":%s,"delay_s":%s}' % (
+            self._head,
+            seq,
+            self._tail,
+            error,
+            orjson.dumps(delay_ms / 1000),
+        )
+
+    def done(self, seq: int, result: bytes) -> bytes:
+        """A `Done` event; `result` is the JSON of a `JobResult`."""
+        return b'%s%d","type":"done%s,"result":%s}' % (self._head, seq, self._tail, result)
+
+    def failed(self, seq: int, error: bytes) -> bytes:
+        """A `Failed` event; `error` is the JSON of a `JobError`."""
+        return b'%s%d","type":"failed%s,"error":%s}' % (self._head, seq, self._tail, error)
+
+    def expired(self, seq: int) -> bytes:
+        """An `Expired` event."""
+        return b'%s%d","type":"expired%s,"reason":"deadline"}' % (self._head, seq, self._tail)
+
+
+def encode_error(code: str, message: str) -> bytes:
+    """The JSON of a `JobError`; what is no UTF-8 in an engine's words is replaced."""
+    text = message.encode("utf-8", "replace").decode()
+    return orjson.dumps({"code": code, "message": text})

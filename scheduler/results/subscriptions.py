@@ -1,0 +1,171 @@
+"""One pub/sub connection for all the channels that a process follows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+logger = logging.getLogger(__name__)
+
+FEED_MESSAGES = 4096
+
+
+class Feed:
+    """What one follower of a channel has not read yet: bounded, and honest about what it could not keep."""
+
+    __slots__ = ("_messages", "_missed", "_news")
+
+    def __init__(self) -> None:
+        self._messages: deque[bytes] = deque()
+        self._missed = False
+        self._news = asyncio.Event()
+
+    async def next(self, timeout_s: float | None = None) -> bytes | None:
+        """The next message; None when some may have been missed, or none came for `timeout_s`."""
+        while not self._messages and not self._missed:
+            self._news.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._news.wait()
+            except TimeoutError:
+                return None
+        if self._missed:
+            self._missed = False
+            return None
+        return self._messages.popleft()
+
+    def put(self, message: bytes) -> None:
+        """Keep a message for the follower; a follower that is too slow misses what it had not read."""
+        if len(self._messages) >= FEED_MESSAGES:
+            self.miss()
+        self._messages.append(message)
+        self._news.set()
+
+    def miss(self) -> None:
+        """Say that messages may have been missed. Those that are kept are of no use then."""
+        self._messages.clear()
+        self._missed = True
+        self._news.set()
+
+
+class _Topic:
+    __slots__ = ("confirmed", "feeds")
+
+    def __init__(self) -> None:
+        self.feeds: set[Feed] = set()
+        self.confirmed = asyncio.Event()
+
+    def confirm(self) -> None:
+        # A second confirmation: the subscription was made anew, and nobody heard what came between.
+        if self.confirmed.is_set():
+            self.miss()
+        self.confirmed.set()
+
+    def miss(self) -> None:
+        for feed in self.feeds:
+            feed.miss()
+
+
+class Subscriptions:
+    """The subscriptions of a process. Connects with the first, and reconnects for as long as there are any."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._topics: dict[str, _Topic] = {}
+        self._pubsub: PubSub | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def follow(self, channel: str) -> AsyncIterator[Feed]:
+        """Follow a channel. The server has confirmed the subscription when the body begins."""
+        topic = self._topics.get(channel)
+        new = topic is None
+        if topic is None:
+            topic = self._topics[channel] = _Topic()
+        feed = Feed()
+        topic.feeds.add(feed)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="subscriptions")
+        try:
+            if new:
+                await self._tell("subscribe", channel)
+            await topic.confirmed.wait()
+            yield feed
+        finally:
+            topic.feeds.discard(feed)
+            if not topic.feeds and self._topics.get(channel) is topic:
+                del self._topics[channel]
+                await self._tell("unsubscribe", channel)
+
+    async def aclose(self) -> None:
+        """Close the connection. Safe to call twice."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        await self._disconnect()
+
+    async def _tell(self, command: str, channel: str) -> None:
+        """Change the subscriptions of the connection there is; a new one is made with those of that moment."""
+        if self._pubsub is None:
+            return
+        with suppress(RedisError, OSError):
+            await getattr(self._pubsub, command)(channel)
+
+    async def _run(self) -> None:
+        delay_s = 0.05
+        while True:
+            try:
+                await self._connect()
+                delay_s = 0.05
+                await self._read()
+            except (RedisError, OSError) as error:
+                logger.debug("subscriptions: the connection is gone (%s)", error)
+            except Exception:
+                logger.exception("subscriptions failed; they are made anew")
+            await self._disconnect()
+            for topic in self._topics.values():
+                topic.miss()
+            await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
+            delay_s = min(1.0, delay_s * 2)
+
+    async def _connect(self) -> None:
+        pubsub = self._redis.pubsub()
+        await pubsub.connect()  # type: ignore[no-untyped-call]
+        connection = pubsub.connection
+        # redis-py would reconnect in silence; what was missed meanwhile has to be known.
+        connection.retry, connection.retry_on_error = Retry(NoBackoff(), 0), []
+        self._pubsub = pubsub
+        if self._topics:
+            await pubsub.subscribe(*self._topics)
+
+    async def _read(self) -> None:
+        pubsub = self._pubsub
+        while pubsub is not None:
+            message = await pubsub.get_message(timeout=None)
+            if message is None:
+                continue
+            topic = self._topics.get(message["channel"].decode())
+            if topic is None:
+                continue
+            if message["type"] == "message":
+                for feed in topic.feeds:
+                    feed.put(message["data"])
+            elif message["type"] == "subscribe":
+                topic.confirm()
+
+    async def _disconnect(self) -> None:
+        pubsub, self._pubsub = self._pubsub, None
+        if pubsub is not None:
+            with suppress(RedisError, OSError):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]

@@ -1,0 +1,98 @@
+"""The last stage, and the result that a job leaves behind.
+
+Pieces have gone to the job's writer while they came; this stage counts the jobs that are being handed over, and
+`build_result` makes what is stored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from scheduler.stages.base import PromptContext
+from workers.errors import WorkerProtocolError
+
+
+class StreamStage:
+    """Makes sure that the attempt has an answer to hand over."""
+
+    name = "stream"
+
+    async def run(self, context: PromptContext) -> None:
+        """Check the attempt's outcome.
+
+        Raises:
+            WorkerProtocolError: no stage has completed the answer.
+        """
+        if context.completed is None:
+            raise WorkerProtocolError("the stages ended without an answer: did a stage of your own leave it out?")
+
+
+def build_result(context: PromptContext, *, queue_ms: float, claimed_at: float) -> bytes:
+    """The JSON of the job's `JobResult`. `claimed_at` is on the clock of `time.monotonic`."""
+    completed = context.completed
+    usage = completed.usage if completed else None
+    text = "".join(context.texts)
+    tool_calls = merge_tool_calls(context.tool_calls)
+    message: dict[str, Any] = {"role": "assistant", "content": text or (None if tool_calls else "")}
+    if tool_calls:
+        message["tool_calls"] = tool_calls
+    result: dict[str, Any] = {
+        "text": text,
+        "message": message,
+        "finish_reason": completed.finish_reason if completed else "stop",
+        "model": (completed.model if completed else None) or context.route,
+        "endpoint": context.endpoint,
+        "attempts": context.attempt,
+        "timings": _timings(context, queue_ms, claimed_at),
+    }
+    if tool_calls:
+        result["tool_calls"] = tool_calls
+    if context.reasonings:
+        result["reasoning"] = "".join(context.reasonings)
+    if usage is not None:
+        result["usage"] = {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "total_tokens": _sum(usage.input_tokens, usage.output_tokens),
+            "cached_tokens": usage.cached_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+        }
+    if context.passages:
+        result["sources"] = [source.model_dump() for source in context.passages]
+    return orjson.dumps(result)
+
+
+def merge_tool_calls(fragments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put streamed fragments together, by their `index`: names and arguments are appended in order."""
+    calls: dict[int, dict[str, Any]] = {}
+    for at, fragment in enumerate(fragments):
+        index = fragment.get("index", at)
+        call = calls.setdefault(index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+        if fragment.get("id"):
+            call["id"] = fragment["id"]
+        if fragment.get("type"):
+            call["type"] = fragment["type"]
+        function = fragment.get("function") or {}
+        for part in ("name", "arguments"):
+            call["function"][part] += function.get(part) or ""
+    return [calls[index] for index in sorted(calls)]
+
+
+def _timings(context: PromptContext, queue_ms: float, claimed_at: float) -> dict[str, Any]:
+    first_token_ms = None
+    if context.first_token_at is not None:
+        first_token_ms = round((context.first_token_at - claimed_at) * 1000, 3)
+    return {
+        "queue_ms": queue_ms,
+        "first_token_ms": first_token_ms,
+        "stages_ms": {stage: round(ms, 3) for stage, ms in context.stages_ms.items()},
+        "total_ms": round(queue_ms + (time.monotonic() - claimed_at) * 1000, 3),
+    }
+
+
+def _sum(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else first + second

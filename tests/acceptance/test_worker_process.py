@@ -1,0 +1,340 @@
+"""What the README promises, with real processes on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import orjson
+import pytest
+import redis.asyncio
+from arq import create_pool
+from arq.connections import RedisSettings
+
+from scheduler import (
+    AsyncClient,
+    Client,
+    Delta,
+    Done,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobState,
+    Priority,
+    PromptRequest,
+    Queued,
+    ResultTimeout,
+    Started,
+)
+from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
+
+
+async def test_a_prompt_goes_in_and_its_answer_streams_out(
+    server_url: str, start_worker: StartWorker
+) -> None:
+    start_worker(server_url)
+    async with AsyncClient(server_url) as client:
+        job = await client.enqueue(
+            "Why is the sky blue?", model="echo", priority=Priority.HIGH, dedup_key="sky"
+        )
+        events = [event async for event in job.events()]
+        result = await job.result(timeout_s=10)
+        info = await job.info()
+    assert isinstance(events[0], Queued)
+    assert isinstance(events[1], Started)
+    assert isinstance(events[-1], Done)
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == "Why is the sky blue?"
+    assert result == events[-1].result
+    assert result.text == "Why is the sky blue?"
+    assert result.usage.output_tokens == 5
+    assert info.state is JobState.DONE
+    assert [entry.what for entry in info.history] == ["enqueued", "claimed", "done"]
+
+
+async def test_a_plain_subscriber_sees_each_token_and_the_result_as_json(
+    server_url: str, start_worker: StartWorker
+) -> None:
+    start_worker(server_url, toml=slow_echo(0.05))
+    async with AsyncClient(server_url) as client, redis.asyncio.Redis.from_url(server_url) as plain:
+        job = await client.enqueue("one two three four", model="echo", delay_s=0.3)
+        pubsub = plain.pubsub()
+        await pubsub.subscribe(job.channel)
+        seen: list[dict[str, object]] = []
+        async for message in pubsub.listen():
+            if message["type"] == "message":
+                seen.append(json.loads(message["data"]))
+                if seen[-1]["type"] == "done":
+                    break
+        await pubsub.aclose()
+        stored = [
+            orjson.loads(entry[1][b"e"])
+            for entry in await plain.xrange(client.queue.keys.of("stream", job.id))
+        ]
+    assert seen == stored, "the channel carries what the stream keeps"
+    assert {event["job_id"] for event in seen} == {job.id}
+    token = str(seen[0]["id"]).partition("-")[0]
+    assert [event["id"] for event in seen] == [f"{token}-{n}" for n in range(1, len(seen) + 1)]
+    assert "".join(str(event["text"]) for event in seen if event["type"] == "delta") == "one two three four"
+    assert len([event for event in seen if event["type"] == "delta"]) >= 3
+    result = seen[-1]["result"]
+    assert isinstance(result, dict)
+    assert result["text"] == "one two three four"
+
+
+async def test_urgent_prompts_overtake_a_backlog_and_duplicates_run_once(
+    valkey_url: str, start_worker: StartWorker
+) -> None:
+    async with AsyncClient(valkey_url) as client:
+        backlog = [PromptRequest(prompt=f"bulk {n}", priority=Priority.BACKGROUND) for n in range(100)]
+        jobs = await client.enqueue_many(backlog)
+        urgent = await client.enqueue("now", priority=Priority.CRITICAL)
+        twins = [await client.enqueue("same", dedup_key="twin") for _ in range(5)]
+        assert len({job.id for job in twins}) == 1
+        assert [job.deduplicated for job in twins] == [False, True, True, True, True]
+        start_worker(valkey_url, toml=slow_echo(0.02, max_in_flight=4))
+        started = [event async for event in urgent.events() if isinstance(event, Started)]
+        assert started[0].cursor[0] == 1, "the first claim of all was the urgent one"
+        results = await asyncio.gather(*(job.result(timeout_s=30) for job in twins))
+        assert {result.text for result in results} == {"same"}
+        for job in jobs:
+            await job.result(timeout_s=30)  # type: ignore[union-attr]
+        done = int(await client.queue.redis.hget(client.queue.keys.fixed("meta"), "t:done"))  # type: ignore[misc, arg-type]
+        assert done == 102
+
+
+async def test_a_killed_worker_loses_nothing_and_no_job_is_done_twice(
+    server_url: str, start_worker: StartWorker
+) -> None:
+    toml = slow_echo(0.02, max_in_flight=16)
+    workers = [start_worker(server_url, toml=toml, SCHEDULER_LEASE_S="1") for _ in range(2)]
+    async with AsyncClient(server_url) as client:
+        meta = client.queue.keys.fixed("meta")
+        jobs = await client.enqueue_many([PromptRequest(prompt=f"prompt number {n}") for n in range(500)])
+        while int(await client.queue.redis.hget(meta, "t:done") or 0) < 150:  # type: ignore[misc]
+            await asyncio.sleep(0.01)
+        workers[0].kill()
+        results = await asyncio.gather(*(job.result(timeout_s=40) for job in jobs))  # type: ignore[union-attr]
+        totals = await client.queue.redis.hgetall(meta)  # type: ignore[misc]
+    assert sorted(result.text for result in results) == sorted(f"prompt number {n}" for n in range(500))
+    assert int(totals[b"t:done"]) == 500
+    assert int(totals[b"t:lost"]) > 0, "the kill hit jobs in flight"
+    assert any(result.attempts == 2 for result in results)
+
+
+async def test_sigterm_drains_and_gives_back_what_cannot_finish(
+    valkey_url: str, start_worker: StartWorker
+) -> None:
+    worker = start_worker(valkey_url, toml=slow_echo(0.1), SCHEDULER_DRAIN_S="0.5")
+    async with AsyncClient(valkey_url) as client:
+        short = await client.enqueue("a b")
+        long = await client.enqueue(" ".join("word" for _ in range(600)))
+        while (await long.info()).state is not JobState.RUNNING:
+            await asyncio.sleep(0.01)
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, 10) == 0
+        assert (await short.result(timeout_s=1)).text == "a b"
+        info = await long.info()
+        assert info.state is JobState.WAITING
+        assert info.failures == 0
+        assert "given_back" in [entry.what for entry in info.history]
+        assert await client.queue.redis.zcard(client.queue.keys.fixed("workers")) == 0
+        start_worker(valkey_url)
+        result = await long.result(timeout_s=10)
+        assert result.attempts == 2
+
+
+async def test_a_second_signal_ends_the_process_at_once(valkey_url: str, start_worker: StartWorker) -> None:
+    worker = start_worker(valkey_url, toml=slow_echo(0.1))
+    async with AsyncClient(valkey_url) as client:
+        job = await client.enqueue(" ".join("word" for _ in range(600)))
+        while (await job.info()).state is not JobState.RUNNING:
+            await asyncio.sleep(0.01)
+        worker.send_signal(signal.SIGINT)
+        await asyncio.to_thread(wait_for_line, worker, "no more claims")
+        worker.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(worker.wait, 5) == 1
+
+
+async def test_burst_drains_the_queue_and_exits(valkey_url: str, start_worker: StartWorker) -> None:
+    async with AsyncClient(valkey_url) as client:
+        jobs = await client.enqueue_many(
+            [PromptRequest(prompt=f"p {n}", delay_s=0.2 * (n % 2)) for n in range(20)]
+        )
+        worker = start_worker(valkey_url, "--burst", wait=False)
+        assert await asyncio.to_thread(worker.wait, 20) == 0
+        for job in jobs:
+            await job.result(timeout_s=1)  # type: ignore[union-attr]
+
+
+def test_check_tells_whether_a_worker_lives(valkey_url: str, start_worker: StartWorker) -> None:
+    check = start_worker(valkey_url, "--check", wait=False)
+    assert check.wait(20) == 1
+    worker = start_worker(valkey_url)
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline and start_worker(valkey_url, "--check", wait=False).wait(20):
+        pass
+    assert start_worker(valkey_url, "--check", wait=False).wait(20) == 0
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+
+
+async def test_an_arq_application_uses_run_prompt(valkey_url: str, start_worker: StartWorker) -> None:
+    start_worker(valkey_url)
+    pool = await create_pool(
+        RedisSettings.from_dsn(valkey_url), job_serializer=orjson.dumps, job_deserializer=orjson.loads
+    )
+    async with AsyncClient(valkey_url) as client:
+        queue_name = client.queue.keys.fixed("arq")
+    request = {"prompt": "hello from arq", "model": "echo"}
+    job = await pool.enqueue_job("run_prompt", request, _queue_name=queue_name)
+    assert job
+    result = await job.result(timeout=15)
+    assert result["text"] == "hello from arq"
+    await pool.aclose()
+
+
+async def test_cancelling_a_running_job_stops_it(valkey_url: str, start_worker: StartWorker) -> None:
+    start_worker(valkey_url, toml=slow_echo(0.05, max_in_flight=1))
+    async with AsyncClient(valkey_url) as client:
+        job = await client.enqueue(" ".join("word" for _ in range(600)))
+        async for event in job.events():
+            if isinstance(event, Delta):
+                assert await job.cancel()
+        with pytest.raises(JobCancelled):
+            await job.result(timeout_s=1)
+        # The one place of the endpoint is free again long before 600 words are over.
+        assert (await client.run("next", timeout_s=5)).text == "next"
+
+
+async def test_deadlines_end_waiting_and_running_jobs(valkey_url: str, start_worker: StartWorker) -> None:
+    start_worker(valkey_url, toml=slow_echo(0.05, max_in_flight=1))
+    async with AsyncClient(valkey_url) as client:
+        running = await client.enqueue(" ".join("word" for _ in range(600)), deadline_s=0.6)
+        waiting = await client.enqueue("never runs", deadline_s=0.3)
+        with pytest.raises(JobExpired):
+            await waiting.result(timeout_s=5)
+        with pytest.raises(JobExpired):
+            await running.result(timeout_s=5)
+        assert (await waiting.info()).attempts == 0
+
+
+async def test_failures_are_retried_and_then_given_up(valkey_url: str, start_worker: StartWorker) -> None:
+    toml = """
+        retry_base_s = 0.01
+        [routes.echo]
+        [[routes.echo.endpoints]]
+        backend = "echo"
+        options = { failure_rate = 1.0 }
+    """
+    start_worker(valkey_url, toml=toml)
+    async with AsyncClient(valkey_url) as client:
+        job = await client.enqueue("doomed", max_attempts=3)
+        with pytest.raises(JobFailed) as failed:
+            await job.result(timeout_s=10)
+        info = await job.info()
+    assert failed.value.reason == "worker_unavailable"
+    assert (info.attempts, info.failures) == (3, 2)
+    assert [entry.what for entry in info.history] == ["enqueued", "failed", "failed", "claimed", "failed"]
+
+
+async def test_a_result_that_is_late_cancels_nothing(valkey_url: str, start_worker: StartWorker) -> None:
+    async with AsyncClient(valkey_url) as client:
+        job = await client.enqueue("later")
+        with pytest.raises(ResultTimeout):
+            await job.result(timeout_s=0.2)
+        start_worker(valkey_url)
+        assert (await job.result(timeout_s=10)).text == "later"
+
+
+def test_the_client_without_async(valkey_url: str, start_worker: StartWorker) -> None:
+    start_worker(valkey_url)
+    with Client(valkey_url) as client:
+        job = client.enqueue("no await here", model="echo")
+        assert "".join(event.text for event in job.events() if isinstance(event, Delta)) == "no await here"
+        assert job.result(timeout_s=5).text == "no await here"
+        assert client.job(job.id).info().state is JobState.DONE
+
+
+async def test_redis_may_restart_under_a_running_worker(start_worker: StartWorker, tmp_path: object) -> None:
+    from scheduler.embedded import server_binary
+
+    folder = str(tmp_path)
+    with_aof = [str(server_binary()), "--port", "0", "--appendonly", "yes", "--dir", folder]
+    port = _free_port()
+    with_aof[2] = str(port)
+    url = f"redis://127.0.0.1:{port}"
+    server = await _start_server(with_aof, url)
+    worker = start_worker(url, toml=slow_echo(0.05))
+    try:
+        async with AsyncClient(url) as client:
+            job = await client.enqueue(" ".join(str(n) for n in range(60)))
+            collected = asyncio.create_task(job.result(timeout_s=40))
+            while (await job.info()).state is not JobState.RUNNING:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(1.2)  # everysec: let the append-only file catch up
+            server.kill()
+            server.wait()
+            await asyncio.sleep(0.5)
+            server = await _start_server(with_aof, url)
+            result = await collected
+        assert result.text == " ".join(str(n) for n in range(60))
+        assert result.attempts == 1, "the attempt that ran through the outage is the one that counts"
+        assert worker.poll() is None
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def _start_server(command: list[str], url: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    async with redis.asyncio.Redis.from_url(url) as client:
+        while True:
+            try:
+                await client.ping()
+            except redis.exceptions.ConnectionError:
+                await asyncio.sleep(0.05)
+            else:
+                return process
+
+
+@pytest.mark.parametrize(
+    ("environ", "code", "words"),
+    [
+        (
+            {"SCHEDULER_REDIS_URL": "redis://127.0.0.1:1", "SCHEDULER_REDIS_WAIT_S": "0.3"},
+            1,
+            "no Redis answers",
+        ),
+        ({"SCHEDULER_LEASE": "5"}, 2, "did you mean SCHEDULER_LEASE_S?"),
+        ({"SCHEDULER_ROUTES": '{"x": {"endpoints": [{"backend": "ecko"}]}}'}, 2, "echo"),
+        ({"SCHEDULER_CONFIG": "/nowhere.toml"}, 2, "/nowhere.toml"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why_in_one_line(
+    valkey_url: str, environ: dict[str, str], code: int, words: str
+) -> None:
+    import os
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "arq", "scheduler.WorkerSettings"],
+        env={**os.environ, "SCHEDULER_REDIS_URL": valkey_url, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ran.returncode == code, ran.stderr
+    assert words in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -1,0 +1,343 @@
+"""Drives a `PromptQueue` in few words, and audits what it leaves in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from scheduler.model import JobState
+from scheduler.queue.queue import PromptQueue
+from scheduler.queue.records import (
+    START,
+    Claim,
+    ClaimedJob,
+    Cursor,
+    Ending,
+    EnqueueOutcome,
+    NewJob,
+    Publication,
+    Replay,
+    Return,
+    TickReport,
+)
+
+LANE = "chat"
+LEASE_MS = 60_000
+ENDED = frozenset(state.value for state in JobState if state.ended)
+
+_claim_ids = itertools.count(1)
+
+
+def new_job(name: str, priority: int = 5, *, lane: str = LANE, key: str | None = None, **fields: Any) -> NewJob:
+    """A job of the default tenant; `key` names its dedup key, and its content unless `content` does."""
+    content = fields.pop("content", key)
+    payload = orjson.dumps({"prompt": name})
+    return NewJob(
+        **{
+            "job_id": name,
+            "lane": lane,
+            "priority": priority,
+            "tenant": "default",
+            "payload": payload,
+            "dedup_hash": key,
+            "content_hash": content,
+            **fields,
+        }
+    )
+
+
+def event(kind: str, job: ClaimedJob, seq: int, **fields: Any) -> bytes:
+    """An event as a worker process writes it."""
+    return orjson.dumps(
+        {"id": f"{job.token}-{seq}", "type": kind, "job_id": job.id, "attempt": job.attempt, **fields}
+    )
+
+
+def ending(job: ClaimedJob, state: JobState = JobState.DONE, *, seq: int = 1, **fields: Any) -> Ending:
+    """The end of an attempt: its result is `{"text": <job id>}`, its error has the code `boom`."""
+    if state is JobState.DONE:
+        fields.setdefault("result", orjson.dumps({"text": job.id}))
+        said = {"result": {"text": job.id}}
+    else:
+        fields.setdefault("error", b'{"code":"boom","message":"it broke"}')
+        fields.setdefault("reason", "boom")
+        said = {"error": {"code": "boom", "message": "it broke"}}
+    return Ending(job.id, job.token, state, seq, event(state.value, job, seq, **said), **fields)
+
+
+def returning(job: ClaimedJob, *, counts: bool = True, delay_ms: int = 0, seq: int = 1) -> Return:
+    """A running job on its way back."""
+    error = {"code": "busy", "message": "try later"}
+    return Return(
+        job.id,
+        job.token,
+        seq,
+        event("retrying", job, seq, error=error, delay_s=delay_ms / 1000),
+        counts,
+        delay_ms,
+        orjson.dumps(error) if counts else b"",
+    )
+
+
+def deltas(job: ClaimedJob, *texts: str, first_seq: int = 1) -> Publication:
+    """Some of the answer."""
+    events = tuple(event("delta", job, first_seq + i, text=text) for i, text in enumerate(texts))
+    return Publication(job.id, job.token, first_seq, events)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDriver:
+    """One queue and one worker process."""
+
+    queue: PromptQueue
+    worker: str = "w1"
+
+    async def configure(self, **conf: str | int) -> None:
+        """Set the queue's settings; a double underscore stands for a colon."""
+        await self.queue.configure(
+            conf={name.replace("__", ":"): value for name, value in conf.items()}, routes={LANE: b"{}"}
+        )
+
+    async def enqueue(self, *jobs: NewJob) -> list[EnqueueOutcome]:
+        return await self.queue.enqueue(jobs)
+
+    async def claim_all(
+        self, limit: int = 1024, *, lanes: Mapping[str, int] | None = None, lease_ms: int = LEASE_MS
+    ) -> Claim:
+        """One claim with an id of its own."""
+        claim_id = f"claim-{next(_claim_ids)}"
+        lanes = {LANE: limit} if lanes is None else lanes
+        return await self.queue.claim(claim_id, self.worker, lanes, limit=limit, lease_ms=lease_ms)
+
+    async def claim(self, **options: Any) -> ClaimedJob:
+        """Claim the next job, which has to be there."""
+        (job,) = (await self.claim_all(1, **options)).jobs
+        return job
+
+    async def claimed_ids(self, limit: int = 1024, **options: Any) -> list[str]:
+        return [job.id for job in (await self.claim_all(limit, **options)).jobs]
+
+    async def running(self, name: str, priority: int = 5, **fields: Any) -> ClaimedJob:
+        """Enqueue a job into an empty lane and claim it."""
+        await self.enqueue(new_job(name, priority, **fields))
+        job = await self.claim()
+        assert job.id == name
+        return job
+
+    async def finish(self, job: ClaimedJob, state: JobState = JobState.DONE, **fields: Any) -> bool:
+        """Whether the end was accepted."""
+        return not (await self.queue.write(endings=[ending(job, state, **fields)])).refused
+
+    async def give_back(self, job: ClaimedJob, **fields: Any) -> bool:
+        """Whether the return was accepted."""
+        return not (await self.queue.write(returns=[returning(job, **fields)])).refused
+
+    async def publish(self, job: ClaimedJob, *texts: str, first_seq: int = 1) -> bool:
+        """Whether the deltas were accepted."""
+        return not (await self.queue.write(publications=[deltas(job, *texts, first_seq=first_seq)])).refused
+
+    async def tick(self, worker: str | None = None, **options: Any) -> TickReport:
+        return await self.queue.tick(worker or self.worker, **{"lease_ms": LEASE_MS, "lock_ms": 60_000, **options})
+
+    async def lose_lease(self, job: ClaimedJob) -> None:
+        """Let a lease end as if its time had gone, some while after the last outage."""
+        await self.queue.redis.zadd(self.queue.keys.fixed("leases"), {job.id: 1})
+        await self.queue.redis.hset(self.queue.keys.fixed("meta"), mapping={"reap_after": 0, "tick": await self.now_ms()})
+
+    async def now_ms(self) -> int:
+        seconds, micros = await self.queue.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def pass_ms(self, ms: int) -> None:
+        """Let the server's clock go on by more than `ms`."""
+        end = await self.now_ms() + ms
+        while await self.now_ms() <= end:
+            await asyncio.sleep(0.002)
+
+    async def backdate(self, job_id: str, by_s: float) -> None:
+        """Make a waiting job `by_s` seconds older."""
+        record = await self.record(job_id)
+        rank = int(record["q"]) - round(by_s * 1_000_000)
+        await self.queue.redis.hset(self.queue.keys.of("record", job_id), "q", rank)
+        level = self.queue.keys.level(record["l"], int(record["p"]))
+        await self.queue.redis.zadd(level, {job_id: rank})
+
+    async def record(self, job_id: str) -> dict[str, str]:
+        raw = await self.queue.redis.hgetall(self.queue.keys.of("record", job_id))
+        return {name.decode(): value.decode() for name, value in raw.items()}
+
+    async def state(self, job_id: str) -> str | None:
+        return (await self.record(job_id)).get("s")
+
+    async def replay(self, job_id: str, after: Cursor = START, limit: int = 1000) -> Replay:
+        replay = await self.queue.replay(job_id, after, limit)
+        assert replay is not None
+        return replay
+
+    async def events(self, job_id: str, after: Cursor = START) -> list[dict[str, Any]]:
+        return [orjson.loads(raw) for raw in (await self.replay(job_id, after)).events]
+
+    async def event_types(self, job_id: str) -> list[str]:
+        return [event["type"] for event in await self.events(job_id)]
+
+    async def last_event(self, job_id: str) -> dict[str, Any]:
+        return (await self.events(job_id))[-1]
+
+    async def history(self, job_id: str) -> list[list[Any]]:
+        entries: list[list[Any]] = orjson.loads(f"[{(await self.record(job_id)).get('y', '')}]")
+        return entries
+
+    async def meta(self) -> dict[str, str]:
+        raw = await self.queue.redis.hgetall(self.queue.keys.fixed("meta"))
+        return {name.decode(): value.decode() for name, value in raw.items()}
+
+    async def waiting(self, lane: str | None = None) -> int:
+        """How many jobs the bound counts, in all or in a lane."""
+        return int((await self.meta()).get("n" if lane is None else f"n:{lane}", 0))
+
+    async def owner(self, key: str, tenant: str = "default") -> str | None:
+        """The job that owns a dedup key."""
+        raw = await self.queue.redis.get(self.queue.keys.dedup(tenant, key))
+        return raw.decode() if raw else None
+
+    async def dump(self) -> dict[str, Any]:
+        """All that the queue has in Redis, but for what names the time of a single call."""
+        found: dict[str, Any] = {}
+        prefix = self.queue.keys.prefix
+        async for key in self.queue.redis.scan_iter(match=f"{prefix}*".replace("{", "[{]").replace("}", "[}]")):
+            found[key.decode().removeprefix(prefix)] = await _value(self.queue, key)
+        return found
+
+
+async def _value(queue: PromptQueue, key: bytes) -> Any:
+    redis = queue.redis
+    match await redis.type(key):
+        case b"hash":
+            return await redis.hgetall(key)
+        case b"zset":
+            return dict(await redis.zrange(key, 0, -1, withscores=True))
+        case b"set":
+            return await redis.smembers(key)
+        case b"list":
+            return await redis.lrange(key, 0, -1)
+        case b"stream":
+            return await redis.xrange(key)
+        case _:
+            return await redis.get(key)
+
+
+async def audit(queue: PromptQueue) -> None:
+    """Check that everything in Redis fits together: places, counts, bitmaps, dedup keys, lifetimes, events."""
+    found = await QueueDriver(queue).dump()
+    records = {name[2:]: _text(value) for name, value in found.items() if name.startswith("j:")}
+    levels = {
+        (name.split(":", 2)[2], int(name.split(":", 2)[1])): value
+        for name, value in found.items()
+        if name.startswith("w:")
+    }
+    _audit_places(records, levels, found)
+    _audit_counts(records, levels, _text(found.get("meta", {})))
+    _audit_dedup(records, found)
+    _audit_events(records, found)
+    await _audit_lifetimes(queue, records, found)
+    assert all(len(value) <= 1 for name, value in found.items() if name.startswith("k:")), "one wake token a lane"
+    assert len(found.get("space", [])) <= 1
+
+
+def _text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in raw.items()}
+
+
+def _audit_places(
+    records: Mapping[str, Mapping[str, str]], levels: Mapping[tuple[str, int], Any], found: Mapping[str, Any]
+) -> None:
+    expected: dict[str, dict[bytes, float]] = {"delayed": {}, "deadlines": {}}
+    waiting: dict[tuple[str, int], dict[bytes, float]] = {}
+    running, ended = set(), set()
+    for job_id, record in records.items():
+        member = job_id.encode()
+        match record["s"]:
+            case "waiting":
+                waiting.setdefault((record["l"], int(record["p"])), {})[member] = float(record["q"])
+            case "delayed":
+                expected["delayed"][member] = float(record["u"])
+            case "running":
+                running.add(member)
+            case _:
+                ended.add(member)
+        if record["s"] in {"waiting", "delayed"} and "x" in record:
+            expected["deadlines"][member] = float(record["x"])
+    assert dict(levels) == waiting
+    for name, members in expected.items():
+        assert found.get(name, {}) == members, name
+    assert set(found.get("leases", {})) == running
+    failed = {member for member in ended if records[member.decode()]["s"] == "failed"}
+    assert set(found.get("dead", {})) == failed
+    assert ended - failed <= set(found.get("finished", {}))
+
+
+def _audit_counts(
+    records: Mapping[str, Mapping[str, str]], levels: Mapping[tuple[str, int], Any], meta: Mapping[str, str]
+) -> None:
+    counted = Counter(record["l"] for record in records.values() if record["s"] in {"waiting", "delayed"})
+    assert int(meta.get("n", 0)) == counted.total()
+    lanes = {name[2:] for name in meta if name[:2] in {"n:", "b:"}} | set(counted)
+    for lane in lanes:
+        assert int(meta.get(f"n:{lane}", 0)) == counted[lane], f"count of lane {lane}"
+        bits = sum(1 << p for at, p in levels if at == lane)
+        assert int(meta.get(f"b:{lane}", 0)) == bits, f"bitmap of lane {lane}"
+    tokens = [int(record["k"]) for record in records.values() if "k" in record]
+    assert len(set(tokens)) == len(tokens)
+    assert max(tokens, default=0) <= int(meta.get("token", 0))
+
+
+def _audit_dedup(records: Mapping[str, Mapping[str, str]], found: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        if not name.startswith("d:"):
+            continue
+        _, dedup_hash, tenant = name.split(":", 2)
+        record = records[value.decode()]
+        assert (record["d"], record.get("t", "default")) == (dedup_hash, tenant)
+        assert record["s"] not in ENDED or (record["s"] == "done" and record.get("m") == "window"), name
+
+
+def _audit_events(records: Mapping[str, Mapping[str, str]], found: Mapping[str, Any]) -> None:
+    for job_id, record in records.items():
+        entries = found.get(f"e:{job_id}", [])
+        types = [orjson.loads(fields[b"e"])["type"] for _, fields in entries]
+        for entry_id, fields in entries:
+            said = orjson.loads(fields[b"e"])
+            assert (said["id"], said["job_id"]) == (entry_id.decode(), job_id)
+        terminal = [kind for kind in types if kind in ENDED]
+        assert terminal == ([record["s"]] if record["s"] in ENDED else []), job_id
+        assert not terminal or types[-1] == terminal[0]
+
+
+async def _audit_lifetimes(
+    queue: PromptQueue, records: Mapping[str, Mapping[str, str]], found: Mapping[str, Any]
+) -> None:
+    for job_id, record in records.items():
+        kept = {kind: await queue.redis.pttl(queue.keys.of(kind, job_id)) for kind in ("record", "payload")}
+        of_job = [name for name in (f"r:{job_id}", f"h:{job_id}", f"e:{job_id}") if name in found]
+        ttls = [await queue.redis.pttl(queue.keys.prefix + name) for name in of_job]
+        if record["s"] in ENDED:
+            assert kept["record"] > 0
+            assert kept["payload"] != -1
+            assert all(ttl > 0 for ttl in ttls), of_job
+        else:
+            assert kept == {"record": -1, "payload": -1}, job_id
+            assert f"r:{job_id}" not in found
+
+
+async def drain(driver: QueueDriver, lanes: Sequence[str] = (LANE,)) -> list[str]:
+    """Claim one by one until nothing is left; the ids in the order of the claims."""
+    order: list[str] = []
+    while ids := await driver.claimed_ids(1, lanes=dict.fromkeys(lanes, 1)):
+        order += ids
+    return order

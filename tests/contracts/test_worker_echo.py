@@ -1,0 +1,28 @@
+"""The echo worker keeps the port's promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.base import EndpointConfig, Generation, ModelWorker
+from workers.contract import WorkerContract
+from workers.echo import EchoWorker
+
+
+class TestEchoWorker(WorkerContract):
+    model = "echo"
+    endless_prompt = "again " * 10_000
+
+    @pytest.fixture
+    def worker(self) -> ModelWorker:
+        return EchoWorker(EndpointConfig(backend="echo", options={"fail_text": "forbidden"}))
+
+    def refused(self) -> Generation:
+        return self.generation("a forbidden prompt")
+
+
+class TestSlowEchoWorker(TestEchoWorker):
+    @pytest.fixture
+    def worker(self) -> ModelWorker:
+        options = {"fail_text": "forbidden", "delay_s": 0.001, "first_delay_s": 0.001, "capacity": 4}
+        return EchoWorker(EndpointConfig(backend="echo", options=options))

@@ -1,0 +1,607 @@
+"""The llama.cpp worker against a scripted server, for what the real one cannot be made to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import orjson
+import pytest
+
+from workers import (
+    Completed,
+    ContextOverflow,
+    EndpointConfig,
+    Generation,
+    Piece,
+    RequestRejected,
+    TokenUsage,
+    WorkerAuthError,
+    WorkerConfigError,
+    WorkerError,
+    WorkerOverloaded,
+    WorkerProtocolError,
+    WorkerTimeout,
+    WorkerUnavailable,
+)
+from workers.contract import collect, start
+from workers.http import MAX_BODY_BYTES
+from workers.llama_cpp import LlamaCppWorker
+
+PROMPT = Generation("tiny", prompt="hello")
+CHAT = Generation("tiny", messages=({"role": "user", "content": "hello"},))
+LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
+
+
+class FakeServer:
+    """Answers every connection's one request with `script`; remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.script: Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
+        self.paths: list[str] = []
+        self.headers: list[str] = []
+        self.bodies: list[Any] = []
+        self.client_left = asyncio.Event()
+        self.base_url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.paths.append(head.split(" ", 2)[1])
+        self.headers.append(head.lower())
+        length = next(
+            (line[15:] for line in head.lower().split("\r\n") if line.startswith("content-length:")), "0"
+        )
+        body = await reader.readexactly(int(length))
+        self.bodies.append(orjson.loads(body) if body else None)
+        leaving = asyncio.create_task(self._see_client_leave(reader))
+        try:
+            assert self.script is not None
+            await self.script(writer)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            await leaving
+
+    async def _see_client_leave(self, reader: asyncio.StreamReader) -> None:
+        with suppress(ConnectionError):
+            await reader.read()
+        self.client_left.set()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    fake = FakeServer()
+    listener = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    fake.base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    yield fake
+    listener.close()
+    await listener.wait_closed()
+
+
+@pytest.fixture
+async def worker(server: FakeServer) -> AsyncIterator[LlamaCppWorker]:
+    worker = LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url))
+    yield worker
+    await worker.aclose()
+
+
+def answer(status: int, body: Any, *headers: str) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
+    """One whole response; `body` is JSON, or bytes as they are."""
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    head = "\r\n".join([f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}", *headers])
+
+    async def script(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"{head}\r\n\r\n".encode() + content)
+        await writer.drain()
+
+    return script
+
+
+def stream(
+    *chunks: Any, end: bool = True, content_type: str = "text/event-stream"
+) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
+    """An event stream in HTTP chunks; what is not bytes becomes an event. `end=False` cuts it off."""
+
+    async def script(writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head.encode())
+        for chunk in chunks:
+            write_chunk(writer, chunk)
+            await writer.drain()
+        if end:
+            writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    return script
+
+
+def write_chunk(writer: asyncio.StreamWriter, chunk: Any) -> None:
+    data = chunk if isinstance(chunk, bytes) else event(chunk)
+    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+def event(content: Any) -> bytes:
+    return b"data: " + orjson.dumps(content) + b"\n\n"
+
+
+def token(member: int, text: str) -> dict[str, Any]:
+    return {"index": member, "content": text, "stop": False}
+
+
+def last(member: int, stop_type: str = "limit", **more: Any) -> dict[str, Any]:
+    counts = {"tokens_predicted": 2, "tokens_evaluated": 1 + member, "timings/cache_n": member}
+    return {
+        "index": member,
+        "content": "",
+        "stop": True,
+        "stop_type": stop_type,
+        "model": "m",
+        **counts,
+        **more,
+    }
+
+
+def delta(finish_reason: str | None = None, **content: Any) -> dict[str, Any]:
+    return {"model": "m", "choices": [{"index": 0, "delta": content, "finish_reason": finish_reason}]}
+
+
+async def outputs_of(worker: LlamaCppWorker, *batch: Generation) -> list[Any]:
+    async with aclosing(start(worker, batch)) as outputs:
+        return [output async for output in outputs]
+
+
+async def error_of(worker: LlamaCppWorker, *batch: Generation) -> WorkerError:
+    with pytest.raises(WorkerError) as caught:
+        await outputs_of(worker, *batch)
+    return caught.value
+
+
+async def test_interleaved_members_are_told_apart(server: FakeServer, worker: LlamaCppWorker) -> None:
+    server.script = stream(
+        b"data: null\n\n", token(1, "b"), token(0, "a"), last(1, "eos"), token(0, "A"), b": ping\n\n", last(0)
+    )
+    assert await outputs_of(worker, PROMPT, PROMPT) == [
+        Piece(1, "b"),
+        Piece(0, "a"),
+        Completed(1, "stop", TokenUsage(2, 2, 1), "m"),
+        Piece(0, "A"),
+        Completed(0, "length", TokenUsage(1, 2, 0), "m"),
+    ]
+
+
+async def test_request_has_what_was_asked_under_the_engines_names(
+    server: FakeServer, worker: LlamaCppWorker
+) -> None:
+    server.script = stream(last(0), last(1))
+    params = {"max_tokens": 7, "repetition_penalty": 1.1, "stop": ["x"]}
+    extra = {"id_slot": 3}
+    batch = [Generation("tiny", prompt=text, params=params, extra_body=extra, stream=False) for text in "ab"]
+    await outputs_of(worker, *batch)
+    assert server.paths == ["/completion"]
+    body = server.bodies[0]
+    assert body.pop("response_fields")
+    assert body == {
+        "prompt": ["a", "b"],
+        "stream": True,
+        "model": "tiny",
+        "n_predict": 7,
+        "repeat_penalty": 1.1,
+        "stop": ["x"],
+        "id_slot": 3,
+    }
+
+
+async def test_chat_request_has_tools_and_asks_for_usage(server: FakeServer, worker: LlamaCppWorker) -> None:
+    server.script = stream(delta("stop"), b"data: [DONE]\n\n")
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    chat = Generation(
+        "tiny",
+        messages=CHAT.messages,
+        params={"max_tokens": 7},
+        tools=tools,
+        tool_choice="required",
+        response_format={"type": "json_object"},
+    )
+    await outputs_of(worker, chat)
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.bodies == [
+        {
+            "messages": [{"role": "user", "content": "hello"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "tools": list(tools),
+            "tool_choice": "required",
+            "response_format": {"type": "json_object"},
+            "model": "tiny",
+            "max_tokens": 7,
+        }
+    ]
+
+
+async def test_answer_wanted_whole_comes_in_one_piece_a_member(
+    server: FakeServer, worker: LlamaCppWorker
+) -> None:
+    server.script = stream(token(1, "b"), token(0, "a"), last(1), token(0, "A"), last(0))
+    whole = Generation("tiny", prompt="hello", stream=False)
+    outputs = await outputs_of(worker, whole, whole)
+    assert [output for output in outputs if isinstance(output, Piece)] == [Piece(1, "b"), Piece(0, "aA")]
+
+
+@pytest.mark.parametrize("wanted", ["stream", "whole"])
+async def test_chat_brings_reasoning_text_tool_calls_and_usage(
+    server: FakeServer, worker: LlamaCppWorker, wanted: str
+) -> None:
+    opening = {"index": 0, "id": "call-1", "function": {"name": "f", "arguments": ""}}
+    rest = {"index": 0, "function": {"arguments": "{}"}}
+    usage = {
+        "prompt_tokens": 9,
+        "completion_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+    server.script = stream(
+        delta(role="assistant", content=None),
+        delta(reasoning_content="hm"),
+        delta(content="ok"),
+        delta(tool_calls=[opening]),
+        delta(tool_calls=[rest]),
+        delta("tool_calls"),
+        {"choices": [], "usage": usage},
+        b"data: [DONE]\n\n",
+    )
+    chat = Generation("tiny", messages=CHAT.messages, stream=wanted == "stream")
+    *pieces, end = await outputs_of(worker, chat)
+    if wanted == "stream":
+        assert pieces == [
+            Piece(0, reasoning="hm"),
+            Piece(0, "ok"),
+            Piece(0, tool_calls=(opening,)),
+            Piece(0, tool_calls=(rest,)),
+        ]
+    else:
+        assert pieces == [Piece(0, "ok", "hm", (opening, rest))]
+    assert end == Completed(0, "tool_calls", TokenUsage(9, 4, 8, 3), "m")
+
+
+async def test_loading_model_is_unavailable_and_not_overloaded(
+    server: FakeServer, worker: LlamaCppWorker
+) -> None:
+    server.script = answer(503, LOADING)
+    error = await error_of(worker, PROMPT)
+    assert type(error) is WorkerUnavailable
+    assert "Loading model" in str(error)
+    health = await worker.health()
+    assert not health.ready
+    assert "Loading model" in health.detail
+    assert await worker.capacity() is None
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+async def test_busy_server_is_overloaded_and_its_wait_is_kept(
+    server: FakeServer, worker: LlamaCppWorker, status: int
+) -> None:
+    server.script = answer(status, {"error": {"message": "queue is full"}}, "Retry-After: 7")
+    error = await error_of(worker, PROMPT)
+    assert type(error) is WorkerOverloaded
+    assert error.retry_after_s == 7
+    assert "queue is full" in str(error)
+
+
+async def test_wait_can_be_a_date(server: FakeServer, worker: LlamaCppWorker) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    server.script = answer(429, {}, f"Retry-After: {date}")
+    wait_s = (await error_of(worker, PROMPT)).retry_after_s
+    assert wait_s is not None
+    assert 50 < wait_s <= 60
+
+
+async def test_wait_can_be_in_milliseconds(server: FakeServer, worker: LlamaCppWorker) -> None:
+    server.script = answer(429, {}, "Retry-After: 2", "retry-after-ms: 1500")
+    assert (await error_of(worker, PROMPT)).retry_after_s == 1.5
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        (400, {"type": "exceed_context_size_error", "message": "too long"}, ContextOverflow),
+        (400, {"type": "invalid_request_error", "message": "no"}, RequestRejected),
+        (404, {"message": "no such model"}, RequestRejected),
+        (401, {"message": "Invalid API Key"}, WorkerAuthError),
+        (403, {"message": "not yours"}, WorkerAuthError),
+        (408, {"message": "slow"}, WorkerTimeout),
+        (500, {"type": "server_error", "message": "Compute error."}, WorkerUnavailable),
+        (500, {"type": "server_error", "message": "Context size has been exceeded."}, WorkerOverloaded),
+        (501, {"type": "not_supported_error", "message": "no vision"}, RequestRejected),
+        (302, {}, WorkerProtocolError),
+    ],
+)
+async def test_status_decides_the_error_and_the_engines_words_are_kept(
+    server: FakeServer,
+    worker: LlamaCppWorker,
+    status: int,
+    error: dict[str, Any],
+    expected: type[WorkerError],
+) -> None:
+    server.script = answer(status, {"error": error} if error else {})
+    caught = await error_of(worker, PROMPT)
+    assert type(caught) is expected
+    assert error.get("message", "") in str(caught)
+
+
+async def test_error_inside_the_stream_fails_the_batch(server: FakeServer, worker: LlamaCppWorker) -> None:
+    error = {"code": 500, "message": "Compute error.", "type": "server_error"}
+    server.script = stream(token(0, "a"), last(0), token(1, "b"), {"error": error})
+    caught = await error_of(worker, PROMPT, PROMPT)
+    assert type(caught) is WorkerUnavailable
+    assert "Compute error." in str(caught)
+
+
+@pytest.mark.parametrize("generation", [PROMPT, CHAT])
+@pytest.mark.parametrize("end", [True, False])
+async def test_stream_that_ends_before_its_members_is_a_protocol_error(
+    server: FakeServer, worker: LlamaCppWorker, generation: Generation, end: bool
+) -> None:
+    server.script = stream(delta(content="a") if generation is CHAT else token(0, "a"), end=end)
+    assert type(await error_of(worker, generation)) is WorkerProtocolError
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"data: {not json\n\n",
+        b"data: [1, 2]\n\n",
+        b'data: {"index": 9, "content": "", "stop": false}\n\n',
+        b'data: {"index": 0, "content": 5, "stop": false}\n\n',
+        b'data: {"index": [], "content": "", "stop": false}\n\n',
+        b'data: {"hello": "world"}\n\n',
+        b'data: {"index": 0, "content": "\xff"}\n\n',
+    ],
+)
+async def test_garbage_in_the_stream_is_a_protocol_error(
+    server: FakeServer, worker: LlamaCppWorker, garbage: bytes
+) -> None:
+    server.script = stream(garbage)
+    assert type(await error_of(worker, PROMPT)) is WorkerProtocolError
+
+
+@pytest.mark.parametrize(
+    "garbage", [{"choices": 5}, {"choices": [{}]}, {"choices": [{"delta": {"content": 5}}]}]
+)
+async def test_garbage_in_a_chat_is_a_protocol_error(
+    server: FakeServer, worker: LlamaCppWorker, garbage: dict[str, Any]
+) -> None:
+    server.script = stream(garbage)
+    assert type(await error_of(worker, CHAT)) is WorkerProtocolError
+
+
+async def test_member_that_speaks_after_its_end_is_a_protocol_error(
+    server: FakeServer, worker: LlamaCppWorker
+) -> None:
+    server.script = stream(last(0), token(0, "more"))
+    assert type(await error_of(worker, PROMPT, PROMPT)) is WorkerProtocolError
+
+
+async def test_web_page_instead_of_a_stream_is_a_protocol_error(
+    server: FakeServer, worker: LlamaCppWorker
+) -> None:
+    server.script = stream(b"<html>", content_type="text/html")
+    error = await error_of(worker, PROMPT)
+    assert type(error) is WorkerProtocolError
+    assert "text/html" in str(error)
+
+
+async def test_page_of_a_proxy_stays_out_of_the_message(server: FakeServer, worker: LlamaCppWorker) -> None:
+    server.script = answer(502, b"<html><body>Bad Gateway</body></html>")
+    error = await error_of(worker, PROMPT)
+    assert type(error) is WorkerUnavailable
+    assert "<html>" not in str(error)
+
+
+async def test_compressed_answer_is_refused(server: FakeServer, worker: LlamaCppWorker) -> None:
+    server.script = answer(200, b"", "Content-Encoding: gzip", "Content-Type: text/event-stream")
+    assert "compressed" in str(await error_of(worker, PROMPT))
+
+
+async def test_slow_drip_of_single_bytes_is_put_together(server: FakeServer, worker: LlamaCppWorker) -> None:
+    wire = event(token(0, "grün 🌱")) + event(last(0))
+    server.script = stream(*(wire[at : at + 1] for at in range(len(wire))))
+    (got,) = await collect(worker, [PROMPT])
+    assert got.text == "grün 🌱"
+
+
+async def test_endless_line_is_cut_off(server: FakeServer, worker: LlamaCppWorker) -> None:
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        await stream(b"data: ", end=False)(writer)
+        while True:
+            write_chunk(writer, b"x" * 65_536)
+            await writer.drain()
+
+    server.script = endless
+    error = await error_of(worker, PROMPT)
+    assert type(error) is WorkerProtocolError
+    assert "bytes" in str(error)
+
+
+async def test_endless_error_keeps_its_status(server: FakeServer, worker: LlamaCppWorker) -> None:
+    server.script = answer(400, b"x" * 1_000_000)
+    error = await error_of(worker, PROMPT)
+    assert type(error) is RequestRejected
+    assert len(str(error)) < 1000
+
+
+async def test_endless_answer_to_a_probe_is_cut_off(server: FakeServer, worker: LlamaCppWorker) -> None:
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b" " * 262_144)
+            await writer.drain()
+
+    server.script = endless
+    assert f"more than {MAX_BODY_BYTES:,} bytes" in (await worker.health()).detail
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 banana\r\n\r\n"])
+async def test_server_that_hangs_up_or_talks_nonsense_is_unavailable(
+    server: FakeServer, worker: LlamaCppWorker, head: bytes
+) -> None:
+    async def script(writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+
+    server.script = script
+    assert type(await error_of(worker, PROMPT)) is WorkerUnavailable
+
+
+def worker_with(server: FakeServer, **limits: float) -> LlamaCppWorker:
+    return LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url, **limits))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("generation", [PROMPT, CHAT])
+async def test_pings_and_empty_deltas_are_no_first_token(server: FakeServer, generation: Generation) -> None:
+    async def ping(writer: asyncio.StreamWriter) -> None:
+        await stream(b"data: null\n\n", end=False)(writer)
+        while True:
+            write_chunk(writer, b": ping\n\n")
+            write_chunk(writer, token(0, "") if generation is PROMPT else delta(role="assistant"))
+            await writer.drain()
+            await asyncio.sleep(0.005)
+
+    server.script = ping
+    worker = worker_with(server, first_token_timeout_s=0.05)
+    error = await error_of(worker, generation)
+    assert type(error) is WorkerTimeout
+    assert "first_token_timeout_s = 0.05" in str(error)
+    await asyncio.wait_for(server.client_left.wait(), 5)
+    await worker.aclose()
+
+
+async def test_after_the_first_token_only_the_whole_call_is_limited(server: FakeServer) -> None:
+    async def pause(writer: asyncio.StreamWriter) -> None:
+        await stream(token(0, "a"), end=False)(writer)
+        await asyncio.sleep(0.1)
+        write_chunk(writer, token(0, "b"))
+        await server.client_left.wait()
+
+    server.script = pause
+    worker = worker_with(server, first_token_timeout_s=0.05, timeout_s=0.3)
+    seen: list[Any] = []
+    outputs = start(worker, [PROMPT])
+    seen += [await anext(outputs), await anext(outputs)]
+    with pytest.raises(WorkerTimeout, match=r"timeout_s = 0\.3"):
+        await anext(outputs)
+    assert seen == [Piece(0, "a"), Piece(0, "b")]
+    await worker.aclose()
+
+
+async def test_server_that_never_answers_is_timed_out(server: FakeServer) -> None:
+    async def silence(writer: asyncio.StreamWriter) -> None:
+        await server.client_left.wait()
+
+    server.script = silence
+    worker = worker_with(server, first_token_timeout_s=0.05)
+    assert type(await error_of(worker, PROMPT)) is WorkerTimeout
+    await worker.aclose()
+
+
+@pytest.mark.parametrize("wanted", ["stream", "whole"])
+@pytest.mark.parametrize("when", ["before the answer", "during it"])
+async def test_cancelling_hangs_up_at_once(
+    server: FakeServer, worker: LlamaCppWorker, wanted: str, when: str
+) -> None:
+    asked = asyncio.Event()
+
+    async def never_end(writer: asyncio.StreamWriter) -> None:
+        if when == "during it":
+            await stream(token(0, "a"), end=False)(writer)
+        asked.set()
+        await server.client_left.wait()
+
+    server.script = never_end
+    generation = Generation("tiny", prompt="hello", stream=wanted == "stream")
+    reader = asyncio.create_task(outputs_of(worker, generation))
+    await asyncio.wait_for(asked.wait(), 5)
+    reader.cancel()
+    await asyncio.wait_for(server.client_left.wait(), 5)
+    assert (await asyncio.gather(reader, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+
+
+async def test_closing_the_iterator_hangs_up_at_once(server: FakeServer, worker: LlamaCppWorker) -> None:
+    async def never_end(writer: asyncio.StreamWriter) -> None:
+        await stream(token(0, "a"), end=False)(writer)
+        await server.client_left.wait()
+
+    server.script = never_end
+    outputs = start(worker, [PROMPT])
+    assert await anext(outputs) == Piece(0, "a")
+    await outputs.aclose()
+    await asyncio.wait_for(server.client_left.wait(), 5)
+
+
+async def test_time_out_does_not_strike_a_slow_reader(server: FakeServer) -> None:
+    server.script = stream(token(0, "a"), last(0))
+    worker = worker_with(server, first_token_timeout_s=0.05, timeout_s=0.1)
+    outputs = start(worker, [PROMPT])
+    await anext(outputs)
+    await asyncio.sleep(0.15)  # the reader's own time, past the worker's limit
+    await outputs.aclose()
+    await worker.aclose()
+
+
+async def test_key_goes_into_the_header_and_into_no_message(server: FakeServer) -> None:
+    server.script = answer(401, {"error": {"message": "Incorrect API key: sk-secret"}})
+    worker = LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url, api_key="sk-secret"))
+    error = await error_of(worker, PROMPT)
+    assert type(error) is WorkerAuthError
+    assert "sk-secret" not in str(error)
+    assert "api_key_env" in str(error)
+    assert "authorization: bearer sk-secret" in server.headers[0]
+    await worker.aclose()
+
+
+async def test_endpoints_model_name_wins_over_the_routes(server: FakeServer) -> None:
+    server.script = stream(last(0))
+    worker = LlamaCppWorker(EndpointConfig("llama_cpp", f"{server.base_url}/", model="theirs"))
+    await outputs_of(worker, PROMPT)
+    assert server.bodies[0]["model"] == "theirs"
+    await worker.aclose()
+
+
+@pytest.mark.parametrize("name", ["stream", "prompt", "model"])
+async def test_extra_body_may_not_replace_what_the_request_is(
+    server: FakeServer, worker: LlamaCppWorker, name: str
+) -> None:
+    error = await error_of(worker, Generation("tiny", prompt="a", extra_body={name: False}))
+    assert type(error) is RequestRejected
+    assert f"extra_body.{name}" in str(error)
+    assert server.paths == []
+
+
+async def test_several_answers_to_one_prompt_are_refused(worker: LlamaCppWorker) -> None:
+    assert "extra_body.n" in str(await error_of(worker, Generation("tiny", prompt="a", extra_body={"n": 2})))
+
+
+async def test_request_that_is_no_json_is_refused(worker: LlamaCppWorker) -> None:
+    error = await error_of(worker, Generation("tiny", prompt="a", extra_body={"x": 2**70}))
+    assert type(error) is RequestRejected
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"base_url": ""}, "base_url"),
+        ({"base_url": "127.0.0.1:8080"}, "base_url"),
+        ({"base_url": "ftp://host"}, "base_url"),
+        ({"base_url": "http://user:sk-secret@host"}, "base_url"),
+        ({"base_url": "http://host/?key=1"}, "base_url"),
+        ({"base_url": "http://host", "api_key": "sk-secret\n"}, "api_key"),
+        ({"base_url": "http://host", "options": {"slots": 4}}, "options.slots"),
+    ],
+)
+def test_wrong_configuration_is_named_and_no_secret_shown(config: dict[str, Any], named: str) -> None:
+    with pytest.raises(WorkerConfigError, match=named) as caught:
+        LlamaCppWorker(EndpointConfig("llama_cpp", **config))
+    assert "sk-secret" not in str(caught.value)

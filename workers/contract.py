@@ -1,0 +1,267 @@
+"""What every model worker promises, as a pytest suite.
+
+An adapter is done when this passes:
+
+    class TestMyWorker(WorkerContract):
+        @pytest.fixture
+        async def worker(self):
+            worker = MyWorker(EndpointConfig(backend="mine", base_url=...))
+            yield worker
+            await worker.aclose()
+
+Needs pytest and pytest-asyncio. For readable failures put
+`pytest.register_assert_rewrite("workers.contract")` into a conftest.py, before anything imports this module.
+"""
+# ruff: noqa: S101 - a test suite asserts
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from workers.base import Completed, Generation, MemberFailed, ModelWorker, Output, Piece
+from workers.errors import WorkerError, WorkerUnavailable
+
+_FINISH_REASONS = {"stop", "length", "tool_calls", "content_filter"}
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one member of a batch got."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    end: Completed | MemberFailed | None = None
+
+    @property
+    def text(self) -> str:
+        """All text of the answer."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def completed(self) -> Completed:
+        """The good end.
+
+        Raises:
+            WorkerError: the member has failed.
+        """
+        if isinstance(self.end, MemberFailed):
+            raise self.end.error
+        assert self.end is not None, "the member has no end"
+        return self.end
+
+
+def start(worker: ModelWorker, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+    """Run a batch; closing what this returns must cancel it."""
+    outputs = worker.generate(batch)
+    assert hasattr(outputs, "aclose"), "generate() must return an iterator that can be closed"
+    return cast("AsyncGenerator[Output, None]", outputs)
+
+
+async def collect(worker: ModelWorker, batch: Sequence[Generation]) -> list[Answer]:
+    """Run a batch to its end and hold the port's rules about the order of outputs against it."""
+    answers = [Answer() for _ in batch]
+    async with aclosing(start(worker, batch)) as outputs:
+        async for output in outputs:
+            assert 0 <= output.member < len(batch), f"there is no member {output.member}"
+            answer = answers[output.member]
+            assert answer.end is None, f"member {output.member} has an output after its end"
+            if isinstance(output, Piece):
+                assert output.text or output.reasoning or output.tool_calls, "a piece with nothing in it"
+                answer.pieces.append(output)
+            else:
+                answer.end = output
+    for member, answer in enumerate(answers):
+        assert answer.end is not None, f"member {member} has no end"
+    return answers
+
+
+class WorkerContract:
+    """Subclass it, give it the fixture `worker`, and set what does not suit your back end."""
+
+    pytestmark = pytest.mark.asyncio
+
+    model: ClassVar[str] = "tiny"
+    #: Prompts of different lengths, each good for an answer of at least `answer_tokens`.
+    prompts: ClassVar[tuple[str, ...]] = (
+        "one two three four five six seven eight nine ten",
+        "red green blue yellow black white grey pink orange brown violet teal",
+        "north south east west up down left right in out on off here there",
+    )
+    #: How long answers may become, in tokens; more than one and fewer than the prompts' words.
+    answer_tokens: ClassVar[int] = 6
+    #: A prompt, and how long its answer may become, that keep the back end at work until stopped.
+    endless_prompt: ClassVar[str] = "again and again"
+    endless_tokens: ClassVar[int] = 100_000
+    #: Whether `sampling` makes the back end say the same thing twice.
+    deterministic: ClassVar[bool] = True
+    sampling: ClassVar[dict[str, Any]] = {"temperature": 0.0, "seed": 1}
+    #: How long the back end may take to notice that a call was cancelled.
+    stop_within_s: ClassVar[float] = 5.0
+
+    @pytest.fixture
+    def worker(self) -> ModelWorker:
+        """A worker on a back end that is up. Close it after the test."""
+        raise NotImplementedError("give your subclass a fixture `worker`")
+
+    @pytest.fixture
+    def unreachable_worker(self) -> ModelWorker | None:
+        """A worker on an address where nobody listens; None where there is no such thing."""
+        return None
+
+    def refused(self) -> Generation | None:
+        """A request that the back end refuses; None where it takes everything."""
+        return None
+
+    async def generating(self, worker: ModelWorker) -> int | None:
+        """How many prompts the back end is working on, asked past the worker; None: nobody can tell."""
+        return None
+
+    def generation(self, prompt: str | None = None, *, stream: bool = True, **changes: Any) -> Generation:
+        """A plain prompt with a short answer."""
+        params = {"max_tokens": self.answer_tokens, **self.sampling}
+        plain = Generation(self.model, prompt=prompt or self.prompts[0], params=params, stream=stream)
+        return replace(plain, **changes)
+
+    def endless(self) -> Generation:
+        """A prompt whose answer goes on until it is stopped."""
+        params = {"max_tokens": self.endless_tokens, **self.sampling}
+        return self.generation(self.endless_prompt, params=params)
+
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_answer_is_text_and_then_one_good_end(self, worker: ModelWorker, stream: bool) -> None:
+        (answer,) = await collect(worker, [self.generation(stream=stream)])
+        assert answer.text
+        assert answer.completed.finish_reason in _FINISH_REASONS
+
+    async def test_streaming_brings_the_answer_in_several_pieces(self, worker: ModelWorker) -> None:
+        if not worker.capabilities.streaming:
+            pytest.skip("the back end does not stream")
+        (answer,) = await collect(worker, [self.generation()])
+        assert len(answer.pieces) > 1
+
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_streamed_or_whole_the_answer_is_the_same(self, worker: ModelWorker, stream: bool) -> None:
+        if not self.deterministic:
+            pytest.skip("the back end is not deterministic")
+        (first,) = await collect(worker, [self.generation()])
+        (second,) = await collect(worker, [self.generation(stream=stream)])
+        assert second.text == first.text
+
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_max_tokens_ends_the_answer_with_reason_length(
+        self, worker: ModelWorker, stream: bool
+    ) -> None:
+        (answer,) = await collect(worker, [self.generation(stream=stream)])
+        assert answer.completed.finish_reason == "length"
+        assert answer.completed.usage.output_tokens in {None, self.answer_tokens}
+
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_members_of_a_list_get_their_own_answers_and_usage(
+        self, worker: ModelWorker, stream: bool
+    ) -> None:
+        if not worker.capabilities.lists:
+            pytest.skip("the back end takes no lists")
+        batch = [self.generation(prompt, stream=stream) for prompt in self.prompts]
+        together = await collect(worker, batch)
+        alone = [(await collect(worker, [generation]))[0] for generation in batch]
+        counts = [answer.completed.usage.input_tokens for answer in together]
+        assert counts == [answer.completed.usage.input_tokens for answer in alone]
+        assert None not in counts, "the worker must report each member's own tokens"
+        assert [answer.completed.finish_reason for answer in together] == ["length"] * len(batch)
+        if self.deterministic:
+            assert [answer.text for answer in together] == [answer.text for answer in alone]
+
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_chat_is_answered(self, worker: ModelWorker, stream: bool) -> None:
+        if not worker.capabilities.chat:
+            pytest.skip("the back end has no chat")
+        messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": self.prompts[0]})
+        (answer,) = await collect(worker, [self.generation(stream=stream, prompt=None, messages=messages)])
+        assert answer.text or any(piece.reasoning for piece in answer.pieces)
+        assert answer.completed.finish_reason == "length"
+        assert answer.completed.usage.input_tokens != 0
+
+    async def test_concurrent_calls_do_not_mix(self, worker: ModelWorker) -> None:
+        batches = [[self.generation(prompt)] for prompt in self.prompts for _ in range(3)]
+        together = await asyncio.gather(*(collect(worker, batch) for batch in batches))
+        for batch, (answer,) in zip(batches, together, strict=True):
+            (alone,) = await collect(worker, batch)
+            assert answer.completed.usage.input_tokens == alone.completed.usage.input_tokens
+            assert answer.text == alone.text or not self.deterministic
+
+    async def test_closing_the_iterator_stops_the_back_end(self, worker: ModelWorker) -> None:
+        outputs = start(worker, [self.endless()])
+        await anext(outputs)
+        await outputs.aclose()
+        await self._assert_idle_and_usable(worker)
+
+    async def test_cancelling_the_reader_stops_the_back_end(self, worker: ModelWorker) -> None:
+        began = asyncio.Event()
+
+        async def read() -> None:
+            async with aclosing(start(worker, [self.endless()])) as outputs:
+                async for _ in outputs:
+                    began.set()
+                    await asyncio.sleep(0)  # the reader's own work is where the cancellation can strike, too
+
+        reader = asyncio.create_task(read())
+        await began.wait()
+        reader.cancel()
+        with suppress(asyncio.CancelledError):
+            await reader
+        assert reader.cancelled(), "the worker swallowed the cancellation"
+        await self._assert_idle_and_usable(worker)
+
+    async def test_an_iterator_that_was_never_read_can_be_closed(self, worker: ModelWorker) -> None:
+        await start(worker, [self.generation()]).aclose()
+        await collect(worker, [self.generation()])
+
+    async def test_refused_request_is_a_final_error(self, worker: ModelWorker) -> None:
+        if (generation := self.refused()) is None:
+            pytest.skip("the back end refuses nothing")
+        with pytest.raises(WorkerError) as caught:
+            _ = (await collect(worker, [generation]))[0].completed
+        assert not caught.value.retryable
+        await collect(worker, [self.generation()])
+
+    async def test_back_end_that_is_away_is_a_retryable_error(
+        self, unreachable_worker: ModelWorker | None
+    ) -> None:
+        if unreachable_worker is None:
+            pytest.skip("the back end cannot be away")
+        with pytest.raises(WorkerUnavailable):
+            _ = (await collect(unreachable_worker, [self.generation()]))[0].completed
+        health = await unreachable_worker.health()
+        assert not health.ready
+        assert health.detail, "health must say why it is not ready"
+        assert await unreachable_worker.capacity() is None
+        await unreachable_worker.aclose()
+
+    async def test_health_is_ready(self, worker: ModelWorker) -> None:
+        assert (await worker.health()).ready
+
+    async def test_capacity_is_unknown_or_some(self, worker: ModelWorker) -> None:
+        capacity = await worker.capacity()
+        assert capacity is None or capacity >= 1
+
+    async def test_worker_has_the_port(self, worker: ModelWorker) -> None:
+        assert isinstance(worker, ModelWorker)
+        assert worker.capabilities == worker.capabilities
+
+    async def test_closing_twice_is_safe(self, worker: ModelWorker) -> None:
+        await worker.aclose()
+        await worker.aclose()
+
+    async def _assert_idle_and_usable(self, worker: ModelWorker) -> None:
+        async with asyncio.timeout(self.stop_within_s):
+            while await self.generating(worker):  # noqa: ASYNC110 - a back end has no event to wait for
+                await asyncio.sleep(0.02)
+        await collect(worker, [self.generation()])
+
+
+__all__ = ["Answer", "WorkerContract", "collect", "start"]
