@@ -1,6 +1,7 @@
 """The entries of a job's stream, as types and as JSON.
 
-On the wire an event is one JSON object: `{"id": "<token>-<seq>", "type": "delta", "job_id": …, "attempt": 1, …}`.
+On the wire an event is one JSON object: `{"id": "<token>-<seq>", "type": "delta", "job_id": …, "attempt": …}`
+and what else its type has.
 `token` grows with every claim; `seq` counts from 1 inside a token, without gaps. A reader that sees a new
 token starts the text again.
 """
@@ -49,7 +50,7 @@ class Started(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta(BaseEvent):
-    """Some more of the answer. `index` is the choice it belongs to, 0 unless the request asked for several."""
+    """Some more of the answer. `index` is the choice it belongs to, 0 where the request asked for one."""
 
     type = "delta"
     text: str = ""
@@ -153,4 +154,9 @@ def ended_error(event: Failed | Cancelled | Expired | Shed) -> JobEnded:
         message = f"job {job_id} failed after {attempts} attempt(s): {event.error.message}"
         return JobFailed(message, job_id=job_id, reason=event.error.code, attempts=attempts)
     cls: type[JobEnded] = {"cancelled": JobCancelled, "expired": JobExpired, "shed": JobShed}[event.type]
-    return cls(f"job {job_id} was {event.type} ({event.reason})", job_id=job_id, reason=event.reason, attempts=attempts)
+    return cls(
+        f"job {job_id} was {event.type} ({event.reason})",
+        job_id=job_id,
+        reason=event.reason,
+        attempts=attempts,
+    )

@@ -132,17 +132,17 @@ class GenerationParams(Frozen):
     @field_validator("stop")
     @classmethod
     def _stop_says_something(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        stops = [stop] if isinstance(stop, str) else stop
-        if stops is not None and not (1 <= len(stops) <= 16 and all(stops)):
-            raise ValueError("needs 1 to 16 strings that are not empty")
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > 16 or not all(stops):
+            raise ValueError("takes at most 16 strings, none of them empty")
         return stop
 
 
 class PromptRequest(Frozen):
     """One prompt on its way in. Give `prompt` or `messages`.
 
-    Durations are seconds (or a `timedelta`), counted from the enqueue. `dedup_key="auto"` makes the key from all
-    that changes the answer. `extra_body` is passed to the engine as it is. `job_id` makes the enqueue
+    Durations are seconds (or a `timedelta`), counted from the enqueue. `dedup_key="auto"` makes the key from
+    all that changes the answer. `extra_body` is passed to the engine as it is. `job_id` makes the enqueue
     idempotent: an id that exists returns that job.
     """
 
@@ -215,7 +215,9 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
 
 def _is_union_tag(part: int | str) -> bool:
     # pydantic adds the tried member of a union to the path: ("temperature", "int")
-    return isinstance(part, str) and (part in {"int", "float", "str", "function-after[_utf8(), str]"} or "[" in part)
+    return isinstance(part, str) and (
+        part in {"int", "float", "str", "function-after[_utf8(), str]"} or "[" in part
+    )
 
 
 class Usage(Frozen):

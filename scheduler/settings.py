@@ -122,7 +122,8 @@ class RouteSettings(_Section):
         for stage in stages:
             if stage not in STAGES and ":" not in stage:
                 raise ValueError(
-                    f"unknown stage {stage!r}; there are {', '.join(STAGES)}, and your own as 'package.module:Name'"
+                    f"unknown stage {stage!r}; there are {', '.join(STAGES)}, "
+                    "and your own as 'package.module:Name'"
                 )
         built_in = [stage for stage in stages if stage in STAGES]
         if built_in != [stage for stage in STAGES if stage in built_in]:
@@ -138,7 +139,7 @@ class RouteSettings(_Section):
 
     @property
     def revision(self) -> str:
-        """A hash of the settings that change the answer, so that `dedup_key="auto"` tells old ones from new."""
+        """A hash of the settings that change the answer: `dedup_key="auto"` tells old ones from new by it."""
         what = self.model_dump_json(
             include={
                 "rag": True,
@@ -159,7 +160,12 @@ class Settings(BaseSettings):
     """Everything that can be set. Durations are in seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, allow_inf_nan=False, nested_model_default_partial_update=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        nested_model_default_partial_update=True,
     )
 
     redis_url: str = Field(default="redis://localhost:6379", repr=False)
@@ -257,7 +263,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         values = _Environment(environ)()
     except SettingsError:
         raise ConfigError(
-            f"{_no_json(environ)}: is not valid JSON; give JSON, or one variable a value, with __ between names"
+            f"{_no_json(environ)}: is not valid JSON; "
+            "give JSON, or a variable for each value, with __ between the names"
         ) from None
     if "redis_url" not in values and environ.get("REDIS_URL"):
         values["redis_url"] = environ["REDIS_URL"]
@@ -284,8 +291,9 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
             continue
         if name.startswith(f"{ROUTES_VARIABLE}__"):
             continue
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; see docs/settings.md"
+        names = [other.removeprefix(ENV_PREFIX) for other in known]
+        near = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), names, n=1)
+        hint = f"; did you mean {ENV_PREFIX}{near[0]}?" if near else "; see docs/settings.md"
         raise ConfigError(f"{variable}: no such setting{hint}")
 
 
@@ -322,7 +330,15 @@ def _explanations(error: ValidationError, path: str | None) -> Iterator[str]:
 
 
 def _suggest(name: str) -> str:
-    models = (Settings, RouteSettings, EndpointSettings, BatchSettings, RagSettings, AssembleSettings, PostSettings)
+    models = (
+        Settings,
+        RouteSettings,
+        EndpointSettings,
+        BatchSettings,
+        RagSettings,
+        AssembleSettings,
+        PostSettings,
+    )
     known = sorted({field for model in models for field in model.model_fields})
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else "; see docs/settings.md"

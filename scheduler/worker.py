@@ -23,6 +23,7 @@ import redis as blocking_redis
 from arq import Retry as ArqRetry
 from arq import func
 from arq.connections import ArqRedis, RedisSettings
+from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 
@@ -63,7 +64,7 @@ def worker_settings() -> type:
             url = EmbeddedServer.running_url(settings.data_dir)
         if not checking:
             wait_for_redis(url, settings.redis_wait_s)
-            _use_uvloop()
+            _set_event_loop()
         return _make_class(settings, url, server)
     except SchedulerError as error:
         print(f"prompt-scheduler: {error}", file=sys.stderr)  # noqa: T201  logging is not set up yet
@@ -105,13 +106,11 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
 
 def _arq_pool(url: str, queue_name: str) -> ArqRedis:
     """A pool on which arq lives through outages of Redis. It has been seen to answer: it may be patient."""
-    return ArqRedis.from_url(  # type: ignore[no-any-return]
-        url,
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 1000),
-        retry_on_error=list(AWAY),
-        default_queue_name=queue_name,
-        job_serializer=orjson.dumps,
-        job_deserializer=orjson.loads,
+    pool = ConnectionPool.from_url(
+        url, retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 1000), retry_on_error=list(AWAY)
+    )
+    return ArqRedis(
+        pool, default_queue_name=queue_name, job_serializer=orjson.dumps, job_deserializer=orjson.loads
     )
 
 
@@ -246,12 +245,13 @@ def _arq_option(name: str) -> Any:
     return command.params.get(name) if command else None
 
 
-def _use_uvloop() -> None:
+def _set_event_loop() -> None:
+    """Give arq its event loop: uvloop's where the extra is installed."""
     try:
-        import uvloop  # noqa: PLC0415  an extra
+        from uvloop import new_event_loop  # noqa: PLC0415  an extra
     except ImportError:
-        return
-    asyncio.set_event_loop(uvloop.new_event_loop())
+        from asyncio import new_event_loop  # noqa: PLC0415
+    asyncio.set_event_loop(new_event_loop())
 
 
 def _show_logs() -> None:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import orjson
@@ -57,7 +58,12 @@ class Engine:
         self._running = 0
         self._patience = Patience()
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
-        self._writer = EventWriter(self.queue, on_refused=self._refused, on_ended=self._ended, result_ttl_ms=round(settings.result_ttl_s * 1000))
+        self._writer = EventWriter(
+            self.queue,
+            on_refused=self._refused,
+            on_ended=self._ended,
+            result_ttl_ms=round(settings.result_ttl_s * 1000),
+        )
         self._subscriptions = Subscriptions(redis)
         self._room = asyncio.Event()
         self._draining = asyncio.Event()
@@ -100,7 +106,9 @@ class Engine:
         for route in self.routes.values():
             for endpoint in route.endpoints:
                 if endpoint.settings.max_in_flight is None:
-                    self._services.append(asyncio.create_task(learn_capacity(endpoint, self._room.set)))
+                    self._serve(
+                        f"capacity of {endpoint.name}", partial(learn_capacity, endpoint, self._room.set)
+                    )
         self._claimer = asyncio.create_task(self._claim_forever(), name="claim")
         logger.info("worker %s serves %s from queue %r", self.id, ", ".join(self.routes), self.settings.queue)
 
@@ -342,6 +350,7 @@ class Engine:
                 "routes": {
                     name: {
                         "running": route.running,
+                        "stages": {stage: gate.running for stage, gate in route.pipeline.gates.items()},
                         "endpoints": [
                             {
                                 "name": endpoint.name,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -29,7 +30,7 @@ from workers import (
     WorkerUnavailable,
 )
 from workers.contract import collect, start
-from workers.http import MAX_BODY_BYTES
+from workers.http import MAX_BODY_BYTES, HttpEndpoint
 from workers.llama_cpp import LlamaCppWorker
 
 PROMPT = Generation("tiny", prompt="hello")
@@ -46,9 +47,13 @@ class FakeServer:
         self.headers: list[str] = []
         self.bodies: list[Any] = []
         self.client_left = asyncio.Event()
+        self.connections: list[asyncio.Task[Any]] = []
         self.base_url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.connections.append(task)
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.paths.append(head.split(" ", 2)[1])
         self.headers.append(head.lower())
@@ -64,13 +69,19 @@ class FakeServer:
         except ConnectionError:
             pass
         finally:
-            writer.close()
+            await hang_up(writer)
             await leaving
 
     async def _see_client_leave(self, reader: asyncio.StreamReader) -> None:
         with suppress(ConnectionError):
             await reader.read()
         self.client_left.set()
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 @pytest.fixture
@@ -80,6 +91,7 @@ async def server() -> AsyncIterator[FakeServer]:
     fake.base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     yield fake
     listener.close()
+    await asyncio.wait_for(asyncio.gather(*fake.connections), 5)
     await listener.wait_closed()
 
 
@@ -183,6 +195,7 @@ async def test_request_has_what_was_asked_under_the_engines_names(
     batch = [Generation("tiny", prompt=text, params=params, extra_body=extra, stream=False) for text in "ab"]
     await outputs_of(worker, *batch)
     assert server.paths == ["/completion"]
+    assert "connection: close" in server.headers[0]
     body = server.bodies[0]
     assert body.pop("response_fields")
     assert body == {
@@ -537,8 +550,42 @@ async def test_closing_the_iterator_hangs_up_at_once(server: FakeServer, worker:
     server.script = never_end
     outputs = start(worker, [PROMPT])
     assert await anext(outputs) == Piece(0, "a")
+    transport = (
+        worker._endpoint._client._transport
+    )  # where a connection left to the garbage collector would be
+    assert isinstance(transport, httpx.AsyncHTTPTransport)
+    assert len(transport._pool.connections) == 1
     await outputs.aclose()
+    assert len(transport._pool.connections) == 0
     await asyncio.wait_for(server.client_left.wait(), 5)
+
+
+async def test_connection_serves_again_when_a_stream_has_been_read_to_its_end() -> None:
+    connections = []
+    all_left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        with suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+                await stream({"n": 1}, b"data: [DONE]\n\n", end=False)(writer)
+                await asyncio.sleep(0.01)  # the end comes in a packet of its own
+                writer.write(b"0\r\n\r\n")
+        await hang_up(writer)
+        all_left.set()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    endpoint = HttpEndpoint(EndpointConfig("any", base_url), engine="any")
+    for _ in range(2):
+        async with endpoint.stream("/", {}) as events:
+            assert [event async for event in events] == [[{"n": 1}]]
+    assert len(connections) == 1
+    await endpoint.aclose()
+    await asyncio.wait_for(all_left.wait(), 5)
+    listener.close()
+    await listener.wait_closed()
 
 
 async def test_time_out_does_not_strike_a_slow_reader(server: FakeServer) -> None:

@@ -15,7 +15,7 @@ STREAM = (
     b"\xef\xbb\xbfdata: one\n\n"
     b": a comment\n"
     b"event: delta\r\nid: 7\r\ndata:two\r\n\r\n"
-    b"data: three\ndata:  four\ndata:\n\n"
+    b"data: three\r\ndata:  four\r\ndata:\n\n"
     b"\n\n"
     b"data: gr\xc3\xbcn\r\r"
     b"retry: 10\n\n"

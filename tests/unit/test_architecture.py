@@ -1,0 +1,232 @@
+"""The rules on who may import whom, where keys are spelled, and what an import may do."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCHEDULER = ROOT / "scheduler"
+WORKERS = ROOT / "workers"
+LUA = SCHEDULER / "queue" / "lua"
+
+# A part may import the parts of the rows above its own; of its own row only itself and what is said below.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "model", "events", "settings", "connection", "_supervisor", "embedded"}),
+    frozenset({"queue", "results", "batching"}),
+    frozenset({"stages"}),
+    frozenset({"engine"}),
+    frozenset({"client"}),
+    frozenset({"worker"}),
+    frozenset({"gateway", "admin", "testing"}),
+    frozenset({"cli", "__main__"}),
+)
+# The ground floor has an order of its own, from the bottom up; and results are read from the queue.
+WITHIN = {
+    "model": {"errors"},
+    "events": {"errors", "model"},
+    "settings": {"errors", "model"},
+    "connection": {"errors"},
+    "embedded": {"errors", "_supervisor"},
+    "results": {"queue"},
+    "__main__": {"cli"},
+}
+
+
+def modules(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Dotted names that a module imports, anywhere in it; those only for type checkers included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.module
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
+
+
+def part(path: Path) -> str:
+    """The part of the scheduler that a file belongs to."""
+    return path.relative_to(SCHEDULER).parts[0].removesuffix(".py")
+
+
+def allowed(name: str) -> set[str]:
+    row = next(i for i, layer in enumerate(LAYERS) if name in layer)
+    return {name} | WITHIN.get(name, set()) | set[str]().union(*LAYERS[:row])
+
+
+def top_levels(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_part_of_the_scheduler_has_its_layer() -> None:
+    parts = {part(path) for path in modules(SCHEDULER)} - {"__init__"}
+    assert parts <= set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("path", modules(SCHEDULER), ids=relative)
+def test_imports_in_the_scheduler_point_one_way(path: Path) -> None:
+    if part(path) == "__init__":
+        return
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("scheduler.")}
+    parts = set().union(*LAYERS)
+    assert (used & parts) - allowed(part(path)) == set()
+
+
+@pytest.mark.parametrize("path", modules(WORKERS), ids=relative)
+def test_workers_know_nothing_of_the_scheduler(path: Path) -> None:
+    assert top_levels(path) & {"scheduler", "redis", "arq", "valkey"} == set()
+
+
+@pytest.mark.parametrize("path", modules(SCHEDULER), ids=relative)
+def test_arq_is_known_to_the_worker_process_alone(path: Path) -> None:
+    if part(path) not in {"worker", "cli", "testing"}:
+        assert "arq" not in top_levels(path)
+
+
+@pytest.mark.parametrize("path", [*modules(SCHEDULER), *modules(WORKERS)], ids=relative)
+def test_core_never_imports_metrics(path: Path) -> None:
+    assert top_levels(path) & {"prometheus_client", "opentelemetry"} == set()
+
+
+@pytest.mark.parametrize("path", modules(SCHEDULER / "batching"), ids=relative)
+def test_batching_does_no_input_or_output(path: Path) -> None:
+    assert top_levels(path) & {"redis", "httpx", "socket"} == set()
+
+
+@pytest.mark.parametrize("path", [*modules(SCHEDULER), *sorted(LUA.rglob("*.lua"))], ids=relative)
+def test_keys_are_spelled_in_one_file(path: Path) -> None:
+    if path == SCHEDULER / "queue" / "keys.py":
+        return
+    assert re.search(r"""["']ps:""", path.read_text(encoding="utf-8")) is None
+
+
+def scripts() -> list[str]:
+    return sorted(path.stem for path in LUA.glob("*.lua"))
+
+
+@pytest.mark.parametrize("name", scripts())
+def test_script_says_what_it_does_takes_and_returns(name: str) -> None:
+    lines = (LUA / f"{name}.lua").read_text(encoding="utf-8").splitlines()
+    start = 1 if lines[0].startswith("#!lua") else 0
+    end = next(i for i, line in enumerate(lines) if i >= start and not line.startswith("--"))
+    header = "\n".join(lines[start:end])
+    assert header, "it opens with a comment"
+    assert "KEYS[1]" in header or "ARGV" in header
+    assert re.search(r"\breturns?\b", header, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", scripts())
+def test_script_has_one_call_site_of_its_name(name: str) -> None:
+    sites = [
+        (relative(path), function.name)
+        for path in modules(SCHEDULER / "queue")
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Constant) and node.value == name
+    ]
+    assert [function for _, function in sites] == [name], sites
+
+
+def test_include_in_every_script_can_be_found() -> None:
+    for path in LUA.rglob("*.lua"):
+        for included in re.findall(
+            r'^-- @include "([\w/]+)"', path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            assert (LUA / f"{included}.lua").exists(), f"{relative(path)} includes {included}"
+
+
+PROGRAM = """
+import os, socket, subprocess, sys
+
+def refused(*args, **kwargs):
+    raise AssertionError("an import must not do this")
+
+class Environment(type(os.environ)):
+    def __getitem__(self, key):
+        if key.startswith("SCHEDULER_") or key == "REDIS_URL":
+            refused()
+        return super().__getitem__(key)
+
+os.environ.__class__ = Environment
+socket.socket.connect = socket.getaddrinfo = subprocess.Popen.__init__ = refused
+import {module}
+loaded = {{name.split(".")[0] for name in sys.modules}}
+print(*sorted(loaded))
+"""
+
+
+def import_alone(module: str) -> set[str]:
+    """Import where reading settings and reaching out fail; the packages that a fresh interpreter loaded."""
+    path = f"import sys\nsys.path[:0] = {sys.path!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", path + PROGRAM.format(module=module)],
+        capture_output=True,
+        text=True,
+        env={"SCHEDULER_LEASE_S": "not a number", "REDIS_URL": "nonsense", "PATH": ""},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_import_reads_no_settings_and_opens_no_connection() -> None:
+    assert "redis" in import_alone("scheduler"), "the client needs it"
+
+
+@pytest.mark.parametrize(
+    "package", ["arq", "typer", "rich", "uvloop", "bm25s", "jinja2", "numpy", "fakeredis"]
+)
+def test_import_of_the_client_does_not_load(package: str) -> None:
+    assert package not in imported_by_the_client()
+
+
+@cache
+def imported_by_the_client() -> frozenset[str]:
+    return frozenset(import_alone("scheduler"))
+
+
+def test_supervisor_needs_the_standard_library_alone() -> None:
+    assert top_levels(SCHEDULER / "_supervisor.py") <= sys.stdlib_module_names
+
+
+def dependencies() -> list[str]:
+    """Every package that pyproject.toml names."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = list(document["project"]["dependencies"])
+    for named in (document["project"]["optional-dependencies"], document["dependency-groups"]):
+        for entries in named.values():
+            listed.extend(entry for entry in entries if isinstance(entry, str))
+    names = {re.split(r"[\[<>=!~; ]", entry)[0] for entry in listed}
+    return sorted(names - {"prompt-scheduler"})
+
+
+@pytest.mark.parametrize("package", dependencies())
+def test_document_says_why_there_is(package: str) -> None:
+    text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    assert re.search(rf"\| `{re.escape(package)}(\[\w+\])?` \|", text)
+
+
+def test_document_names_no_dependency_that_is_gone() -> None:
+    text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    named = {re.findall(r"`([\w-]+)(?:\[\w+\])?` \|", row)[-1] for row in rows}
+    assert named == set(dependencies())
