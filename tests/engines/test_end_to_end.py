@@ -1,0 +1,97 @@
+"""From a client through a real worker process to a real llama-server and back."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from scheduler import AsyncClient, Delta, Done, JobFailed, PromptRequest
+from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
+from tests.engines.conftest import LlamaServer
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def worker(valkey_url: str, llama_server: LlamaServer, start_worker: StartWorker) -> Iterator[str]:  # noqa: F811
+    """A worker process with the route `chat` on the server; its Redis URL."""
+    start_worker(
+        valkey_url,
+        toml=f"""
+            [routes.chat]
+            [[routes.chat.endpoints]]
+            backend = "llama_cpp"
+            base_url = "{llama_server.base_url}"
+            model = "tiny"
+        """,
+    )
+    yield valkey_url
+
+
+async def test_many_prompts_share_calls_and_each_gets_its_own_answer(worker: str) -> None:
+    async with AsyncClient(worker) as client:
+        requests = [
+            PromptRequest(prompt=f"Prompt number {n}", model="chat", params={"max_tokens": 8, "seed": n % 3})
+            for n in range(60)
+        ]
+        jobs = await client.enqueue_many(requests)
+        results = await asyncio.gather(*(job.result(timeout_s=60) for job in jobs))
+    assert all(result.usage.output_tokens == 8 for result in results)
+    assert all(result.finish_reason == "length" for result in results)
+    assert all(result.usage.input_tokens for result in results)
+    assert {result.endpoint for result in results} == {"chat.0"}
+
+
+async def test_a_chat_streams_its_deltas_and_their_sum_is_the_result(worker: str) -> None:
+    async with AsyncClient(worker) as client:
+        job = await client.enqueue(
+            messages=[{"role": "user", "content": "hello"}], model="chat", params={"max_tokens": 24}
+        )
+        events = [event async for event in job.events()]
+    deltas = [event for event in events if isinstance(event, Delta)]
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert len(deltas) >= 1
+    assert "".join(delta.text for delta in deltas) == done.result.text
+    assert done.result.usage.output_tokens
+    assert done.result.timings.first_token_ms is not None
+
+
+async def test_a_prompt_that_overflows_the_context_fails_alone_with_the_engines_words(
+    worker: str, llama_server: LlamaServer
+) -> None:
+    async with AsyncClient(worker) as client:
+        good = [PromptRequest(prompt=f"fine {n}", model="chat", params={"max_tokens": 4}) for n in range(12)]
+        bad = PromptRequest(prompt="x y " * llama_server.slot_tokens, model="chat", params={"max_tokens": 4})
+        jobs = await client.enqueue_many([*good[:6], bad, *good[6:]])
+        outcomes = await asyncio.gather(*(job.result(timeout_s=60) for job in jobs), return_exceptions=True)
+    failed = outcomes.pop(6)
+    assert isinstance(failed, JobFailed)
+    assert failed.reason == "context_overflow"
+    assert "context" in str(failed)
+    assert failed.attempts == 1, "what can never succeed is not tried again"
+    assert not [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+
+
+async def test_a_cancelled_job_stops_costing(worker: str, llama_server: LlamaServer) -> None:
+    async with AsyncClient(worker) as client, httpx.AsyncClient(base_url=llama_server.base_url) as engine:
+        job = await client.enqueue("go on and on", model="chat", params={"max_tokens": 30_000})
+        async for event in job.events():
+            if isinstance(event, Delta):
+                break
+        assert await _processing(engine) == 1
+        assert await job.cancel()
+        async with asyncio.timeout(2):
+            while await _processing(engine):
+                await asyncio.sleep(0.05)
+
+
+async def _processing(engine: httpx.AsyncClient) -> int:
+    metrics = (await engine.get("/metrics")).text
+    found = re.search(r"^llamacpp:requests_processing (\d+)", metrics, re.MULTILINE)
+    assert found
+    return int(found[1])
