@@ -304,6 +304,7 @@ class JobInfo(Frozen):
     lost_leases: int = 0
     max_attempts: int | None = None
     tickets: int = 1
+    joined: int = 0
     dedup: DedupMode | None = None
     worker: str | None = None
     error: JobError | None = None

@@ -248,10 +248,11 @@ def _arq_option(name: str) -> Any:
 def _set_event_loop() -> None:
     """Give arq its event loop: uvloop's where the extra is installed."""
     try:
-        from uvloop import new_event_loop  # noqa: PLC0415  an extra
+        import uvloop  # noqa: PLC0415  an extra
     except ImportError:
-        from asyncio import new_event_loop  # noqa: PLC0415
-    asyncio.set_event_loop(new_event_loop())
+        asyncio.set_event_loop(asyncio.new_event_loop())
+    else:
+        asyncio.set_event_loop(uvloop.new_event_loop())
 
 
 def _show_logs() -> None:

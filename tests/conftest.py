@@ -14,6 +14,9 @@ from scheduler.embedded import OLDEST, EmbeddedServer, bundled_binary, server_bi
 from scheduler.errors import ConfigError
 
 
+pytest.register_assert_rewrite("workers.contract")
+
+
 @pytest.fixture(autouse=True)
 def _environment_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:

@@ -53,11 +53,8 @@ if ! has ninja && ! has make; then
   say "no ninja and no make on PATH: taking ninja from PyPI"
   pip install ninja || fail "ninja could not be installed from PyPI: install it, or check the network"
 fi
-PATH=$PATH:$WORK/venv/bin
-if has ninja; then GENERATOR=Ninja; else GENERATOR='Unix Makefiles'; fi
-
 say "fetching the sources, llama-cpp-python $VERSION"
-pip download --no-deps --no-binary=:all: --dest "$WORK" "llama-cpp-python==$VERSION" ||
+pip download --no-deps --no-binary=llama-cpp-python --dest "$WORK" "llama-cpp-python==$VERSION" ||
   fail "the sources could not be fetched from PyPI: check the network and pip's index settings"
 ARCHIVE=$WORK/llama_cpp_python-$VERSION.tar.gz
 "$WORK/venv/bin/python" - "$ARCHIVE" "$SHA256" <<'PY' || fail "the archive is not the one that was expected: its SHA-256 differs"
@@ -68,6 +65,9 @@ PY
 tar -xzf "$ARCHIVE" -C "$WORK" "llama_cpp_python-$VERSION/vendor/llama.cpp"
 rm -f "$ARCHIVE"
 
+# Only now: pip builds in a private environment, where the cmake of this one would not run.
+PATH=$PATH:$WORK/venv/bin
+if has ninja; then GENERATOR=Ninja; else GENERATOR='Unix Makefiles'; fi
 say "compiling with $JOBS jobs; this takes some minutes"
 {
   cmake -S "$WORK/llama_cpp_python-$VERSION/vendor/llama.cpp" -B "$WORK/build" -G "$GENERATOR" \

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.errors import InvalidRequest, InvalidTransition, JobNotFound, NoTicket, ResultTimeout
 from scheduler.events import Event
-from scheduler.model import JobInfo, JobResult
+from scheduler.model import JobInfo, JobResult, Priority
 from scheduler.queue.inspection import QueueInspector
 from scheduler.results.reader import read_events, read_result
 
@@ -99,7 +99,7 @@ class Job:
             InvalidTransition: the job has ended.
             JobNotFound: no job has this id, or its record has expired.
         """
-        if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
+        if type(priority) not in (int, Priority) or not 0 <= priority <= 9:
             raise InvalidRequest(f"priority: {priority!r} is not an integer from 0 to 9", field="priority")
         with self._client.translated():
             state = await self._client.queue.set_priority(self.id, int(priority))

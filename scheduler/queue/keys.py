@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from scheduler.model import DEFAULT_TENANT
+
 # Lua name -> what follows the prefix. A trailing colon: the rest is an id.
 _KEYS: dict[str, str] = {
     "conf": "conf",  # HASH   settings of the queue: max_waiting, when_full, aging_ms, …
@@ -60,19 +62,19 @@ class Keys:
         return f"{self.prefix}w:{priority}:{lane}"
 
     def dedup(self, tenant: str, dedup_hash: str) -> str:
-        """STRING: the job that owns a dedup key."""
-        return f"{self.prefix}d:{dedup_hash}:{tenant}"
+        """STRING: the job that owns a dedup key. The default tenant is left out: there is one such key a job."""
+        return f"{self.prefix}d:{dedup_hash}" + ("" if tenant == DEFAULT_TENANT else f":{tenant}")
 
     def split_dedup(self, key: str) -> tuple[str, str]:
         """The tenant and the hash in a dedup key."""
         dedup_hash, _, tenant = key.removeprefix(f"{self.prefix}d:").partition(":")
-        return tenant, dedup_hash
+        return tenant or DEFAULT_TENANT, dedup_hash
 
 
 def lua_keys(source: str) -> str:
     """The same spelling for a script: definitions of those of the names that `source` uses.
 
-    `KEYS[1]` is the queue's prefix. A fixed key is a string, `meta_key`; another is a function, `record_key(id)`.
+    `KEYS[1]` is the queue's prefix. A fixed key is a string, `meta_key`; others are functions, `record_key(id)`.
     """
     lines = ["local prefix = KEYS[1]"]
     for name, suffix in _KEYS.items():
@@ -82,7 +84,10 @@ def lua_keys(source: str) -> str:
             line = f"local {name}_key = prefix .. '{suffix}'"
         lines.append(line)
     lines.append("local function level_key(lane, p) return prefix .. 'w:' .. p .. ':' .. lane end")
-    lines.append("local function dedup_key(tenant, hash) return prefix .. 'd:' .. hash .. ':' .. tenant end")
+    lines.append(
+        "local function dedup_key(tenant, hash) return prefix .. 'd:' .. hash"
+        f" .. ((tenant or '{DEFAULT_TENANT}') == '{DEFAULT_TENANT}' and '' or ':' .. tenant) end"
+    )
     used = set(re.findall(r"\b\w+_key\b", source)) | {"prefix"}
     return "\n".join(
         line

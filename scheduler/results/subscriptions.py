@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -142,8 +143,8 @@ class Subscriptions:
     async def _connect(self) -> None:
         pubsub = self._redis.pubsub()
         await pubsub.connect()  # type: ignore[no-untyped-call]
-        connection = pubsub.connection
         # redis-py would reconnect in silence; what was missed meanwhile has to be known.
+        connection: Any = pubsub.connection
         connection.retry, connection.retry_on_error = Retry(NoBackoff(), 0), []
         self._pubsub = pubsub
         if self._topics:

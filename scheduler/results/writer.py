@@ -326,7 +326,8 @@ class EventWriter:
             self._on_refused(job_id, token)
 
     def _tell(self, batch: _Batch, refused: frozenset[tuple[str, int]]) -> None:
-        for end in (*batch.returns, *batch.endings):
+        ends: list[Return | Ending] = [*batch.returns, *batch.endings]
+        for end in ends:
             if (end.job_id, end.token) not in refused:
                 self._on_ended(end.job_id, end.token)
         for job_id, token in refused:

@@ -164,9 +164,8 @@ class QueueContract:
         assert await q.state("later") == "delayed"
 
     async def test_a_delayed_job_ages_from_when_it_is_due(self, q: QueueDriver) -> None:
-        await q.enqueue(new_job("delayed", delay_ms=5))
-        await q.enqueue(new_job("at-once"))
-        await q.pass_ms(5)
+        await q.enqueue(new_job("delayed", delay_ms=30), new_job("at-once"))
+        await q.pass_ms(30)
         await q.enqueue(new_job("after"))
         assert (await q.tick()).promoted == 1
         assert await q.claimed_ids() == ["at-once", "delayed", "after"]
@@ -696,7 +695,7 @@ class QueueContract:
         assert await q.state("a") is None
 
     async def test_a_late_worker_whose_token_still_stands_may_finish(self, q: QueueDriver) -> None:
-        job = await q.running("a", lease_ms=None) if False else await q.running("a")
+        job = await q.running("a")
         await q.lose_lease(job)
         assert await q.finish(job)
         assert (await q.tick()).reaped == 0
@@ -805,23 +804,23 @@ class QueueContract:
         assert await q.event_types("late") == ["queued", "expired"]
 
     async def test_a_lost_job_past_its_deadline_expires(self, q: QueueDriver) -> None:
-        job = await q.running("a", deadline_ms=20)
-        await q.pass_ms(20)
+        job = await q.running("a", deadline_ms=40)
+        await q.pass_ms(40)
         await q.lose_lease(job)
         assert (await q.tick()).reaped == 1
         assert await q.event_types("a") == ["queued", "expired"]
 
     async def test_a_running_job_is_left_to_its_worker_at_the_deadline(self, q: QueueDriver) -> None:
-        job = await q.running("a", deadline_ms=20)
-        await q.pass_ms(20)
+        job = await q.running("a", deadline_ms=40)
+        await q.pass_ms(40)
         assert (await q.tick()).expired == 0
         assert await q.finish(job, JobState.EXPIRED, reason="deadline")
         assert await q.state("a") == "expired"
 
     async def test_a_returned_job_still_has_its_deadline(self, q: QueueDriver) -> None:
-        job = await q.running("a", deadline_ms=30)
+        job = await q.running("a", deadline_ms=40)
         await q.give_back(job, delay_ms=60_000)
-        await q.pass_ms(30)
+        await q.pass_ms(40)
         assert (await q.tick()).expired == 1
         assert await q.state("a") == "expired"
 
@@ -1049,11 +1048,11 @@ class QueueContract:
         assert (await q.tick("w1")).leader
 
     async def test_another_worker_process_takes_over_when_the_lock_has_gone(self, q: QueueDriver) -> None:
-        await q.tick("w1", lock_ms=5)
-        assert not (await q.tick("w2", lock_ms=5)).leader
-        await q.pass_ms(5)
+        await q.tick("w1", lock_ms=40)
+        assert not (await q.tick("w2", lock_ms=40)).leader
+        await q.pass_ms(40)
         assert (await q.tick("w2", lock_ms=60_000)).leader
-        assert not (await q.tick("w1", lock_ms=5)).leader
+        assert not (await q.tick("w1")).leader
 
     async def test_who_does_not_lead_does_nothing(self, q: QueueDriver) -> None:
         await q.tick("w1")
@@ -1246,7 +1245,8 @@ class QueueContract:
         assert [entry[1] for entry in entries] == ["failed", "priority", "lease_lost"]
         assert entries[0][2:4] == ["w1", 1]
         assert orjson.loads(entries[0][4])["code"] == "busy"
-        assert all(abs(entry[0] - await q.now_ms()) < 60_000 for entry in entries)
+        now_ms = await q.now_ms()
+        assert all(0 <= now_ms - entry[0] < 60_000 for entry in entries)
 
     async def test_history_is_bounded_and_stays_json(self, q: QueueDriver) -> None:
         job = await q.running("a")
@@ -1260,7 +1260,7 @@ class QueueContract:
             )
             job = await q.claim()
         entries = await q.history("a")
-        assert 5 < len(entries) < 25
+        assert 1 < len(entries) < 25
         assert len((await q.record("a"))["y"]) <= 8192
         assert entries[0][4].startswith("xééé")
         assert len(entries[0][4].encode()) <= 500
@@ -1344,16 +1344,15 @@ class QueueContract:
     async def test_a_damaged_record_stops_no_other_work(
         self, q: QueueDriver, untidy: None, state: JobState, damage: dict[str, str | None]
     ) -> None:
-        await reach(q, state, "bad", key="K", deadline_ms=5)
+        await reach(q, state, "bad", key="K", deadline_ms=60_000)
         await self._damage(q, "bad", damage)
-        token = int((await q.record("bad")).get("k", 1)[:15])
-        await q.pass_ms(5)
-        leases, delayed = q.queue.keys.fixed("leases"), q.queue.keys.fixed("delayed")
-        await q.queue.redis.zadd(leases, {"bad": 1}, xx=True)
-        await q.queue.redis.zadd(delayed, {"bad": 1}, xx=True)
+        token = int((await q.record("bad")).get("k", "1")[:15])
+        leases, delayed, deadlines = map(q.queue.keys.fixed, ("leases", "delayed", "deadlines"))
+        for place in (leases, delayed, deadlines):
+            await q.queue.redis.zadd(place, {"bad": 1}, xx=True)
         await q.queue.redis.hset(q.queue.keys.fixed("meta"), mapping={"reap_after": 0, "tick": await q.now_ms()})
         await q.tick()
-        assert await q.queue.redis.zcard(leases) == await q.queue.redis.zcard(delayed) == 0
+        assert [await q.queue.redis.zcard(place) for place in (leases, delayed)] == [0, 0]
         await q.queue.renew(q.worker, [("bad", token)], lease_ms=LEASE_MS, about=b"{}")
         await q.queue.position("bad")
         await q.queue.replay("bad")

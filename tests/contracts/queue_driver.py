@@ -101,7 +101,8 @@ class QueueDriver:
     async def configure(self, **conf: str | int) -> None:
         """Set the queue's settings; a double underscore stands for a colon."""
         await self.queue.configure(
-            conf={name.replace("__", ":"): value for name, value in conf.items()}, routes={LANE: b"{}"}
+            conf={"max_waiting": 100_000} | {name.replace("__", ":"): value for name, value in conf.items()},
+            routes={LANE: b"{}"},
         )
 
     async def enqueue(self, *jobs: NewJob) -> list[EnqueueOutcome]:

@@ -37,7 +37,7 @@ def write(url: str, key: str, value: str) -> None:
 
 def read(url: str, key: str) -> bytes | None:
     with redis.Redis.from_url(url) as client:
-        return client.get(key)  # type: ignore[no-any-return,return-value]
+        return client.get(key)  # type: ignore[no-any-return]
 
 
 def alive(pid: int) -> bool:
@@ -262,16 +262,19 @@ WAYS_OUT = {
 }
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
 @pytest.mark.parametrize("after", WAYS_OUT.values(), ids=WAYS_OUT.keys())
-def test_server_ends_with_its_user_by(
-    start_user: StartUser, after: str, shared: bool, tmp_path: Path
-) -> None:
-    user = start_user(tmp_path if shared else None, after=after)
+def test_private_server_and_its_folder_go_with_their_user_by(after: str, start_user: StartUser) -> None:
+    user = start_user(after=after)
     user.go_on()
     wait_until(lambda: not alive(user.server_pid), "the server ended")
-    if not shared:
-        wait_until(lambda: not user.folder.exists(), "its folder is gone")
+    wait_until(lambda: not user.folder.exists(), "its folder is gone")
+
+
+@pytest.mark.parametrize("way", ["its end without stop()", "SIGTERM"])
+def test_shared_server_ends_with_its_last_user_by(way: str, start_user: StartUser, tmp_path: Path) -> None:
+    user = start_user(tmp_path, after=WAYS_OUT[way])
+    user.go_on()
+    wait_until(lambda: not alive(user.server_pid), "the server ended")
 
 
 def test_signals_from_the_terminal_do_not_reach_the_server(start_user: StartUser) -> None:

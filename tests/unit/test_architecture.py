@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from pytest_socket import SocketConnectBlockedError
 
 ROOT = Path(__file__).parents[2]
 SCHEDULER = ROOT / "scheduler"
@@ -206,6 +208,15 @@ def test_import_of_the_client_does_not_load(package: str) -> None:
 @cache
 def imported_by_the_client() -> frozenset[str]:
     return frozenset(import_alone("scheduler"))
+
+
+def test_tests_reach_nothing_beyond_loopback() -> None:
+    # pytest-socket warns as well as raises, and warnings are errors here
+    with (
+        socket.socket() as connection,
+        pytest.raises((SocketConnectBlockedError, UserWarning), match=r"192\.0\.2\.1"),
+    ):
+        connection.connect(("192.0.2.1", 80))
 
 
 def test_supervisor_needs_the_standard_library_alone() -> None:

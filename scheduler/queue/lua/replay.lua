@@ -8,8 +8,8 @@
 -- @include "lib/event"
 
 local id, after_token, after_seq, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local rec = read(id, 's', 'l', 'k', 'n', 'z', 'r', 'i')
-if not rec or not rec.l then return {} end
+local rec = read(id, 's', 'k', 'n', 'z', 'r', 'i')
+if not rec or not (LIVE[rec.s] or ENDED[rec.s]) then return {} end
 
 local stream = stream_key(id)
 local entries = redis.call('XRANGE', stream, '(' .. after_token .. '-' .. after_seq, '+', 'COUNT', limit + 1)
@@ -24,10 +24,10 @@ if newest[1] then
 end
 
 -- The stream has gone before the record: make the terminal event from the record.
-if ENDED[rec.s] and rec.k and rec.z and not (reply[2] == rec.k and reply[3] == rec.z) then
+local k, z = tonumber(rec.k), tonumber(rec.z)
+if ENDED[rec.s] and k and z and not (reply[2] == rec.k and reply[3] == rec.z) then
   reply[2], reply[3] = rec.k, rec.z
-  local newer = tonumber(rec.k) > tonumber(after_token)
-    or (tonumber(rec.k) == tonumber(after_token) and tonumber(rec.z) > tonumber(after_seq))
+  local newer = k > tonumber(after_token) or (k == tonumber(after_token) and z > tonumber(after_seq))
   if newer and reply[4] == 0 then
     local rest = ',"reason":' .. cjson.encode(rec.r or rec.s)
     if rec.s == 'done' then
@@ -35,7 +35,7 @@ if ENDED[rec.s] and rec.k and rec.z and not (reply[2] == rec.k and reply[3] == r
     elseif rec.s == 'failed' then
       rest = ',"error":' .. (rec.i or error_json(rec.r or 'unknown', 'no more is known'))
     end
-    reply[#reply + 1] = event_json(id, tonumber(rec.k), rec.z, rec.s, rec.n, rest)
+    reply[#reply + 1] = event_json(id, k, rec.z, rec.s, rec.n, rest)
   end
 end
 return reply

@@ -27,7 +27,7 @@ remember(id, rec.y, 'requeued', nil, rec.n, rec.s .. ': ' .. (rec.r or ''))
 rec.x, rec.q = nil, unique_us()
 redis.call('HSET', record_key(id), 'q', text(rec.q), 'b', text(now_ms), 'k', text(next_token()))
 save_us()
-if rec.d then redis.call('SET', dedup_key(rec.t or 'default', rec.d), id, 'NX') end
+if rec.d then redis.call('SET', dedup_key(rec.t, rec.d), id, 'NX') end
 make_ready(id, rec)
 count_waiting(rec.l, 1)
 add('t:requeued', 1)

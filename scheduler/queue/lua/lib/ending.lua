@@ -3,7 +3,7 @@
 -- The owner alone releases its dedup key; a done job of mode window keeps it for a while.
 local function release_dedup(id, rec, state, window_ms)
   if not rec.d then return end
-  local key = dedup_key(rec.t or 'default', rec.d)
+  local key = dedup_key(rec.t, rec.d)
   if redis.pcall('GET', key) ~= id then return end
   if rec.m == 'window' and state == 'done' then
     redis.call('PEXPIRE', key, window_ms)

@@ -7,7 +7,7 @@ end
 
 local function event_json(id, token, seq, kind, attempt, rest)
   return '{"id":"' .. text(token) .. '-' .. seq .. '","type":"' .. kind .. '","job_id":' .. cjson.encode(id)
-    .. ',"attempt":' .. (attempt or 0) .. (rest or '') .. '}'
+    .. ',"attempt":' .. text(tonumber(attempt) or 0) .. (rest or '') .. '}'
 end
 
 local function emit(id, token, seq, json)
