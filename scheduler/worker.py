@@ -88,7 +88,7 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
         "redis_settings": RedisSettings.from_dsn(url),
         "redis_pool": None,
         "queue_name": keys.fixed("arq"),
-        "health_check_key": keys.of("health", settings.worker_name or socket.gethostname()),
+        "health_check_key": keys.of("health", f"{socket.gethostname()}:{settings.worker_name or ''}"),
         "health_check_interval": 10,
         "poll_delay": 0.1 if burst else 2.0,
         "max_jobs": RUN_PROMPT_MAX,
