@@ -1,0 +1,45 @@
+import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.events import Delta, Done, Expired, Failed, Retrying, Started, decode_event
+from scheduler.model import JobError
+from scheduler.results.encoding import EventEncoder, encode_error
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(texts, st.integers(1, 2**53), st.integers(1, 1000), st.integers(1, 10**6), texts, texts)
+def test_events_come_back_as_they_went(
+    job_id: str, token: int, attempt: int, seq: int, text: str, reasoning: str
+) -> None:
+    encode = EventEncoder(job_id, token, attempt)
+    same = {"id": f"{token}-{seq}", "job_id": job_id, "attempt": attempt}
+    error = JobError(code="c", message=text)
+    error_json = encode_error("c", text)
+    calls = [{"index": 0, "function": {"arguments": text}}]
+    assert decode_event(encode.started(seq, text)) == Started(**same, worker=text)
+    assert decode_event(encode.delta(seq, text, reasoning, [])) == Delta(
+        **same, text=text, reasoning=reasoning
+    )
+    assert decode_event(encode.delta(seq, "", "", calls)) == Delta(**same, tool_calls=calls)
+    assert decode_event(encode.retrying(seq, error_json, 1500)) == Retrying(**same, error=error, delay_s=1.5)
+    assert decode_event(encode.failed(seq, error_json)) == Failed(**same, error=error)
+    assert decode_event(encode.expired(seq)) == Expired(**same)
+    done = decode_event(encode.done(seq, orjson.dumps({"text": text})))
+    assert isinstance(done, Done)
+    assert done.result.text == text
+
+
+def test_what_is_empty_is_left_out() -> None:
+    assert orjson.loads(EventEncoder("j", 7, 1).delta(2, "hi", "", [])) == {
+        "id": "7-2",
+        "type": "delta",
+        "job_id": "j",
+        "attempt": 1,
+        "text": "hi",
+    }
+
+
+def test_words_that_are_no_utf8_are_replaced() -> None:
+    assert orjson.loads(encode_error("c", "bad \ud800")) == {"code": "c", "message": "bad ?"}
