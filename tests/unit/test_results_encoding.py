@@ -9,9 +9,16 @@ from scheduler.results.encoding import EventEncoder, encode_error
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@given(texts, st.integers(1, 2**53), st.integers(1, 1000), st.integers(1, 10**6), texts, texts)
+@given(
+    job_id=texts,
+    token=st.integers(1, 2**53),
+    attempt=st.integers(1, 1000),
+    seq=st.integers(1, 10**6),
+    text=texts,
+    reasoning=texts,
+)
 def test_events_come_back_as_they_went(
-    job_id: str, token: int, attempt: int, seq: int, text: str, reasoning: str
+    *, job_id: str, token: int, attempt: int, seq: int, text: str, reasoning: str
 ) -> None:
     encode = EventEncoder(job_id, token, attempt)
     same = {"id": f"{token}-{seq}", "job_id": job_id, "attempt": attempt}
