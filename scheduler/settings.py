@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -107,7 +107,6 @@ class RouteSettings(_Section):
     """
 
     endpoints: list[EndpointSettings] = Field(min_length=1)
-    fallbacks: list[Name] = Field(default_factory=list)
     batch: BatchSettings = BatchSettings()
     rag: RagSettings | None = None
     assemble: AssembleSettings = AssembleSettings()
@@ -197,14 +196,6 @@ class Settings(BaseSettings):
         if url != EMBEDDED and not url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("give redis://, rediss:// or unix://, or 'embedded' for a private server")
         return url
-
-    @model_validator(mode="after")
-    def _known_fallbacks(self) -> Settings:
-        for name, route in self.routes.items():
-            for fallback in route.fallbacks:
-                if fallback not in self.routes or fallback == name:
-                    raise ValueError(f"routes.{name}.fallbacks: {fallback!r} is no other route")
-        return self
 
     @classmethod
     def settings_customise_sources(

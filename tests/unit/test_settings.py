@@ -155,8 +155,6 @@ WRONG_FILES = [
         "routes.chat.endpoints.0.max_in",
         "1",
     ),
-    (route("fallbacks = ['small']"), "routes.chat.fallbacks: ", "'small' is no other route"),
-    (route("fallbacks = ['chat']"), "routes.chat.fallbacks: ", "'chat' is no other route"),
     (route("batch = { max_size = 0 }"), "routes.chat.batch.max_size: ", "1"),
     (route("rag = { k = 3 }"), "routes.chat.rag.documents: ", "missing"),
     (
