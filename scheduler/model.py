@@ -290,7 +290,8 @@ class HistoryEntry(Frozen):
 class JobInfo(Frozen):
     """A job's record. Times are milliseconds since the epoch, by Redis' clock; None where there is none.
 
-    `position` is the number of jobs of its lane that would be claimed before it, while it waits.
+    `position` is the number of jobs of its lane that would be claimed before it, while it waits; `place` says
+    in words why it is there.
     """
 
     id: str
@@ -299,6 +300,7 @@ class JobInfo(Frozen):
     priority: int
     tenant: str = DEFAULT_TENANT
     position: int | None = None
+    place: str | None = None
     attempts: int = 0
     failures: int = 0
     lost_leases: int = 0

@@ -1,172 +1,168 @@
-"""Reads for people: what is in the queue, and why. In bounded chunks; nothing here changes a job."""
+"""Reads for people: how a queue stands, what is in it, and why. In bounded steps, so that nobody waits."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import orjson
 from redis.exceptions import ResponseError
 
-from scheduler.model import DEFAULT_TENANT, DedupMode, HistoryEntry, JobError, JobInfo, JobState
+from scheduler.model import DEFAULT_TENANT, DedupMode, JobInfo, JobState
 from scheduler.queue.dedup import dedup_hash
+from scheduler.queue.job_info import FIELDS, HISTORY, make_job_info
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.ranking import Rank, rank
+from scheduler.queue.ranking import claim_rank, explain_place
+from scheduler.queue.reports import DedupKey, LaneStatus, QueueStatus, WorkerInfo
 
-CHUNK = 500
-DEFAULT_AGING_MS = 30_000
-DEFAULT_MAX_WAITING = 100_000
+PAGE = 200
+LANES_AT_ONCE = 50
+RATE_FRESH_MS = 60_000
+PRIORITIES = range(9, -1, -1)
+LIVE = (JobState.RUNNING, JobState.WAITING, JobState.DELAYED)
 
-Record = dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneStatus:
-    """One lane. `waiting` by priority, highest first; `oldest_s` is the age of the job that has waited longest."""
-
-    lane: str
-    waiting: dict[int, int]
-    paused: bool
-    oldest_s: float | None
-
-    @property
-    def total(self) -> int:
-        """All jobs that wait in the lane."""
-        return sum(self.waiting.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueStatus:
-    """The queue at one moment. `totals` count since the queue began; `rate` is jobs ended a second, of late."""
-
-    queue: str
-    lanes: list[LaneStatus]
-    waiting: int
-    delayed: int
-    running: int
-    dead: int
-    garbage: int
-    workers: int
-    max_waiting: int
-    when_full: str
-    rate: float
-    totals: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSummary:
-    """One line of a list of jobs. `age_s` is the time since the enqueue."""
-
-    id: str
-    state: JobState
-    model: str
-    priority: int
-    tenant: str
-    attempts: int
-    age_s: float
-    worker: str | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DedupEntry:
-    """A dedup key and the job that owns it. `expires_in_s` is set once the job is done and the key still serves."""
-
-    tenant: str
-    hash: str
-    job_id: str
-    state: JobState | None
-    mode: DedupMode
-    joined: int
-    expires_in_s: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStatus:
-    """A worker process as it described itself last; `about` has its routes, stages and endpoints."""
-
-    id: str
-    expires_in_s: float
-    about: dict[str, Any] = field(default_factory=dict)
+# Where the jobs of a state are listed, and whether the last in the list comes first.
+_LISTED = {
+    JobState.RUNNING: ("leases", False),
+    JobState.DELAYED: ("delayed", False),
+    JobState.FAILED: ("dead", True),
+    JobState.DONE: ("finished", True),
+    JobState.CANCELLED: ("finished", True),
+    JobState.EXPIRED: ("finished", True),
+    JobState.SHED: ("finished", True),
+}
+_HASH = re.compile(r"[A-Za-z0-9_-]{20}")
 
 
 class QueueInspector:
-    """Looks into one queue."""
+    """Reads a queue for people and their tools. Changes nothing but a dedup key that is to be released.
+
+    Lists are made page by page while the queue goes on: a job that moves meanwhile may be missing.
+    Errors are those of redis-py.
+    """
 
     def __init__(self, queue: PromptQueue) -> None:
         self._queue = queue
         self._redis = queue.redis
         self._keys = queue.keys
 
-    async def status(self) -> QueueStatus:
-        """Depths, ages, totals and rates."""
-        fixed = self._keys.fixed
+    async def job(self, job_id: str) -> JobInfo | None:
+        """All that is known of a job, its history included; None where there is no record of it.
+
+        One round trip; two for a job that waits.
+        """
+        record = self._keys.of("record", job_id)
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.smembers(fixed("lanes"))
-            pipe.smembers(fixed("paused"))
-            pipe.hgetall(fixed("meta"))
-            pipe.hmget(fixed("conf"), ["max_waiting", "when_full"])
-            pipe.hlen(fixed("garbage"))
-            for name in ("delayed", "leases", "dead", "workers"):
-                pipe.zcard(fixed(name))
-            lanes, paused, meta, conf, garbage, delayed, running, dead, workers = await pipe.execute()
-        now_ms = await self._now_ms()
-        statuses = await self._lanes(sorted(lane.decode() for lane in lanes), paused, now_ms)
-        counters = {name.decode(): value.decode() for name, value in meta.items()}
+            pipe.hmget(record, [*FIELDS, HISTORY])
+            pipe.scard(self._keys.of("tickets", job_id))
+            pipe.hget(self._keys.fixed("conf"), "aging_ms")
+            pipe.smembers(self._keys.fixed("paused"))
+            pipe.time()
+            values, tickets, aging, paused, now = await pipe.execute(raise_on_error=False)
+        *values, history = _values(values)
+        info = make_job_info(
+            job_id,
+            values,
+            tickets=_count(tickets),
+            position=await self._queue.position(job_id) if values[0] == b"waiting" else None,
+            history=history or b"",
+        )
+        if info is None:
+            return None
+        place = explain_place(
+            info,
+            aging_ms=_aging_ms(aging),
+            paused=info.model.encode() in paused,
+            now_ms=_now_us(now) // 1000,
+        )
+        return info.model_copy(update={"place": place}) if place else info
+
+    async def status(self) -> QueueStatus:
+        """How the queue stands. Two round trips, and one more for every 50 lanes beyond the first 50."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.smembers(self._keys.fixed("lanes"))
+            pipe.hkeys(self._keys.fixed("routes"))
+            pipe.smembers(self._keys.fixed("paused"))
+            used, routes, paused = await pipe.execute()
+        names = sorted(name.decode() for name in {*used, *routes, *paused})
+        first, rest = names[:LANES_AT_ONCE], names[LANES_AT_ONCE:]
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(self._keys.fixed("meta"))
+            pipe.hgetall(self._keys.fixed("conf"))
+            pipe.time()
+            for listed in ("delayed", "leases", "dead", "finished"):
+                pipe.zcard(self._keys.fixed(listed))
+            pipe.hlen(self._keys.fixed("garbage"))
+            pipe.zrange(self._keys.fixed("workers"), 0, -1, withscores=True)
+            self._ask_levels(pipe, first)
+            (
+                meta,
+                conf,
+                time,
+                delayed,
+                running,
+                dead,
+                finished,
+                garbage,
+                workers,
+                *levels,
+            ) = await pipe.execute()
+        levels += await self._levels(rest)
+        now_us = _now_us(time)
+        lanes = [
+            _lane_status(
+                name,
+                levels[20 * at : 20 * at + 20],
+                unclaimed=int(meta.get(f"n:{name}".encode(), 0)),
+                paused=name.encode() in paused,
+                bound=conf.get(f"max_waiting:{name}".encode()),
+                now_us=now_us,
+            )
+            for at, name in enumerate(names)
+        ]
         return QueueStatus(
             queue=self._queue.name,
-            lanes=statuses,
-            waiting=sum(lane.total for lane in statuses),
+            at_ms=now_us // 1000,
+            waiting=sum(lane.waiting for lane in lanes),
             delayed=delayed,
             running=running,
             dead=dead,
+            finished=finished,
             garbage=garbage,
-            workers=workers,
-            max_waiting=int(conf[0] or DEFAULT_MAX_WAITING),
-            when_full=(conf[1] or b"reject").decode(),
-            rate=float(counters.get("rate", 0)),
+            workers=sum(gone_at_ms > now_us / 1000 for _, gone_at_ms in workers),
+            max_waiting=int(conf.get(b"max_waiting", 100_000)),
+            when_full=conf.get(b"when_full", b"reject").decode(),
+            aging_s=_aging_ms(conf.get(b"aging_ms")) / 1000,
+            ended_per_s=_rate(meta, now_us // 1000),
             totals={
-                name[2:]: int(value) for name, value in sorted(counters.items()) if name.startswith("t:")
+                name[2:].decode(): int(count) for name, count in sorted(meta.items()) if name[:2] == b"t:"
             },
+            lanes=lanes,
         )
 
-    async def _lanes(self, lanes: Sequence[str], paused: set[bytes], now_ms: int) -> list[LaneStatus]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for lane in lanes:
-                for priority in range(9, -1, -1):
-                    pipe.zcard(self._keys.level(lane, priority))
-                    pipe.zrange(self._keys.level(lane, priority), 0, 0, withscores=True)
-            replies = await pipe.execute()
-        statuses: list[LaneStatus] = []
-        for at, lane in enumerate(lanes):
-            levels = replies[at * 20 : at * 20 + 20]
-            waiting = {9 - n: levels[2 * n] for n in range(10) if levels[2 * n]}
-            oldest = min((heads[0][1] for heads in levels[1::2] if heads), default=None)
-            statuses.append(
-                LaneStatus(
-                    lane=lane,
-                    waiting=waiting,
-                    paused=lane.encode() in paused,
-                    oldest_s=None if oldest is None else max(0.0, now_ms / 1000 - oldest / 1e6),
-                )
-            )
-        return statuses
+    async def now_ms(self) -> int:
+        """Redis' clock, in milliseconds since the epoch."""
+        return _now_us(await self._redis.time()) // 1000
 
-    async def job(self, job_id: str) -> JobInfo | None:
-        """The whole record of a job; None if there is none that can be read."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hgetall(self._keys.of("record", job_id))
-            pipe.scard(self._keys.of("tickets", job_id))
-            record, tickets = await pipe.execute(raise_on_error=False)
-        if not isinstance(record, dict) or not record:
-            return None
-        position = await self._queue.position(job_id)
-        try:
-            return _info(job_id, _text(record), tickets if isinstance(tickets, int) else 0, position)
-        except (KeyError, ValueError):
-            return None
+    async def _levels(self, lanes: Sequence[str]) -> list[Any]:
+        replies: list[Any] = []
+        for start in range(0, len(lanes), LANES_AT_ONCE):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                self._ask_levels(pipe, lanes[start : start + LANES_AT_ONCE])
+                replies += await pipe.execute()
+        return replies
+
+    def _ask_levels(self, pipe: Any, lanes: Sequence[str]) -> None:
+        for lane in lanes:
+            for priority in PRIORITIES:
+                pipe.zcard(self._keys.level(lane, priority))
+                pipe.zrange(self._keys.level(lane, priority), 0, 0, withscores=True)
 
     async def jobs(
         self,
@@ -174,238 +170,278 @@ class QueueInspector:
         state: JobState | None = None,
         lane: str | None = None,
         tenant: str | None = None,
-        limit: int = 50,
-    ) -> list[JobSummary]:
-        """Jobs of one state, or running, waiting and delayed ones. Waiting ones come in the order of claiming."""
-        states = [state] if state else [JobState.RUNNING, JobState.WAITING, JobState.DELAYED]
-        now_ms = await self._now_ms()
-        found: list[JobSummary] = []
-        for one in states:
-            async for job_id, record in self._records(self._ids(one, lane)):
-                summary = _summary(job_id, record, now_ms)
-                if summary is None or summary.state is not one:
-                    continue
-                if (lane and summary.model != lane) or (tenant and summary.tenant != tenant):
-                    continue
-                found.append(summary)
-                if len(found) >= limit:
-                    return found
+        limit: int = 100,
+    ) -> list[JobInfo]:
+        """At most `limit` jobs, without their histories; of no state named: all that have not ended.
+
+        Waiting jobs come in the order of claiming, running ones by the end of their leases, delayed ones by
+        when they are due, ended ones the latest first.
+        """
+        found: list[JobInfo] = []
+        for one in LIVE if state is None else (state,):
+            async with aclosing(self._in_state(one, lane)) as listed:
+                async for info in listed:
+                    if len(found) >= limit:
+                        return found
+                    if tenant in (None, info.tenant) and lane in (None, info.model):
+                        found.append(info)
         return found
 
-    async def _ids(self, state: JobState, lane: str | None) -> AsyncIterator[str]:
+    async def _in_state(self, state: JobState, lane: str | None) -> AsyncGenerator[JobInfo, None]:
         if state is JobState.WAITING:
-            async for job_id in self._waiting(lane):
-                yield job_id
+            listed = self._waiting(lane)
+        elif state in _LISTED:
+            listed = self._listed(state, *_LISTED[state])
+        else:
             return
-        key = {JobState.RUNNING: "leases", JobState.DELAYED: "delayed", JobState.FAILED: "dead"}.get(
-            state, "finished"
-        )
-        newest_first = state.ended
+        async with aclosing(listed) as infos:
+            async for info in infos:
+                yield info
+
+    async def _listed(self, state: JobState, name: str, latest_first: bool) -> AsyncGenerator[JobInfo, None]:
         start = 0
-        while page := await self._redis.zrange(
-            self._keys.fixed(key), start, start + CHUNK - 1, desc=newest_first
-        ):
-            for job_id in page:
-                yield job_id.decode()
-            start += CHUNK
+        while True:
+            ids = await self._redis.zrange(self._keys.fixed(name), start, start + PAGE - 1, desc=latest_first)
+            for info in await self._read([job_id.decode() for job_id in ids]):
+                if info is not None and info.state is state:
+                    yield info
+            if len(ids) < PAGE:
+                return
+            start += PAGE
 
-    async def _waiting(self, lane: str | None) -> AsyncIterator[str]:
-        """Waiting jobs in the order of claiming: a merge of all levels, each of which is in order."""
-        lanes = (
-            [lane]
-            if lane
-            else [one.decode() for one in await self._redis.smembers(self._keys.fixed("lanes"))]
-        )  # type: ignore[misc]
-        aging = await self._redis.hget(self._keys.fixed("conf"), "aging_ms")  # type: ignore[misc]
-        aging_us = float(aging if aging is not None else DEFAULT_AGING_MS) * 1000
-        levels = [self._level(one, priority, aging_us) for one in lanes for priority in range(10)]
-        heap: list[tuple[Rank, int, str]] = []
-        for at, level in enumerate(levels):
-            if (first := await anext(level, None)) is not None:
-                heap.append((first[0], at, first[1]))
-        heapq.heapify(heap)
-        while heap:
-            _, at, job_id = heap[0]
-            yield job_id
-            if (following := await anext(levels[at], None)) is None:
-                heapq.heappop(heap)
-            else:
-                heapq.heapreplace(heap, (following[0], at, following[1]))
-
-    async def _level(self, lane: str, priority: int, aging_us: float) -> AsyncIterator[tuple[Rank, str]]:
-        key, start = self._keys.level(lane, priority), 0
-        while page := await self._redis.zrange(key, start, start + CHUNK - 1, withscores=True):
-            for job_id, enqueued_us in page:
-                yield rank(priority, enqueued_us, aging_us=aging_us), job_id.decode()
-            start += CHUNK
-
-    async def _records(self, ids: AsyncIterator[str]) -> AsyncIterator[tuple[str, Record]]:
-        chunk: list[str] = []
-        async for job_id in ids:
-            chunk.append(job_id)
-            if len(chunk) == 100:
-                for pair in await self._read(chunk):
-                    yield pair
-                chunk.clear()
-        for pair in await self._read(chunk):
-            yield pair
-
-    async def _read(self, ids: Sequence[str]) -> list[tuple[str, Record]]:
+    async def _waiting(self, lane: str | None) -> AsyncGenerator[JobInfo, None]:
+        """Waiting jobs with their positions, in the order of claiming: the levels merged by rank."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hgetall(self._keys.of("record", job_id))
-            replies = await pipe.execute(raise_on_error=False)
-        return [
-            (job_id, _text(reply))
-            for job_id, reply in zip(ids, replies, strict=True)
-            if isinstance(reply, dict) and reply
-        ]
-
-    async def dedup_keys(self, *, tenant: str | None = None, limit: int = 50) -> list[DedupEntry]:
-        """Dedup keys in use, in no order."""
-        entries: list[DedupEntry] = []
-        pattern = self._keys.dedup(tenant or "*", "*").replace("[", "[[]")
-        async for key in self._redis.scan_iter(match=pattern, count=CHUNK):
-            one_tenant, key_hash = self._keys.split_dedup(key.decode())
-            entry = await self._dedup_entry(one_tenant, key_hash)
-            if entry is not None:
-                entries.append(entry)
-            if len(entries) >= limit:
-                break
-        return entries
-
-    async def dedup(self, key: str, *, tenant: str = DEFAULT_TENANT) -> DedupEntry | None:
-        """What a dedup key, or the hash that `dedup_keys` shows of it, names now."""
-        return await self._dedup_entry(tenant, dedup_hash(key)) or await self._dedup_entry(tenant, key)
-
-    async def release_dedup(self, key: str, *, tenant: str = DEFAULT_TENANT) -> DedupEntry | None:
-        """Free a dedup key: the next enqueue with it makes a job of its own. The owner goes on."""
-        entry = await self.dedup(key, tenant=tenant)
-        if entry is not None:
-            await self._redis.delete(self._keys.dedup(tenant, entry.hash))
-        return entry
-
-    async def _dedup_entry(self, tenant: str, key_hash: str) -> DedupEntry | None:
-        key = self._keys.dedup(tenant, key_hash)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.get(key)
-            pipe.pttl(key)
-            owner, ttl_ms = await pipe.execute()
-        if owner is None:
-            return None
-        try:
-            state, mode, joined = await self._redis.hmget(  # type: ignore[misc]
-                self._keys.of("record", owner.decode()), ["s", "m", "j"]
-            )
-        except ResponseError:
-            state = mode = joined = None
-        return DedupEntry(
-            tenant=tenant,
-            hash=key_hash,
-            job_id=owner.decode(),
-            state=JobState(state.decode()) if state else None,
-            mode=DedupMode(mode.decode()) if mode else DedupMode.UNTIL_FINISHED,
-            joined=int(joined or 0),
-            expires_in_s=ttl_ms / 1000 if ttl_ms >= 0 else None,
+            pipe.smembers(self._keys.fixed("lanes"))
+            pipe.hget(self._keys.fixed("conf"), "aging_ms")
+            used, aging = await pipe.execute()
+        lanes = sorted(name.decode() for name in used) if lane is None else [lane]
+        merged = self._merged(
+            [_Level(name, p) for name in lanes for p in PRIORITIES], _aging_ms(aging) * 1000
         )
+        seen: Counter[str] = Counter()
+        async with aclosing(merged) as pages:
+            async for page in pages:
+                positions = []
+                for name, _ in page:
+                    positions.append(seen[name])
+                    seen[name] += 1
+                for info in await self._read([job_id for _, job_id in page], positions):
+                    if info is not None and info.state is JobState.WAITING:
+                        yield info
 
-    async def workers(self) -> list[WorkerStatus]:
-        """The worker processes that have renewed of late."""
-        now_ms = await self._now_ms()
-        members = await self._redis.zrange(self._keys.fixed("workers"), 0, -1, withscores=True)
-        live = [(name.decode(), expires) for name, expires in members if expires > now_ms]
-        if not live:
+    async def _merged(
+        self, levels: Sequence[_Level], aging_us: int
+    ) -> AsyncGenerator[list[tuple[str, str]], None]:
+        """Pages of `(lane, job id)`."""
+        await self._fill(levels)
+        heads = [(level.rank(aging_us), at) for at, level in enumerate(levels) if level.page]
+        heapq.heapify(heads)
+        page: list[tuple[str, str]] = []
+        while heads:
+            _, at = heapq.heappop(heads)
+            level = levels[at]
+            page.append((level.lane, level.page.popleft()[0]))
+            if not level.page and not level.drained:
+                await self._fill([level])
+            if level.page:
+                heapq.heappush(heads, (level.rank(aging_us), at))
+            if len(page) == PAGE:
+                yield page
+                page = []
+        if page:
+            yield page
+
+    async def _fill(self, levels: Sequence[_Level]) -> None:
+        for start in range(0, len(levels), 10 * LANES_AT_ONCE):
+            chunk = levels[start : start + 10 * LANES_AT_ONCE]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for level in chunk:
+                    key = self._keys.level(level.lane, level.priority)
+                    pipe.zrange(key, level.taken, level.taken + level.page_size - 1, withscores=True)
+                replies = await pipe.execute()
+            for level, entries in zip(chunk, replies, strict=True):
+                level.take(entries)
+
+    async def _read(
+        self, job_ids: Sequence[str], positions: Iterable[int | None] = repeat(None)
+    ) -> list[JobInfo | None]:
+        if not job_ids:
             return []
-        abouts = await self._redis.mget([self._keys.of("worker", name) for name, _ in live])
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hmget(self._keys.of("record", job_id), FIELDS)
+                pipe.scard(self._keys.of("tickets", job_id))
+            replies = iter(await pipe.execute(raise_on_error=False))
         return [
-            WorkerStatus(
-                id=name, expires_in_s=(expires - now_ms) / 1000, about=orjson.loads(about) if about else {}
-            )
-            for (name, expires), about in zip(live, abouts, strict=True)
+            make_job_info(job_id, _values(values)[: len(FIELDS)], tickets=_count(tickets), position=position)
+            for job_id, position, values, tickets in zip(job_ids, positions, replies, replies, strict=False)
         ]
 
-    async def _now_ms(self) -> int:
-        seconds, micros = await self._redis.time()  # type: ignore[no-untyped-call]
-        return int(seconds) * 1000 + int(micros) // 1000
+    async def dedup_keys(self, *, tenant: str | None = None, limit: int = 100) -> list[DedupKey]:
+        """At most `limit` of the dedup keys in use, in no order. Walks all keys of the server, in steps."""
+        found: list[DedupKey] = []
+        pattern = self._keys.dedup(tenant or DEFAULT_TENANT, "*")
+        cursor = 0
+        while True:
+            cursor, names = await self._redis.scan(cursor, match=pattern, count=1000)
+            split = [self._keys.split_dedup(name.decode()) for name in names]
+            wanted = [one for one in split if tenant in (None, one[0])]
+            for start in range(0, len(wanted), PAGE):
+                found += await self._read_dedup(wanted[start : start + PAGE])
+                if len(found) >= limit:
+                    return found[:limit]
+            if cursor == 0:
+                return found
+
+    async def dedup(self, key: str, *, tenant: str = DEFAULT_TENANT) -> DedupKey | None:
+        """Who owns a dedup key, given as the user gave it or by its hash; None if it is free."""
+        candidates = [(tenant, one) for one in _hashes(key)]
+        return next(iter(await self._read_dedup(candidates)), None)
+
+    async def release_dedup(self, key: str, *, tenant: str = DEFAULT_TENANT) -> DedupKey | None:
+        """Let a dedup key go: the next prompt with it is new work. The job that owned it goes on.
+
+        Returns what it was, None if it was free already.
+        """
+        held = await self.dedup(key, tenant=tenant)
+        if held is None or not await self._redis.delete(self._keys.dedup(tenant, held.hash)):
+            return None
+        return held
+
+    async def _read_dedup(self, names: Sequence[tuple[str, str]]) -> list[DedupKey]:
+        if not names:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for tenant, hashed in names:
+                pipe.get(self._keys.dedup(tenant, hashed))
+                pipe.pttl(self._keys.dedup(tenant, hashed))
+            replies = iter(await pipe.execute())
+        held = [
+            (tenant, hashed, owner.decode("utf-8", "replace"), left_ms)
+            for (tenant, hashed), owner, left_ms in zip(names, replies, replies, strict=False)
+            if owner is not None
+        ]
+        if not held:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for _, _, job_id, _ in held:
+                pipe.hmget(self._keys.of("record", job_id), FIELDS)
+            records = await pipe.execute(raise_on_error=False)
+        return [_dedup_key(*one, _values(values)) for one, values in zip(held, records, strict=True)]
+
+    async def workers(self) -> list[WorkerInfo]:
+        """The live worker processes, by id."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(self._keys.fixed("workers"), 0, -1, withscores=True)
+            pipe.get(self._keys.fixed("leader"))
+            now, listed, leader = await pipe.execute()
+        ids = sorted(name.decode() for name, gone_at_ms in listed if gone_at_ms > _now_us(now) / 1000)
+        if not ids:
+            return []
+        described = await self._redis.mget([self._keys.of("worker", one) for one in ids])
+        return [
+            _worker_info(one, about, leads=leader == one.encode())
+            for one, about in zip(ids, described, strict=True)
+        ]
 
 
-def _text(record: Mapping[bytes, bytes]) -> Record:
-    return {
-        name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in record.items()
-    }
+@dataclass(slots=True)
+class _Level:
+    """A cursor through one level of one lane. `page` has `(job id, score)`, the next one first."""
+
+    lane: str
+    priority: int
+    page: deque[tuple[str, int]] = field(default_factory=deque)
+    page_size: int = 20
+    taken: int = 0
+    drained: bool = False
+
+    def take(self, entries: Sequence[tuple[bytes, float]]) -> None:
+        self.page.extend((job_id.decode("utf-8", "replace"), int(score)) for job_id, score in entries)
+        self.drained = len(entries) < self.page_size
+        self.taken += len(entries)
+        self.page_size = PAGE
+
+    def rank(self, aging_us: int) -> tuple[int, int, int]:
+        return claim_rank(self.priority, self.page[0][1], aging_us=aging_us)
 
 
-def _summary(job_id: str, record: Record, now_ms: int) -> JobSummary | None:
-    try:
-        return JobSummary(
-            id=job_id,
-            state=JobState(record["s"]),
-            model=record["l"],
-            priority=int(record["p"]),
-            tenant=record.get("t", DEFAULT_TENANT),
-            attempts=int(record.get("n", 0)),
-            age_s=max(0.0, (now_ms - _enqueued_ms(record)) / 1000),
-            worker=record.get("w"),
-            reason=record.get("r"),
-        )
-    except (KeyError, ValueError):
+def _values(reply: Any) -> list[bytes | None]:
+    """The fields of a record; none of them where something else has its key."""
+    if isinstance(reply, ResponseError):
+        if not str(reply).startswith("WRONGTYPE"):
+            raise reply
+        return [None] * (len(FIELDS) + 1)
+    return list(reply)
+
+
+def _count(reply: Any) -> int:
+    return reply if isinstance(reply, int) else 0
+
+
+def _now_us(time: tuple[int, int]) -> int:
+    return time[0] * 1_000_000 + time[1]
+
+
+def _aging_ms(value: bytes | None) -> int:
+    return int(value or 30_000)
+
+
+def _rate(meta: dict[bytes, bytes], now_ms: int) -> float | None:
+    if b"rate" not in meta or now_ms - int(meta.get(b"sampled", 0)) > RATE_FRESH_MS:
         return None
+    return float(meta[b"rate"])
 
 
-def _info(job_id: str, record: Record, tickets: int, position: int | None) -> JobInfo:
-    state = JobState(record["s"])
-    error = record.get("i")
-    dedup = DedupMode(record.get("m", DedupMode.UNTIL_FINISHED)) if "d" in record else None
-    return JobInfo(
-        id=job_id,
-        state=state,
-        model=record["l"],
-        priority=int(record["p"]),
-        tenant=record.get("t", DEFAULT_TENANT),
-        position=position,
-        attempts=int(record.get("n", 0)),
-        failures=int(record.get("f", 0)),
-        lost_leases=int(record.get("o", 0)),
-        max_attempts=_number(record.get("a")),
-        # The first ticket is the job's id and is stored only once there is a second.
-        tickets=0 if state.ended else tickets if "j" in record else 1,
-        joined=int(record.get("j", 0)),
-        dedup=dedup,
-        worker=record.get("w"),
-        error=JobError.model_validate_json(error) if error else None,
-        reason=record.get("r"),
-        enqueued_at_ms=_enqueued_ms(record),
-        due_at_ms=_number(record.get("u")),
-        deadline_at_ms=_number(record.get("x")),
-        started_at_ms=_number(record.get("c")),
-        ended_at_ms=_number(record.get("e")),
-        history=_history(state, record),
+def _lane_status(
+    name: str, levels: Sequence[Any], *, unclaimed: int, paused: bool, bound: bytes | None, now_us: int
+) -> LaneStatus:
+    """`levels`: the size and the head of each level, from 9 down. `unclaimed` counts the delayed as well."""
+    counts = {p: levels[2 * at] for at, p in enumerate(PRIORITIES) if levels[2 * at]}
+    heads = [score for head in levels[1::2] for _, score in head]
+    waiting = sum(counts.values())
+    return LaneStatus(
+        name=name,
+        waiting=waiting,
+        by_priority=counts,
+        delayed=max(0, unclaimed - waiting),
+        paused=paused,
+        oldest_s=max(0, now_us - int(min(heads))) / 1_000_000 if heads else None,
+        max_waiting=int(bound) if bound else None,
     )
 
 
-def _history(state: JobState, record: Record) -> list[HistoryEntry]:
-    """The stored entries, and what the record's other fields tell: the enqueue, the last claim, the end."""
-    entries = [HistoryEntry(at_ms=_enqueued_ms(record), what="enqueued")]
-    for at_ms, what, worker, attempt, detail in orjson.loads(f"[{record.get('y', '')}]"):
-        entries.append(
-            HistoryEntry(
-                at_ms=at_ms, what=what, worker=worker or None, attempt=attempt or None, detail=detail or None
-            )
-        )
-    attempts = int(record.get("n", 0))
-    told = max((entry.attempt or 0 for entry in entries), default=0)
-    if "c" in record and attempts > told:
-        entries.append(
-            HistoryEntry(at_ms=int(record["c"]), what="claimed", worker=record.get("w"), attempt=attempts)
-        )
-    if state.ended and "e" in record:
-        entries.append(HistoryEntry(at_ms=int(record["e"]), what=state.value, detail=record.get("r")))
-    return sorted(entries, key=lambda entry: entry.at_ms)
+def _hashes(key: str) -> Iterator[str]:
+    yield dedup_hash(key)
+    if _HASH.fullmatch(key):
+        yield key
 
 
-def _enqueued_ms(record: Record) -> int:
-    return int(record["b"]) if "b" in record else int(record["q"]) // 1000
+def _dedup_key(
+    tenant: str, hashed: str, job_id: str, left_ms: int, values: Sequence[bytes | None]
+) -> DedupKey:
+    expires_in_s = left_ms / 1000 if left_ms >= 0 else None
+    owner = make_job_info(job_id, values[: len(FIELDS)], tickets=0)
+    if owner is None:
+        return DedupKey(tenant=tenant, hash=hashed, job_id=job_id, expires_in_s=expires_in_s)
+    return DedupKey(
+        tenant=tenant,
+        hash=hashed,
+        job_id=job_id,
+        state=owner.state,
+        model=owner.model,
+        mode=owner.dedup or DedupMode.UNTIL_FINISHED,
+        joined=owner.joined,
+        expires_in_s=expires_in_s,
+    )
 
 
-def _number(value: str | None) -> int | None:
-    return int(value) if value else None
+def _worker_info(worker: str, about: bytes | None, *, leads: bool) -> WorkerInfo:
+    try:
+        said = orjson.loads(about or b"{}")
+        known = {name: said[name] for name in WorkerInfo.model_fields if name in said}
+        return WorkerInfo(**{**known, "id": worker, "leader": leads})
+    except (ValueError, TypeError):
+        return WorkerInfo(id=worker, leader=leads)

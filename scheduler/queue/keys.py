@@ -62,7 +62,7 @@ class Keys:
         return f"{self.prefix}w:{priority}:{lane}"
 
     def dedup(self, tenant: str, dedup_hash: str) -> str:
-        """STRING: the job that owns a dedup key. The default tenant is left out: there is one such key a job."""
+        """STRING: the job that owns a dedup key. The default tenant is left out, to save memory."""
         return f"{self.prefix}d:{dedup_hash}" + ("" if tenant == DEFAULT_TENANT else f":{tenant}")
 
     def split_dedup(self, key: str) -> tuple[str, str]:
@@ -74,7 +74,8 @@ class Keys:
 def lua_keys(source: str) -> str:
     """The same spelling for a script: definitions of those of the names that `source` uses.
 
-    `KEYS[1]` is the queue's prefix. A fixed key is a string, `meta_key`; others are functions, `record_key(id)`.
+    `KEYS[1]` is the queue's prefix. A fixed key is a string, `meta_key`; others are functions:
+    `record_key(id)`.
     """
     lines = ["local prefix = KEYS[1]"]
     for name, suffix in _KEYS.items():

@@ -1,19 +1,50 @@
-"""The order in which waiting jobs are claimed. Pure; `lua/claim.lua` does the same."""
+"""The order in which waiting jobs are claimed, as `lua/claim.lua` has it. Pure."""
 
 from __future__ import annotations
 
+from scheduler.model import JobInfo, JobState
+
 STRICT = 8
+"""Priorities from here on go strictly first; those below age."""
 
-Rank = tuple[int, float]
 
+def claim_rank(priority: int, enqueued_us: int, *, aging_us: int) -> tuple[int, int, int]:
+    """Sort key of a waiting job: what sorts first is claimed first.
 
-def rank(priority: int, enqueued_us: float, *, aging_us: float) -> Rank:
-    """A job's place: the lower goes first.
-
-    8 and 9 go strictly before all others. Below, each level has a head start of `aging_us` over the next, so
-    that a job which has waited long enough overtakes newer ones of higher levels. With `aging_us` 0 all are
-    strict.
+    `enqueued_us` is its score in its level. Below 8 a level is worth `aging_us` of waiting; 0 makes every
+    level strict. One claim in 20 goes to the oldest job that has waited past its bound instead.
     """
     if priority >= STRICT or aging_us == 0:
-        return 9 - priority, enqueued_us
-    return 9 - STRICT + 1, enqueued_us + (9 - priority) * aging_us
+        return 9 - priority, enqueued_us, 0
+    return 2, enqueued_us + (9 - priority) * aging_us, 9 - priority
+
+
+def explain_place(job: JobInfo, *, aging_ms: int, paused: bool, now_ms: int) -> str | None:
+    """Why a job that waits is at its place, in words; None for one that does not wait."""
+    if job.state is JobState.DELAYED:
+        due_s = max(0, (job.due_at_ms or now_ms) - now_ms) / 1000
+        why = "it has failed and is tried again" if job.attempts else "it was enqueued with a delay"
+        return f"{why}: due in {due_s:g} s, then it joins lane {job.model!r}"
+    if job.state is not JobState.WAITING or job.position is None:
+        return None
+    sentence = f"{_ahead(job.position)}: {_rule(job.priority, aging_ms)}"
+    return f"{sentence}; lane {job.model!r} is paused, so nothing of it is claimed" if paused else sentence
+
+
+def _ahead(position: int) -> str:
+    if position == 0:
+        return "it is next"
+    return "1 job is before it" if position == 1 else f"{position} jobs are before it"
+
+
+def _rule(priority: int, aging_ms: int) -> str:
+    if priority == 9:
+        return "priority 9 goes strictly first, the oldest before the newer"
+    if priority == STRICT:
+        return "priority 8 goes before all but 9, the oldest before the newer"
+    if aging_ms == 0:
+        return f"only more urgent jobs and older ones of priority {priority} go before it"
+    return (
+        f"8 and 9 go first; below, a level is worth {aging_ms / 1000:g} s of waiting, "
+        f"so at priority {priority} it counts as {(9 - priority) * aging_ms / 1000:g} s younger than it is"
+    )

@@ -34,7 +34,9 @@ ENDED = frozenset(state.value for state in JobState if state.ended)
 _claim_ids = itertools.count(1)
 
 
-def new_job(name: str, priority: int = 5, *, lane: str = LANE, key: str | None = None, **fields: Any) -> NewJob:
+def new_job(
+    name: str, priority: int = 5, *, lane: str = LANE, key: str | None = None, **fields: Any
+) -> NewJob:
     """A job of the default tenant; `key` names its dedup key, and its content unless `content` does."""
     content = fields.pop("content", key)
     payload = orjson.dumps({"prompt": name})
@@ -98,6 +100,11 @@ class QueueDriver:
     queue: PromptQueue
     worker: str = "w1"
 
+    @property
+    def redis(self) -> Any:
+        """The connection underneath; its stubs mix replies with awaitables."""
+        return self.queue.redis
+
     async def configure(self, **conf: str | int) -> None:
         """Set the queue's settings; a double underscore stands for a colon."""
         await self.queue.configure(
@@ -144,15 +151,19 @@ class QueueDriver:
         return not (await self.queue.write(publications=[deltas(job, *texts, first_seq=first_seq)])).refused
 
     async def tick(self, worker: str | None = None, **options: Any) -> TickReport:
-        return await self.queue.tick(worker or self.worker, **{"lease_ms": LEASE_MS, "lock_ms": 60_000, **options})
+        return await self.queue.tick(
+            worker or self.worker, **{"lease_ms": LEASE_MS, "lock_ms": 60_000, **options}
+        )
 
     async def lose_lease(self, job: ClaimedJob) -> None:
         """Let a lease end as if its time had gone, some while after the last outage."""
-        await self.queue.redis.zadd(self.queue.keys.fixed("leases"), {job.id: 1})
-        await self.queue.redis.hset(self.queue.keys.fixed("meta"), mapping={"reap_after": 0, "tick": await self.now_ms()})
+        await self.redis.zadd(self.queue.keys.fixed("leases"), {job.id: 1})
+        await self.redis.hset(
+            self.queue.keys.fixed("meta"), mapping={"reap_after": 0, "tick": await self.now_ms()}
+        )
 
     async def now_ms(self) -> int:
-        seconds, micros = await self.queue.redis.time()
+        seconds, micros = await self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
     async def pass_ms(self, ms: int) -> None:
@@ -165,12 +176,12 @@ class QueueDriver:
         """Make a waiting job `by_s` seconds older."""
         record = await self.record(job_id)
         rank = int(record["q"]) - round(by_s * 1_000_000)
-        await self.queue.redis.hset(self.queue.keys.of("record", job_id), "q", rank)
+        await self.redis.hset(self.queue.keys.of("record", job_id), "q", rank)
         level = self.queue.keys.level(record["l"], int(record["p"]))
-        await self.queue.redis.zadd(level, {job_id: rank})
+        await self.redis.zadd(level, {job_id: rank})
 
     async def record(self, job_id: str) -> dict[str, str]:
-        raw = await self.queue.redis.hgetall(self.queue.keys.of("record", job_id))
+        raw = await self.redis.hgetall(self.queue.keys.of("record", job_id))
         return {name.decode(): value.decode() for name, value in raw.items()}
 
     async def state(self, job_id: str) -> str | None:
@@ -195,7 +206,7 @@ class QueueDriver:
         return entries
 
     async def meta(self) -> dict[str, str]:
-        raw = await self.queue.redis.hgetall(self.queue.keys.fixed("meta"))
+        raw = await self.redis.hgetall(self.queue.keys.fixed("meta"))
         return {name.decode(): value.decode() for name, value in raw.items()}
 
     async def waiting(self, lane: str | None = None) -> int:
@@ -204,54 +215,84 @@ class QueueDriver:
 
     async def owner(self, key: str, tenant: str = "default") -> str | None:
         """The job that owns a dedup key."""
-        raw = await self.queue.redis.get(self.queue.keys.dedup(tenant, key))
+        raw = await self.redis.get(self.queue.keys.dedup(tenant, key))
         return raw.decode() if raw else None
 
     async def dump(self) -> dict[str, Any]:
-        """All that the queue has in Redis, but for what names the time of a single call."""
-        found: dict[str, Any] = {}
-        prefix = self.queue.keys.prefix
-        async for key in self.queue.redis.scan_iter(match=f"{prefix}*".replace("{", "[{]").replace("}", "[}]")):
-            found[key.decode().removeprefix(prefix)] = await _value(self.queue, key)
-        return found
+        """The value of every key of the queue, by what follows the prefix."""
+        return (await snapshot(self.queue)).values
 
 
-async def _value(queue: PromptQueue, key: bytes) -> Any:
-    redis = queue.redis
-    match await redis.type(key):
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a queue has in Redis, by what follows the prefix; lifetimes in ms, -1 without an end."""
+
+    values: dict[str, Any]
+    ttls: dict[str, int]
+
+
+async def snapshot(queue: PromptQueue) -> Snapshot:
+    """Read every key of a queue, in four round trips."""
+    pattern = f"{queue.keys.prefix}*".replace("{", "[{]").replace("}", "[}]")
+    keys = [key async for key in queue.redis.scan_iter(match=pattern, count=10_000)]
+    async with queue.redis.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.type(key)
+            pipe.pttl(key)
+        described = await pipe.execute()
+        for key, kind in zip(keys, described[::2], strict=True):
+            _read_whole(pipe, key, kind)
+        values = await pipe.execute()
+    names = [key.decode(errors="replace").removeprefix(queue.keys.prefix) for key in keys]
+    return Snapshot(
+        {
+            name: dict(value) if kind == b"zset" else value
+            for name, value, kind in zip(names, values, described[::2], strict=True)
+        },
+        dict(zip(names, described[1::2], strict=True)),
+    )
+
+
+def _read_whole(pipe: Any, key: bytes, kind: bytes) -> None:
+    match kind:
         case b"hash":
-            return await redis.hgetall(key)
+            pipe.hgetall(key)
         case b"zset":
-            return dict(await redis.zrange(key, 0, -1, withscores=True))
+            pipe.zrange(key, 0, -1, withscores=True)
         case b"set":
-            return await redis.smembers(key)
+            pipe.smembers(key)
         case b"list":
-            return await redis.lrange(key, 0, -1)
+            pipe.lrange(key, 0, -1)
         case b"stream":
-            return await redis.xrange(key)
+            pipe.xrange(key)
         case _:
-            return await redis.get(key)
+            pipe.get(key)
 
 
-async def audit(queue: PromptQueue) -> None:
-    """Check that everything in Redis fits together: places, counts, bitmaps, dedup keys, lifetimes, events."""
-    found = await QueueDriver(queue).dump()
-    records = {name[2:]: _text(value) for name, value in found.items() if name.startswith("j:")}
+async def audit(queue: PromptQueue) -> Snapshot:
+    """Check that all in Redis fits together: places, counts, bitmaps, dedup keys, events, lifetimes."""
+    snap = await snapshot(queue)
+    found = snap.values
+    records = {name[2:]: text(value) for name, value in found.items() if name.startswith("j:")}
     levels = {
         (name.split(":", 2)[2], int(name.split(":", 2)[1])): value
         for name, value in found.items()
         if name.startswith("w:")
     }
     _audit_places(records, levels, found)
-    _audit_counts(records, levels, _text(found.get("meta", {})))
-    _audit_dedup(records, found)
+    _audit_counts(records, levels, text(found.get("meta", {})))
+    _audit_dedup(queue, records, found)
     _audit_events(records, found)
-    await _audit_lifetimes(queue, records, found)
-    assert all(len(value) <= 1 for name, value in found.items() if name.startswith("k:")), "one wake token a lane"
+    _audit_lifetimes(records, snap.ttls)
+    assert all(len(value) <= 1 for name, value in found.items() if name.startswith("k:")), (
+        "one wake token a lane"
+    )
     assert len(found.get("space", [])) <= 1
+    return snap
 
 
-def _text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+def text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+    """A hash as text."""
     return {name.decode(): value.decode() for name, value in raw.items()}
 
 
@@ -298,11 +339,13 @@ def _audit_counts(
     assert max(tokens, default=0) <= int(meta.get("token", 0))
 
 
-def _audit_dedup(records: Mapping[str, Mapping[str, str]], found: Mapping[str, Any]) -> None:
+def _audit_dedup(
+    queue: PromptQueue, records: Mapping[str, Mapping[str, str]], found: Mapping[str, Any]
+) -> None:
     for name, value in found.items():
         if not name.startswith("d:"):
             continue
-        _, dedup_hash, tenant = name.split(":", 2)
+        tenant, dedup_hash = queue.keys.split_dedup(queue.keys.prefix + name)
         record = records[value.decode()]
         assert (record["d"], record.get("t", "default")) == (dedup_hash, tenant)
         assert record["s"] not in ENDED or (record["s"] == "done" and record.get("m") == "window"), name
@@ -320,20 +363,13 @@ def _audit_events(records: Mapping[str, Mapping[str, str]], found: Mapping[str, 
         assert not terminal or types[-1] == terminal[0]
 
 
-async def _audit_lifetimes(
-    queue: PromptQueue, records: Mapping[str, Mapping[str, str]], found: Mapping[str, Any]
-) -> None:
+def _audit_lifetimes(records: Mapping[str, Mapping[str, str]], ttls: Mapping[str, int]) -> None:
     for job_id, record in records.items():
-        kept = {kind: await queue.redis.pttl(queue.keys.of(kind, job_id)) for kind in ("record", "payload")}
-        of_job = [name for name in (f"r:{job_id}", f"h:{job_id}", f"e:{job_id}") if name in found]
-        ttls = [await queue.redis.pttl(queue.keys.prefix + name) for name in of_job]
+        kept = {kind: ttls.get(f"{kind}:{job_id}") for kind in "jprhe"}
         if record["s"] in ENDED:
-            assert kept["record"] > 0
-            assert kept["payload"] != -1
-            assert all(ttl > 0 for ttl in ttls), of_job
+            assert all(ttl is None or ttl > 0 for ttl in kept.values()), (job_id, kept)
         else:
-            assert kept == {"record": -1, "payload": -1}, job_id
-            assert f"r:{job_id}" not in found
+            assert (kept["j"], kept["p"], kept["r"]) == (-1, -1, None), (job_id, kept)
 
 
 async def drain(driver: QueueDriver, lanes: Sequence[str] = (LANE,)) -> list[str]:

@@ -26,8 +26,8 @@ class TestQueueOnServers(QueueContract):
     @pytest.fixture
     async def full(self, q: QueueDriver) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         """Fills the server's memory as far as it goes."""
-        yield lambda: q.queue.redis.config_set("maxmemory", 1)
-        await q.queue.redis.config_set("maxmemory", 0)
+        yield lambda: q.redis.config_set("maxmemory", 1)
+        await q.redis.config_set("maxmemory", 0)
 
     async def test_without_memory_an_enqueue_is_refused_with_nothing_written(
         self, q: QueueDriver, full: Callable[[], Awaitable[None]]
@@ -39,7 +39,9 @@ class TestQueueOnServers(QueueContract):
             await q.enqueue(new_job("b"), new_job("c", key="K"))
         assert await q.dump() == before
 
-    async def test_without_memory_work_goes_on(self, q: QueueDriver, full: Callable[[], Awaitable[None]]) -> None:
+    async def test_without_memory_work_goes_on(
+        self, q: QueueDriver, full: Callable[[], Awaitable[None]]
+    ) -> None:
         await q.lose_lease(await q.running("lost"))
         await q.enqueue(*[new_job(name) for name in ("done", "failed", "back", "waits", "purged")])
         await full()
@@ -61,10 +63,10 @@ class TestQueueOnServers(QueueContract):
 
     async def test_numbers_past_fourteen_digits_keep_them_all(self, q: QueueDriver) -> None:
         big = 2**53 - 100_000
-        await q.queue.redis.hset(q.queue.keys.fixed("meta"), mapping={"us": big, "token": big})
+        await q.redis.hset(q.queue.keys.fixed("meta"), mapping={"us": big, "token": big})
         await q.enqueue(new_job("a", deadline_ms=60_000, key="K"), new_job("b", delay_ms=1))
         assert (await q.record("a"))["q"] == str(big + 1)
-        assert await q.queue.redis.zscore(q.queue.keys.level(LANE, 5), "a") == big + 1
+        assert await q.redis.zscore(q.queue.keys.level(LANE, 5), "a") == big + 1
         job = await q.claim()
         assert job.token == big + 1
         assert await q.publish(job, "x")
@@ -81,9 +83,9 @@ class TestQueueOnServers(QueueContract):
         ]
 
     async def test_scripts_are_sent_again_to_a_server_that_has_lost_them(self, q: QueueDriver) -> None:
-        await q.queue.redis.script_flush()
+        await q.redis.script_flush()
         job = await q.running("a")
-        await q.queue.redis.script_flush()
+        await q.redis.script_flush()
         outcome = await q.queue.write(publications=[deltas(job, "x")], endings=[ending(job, seq=2)])
         assert outcome == WriteOutcome()
         assert await q.event_types("a") == ["queued", "delta", "done"]
@@ -91,10 +93,12 @@ class TestQueueOnServers(QueueContract):
     async def test_every_key_of_a_queue_carries_its_hash_tag(self, q: QueueDriver) -> None:
         await q.configure(max_waiting=2, when_full="block")
         job = await q.running("a", key="K", tenant="t", deadline_ms=60_000)
-        await q.enqueue(new_job("b", key="K", tenant="t"), new_job("c", delay_ms=60_000), new_job("d"), new_job("e"))
+        await q.enqueue(
+            new_job("b", key="K", tenant="t"), new_job("c", delay_ms=60_000), new_job("d"), new_job("e")
+        )
         await q.queue.renew(q.worker, [], lease_ms=LEASE_MS, about=b"{}")
         await q.tick()
         await q.finish(job)
-        keys = [key async for key in q.queue.redis.scan_iter()]
+        keys = [key async for key in q.redis.scan_iter()]
         assert len(keys) > 15
         assert all(key.startswith(b"ps:{real}:") for key in keys)

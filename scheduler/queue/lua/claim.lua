@@ -22,7 +22,7 @@ local MAX_HINDERED = 256
 local claim_id, worker = ARGV[1], ARGV[2]
 local lease_ms, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
 
-local FIELDS = { 's', 'p', 'l', 't', 'q', 'x', 'n', 'f', 'a', 'g', 'd', 'm', 'k' }
+local FIELDS = { 's', 'p', 'l', 't', 'q', 'x', 'n', 'f', 'a', 'g', 'd', 'm', 'j', 'k' }
 
 local function entry(id, rec, token, payload)
   return {

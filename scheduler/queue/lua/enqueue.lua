@@ -19,6 +19,8 @@
 
 local ALIAS_MS = 3600000
 local SHED_LOOKS = 16
+-- 60 bits of a base64 hash tell the contents of one key apart; more would make each record longer.
+local CONTENT_CHARS = 10
 
 local n_jobs = tonumber(ARGV[1])
 local conf = redis.call('HMGET', conf_key, 'max_waiting', 'when_full')
@@ -234,7 +236,7 @@ end
 local function enqueue(at)
   local job = {
     id = ARGV[at], lane = ARGV[at + 1], priority = tonumber(ARGV[at + 2]), tenant = ARGV[at + 3],
-    payload = ARGV[at + 4], hash = ARGV[at + 5], content = ARGV[at + 6], mode = ARGV[at + 7],
+    payload = ARGV[at + 4], hash = ARGV[at + 5], content = string.sub(ARGV[at + 6], 1, CONTENT_CHARS), mode = ARGV[at + 7],
     deadline_ms = ARGV[at + 8], delay_ms = ARGV[at + 9], max_attempts = ARGV[at + 10],
     result_ttl_ms = ARGV[at + 11],
   }

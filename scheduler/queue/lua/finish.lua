@@ -15,20 +15,21 @@ local dead_ttl_ms, window_ms = tonumber(conf[1] or 604800000), tonumber(conf[2] 
 
 local function finish(at)
   local id, token, state, seq = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local rec = read(id, 's', 'k', 't', 'd', 'm')
+  local rec = read(id, 's', 'k', 't', 'd', 'm', 'j')
   if not rec or rec.k ~= token then return 0 end
   if ENDED[rec.s] then return 1 end
   if rec.s ~= 'running' then return 0 end
   emit(id, token, seq, ARGV[at + 4])
   redis.call('ZREM', leases_key, id)
-  redis.call('HSET', record_key(id), 's', state, 'e', text(now_ms), 'z', seq)
-  if ARGV[at + 6] ~= '' then redis.call('HSET', record_key(id), 'r', ARGV[at + 6]) end
-  if ARGV[at + 7] ~= '' then redis.call('HSET', record_key(id), 'i', ARGV[at + 7]) end
+  local fields = { 's', state, 'e', text(now_ms), 'z', seq }
+  if ARGV[at + 6] ~= '' then fields[7], fields[8] = 'r', ARGV[at + 6] end
+  if ARGV[at + 7] ~= '' then fields[#fields + 1], fields[#fields + 2] = 'i', ARGV[at + 7] end
+  redis.call('HSET', record_key(id), unpack(fields))
   local keep_ms = tonumber(ARGV[at + 8])
   if state == 'failed' then keep_ms = dead_ttl_ms end
   if state == 'done' and rec.m == 'window' then keep_ms = math.max(keep_ms, window_ms) end
   if ARGV[at + 5] ~= '' then redis.call('SET', result_key(id), ARGV[at + 5], 'PX', text(keep_ms)) end
-  retain(id, state, keep_ms)
+  retain(id, rec, state, keep_ms)
   release_dedup(id, rec, state, window_ms)
   add('t:' .. state, 1)
   return 1

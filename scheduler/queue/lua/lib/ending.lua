@@ -13,12 +13,12 @@ local function release_dedup(id, rec, state, window_ms)
 end
 
 -- Keep what belongs to an ended job for keep_ms; its stream is copied once, which packs it tightly.
-local function retain(id, state, keep_ms)
+local function retain(id, rec, state, keep_ms)
   local stream = stream_key(id)
   if redis.call('COPY', stream, packed_key, 'REPLACE') == 1 then redis.call('RENAME', packed_key, stream) end
   redis.call('PEXPIRE', stream, keep_ms)
   redis.call('PEXPIRE', record_key(id), keep_ms)
-  redis.call('PEXPIRE', tickets_key(id), keep_ms)
+  if rec.j then redis.call('PEXPIRE', tickets_key(id), keep_ms) end
   if state == 'done' then
     redis.call('UNLINK', payload_key(id))
   else
@@ -42,7 +42,7 @@ local function detach(id, rec)
 end
 
 -- Fields that end_job wants to find in rec.
-local ENDING = { 's', 'p', 'l', 't', 'x', 'n', 'd', 'm', 'k', 'g' }
+local ENDING = { 's', 'p', 'l', 't', 'x', 'n', 'd', 'm', 'j', 'k', 'g' }
 
 -- Write the end of a job that stands nowhere any more. A fresh token shuts out whoever runs it.
 local function close(id, rec, state, reason, error)
@@ -53,7 +53,7 @@ local function close(id, rec, state, reason, error)
   if error then redis.call('HSET', record_key(id), 'i', error) end
   local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms')
   local keep_ms = tonumber(state == 'failed' and (conf[2] or 604800000) or rec.g or conf[1] or 3600000)
-  retain(id, state, keep_ms)
+  retain(id, rec, state, keep_ms)
   release_dedup(id, rec, state, tonumber(conf[3] or 3600000))
   add('t:' .. state, 1)
 end

@@ -1,0 +1,234 @@
+"""Checks an installation: Redis and its settings, every endpoint, the worker processes. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from scheduler.batching.endpoint import Endpoint
+from scheduler.connection import check_server, mask, open_redis, translated
+from scheduler.engine.routes import build_routes
+from scheduler.errors import SchedulerError
+from scheduler.queue import PromptQueue
+from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.reports import QueueStatus, WorkerInfo
+from scheduler.settings import Settings
+
+ROUND_TRIPS = 20
+SLOW_ROUND_TRIP_MS = 5.0
+HEALTH_TIMEOUT_S = 10.0
+MEMORY_SHARE_WARNED = 0.8
+
+
+class Level(StrEnum):
+    """How bad a finding is; `fail` means that prompts cannot be served, or can be lost in plain use."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at, what it is like, and what to do about it where that is not well."""
+
+    level: Level
+    subject: str
+    message: str
+    fix: str = ""
+
+
+async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding, None]:
+    """Look at everything; yields each finding once it is known. `redis_url` is where the server listens."""
+    redis = open_redis(redis_url, retries=0)
+    try:
+        queue = None
+        try:
+            version = await check_server(redis, redis_url)
+            queue = PromptQueue(redis, settings.queue)
+            yield Finding(Level.OK, "redis", f"{_version(version)} at {mask(redis_url)}")
+        except SchedulerError as error:
+            yield Finding(Level.FAIL, "redis", str(error))
+        if queue is not None:
+            with translated(redis_url):
+                async for finding in _server(redis):
+                    yield finding
+        async for finding in _endpoints(settings):
+            yield finding
+        if queue is not None:
+            with translated(redis_url):
+                inspector = QueueInspector(queue)
+                for finding in _queue(await inspector.status(), await inspector.workers(), settings):
+                    yield finding
+    finally:
+        await redis.aclose()
+
+
+def _version(version: tuple[int, ...]) -> str:
+    return f"version {'.'.join(map(str, version))}" if version else "a server that hides its version"
+
+
+async def _server(redis: Redis) -> AsyncGenerator[Finding, None]:
+    info = await _ask(redis, "INFO")
+    if not isinstance(info, Mapping):
+        yield Finding(
+            Level.WARN, "redis settings", "INFO is refused", "allow INFO to this user, or ask the host"
+        )
+    else:
+        save = await _ask(redis, "CONFIG GET", "save")
+        yield _persistence(info, save.get("save") if isinstance(save, Mapping) else None)
+        yield _eviction(info)
+        yield _memory(info)
+    yield await _round_trip(redis)
+
+
+async def _ask(redis: Redis, command: str, *args: str) -> Any:
+    """The answer, or None where this user may not ask: managed servers forbid CONFIG."""
+    try:
+        return await redis.execute_command(command, *args)  # type: ignore[no-untyped-call]
+    except ResponseError:
+        return None
+
+
+def _persistence(info: Mapping[str, Any], save: str | None) -> Finding:
+    if info.get("aof_enabled"):
+        if info.get("aof_last_write_status", "ok") != "ok":
+            return Finding(
+                Level.FAIL,
+                "persistence",
+                "the append-only file cannot be written",
+                "see the server's log and disk",
+            )
+        return Finding(Level.OK, "persistence", "append-only file")
+    fix = "set appendonly yes"
+    if save is None:
+        return Finding(Level.WARN, "persistence", "no append-only file; snapshots unknown", fix)
+    if save:
+        return Finding(
+            Level.WARN, "persistence", f"snapshots alone (save {save}): a crash loses what came since", fix
+        )
+    return Finding(Level.WARN, "persistence", "none: a restart of the server loses every job", fix)
+
+
+def _eviction(info: Mapping[str, Any]) -> Finding:
+    policy, limit = str(info.get("maxmemory_policy", "unknown")), int(info.get("maxmemory", 0))
+    if policy == "noeviction":
+        return Finding(Level.OK, "eviction", "noeviction")
+    fix = "set maxmemory-policy noeviction"
+    if limit:
+        return Finding(Level.FAIL, "eviction", f"{policy}: at maxmemory the server drops queued jobs", fix)
+    return Finding(Level.WARN, "eviction", f"{policy}; harmless only while maxmemory is not set", fix)
+
+
+def _memory(info: Mapping[str, Any]) -> Finding:
+    used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    if not limit:
+        return Finding(
+            Level.WARN,
+            "memory",
+            f"{_mib(used)} used, no limit: a full machine kills the server",
+            "set maxmemory; enqueues are then refused in time, and running work still finishes",
+        )
+    message = f"{_mib(used)} of {_mib(limit)} used"
+    if used > MEMORY_SHARE_WARNED * limit:
+        return Finding(Level.WARN, "memory", message, "raise maxmemory, or lower max_waiting or result_ttl_s")
+    return Finding(Level.OK, "memory", message)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+async def _round_trip(redis: Redis) -> Finding:
+    times_ms = []
+    for _ in range(ROUND_TRIPS):
+        began = time.perf_counter()
+        await redis.ping()
+        times_ms.append((time.perf_counter() - began) * 1000)
+    median_ms = statistics.median(times_ms)
+    message = f"{median_ms:.2f} ms (median of {ROUND_TRIPS}; longest {max(times_ms):.2f} ms)"
+    if median_ms > SLOW_ROUND_TRIP_MS:
+        return Finding(Level.WARN, "round trip", message, "move the worker processes nearer to Redis")
+    return Finding(Level.OK, "round trip", message)
+
+
+async def _endpoints(settings: Settings) -> AsyncGenerator[Finding, None]:
+    endpoints: list[Endpoint] = []
+    for name, route in settings.routes.items():
+        try:
+            # Each route by itself: a mistake in one must not hide those in the others.
+            alone = settings.model_copy(update={"routes": {name: route}})
+            endpoints += build_routes(alone)[name].endpoints
+        except SchedulerError as error:
+            yield Finding(Level.FAIL, f"route {name}", str(error))
+    for finding in await asyncio.gather(*(_endpoint(endpoint) for endpoint in endpoints)):
+        yield finding
+
+
+async def _endpoint(endpoint: Endpoint) -> Finding:
+    subject = f"endpoint {endpoint.name}"
+    where = " at ".join(filter(None, (endpoint.settings.backend, endpoint.settings.base_url)))
+    try:
+        health = await asyncio.wait_for(endpoint.worker.health(), HEALTH_TIMEOUT_S)
+    except TimeoutError:
+        return Finding(
+            Level.FAIL,
+            subject,
+            f"{where}: no answer within {HEALTH_TIMEOUT_S:g} s",
+            "is the engine overloaded?",
+        )
+    finally:
+        await endpoint.batcher.aclose()
+        await endpoint.worker.aclose()
+    if not health.ready:
+        fix = "start the engine, or correct base_url; the other endpoints of the route serve meanwhile"
+        return Finding(Level.FAIL, subject, f"{where}: {health.detail or 'not ready'}", fix)
+    models = ", ".join(health.models) or "unknown models"
+    if endpoint.settings.model and health.models and endpoint.settings.model not in health.models:
+        return Finding(
+            Level.WARN,
+            subject,
+            f"{where} serves {models}, not {endpoint.settings.model}",
+            "set the endpoint's model to one of these",
+        )
+    return Finding(Level.OK, subject, f"{where} serves {models}")
+
+
+def _queue(status: QueueStatus, workers: list[WorkerInfo], settings: Settings) -> Iterator[Finding]:
+    start = "start one: prompt-scheduler worker"
+    if not workers:
+        yield Finding(Level.WARN, "workers", f"no worker process serves queue {status.queue!r}", start)
+    else:
+        running = sum(worker.running for worker in workers)
+        yield Finding(Level.OK, "workers", f"{len(workers)} live, {running} jobs running")
+    served = {route for worker in workers for route in worker.routes}
+    for lane in status.lanes:
+        subject = f"lane {lane.name}"
+        if lane.waiting and lane.paused:
+            fix = f"prompt-scheduler admin queue resume {lane.name}"
+            yield Finding(Level.WARN, subject, f"{lane.waiting:,} jobs wait and it is paused", fix)
+        elif lane.waiting and lane.name not in served:
+            fix = f"start one that has [routes.{lane.name}]"
+            yield Finding(
+                Level.WARN, subject, f"{lane.waiting:,} jobs wait and no live worker serves it", fix
+            )
+    bound = f"{status.waiting + status.delayed:,} of at most {status.max_waiting:,} jobs wait"
+    if status.waiting + status.delayed >= status.max_waiting:
+        yield Finding(Level.WARN, "bound", bound, "add worker processes, or raise max_waiting")
+    else:
+        yield Finding(Level.OK, "bound", bound)
+    if status.garbage:
+        yield Finding(
+            Level.WARN,
+            "garbage",
+            f"{status.garbage:,} jobs were put aside because their records were damaged",
+            "find out what else writes to this Redis; the server's hash `garbage` of the queue names them",
+        )

@@ -1,0 +1,35 @@
+"""Operations on a whole lane."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from scheduler.errors import InvalidRequest
+from scheduler.queue import PromptQueue
+from scheduler.queue.inspection import QueueInspector
+
+PURGE_CHUNK = 500
+
+
+async def known_lanes(queue: PromptQueue, lane: str | None = None) -> list[str]:
+    """Every lane of the queue; only `lane` where it is named.
+
+    Raises:
+        InvalidRequest: there is no such lane.
+    """
+    lanes = [one.name for one in (await QueueInspector(queue).status()).lanes]
+    if lane is None:
+        return lanes
+    if lane not in lanes:
+        there_are = f"there are: {', '.join(lanes)}" if lanes else "nothing has been put into the queue yet"
+        raise InvalidRequest(f"lane: no {lane!r} in queue {queue.name!r}; {there_are}", field="lane")
+    return [lane]
+
+
+async def purge(queue: PromptQueue, lane: str, priority: int | None = None) -> AsyncGenerator[int, None]:
+    """Cancel the waiting jobs of a lane, all or those of one priority; yields how many, a chunk at a time.
+
+    Jobs that come meanwhile may go as well; it ends once the lane has been seen empty.
+    """
+    while purged := await queue.purge(lane, priority, chunk=PURGE_CHUNK):
+        yield purged

@@ -1,0 +1,128 @@
+"""`prompt-scheduler admin dedup`: dedup keys in use."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
+from scheduler.cli.output import (
+    age,
+    console,
+    print_fields,
+    print_json,
+    state_text,
+    table,
+)
+from scheduler.cli.session import Session, run, session
+from scheduler.model import DEFAULT_TENANT
+from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.reports import DedupKey
+
+KeyName: TypeAlias = Annotated[
+    str, typer.Argument(metavar="KEY", help="The key as it was given, or its hash.", show_default=False)
+]
+Tenant: TypeAlias = Annotated[str, typer.Option("--tenant", help="Whose key it is.")]
+
+app = typer.Typer(help="Dedup keys in use.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_keys(
+    ctx: typer.Context,
+    *,
+    tenant: Annotated[str | None, typer.Option(help="Only of this tenant.")] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List dedup keys in use.
+
+    It walks all keys of the Redis server, a step at a time.
+    """
+    held = run(_dedup_keys(session(ctx), tenant, limit))
+    if as_json:
+        print_json(held)
+        return
+    shown = table("tenant", "hash", "job", "state", "mode", "joined", "left", right="joined left")
+    for one in held:
+        shown.add_row(
+            one.tenant,
+            one.hash,
+            one.job_id,
+            state_text(one.state),
+            one.mode.value if one.mode else "",
+            str(one.joined),
+            age(one.expires_in_s),
+        )
+    console().print(shown)
+
+
+async def _dedup_keys(at: Session, tenant: str | None, limit: int) -> list[DedupKey]:
+    async with at.client() as client:
+        return await QueueInspector(client.queue).dedup_keys(tenant=tenant, limit=limit)
+
+
+@app.command("show")
+def show(
+    ctx: typer.Context, key: KeyName, *, tenant: Tenant = DEFAULT_TENANT, as_json: AsJson = False
+) -> None:
+    """Show which job owns a dedup key; exit with 1 if none does."""
+    held = run(_dedup(session(ctx), key, tenant))
+    if as_json:
+        print_json(held)
+    elif held is not None:
+        print_fields(
+            [
+                ("tenant", held.tenant),
+                ("hash", held.hash),
+                ("job", held.job_id),
+                ("state", state_text(held.state)),
+                ("mode", held.mode.value if held.mode else None),
+                ("joined", f"{held.joined} callers"),
+                ("left", age(held.expires_in_s) if held.expires_in_s else "until the job ends"),
+            ]
+        )
+    if held is None:
+        _say_free(key, tenant)
+
+
+async def _dedup(at: Session, key: str, tenant: str) -> DedupKey | None:
+    async with at.client() as client:
+        return await QueueInspector(client.queue).dedup(key, tenant=tenant)
+
+
+@app.command("release")
+def release(
+    ctx: typer.Context,
+    key: KeyName,
+    *,
+    tenant: Tenant = DEFAULT_TENANT,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free a dedup key: the next prompt with it is new work.
+
+    The job that owned it goes on.
+    """
+    at = session(ctx)
+    held = run(_dedup(at, key, tenant))
+    if held is not None:
+        confirm(f"Release the key of job {held.job_id}?", yes=yes)
+        held = run(_release(at, key, tenant))
+    if as_json:
+        print_json({"released": held is not None, "job_id": held.job_id if held else None})
+    elif held is not None:
+        typer.echo(f"released; job {held.job_id} goes on")
+    if held is None:
+        _say_free(key, tenant)
+
+
+async def _release(at: Session, key: str, tenant: str) -> DedupKey | None:
+    async with at.client() as client:
+        return await QueueInspector(client.queue).release_dedup(key, tenant=tenant)
+
+
+def _say_free(key: str, tenant: str) -> None:
+    typer.echo(f"prompt-scheduler: dedup key {key!r} of tenant {tenant!r} is free", err=True)
+    raise typer.Exit(1)

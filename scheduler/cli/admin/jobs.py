@@ -1,0 +1,188 @@
+"""`prompt-scheduler admin jobs`: single jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.text import Text
+
+from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
+from scheduler.cli.arguments import parse_priority
+from scheduler.cli.output import (
+    age,
+    console,
+    moment,
+    print_fields,
+    print_json,
+    priority_text,
+    state_text,
+    table,
+)
+from scheduler.cli.session import Session, run, session
+from scheduler.model import JobInfo, JobState
+from scheduler.queue.inspection import QueueInspector
+
+JobId: TypeAlias = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
+
+app = typer.Typer(help="Single jobs.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_jobs(
+    ctx: typer.Context,
+    *,
+    state: Annotated[
+        JobState | None, typer.Option(help="Only of this state; without it all that have not ended.")
+    ] = None,
+    lane: Annotated[str | None, typer.Option("--lane", "--model", "-m", help="Only of this lane.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only of this tenant.")] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, the waiting ones in the order of claiming."""
+    jobs, now_ms = run(_jobs(session(ctx), state, lane, tenant, limit))
+    if as_json:
+        print_json([job.model_dump(mode="json", exclude={"history", "place"}) for job in jobs])
+        return
+    shown = table(
+        "id",
+        "state",
+        "priority",
+        "model",
+        "tenant",
+        "tries",
+        "age",
+        "place, worker or reason",
+        right="tries age",
+    )
+    for job in jobs:
+        shown.add_row(
+            job.id,
+            state_text(job.state),
+            priority_text(job.priority),
+            job.model,
+            job.tenant,
+            str(job.attempts),
+            age((now_ms - job.enqueued_at_ms) / 1000),
+            _remark(job, now_ms),
+        )
+    console().print(shown)
+    if len(jobs) == limit:
+        typer.echo(f"These are the first {limit:,}; --limit shows more.", err=True)
+
+
+async def _jobs(
+    at: Session, state: JobState | None, lane: str | None, tenant: str | None, limit: int
+) -> tuple[list[JobInfo], int]:
+    async with at.client() as client:
+        inspector = QueueInspector(client.queue)
+        return (
+            await inspector.jobs(state=state, lane=lane, tenant=tenant, limit=limit),
+            await inspector.now_ms(),
+        )
+
+
+def _remark(job: JobInfo, now_ms: int) -> str:
+    match job.state:
+        case JobState.WAITING:
+            return f"{job.position} before it"
+        case JobState.RUNNING:
+            return job.worker or ""
+        case JobState.DELAYED:
+            return f"due in {age(max(0, (job.due_at_ms or now_ms) - now_ms) / 1000)}"
+    return job.error.code if job.error else job.reason or ""
+
+
+@app.command("show")
+def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
+    """Show where a job is, why, and what has happened to it."""
+    job = run(_job(session(ctx), job_id))
+    if as_json:
+        print_json(job)
+        return
+    print_fields(
+        [
+            ("id", job.id),
+            ("state", state_text(job.state)),
+            ("place", job.place),
+            ("model", job.model),
+            ("priority", priority_text(job.priority)),
+            ("tenant", job.tenant),
+            ("attempts", _attempts(job)),
+            ("tickets", f"{job.tickets}, {job.joined} callers joined" if job.joined else job.tickets),
+            ("dedup", job.dedup.value if job.dedup else None),
+            ("worker", job.worker),
+            ("reason", job.reason),
+            ("error", f"{job.error.code}: {job.error.message}" if job.error else None),
+            ("enqueued", moment(job.enqueued_at_ms)),
+            ("due", moment(job.due_at_ms)),
+            ("deadline", moment(job.deadline_at_ms)),
+            ("started", moment(job.started_at_ms)),
+            ("ended", moment(job.ended_at_ms)),
+        ]
+    )
+    history = table("when", "what", "attempt", "worker", "detail", right="attempt")
+    for entry in job.history:
+        attempt = str(entry.attempt) if entry.attempt else ""
+        history.add_row(moment(entry.at_ms), entry.what, attempt, entry.worker, Text(entry.detail or ""))
+    console().print(history)
+
+
+async def _job(at: Session, job_id: str) -> JobInfo:
+    async with at.client() as client:
+        return await client.job(job_id).info()
+
+
+def _attempts(job: JobInfo) -> str:
+    parts = [f"{job.attempts}", f"{job.failures} failed", f"{job.lost_leases} lost"]
+    limit = f" (at most {job.max_attempts} failures)" if job.max_attempts else ""
+    return ", ".join(parts) + limit
+
+
+@app.command("set-priority")
+def set_priority(
+    ctx: typer.Context,
+    job_id: JobId,
+    priority: Annotated[
+        int,
+        typer.Argument(parser=parse_priority, metavar="0-9|NAME", help="The new one.", show_default=False),
+    ],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Change the priority of a job; it keeps its enqueue time."""
+    job = run(_set_priority(session(ctx), job_id, priority))
+    if as_json:
+        print_json(job)
+    else:
+        typer.echo(
+            f"{job.id}: priority {priority_text(job.priority)}" + (f"; {job.place}" if job.place else "")
+        )
+
+
+async def _set_priority(at: Session, job_id: str, priority: int) -> JobInfo:
+    async with at.client() as client:
+        job = client.job(job_id)
+        await job.set_priority(priority)
+        return await job.info()
+
+
+@app.command("cancel")
+def cancel(ctx: typer.Context, job_id: JobId, *, yes: Yes = False, as_json: AsJson = False) -> None:
+    """End a job, whoever holds tickets of it."""
+    at = session(ctx)
+    job = run(_job(at, job_id))
+    if not job.state.ended:
+        callers = f" that {job.tickets} callers wait for" if job.tickets > 1 else ""
+        confirm(f"Cancel {job.state.value} job {job_id}{callers}?", yes=yes)
+    cancelled = run(_cancel(at, job_id))
+    if as_json:
+        print_json({"job_id": job_id, "cancelled": cancelled})
+    else:
+        typer.echo(f"{job_id}: {'cancelled' if cancelled else f'had ended already: {job.state.value}'}")
+
+
+async def _cancel(at: Session, job_id: str) -> bool:
+    async with at.client() as client:
+        return await client.job(job_id).cancel(force=True)

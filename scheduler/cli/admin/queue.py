@@ -1,0 +1,155 @@
+"""`prompt-scheduler admin queue`: the queue and its lanes."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.text import Text
+
+from scheduler.admin import known_lanes, purge
+from scheduler.cli.admin.common import AsJson, Yes, confirm
+from scheduler.cli.arguments import parse_priority
+from scheduler.cli.output import (
+    age,
+    console,
+    print_fields,
+    print_json,
+    table,
+)
+from scheduler.cli.session import Session, run, session
+from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.reports import QueueStatus
+
+LaneName: TypeAlias = Annotated[
+    str | None, typer.Argument(metavar="[LANE]", help="The lane; named after its route.", show_default=False)
+]
+AllLanes: TypeAlias = Annotated[bool, typer.Option("--all", help="Every lane.")]
+
+app = typer.Typer(help="The queue and its lanes.", no_args_is_help=True)
+
+
+@app.command("status")
+def status(ctx: typer.Context, *, as_json: AsJson = False) -> None:
+    """Show what waits, by lane and priority, and what runs."""
+    status = run(_status(session(ctx)))
+    if as_json:
+        print_json(status)
+        return
+    _show_status(status)
+
+
+async def _status(at: Session) -> QueueStatus:
+    async with at.client() as client:
+        return await QueueInspector(client.queue).status()
+
+
+def _show_status(status: QueueStatus) -> None:
+    waiting = status.waiting + status.delayed
+    rate = "unknown" if status.ended_per_s is None else f"{status.ended_per_s:g} a second"
+    print_fields(
+        [
+            ("queue", status.queue),
+            ("waiting", f"{waiting:,} of at most {status.max_waiting:,}, {status.delayed:,} of them delayed"),
+            ("when full", status.when_full),
+            ("running", f"{status.running:,}"),
+            ("workers", f"{status.workers:,}"),
+            ("ending", rate),
+            ("dead", f"{status.dead:,}"),
+            ("garbage", f"{status.garbage:,}" if status.garbage else None),
+            ("totals", ", ".join(f"{n:,} {what}" for what, n in status.totals.items()) or "none"),
+        ]
+    )
+    lanes = table("lane", "waiting", "by priority", "delayed", "oldest", "", right="waiting delayed oldest")
+    for lane in status.lanes:
+        levels = "  ".join(f"{p}: {n:,}" for p, n in lane.by_priority.items())
+        bound = f" of {lane.max_waiting:,}" if lane.max_waiting else ""
+        lanes.add_row(
+            lane.name,
+            f"{lane.waiting:,}{bound}",
+            levels,
+            f"{lane.delayed:,}",
+            age(lane.oldest_s),
+            Text("paused", "yellow") if lane.paused else "",
+        )
+    console().print(lanes)
+
+
+@app.command("pause")
+def pause(
+    ctx: typer.Context, lane: LaneName = None, *, every: AllLanes = False, as_json: AsJson = False
+) -> None:
+    """Stop claiming from a lane.
+
+    Prompts are still taken in; what runs goes on.
+    """
+    changed = run(_switch(session(ctx), _lane_or_all(lane, every=every), paused=True))
+    _show_switched(changed, "paused", "had been paused already", as_json=as_json)
+
+
+@app.command("resume")
+def resume(
+    ctx: typer.Context, lane: LaneName = None, *, every: AllLanes = False, as_json: AsJson = False
+) -> None:
+    """Claim from a paused lane again."""
+    changed = run(_switch(session(ctx), _lane_or_all(lane, every=every), paused=False))
+    _show_switched(changed, "resumed", "was not paused", as_json=as_json)
+
+
+def _lane_or_all(lane: str | None, *, every: bool) -> str | None:
+    if (lane is None) != every:
+        raise typer.BadParameter("give a lane, or --all")
+    return lane
+
+
+async def _switch(at: Session, lane: str | None, *, paused: bool) -> dict[str, bool]:
+    async with at.client() as client:
+        switch = client.queue.pause if paused else client.queue.resume
+        return {one: await switch(one) for one in await known_lanes(client.queue, lane)}
+
+
+def _show_switched(changed: dict[str, bool], done: str, had: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json([{"lane": lane, "changed": was_changed} for lane, was_changed in changed.items()])
+        return
+    for lane, was_changed in changed.items():
+        typer.echo(f"{lane}: {done if was_changed else had}")
+
+
+@app.command("purge")
+def purge_lane(
+    ctx: typer.Context,
+    lane: Annotated[str, typer.Argument(help="The lane.", show_default=False)],
+    *,
+    priority: Annotated[
+        int | None,
+        typer.Option("--priority", "-p", parser=parse_priority, metavar="0-9|NAME", help="Only this level."),
+    ] = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel the waiting jobs of a lane.
+
+    Their callers are told. Running and delayed jobs are left alone.
+    """
+    at = session(ctx)
+    waiting = run(_waiting(at, lane, priority))
+    confirm(f"Cancel {waiting:,} waiting jobs of lane {lane!r}?", yes=yes)
+    purged = run(_purge(at, lane, priority))
+    if as_json:
+        print_json({"lane": lane, "priority": priority, "purged": purged})
+    else:
+        typer.echo(f"{lane}: {purged:,} jobs cancelled")
+
+
+async def _waiting(at: Session, lane: str, priority: int | None) -> int:
+    async with at.client() as client:
+        await known_lanes(client.queue, lane)
+        status = await QueueInspector(client.queue).status()
+    levels = next((one.by_priority for one in status.lanes if one.name == lane), {})
+    return sum(levels.values()) if priority is None else levels.get(priority, 0)
+
+
+async def _purge(at: Session, lane: str, priority: int | None) -> int:
+    async with at.client() as client:
+        return sum([chunk async for chunk in purge(client.queue, lane, priority)])

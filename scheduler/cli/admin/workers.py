@@ -1,0 +1,60 @@
+"""`prompt-scheduler admin workers`: worker processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from scheduler.cli.admin.common import AsJson
+from scheduler.cli.output import (
+    age,
+    console,
+    print_json,
+    table,
+)
+from scheduler.cli.session import Session, run, session
+from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.reports import WorkerInfo
+
+app = typer.Typer(help="Worker processes.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_workers(ctx: typer.Context, *, as_json: AsJson = False) -> None:
+    """List the live worker processes and what they are doing."""
+    workers, now_ms = run(_workers(session(ctx)))
+    if as_json:
+        print_json(workers)
+        return
+    shown = table("id", "running", "up", "routes: jobs, calls in flight", "", right="running up")
+    for worker in workers:
+        shown.add_row(
+            worker.id,
+            f"{worker.running} of {worker.max_running}",
+            age((now_ms - worker.started_at_ms) / 1000) if worker.started_at_ms else "",
+            _routes(worker),
+            " ".join(
+                word for word, said in (("leader", worker.leader), ("draining", worker.draining)) if said
+            ),
+        )
+    console().print(shown)
+    if not workers:
+        typer.echo("No worker process is live; start one: prompt-scheduler worker", err=True)
+
+
+async def _workers(at: Session) -> tuple[list[WorkerInfo], int]:
+    async with at.client() as client:
+        inspector = QueueInspector(client.queue)
+        return await inspector.workers(), await inspector.now_ms()
+
+
+def _routes(worker: WorkerInfo) -> str:
+    return "  ".join(f"{route}: {_route(about)}" for route, about in worker.routes.items())
+
+
+def _route(about: dict[str, Any]) -> str:
+    endpoints = (
+        f"{one['name']} {one['in_flight']}/{one['max_in_flight']}" for one in about.get("endpoints", ())
+    )
+    return f"{about.get('running', 0)} ({', '.join(endpoints)})"

@@ -1,0 +1,80 @@
+"""The commands put together, and what they have in common: global options and how errors are told."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from scheduler import __version__
+from scheduler.cli import admin, demo, dev, doctor, enqueue, subscribe, worker
+from scheduler.cli.session import Session
+from scheduler.errors import ConfigError, InvalidRequest, SchedulerError
+
+EXIT_FAILURE = 1
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Root(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. What went wrong is one line on stderr; the exit code says whose fault it is."""
+        try:
+            return super().invoke(ctx)
+        except SchedulerError as error:
+            typer.echo(f"prompt-scheduler: {error}", err=True)
+            mistake = isinstance(error, InvalidRequest | ConfigError)
+            raise typer.Exit(EXIT_MISTAKE if mistake else EXIT_FAILURE) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"prompt-scheduler {__version__} (Python {sys.version.split()[0]})")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="prompt-scheduler",
+    cls=_Root,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def main(
+    ctx: typer.Context,
+    *,
+    redis_url: Annotated[
+        str | None,
+        typer.Option(help="Redis to use, over SCHEDULER_REDIS_URL and the configuration.", metavar="URL"),
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(help="Queue to use, over SCHEDULER_QUEUE.", metavar="NAME")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with the settings, over SCHEDULER_CONFIG.", metavar="FILE"),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A priority queue on Redis in front of LLM back ends."""
+    ctx.obj = Session(redis_url=redis_url, queue=queue, config=config)
+
+
+app.command()(demo.demo)
+app.command()(dev.dev)
+app.command()(worker.worker)
+app.command()(enqueue.enqueue)
+app.command()(subscribe.subscribe)
+app.command()(doctor.doctor)
+app.add_typer(admin.app, name="admin")

@@ -1,0 +1,31 @@
+"""Values on the command line that are more than a word: priorities and durations."""
+
+from __future__ import annotations
+
+import re
+
+import typer
+
+from scheduler.model import Priority
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|m|min|h|d)?")
+_SECONDS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def parse_priority(text: str | int) -> int:
+    """`7` or `high`."""
+    name = str(text).strip().upper()
+    if name in Priority.__members__:
+        return int(Priority[name])
+    if re.fullmatch(r"[0-9]", name):
+        return int(name)
+    names = ", ".join(f"{one.name.lower()} ({int(one)})" for one in Priority)
+    raise typer.BadParameter(f"{text!r} is no priority; give 0 to 9 or a name: {names}")
+
+
+def parse_duration(text: str | float) -> float:
+    """`90`, `1.5s`, `2m`, `1h`: seconds."""
+    found = _DURATION.fullmatch(str(text).strip())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no duration; give seconds, or 500ms, 30s, 5m, 2h, 1d")
+    return float(found[1]) * _SECONDS[found[2]]

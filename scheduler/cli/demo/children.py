@@ -1,0 +1,73 @@
+"""The demo's processes: each on a tether, so that none is left behind whichever way the demo ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from scheduler.cli.demo import tether
+from scheduler.errors import SchedulerError
+from scheduler.settings import ENV_PREFIX
+
+LOG_LINES_SHOWN = 8
+LETTING_GO_S = tether.GRACE_S + 5
+
+
+@dataclass(slots=True)
+class Child:
+    """One process of the demo, and the file that has its output."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log: Path
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        return await self.process.wait()
+
+    async def failed(self) -> SchedulerError:
+        """Wait for its end, which is not wanted; what to say about it."""
+        code = await self.wait()
+        return SchedulerError(f"the {self.name} has ended with {code}:\n{self.last_words()}")
+
+    def last_words(self) -> str:
+        """The end of its output."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(f"    {line}" for line in lines[-LOG_LINES_SHOWN:])
+
+    async def stop(self) -> None:
+        """Let it go. Safe to call twice."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            await asyncio.wait_for(self.process.wait(), LETTING_GO_S)
+        except TimeoutError:
+            self.process.kill()
+
+
+@asynccontextmanager
+async def child(
+    name: str, *command: str | Path, folder: Path, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Child]:
+    """A process that has ended when this is left. Its environment has no settings but those of `environ`."""
+    log = folder / f"{name.replace(' ', '-')}.log"
+    clean = {key: value for key, value in os.environ.items() if not key.upper().startswith(ENV_PREFIX)}
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", tether.__file__, *command),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=clean | dict(environ or {}),
+            start_new_session=True,
+        )
+    started = Child(name, process, log)
+    try:
+        yield started
+    finally:
+        await started.stop()

@@ -1,0 +1,127 @@
+"""What answers in the demo: the echo, or a llama-server of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from scheduler.cli.demo.children import Child, child
+from scheduler.errors import ConfigError, SchedulerError
+from workers.base import EndpointConfig
+from workers.registry import make_worker
+
+MAKE_TINY_GGUF = Path(__file__).parents[3] / "examples" / "engines" / "make_tiny_gguf.py"
+START_TIMEOUT_S = 60.0
+SLOTS = 16
+ECHO_AT_ONCE = 8
+
+
+class EngineKind(StrEnum):
+    """What can be demonstrated."""
+
+    ECHO = "echo"
+    LLAMA = "llama"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoEngine:
+    """An engine that is ready: the route to it, as TOML, and what to ask of it."""
+
+    model: str
+    toml: str
+    params: dict[str, Any] = field(default_factory=dict)
+    children: tuple[Child, ...] = ()
+
+
+def open_engine(kind: EngineKind, folder: Path, *, delay_s: float) -> AbstractAsyncContextManager[DemoEngine]:
+    """Start what answers. `delay_s` is the echo's time for a word.
+
+    Raises:
+        ConfigError: llama-server or a model is missing.
+    """
+    return _llama(folder, os.environ) if kind is EngineKind.LLAMA else _echo(delay_s)
+
+
+@asynccontextmanager
+async def _echo(delay_s: float) -> AsyncIterator[DemoEngine]:
+    toml = f"""
+[[routes.echo.endpoints]]
+backend = "echo"
+max_in_flight = {ECHO_AT_ONCE}
+options = {{ first_delay_s = {delay_s}, delay_s = {delay_s} }}
+"""
+    yield DemoEngine("echo", toml)
+
+
+@asynccontextmanager
+async def _llama(folder: Path, environ: Mapping[str, str]) -> AsyncIterator[DemoEngine]:
+    binary = _binary(environ)
+    model = Path(environ["LLAMA_MODEL"]) if environ.get("LLAMA_MODEL") else await _tiny_model(folder)
+    if not model.is_file():
+        raise ConfigError(f"LLAMA_MODEL names {model}, which is no file; without it there is a tiny one")
+    port = _free_port()
+    flags = ("-c", "16384", "-np", str(SLOTS), "-t", "2", "--poll", "0", "--cache-ram", "0", "--no-ui")
+    where = ("--host", "127.0.0.1", "--port", str(port), "--alias", "tiny")
+    async with child("llama-server", binary, "-m", model, *where, *flags, folder=folder) as server:
+        base_url = f"http://127.0.0.1:{port}"
+        await _until_ready(server, base_url)
+        toml = f"""
+[[routes.tiny.endpoints]]
+backend = "llama_cpp"
+base_url = "{base_url}"
+model = "tiny"
+"""
+        yield DemoEngine("tiny", toml, {"max_tokens": 128, "temperature": 0.8}, (server,))
+
+
+def _binary(environ: Mapping[str, str]) -> Path:
+    named = environ.get("LLAMA_SERVER", "")
+    if named and os.access(named, os.X_OK):
+        return Path(named).absolute()
+    said = f"names {named}, which cannot be run" if named else "is not set"
+    raise ConfigError(
+        f"LLAMA_SERVER {said}: it is to name llama.cpp's llama-server; `make demo ENGINE=llama` builds one"
+    )
+
+
+async def _tiny_model(folder: Path) -> Path:
+    path = folder / "tiny.gguf"
+    if not MAKE_TINY_GGUF.is_file():
+        raise ConfigError("LLAMA_MODEL is not set: it is to name a model in the GGUF format")
+    async with child("model maker", sys.executable, MAKE_TINY_GGUF, path, folder=folder) as maker:
+        if await maker.wait():
+            raise ConfigError(f"no tiny model could be made; set LLAMA_MODEL instead:\n{maker.last_words()}")
+    return path
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _until_ready(server: Child, base_url: str) -> None:
+    worker = make_worker(EndpointConfig(backend="llama_cpp", base_url=base_url))
+    ended = asyncio.create_task(server.wait())
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not (await worker.health()).ready:
+                if ended.done():
+                    raise await server.failed()
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise SchedulerError(
+            f"llama-server was not ready within {START_TIMEOUT_S:g} s:\n{server.last_words()}"
+        ) from None
+    finally:
+        ended.cancel()
+        await worker.aclose()

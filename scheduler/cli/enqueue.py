@@ -1,0 +1,246 @@
+"""`prompt-scheduler enqueue`: one prompt, or a file of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import typer
+from redis.exceptions import RedisError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scheduler.cli.arguments import parse_duration, parse_priority
+from scheduler.cli.bulk import BulkRun, Outcome, read_requests
+from scheduler.cli.events import AnswerPrinter, JsonLinesPrinter
+from scheduler.cli.output import console, json_line, print_json
+from scheduler.cli.session import Session, run, session
+from scheduler.client import AsyncClient, Job
+from scheduler.errors import InvalidRequest, JobEnded, ResultTimeout
+from scheduler.events import Done, ended_error
+from scheduler.model import DedupMode, PromptRequest
+from scheduler.queue.inspection import QueueInspector
+
+SAY_UNSERVED_AFTER_S = 2.0
+
+
+def enqueue(
+    ctx: typer.Context,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TEXT]", help="The prompt; - reads it from standard input.", show_default=False
+        ),
+    ] = None,
+    *,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", help="JSON Lines: a request, or a prompt as a string, each; - for standard input."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --file: where results go, as JSON Lines.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Route to ask.")] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            "--priority",
+            "-p",
+            parser=parse_priority,
+            metavar="0-9|NAME",
+            help="Higher is more urgent: background, low, normal, high, critical, or 0 to 9.",
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message before the prompt.")] = None,
+    dedup_key: Annotated[
+        str | None, typer.Option(help="Names equal work; auto makes it from the content.")
+    ] = None,
+    dedup: Annotated[DedupMode | None, typer.Option(help="What a duplicate gets.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Who the job is for.")] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(parser=parse_duration, metavar="DURATION", help="When it expires: 30s, 5m, 2h."),
+    ] = None,
+    delay: Annotated[
+        float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="Start it no earlier.")
+    ] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="How often it may be tried.")] = None,
+    job_id: Annotated[
+        str | None, typer.Option(help="Id of your own; enqueued again, it is the same job.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", "-s", help="Show the answer as it comes.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for the result, or show the job's id.")
+    ] = True,
+    timeout: Annotated[
+        float | None,
+        typer.Option(parser=parse_duration, metavar="DURATION", help="Wait no longer; the job goes on."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON; with --stream an event a line.")] = False,
+) -> None:
+    """Enqueue a prompt, or a file of them, and show the answer."""
+    fields = _given(
+        {
+            "model": model,
+            "priority": priority,
+            "dedup_key": dedup_key,
+            "dedup": dedup,
+            "tenant": tenant,
+            "deadline_s": deadline,
+            "delay_s": delay,
+            "max_attempts": max_attempts,
+            "params": _given({"max_tokens": max_tokens, "temperature": temperature}) or None,
+        }
+    )
+    if (text is None) == (file is None):
+        raise typer.BadParameter("give either a prompt, - for standard input, or --file")
+    if stream and not wait:
+        raise typer.BadParameter("--stream waits for the answer: leave out --no-wait")
+    if file is not None:
+        if stream or job_id:
+            raise typer.BadParameter("--stream and --job-id are for one prompt: leave out --file")
+        requests = read_requests(file, fields, system)
+        run(_enqueue_file(session(ctx), requests, output, wait=wait, timeout_s=timeout, as_json=as_json))
+        return
+    if output is not None:
+        raise typer.BadParameter("--output is for --file: redirect standard output instead")
+    prompt = sys.stdin.read() if text == "-" else text or ""
+    request = _request(prompt, system, fields | _given({"job_id": job_id}))
+    run(_enqueue_one(session(ctx), request, stream=stream, wait=wait, timeout_s=timeout, as_json=as_json))
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _request(prompt: str, system: str | None, fields: dict[str, Any]) -> PromptRequest:
+    if system is None:
+        return PromptRequest.parse(prompt=prompt, **fields)
+    if not prompt.strip():
+        raise InvalidRequest("prompt: is empty; give it some text", field="prompt")
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+    return PromptRequest.parse(messages=messages, **fields)
+
+
+async def _enqueue_one(
+    at: Session,
+    request: PromptRequest,
+    *,
+    stream: bool,
+    wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    async with at.client() as client:
+        job = await client.enqueue(request)
+        if not wait:
+            _show_id(job, as_json=as_json)
+            return
+        hint = asyncio.create_task(_say_if_unserved(client, request.model))
+        try:
+            if stream:
+                await _show_stream(job, timeout_s, as_json=as_json)
+            else:
+                await _show_result(job, timeout_s, as_json=as_json)
+        finally:
+            hint.cancel()
+            await asyncio.wait([hint])
+
+
+def _show_id(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"job_id": job.id, "deduplicated": job.deduplicated, "channel": job.channel})
+    else:
+        typer.echo(job.id)
+
+
+async def _show_result(job: Job, timeout_s: float | None, *, as_json: bool) -> None:
+    said: dict[str, Any] = {"job_id": job.id, "deduplicated": job.deduplicated}
+    try:
+        result = await job.result(timeout_s=timeout_s)
+    except JobEnded as error:
+        if as_json:
+            print_json({**said, "state": error.state, "error": {"code": error.reason, "message": str(error)}})
+        raise
+    if as_json:
+        print_json({**said, "state": "done", "result": result})
+    else:
+        typer.echo(result.text)
+
+
+async def _show_stream(job: Job, timeout_s: float | None, *, as_json: bool) -> None:
+    printer = JsonLinesPrinter() if as_json else AnswerPrinter()
+    try:
+        async with asyncio.timeout(timeout_s), aclosing(job.events()) as events:
+            async for event in events:
+                printer.show(event)
+                if event.terminal and not isinstance(event, Done):
+                    raise ended_error(event)  # type: ignore[arg-type]
+    except TimeoutError:
+        raise ResultTimeout(f"job {job.id} had not ended after {timeout_s:g} s; it goes on") from None
+
+
+async def _say_if_unserved(client: AsyncClient, model: str) -> None:
+    """Say so where nothing would ever come of waiting, because nobody serves the route."""
+    await asyncio.sleep(SAY_UNSERVED_AFTER_S)
+    try:
+        workers = await QueueInspector(client.queue).workers()
+    except RedisError:
+        return
+    if not any(model in worker.routes for worker in workers):
+        typer.echo(f"[no live worker process serves {model!r}; start one: prompt-scheduler worker]", err=True)
+
+
+async def _enqueue_file(
+    at: Session,
+    requests: list[PromptRequest],
+    output: Path | None,
+    *,
+    wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    with _lines_to(output) as lines, _progress() as progress:
+        bar = progress.add_task("sending" if not wait else "answering", total=len(requests))
+
+        def tell(outcome: Outcome) -> None:
+            plain_id = not wait and not as_json and output is None and outcome["job_id"]
+            lines.write(plain_id.encode() if plain_id else json_line(outcome))
+            lines.write(b"\n")
+            lines.flush()
+            progress.advance(bar)
+
+        async with at.client() as client:
+            bulk = BulkRun(client, tell, wait=wait, timeout_s=timeout_s)
+            await bulk.send(requests)
+    summary = ", ".join(f"{count:,} {state}" for state, count in sorted(bulk.states.items()))
+    typer.echo(f"{len(requests):,} requests: {summary}", err=True)
+    if bulk.states["done" if wait else "enqueued"] < len(requests):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _lines_to(output: Path | None) -> Iterator[BinaryIO]:
+    if output is None:
+        yield typer.get_binary_stream("stdout")
+        return
+    try:
+        lines = output.open("wb")
+    except OSError as error:
+        raise InvalidRequest(f"--output: {output} cannot be written: {error.strerror}") from None
+    with lines:
+        yield lines
+
+
+def _progress() -> Progress:
+    """A bar on standard error; nothing at all where that is no terminal."""
+    shown = console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True)

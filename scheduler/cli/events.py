@@ -1,0 +1,109 @@
+"""Events as lines: for programs, and for people who watch."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+import orjson
+import typer
+from pydantic import BaseModel
+from rich.text import Text
+
+from scheduler.events import Delta, Done, Event, Retrying, Started
+
+STYLES = {
+    "queued": "dim",
+    "started": "cyan",
+    "retrying": "yellow",
+    "done": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "expired": "yellow",
+    "shed": "yellow",
+}
+
+
+def event_json(event: Event) -> bytes:
+    """An event as one JSON object, as it is on the channel: without what it does not say."""
+    said: dict[str, Any] = {"id": event.id, "type": event.type}
+    for field in dataclasses.fields(event):
+        value = getattr(event, field.name)
+        if isinstance(value, BaseModel):
+            said[field.name] = value.model_dump(mode="json", exclude_unset=True)
+        elif not isinstance(event, Delta) or value:
+            said[field.name] = value
+    return orjson.dumps(said)
+
+
+def event_text(event: Event) -> Text:
+    """An event in one line for people: its id, its type, what it says."""
+    line = Text(f"{event.id:>8}  ")
+    line.append(f"{event.type:<9} ", STYLES.get(event.type, ""))
+    return line.append(_details(event))
+
+
+def _details(event: Event) -> str:
+    match event:
+        case Started():
+            return f"attempt {event.attempt} on {event.worker}"
+        case Delta():
+            return orjson.dumps(event.text or event.reasoning or event.tool_calls).decode()
+        case Retrying():
+            return f"in {event.delay_s:g} s, after {event.error.code}: {event.error.message}"
+        case Done():
+            return done_details(event)
+    return event_reason(event)
+
+
+def done_details(event: Done) -> str:
+    """What a result cost: tokens and time."""
+    result = event.result
+    tokens = result.usage.output_tokens
+    said = "" if tokens is None else f"{tokens} tokens, "
+    return f"{said}{result.finish_reason}, {result.timings.total_ms / 1000:.2f} s after the enqueue"
+
+
+def event_reason(event: Event) -> str:
+    """Why a job ended without a result; empty for other events."""
+    error: Any = getattr(event, "error", None)
+    return f"{error.code}: {error.message}" if error else getattr(event, "reason", "")
+
+
+class AnswerPrinter:
+    """Shows an answer on standard output as it comes. What a failed attempt had said is marked as void."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def show(self, event: Event) -> None:
+        """Take the next event of the job."""
+        if isinstance(event, Delta) and event.text and event.index == 0:
+            _write(event.text)
+            self._said = True
+        elif isinstance(event, Retrying):
+            self._end_line()
+            typer.echo(f"[{event.error.message}; it starts again]", err=True)
+        elif isinstance(event, Done):
+            _write("\n" if self._said else event.result.text + "\n")
+        elif event.terminal:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        if self._said:
+            _write("\n")
+            self._said = False
+
+
+class JsonLinesPrinter:
+    """Shows events on standard output, one JSON object a line."""
+
+    def show(self, event: Event) -> None:
+        """Take the next event of the job."""
+        typer.echo(event_json(event))
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

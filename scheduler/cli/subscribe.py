@@ -1,0 +1,40 @@
+"""`prompt-scheduler subscribe`: the events of a job."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Annotated
+
+import typer
+
+from scheduler.cli.events import JsonLinesPrinter, event_text
+from scheduler.cli.output import console
+from scheduler.cli.session import Session, run, session
+from scheduler.events import Done, Event
+
+
+def subscribe(
+    ctx: typer.Context,
+    job_id: Annotated[str, typer.Argument(help="The job's id.", show_default=False)],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="The events as JSON, one a line.")] = False,
+) -> None:
+    """Show the events of a job: those that were, then those to come.
+
+    Ends with the job, and exits with 0 if that is done, else with 1.
+    """
+    last = run(_subscribe(session(ctx), job_id, as_json=as_json))
+    if not isinstance(last, Done):
+        raise typer.Exit(1)
+
+
+async def _subscribe(at: Session, job_id: str, *, as_json: bool) -> Event | None:
+    event = None
+    lines, shown = JsonLinesPrinter(), console()
+    async with at.client() as client, aclosing(client.job(job_id).events()) as events:
+        async for event in events:
+            if as_json:
+                lines.show(event)
+            else:
+                shown.print(event_text(event))
+    return event

@@ -1,0 +1,25 @@
+"""`prompt-scheduler worker`: a worker process, hosted by arq."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scheduler.cli.session import session
+
+
+def worker(
+    ctx: typer.Context,
+    *,
+    burst: Annotated[bool, typer.Option("--burst", help="Exit once nothing is left to do.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Ask a running one whether it is well.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Run a worker process, as `arq scheduler.WorkerSettings` does."""
+    from arq.cli import cli as arq  # noqa: PLC0415  the other commands do without
+
+    session(ctx).export()
+    flags = {"--burst": burst, "--check": check, "--verbose": verbose}
+    given = [flag for flag, wanted in flags.items() if wanted]
+    arq.main(["scheduler.WorkerSettings", *given], prog_name="prompt-scheduler worker")

@@ -1,0 +1,83 @@
+"""What an inspection of the queue reports. Times are milliseconds since the epoch, by Redis' clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from scheduler.model import DedupMode, Frozen, JobState
+
+
+class LaneStatus(Frozen):
+    """The waiting jobs of one route. `oldest_s`: how long the oldest has been ready to run, None without one.
+
+    `by_priority` has the levels in use, the most urgent first. `max_waiting` is the lane's own bound.
+    """
+
+    name: str
+    waiting: int
+    by_priority: dict[int, int] = Field(default_factory=dict)
+    delayed: int = 0
+    paused: bool = False
+    oldest_s: float | None = None
+    max_waiting: int | None = None
+
+
+class QueueStatus(Frozen):
+    """How a queue stands, all of it at one moment.
+
+    `dead` are the failed jobs that are kept, `finished` the other ended ones that are kept, `garbage` members
+    that were put aside for want of a record. `ended_per_s` is the rate over the last minute; None
+    while no worker process measures it. `totals` count since the queue began: enqueued, joined, done, ….
+    """
+
+    queue: str
+    at_ms: int
+    waiting: int
+    delayed: int
+    running: int
+    dead: int
+    finished: int
+    garbage: int
+    workers: int
+    max_waiting: int
+    when_full: str
+    aging_s: float
+    ended_per_s: float | None = None
+    totals: dict[str, int] = Field(default_factory=dict)
+    lanes: list[LaneStatus] = Field(default_factory=list)
+
+
+class DedupKey(Frozen):
+    """A dedup key in use: the job that owns it, and how many callers have joined that job.
+
+    `hash` stands for the user's key, which is not stored. `expires_in_s` is the time left of a finished
+    answer's window; None while the key lives as long as its job. `state` is None where the record has gone.
+    """
+
+    tenant: str
+    hash: str
+    job_id: str
+    state: JobState | None = None
+    model: str | None = None
+    mode: DedupMode | None = None
+    joined: int = 0
+    expires_in_s: float | None = None
+
+
+class WorkerInfo(Frozen):
+    """A live worker process, as it last described itself. `leader`: it does the queue's maintenance.
+
+    `routes` has, for each route it serves, the jobs running in it, in each stage and at each endpoint.
+    """
+
+    id: str
+    host: str = ""
+    pid: int = 0
+    started_at_ms: int = 0
+    running: int = 0
+    max_running: int = 0
+    draining: bool = False
+    leader: bool = False
+    routes: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,349 @@
+"""The command line as a user runs it: real processes on a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from scheduler import Client, JobState, PromptRequest
+from scheduler.cli import app
+from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
+
+PROGRAM = [sys.executable, "-m", "scheduler"]
+
+
+class Program:
+    """Runs `prompt-scheduler` against one server: in this process, or as one of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Result:
+        return CliRunner().invoke(app, ["--redis-url", self.url, *arguments], input=stdin)
+
+    def json(self, *arguments: str) -> Any:
+        done = self(*arguments, "--json")
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        command = [*PROGRAM, "--redis-url", self.url, *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=30, check=False)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [*PROGRAM, "--redis-url", self.url, *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def program(valkey_url: str) -> Program:
+    return Program(valkey_url)
+
+
+@pytest.fixture
+def client(valkey_url: str) -> Iterator[Client]:
+    with Client(valkey_url) as client:
+        yield client
+
+
+def test_an_answer_is_shown_whole_streamed_and_as_json(program: Program, start_worker: StartWorker) -> None:
+    start_worker(program.url)
+    assert program.run("enqueue", "Why is the sky blue?").stdout == "Why is the sky blue?\n"
+    assert program("enqueue", "one two three", "--stream").stdout == "one two three\n"
+    assert program.run("enqueue", "-", "--max-tokens", "2", stdin="a b c\n").stdout == "a b\n"
+    said = program.json("enqueue", "hello", "--priority", "high")
+    assert (said["state"], said["result"]["text"], said["deduplicated"]) == ("done", "hello", False)
+    lines = program("enqueue", "one two", "--stream", "--json").stdout.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["type"] for event in events[:2]] == ["queued", "started"]
+    assert events[-1]["type"] == "done"
+    assert "".join(event["text"] for event in events if event["type"] == "delta") == "one two"
+
+
+def test_events_are_shown_as_they_are_on_the_channel(
+    program: Program, client: Client, start_worker: StartWorker
+) -> None:
+    start_worker(program.url)
+    job = client.enqueue("one two")
+    job.result(timeout_s=10)
+    shown = program("subscribe", job.id)
+    assert shown.exit_code == 0
+    assert [line.split()[1] for line in shown.stdout.splitlines()][-1] == "done"
+    lines = program("subscribe", job.id, "--json").stdout.encode().splitlines()
+    queue = client._client.queue
+
+    async def stored() -> list[bytes]:
+        entries = await queue.redis.xrange(queue.keys.of("stream", job.id))
+        return [fields[b"e"] for _, fields in entries]
+
+    on_the_wire = client._running.run(stored())
+    assert [json.loads(line) for line in lines[1:]] == [json.loads(data) for data in on_the_wire]
+
+
+def test_a_job_that_fails_is_told_and_exits_with_1(program: Program, start_worker: StartWorker) -> None:
+    toml = slow_echo(0).replace("delay_s = 0", 'fail_text = "bad"')
+    start_worker(program.url, toml=toml)
+    for flags in ([], ["--stream"], ["--json"]):
+        done = program("enqueue", "a bad prompt", *flags)
+        assert done.exit_code == 1
+        assert "failed after 1 attempt" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "request_rejected"
+
+
+def test_who_waits_for_nobody_is_told_so(program: Program) -> None:
+    done = program("enqueue", "hello", "--timeout", "3s")
+    assert done.exit_code == 1
+    assert "no live worker process serves 'echo'" in done.stderr
+    assert "had not ended after 3" in done.stderr
+
+
+def test_a_file_is_answered_line_by_line(program: Program, start_worker: StartWorker, tmp_path: Path) -> None:
+    start_worker(program.url, toml=slow_echo(0).replace("delay_s = 0", 'fail_text = "bad"'))
+    requests, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [json.dumps({"prompt": f"prompt {n}", "dedup_key": f"key {n % 150}"}) for n in range(150)]
+    requests.write_text("\n".join([*lines, '"bad one"', '"last"']))
+    done = program("enqueue", "--file", str(requests), "--output", str(output))
+    assert done.exit_code == 1, "one of them failed"
+    assert done.stderr == "152 requests: 151 done, 1 failed\n"
+    outcomes = {one["index"]: one for one in map(json.loads, output.read_text().splitlines())}
+    assert sorted(outcomes) == list(range(152))
+    assert outcomes[7]["result"]["text"] == "prompt 7"
+    assert outcomes[150]["error"]["code"] == "request_rejected"
+    ids = program("enqueue", "--file", "-", "--no-wait", stdin='"x"\n"y"\n').stdout.split()
+    assert [program.json("admin", "jobs", "show", job_id)["model"] for job_id in ids] == ["echo", "echo"]
+
+
+def test_a_file_longer_than_the_queue_goes_through(program: Program, start_worker: StartWorker) -> None:
+    start_worker(program.url, toml="max_waiting = 20\n" + slow_echo(0.01, max_in_flight=16))
+    lines = "".join(f'"prompt number {n}"\n' for n in range(60))
+    done = program("enqueue", "--file", "-", stdin=lines)
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr == "60 requests: 60 done\n"
+
+
+def test_operators_see_and_change_what_waits(program: Program, client: Client) -> None:
+    first, second = client.enqueue("one", priority=3), client.enqueue("two", priority=5, dedup_key="k")
+    client.enqueue("two", dedup_key="k")
+    assert [job["id"] for job in program.json("admin", "jobs", "list")] == [second.id, first.id]
+    assert first.id in program("admin", "jobs", "list", "--state", "waiting", "--tenant", "default").stdout
+    assert program("admin", "jobs", "set-priority", first.id, "critical").exit_code == 0
+    shown = program.json("admin", "jobs", "show", first.id)
+    assert (shown["priority"], shown["position"]) == (9, 0)
+    assert [entry["what"] for entry in shown["history"]] == ["enqueued", "priority"]
+    assert "strictly first" in program("admin", "jobs", "show", first.id).stdout
+
+    status = program.json("admin", "queue", "status")
+    assert status["lanes"][0]["by_priority"] == {"9": 1, "5": 1}
+    (key,) = program.json("admin", "dedup", "list")
+    assert (key["job_id"], key["joined"]) == (second.id, 1)
+    assert program.json("admin", "dedup", "show", "k") == key
+    assert program("admin", "dedup", "release", key["hash"], stdin="n\n").exit_code == 1
+    assert program("admin", "dedup", "release", "k", "--yes").exit_code == 0
+    assert program("admin", "dedup", "show", "k").exit_code == 1
+
+    assert program("admin", "queue", "pause", "--all").stdout == "echo: paused\n"
+    assert program.json("admin", "queue", "status")["lanes"][0]["paused"] is True
+    assert program("admin", "queue", "resume", "echo").stdout == "echo: resumed\n"
+    assert program("admin", "queue", "resume", "echo").stdout == "echo: was not paused\n"
+
+
+def test_what_destroys_asks_first(program: Program, client: Client) -> None:
+    jobs = [client.enqueue(f"prompt {n}", priority=n) for n in range(4)]
+    asked = program("admin", "jobs", "cancel", jobs[0].id, stdin="")
+    assert asked.exit_code == 1
+    assert "Cancel waiting job" in asked.stderr
+    assert jobs[0].info().state is JobState.WAITING
+    assert program("admin", "jobs", "cancel", jobs[0].id, stdin="y\n").exit_code == 0
+    assert jobs[0].info().state is JobState.CANCELLED
+    assert program("admin", "jobs", "cancel", jobs[0].id).exit_code == 0, (
+        "it is cancelled, and nothing is asked"
+    )
+    assert program("admin", "queue", "purge", "echo", stdin="n\n").exit_code == 1
+    assert program.json("admin", "queue", "purge", "echo", "--priority", "3", "--yes")["purged"] == 1
+    assert program.json("admin", "queue", "purge", "echo", "--yes")["purged"] == 2
+    assert program.json("admin", "queue", "status")["waiting"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["admin", "jobs", "show", "nobody"], 1),
+        (["admin", "jobs", "set-priority", "nobody", "3"], 1),
+        (["subscribe", "nobody"], 1),
+        (["admin", "queue", "pause", "nowhere"], 2),
+        (["admin", "queue", "purge", "nowhere", "--yes"], 2),
+        (["enqueue", "hello", "--model", "nothing"], 2),
+    ],
+)
+def test_what_is_not_there_is_named_in_one_line(program: Program, arguments: list[str], code: int) -> None:
+    done = program(*arguments)
+    assert done.exit_code == code
+    assert done.stderr.startswith("prompt-scheduler: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_worker_processes_are_listed_and_the_doctor_is_content(
+    program: Program, start_worker: StartWorker
+) -> None:
+    assert program.json("admin", "workers", "list") == []
+    start_worker(program.url)
+    (worker,) = program.json("admin", "workers", "list")
+    assert (worker["running"], list(worker["routes"])) == (0, ["echo"])
+    assert worker["id"] in program("admin", "workers", "list").stdout
+    done = program("doctor")
+    assert done.exit_code == 0
+    assert re.search(r"^ok +workers: 1 live", done.stdout, re.MULTILINE)
+    levels = {one["subject"]: one["level"] for one in program.json("doctor")}
+    assert levels["endpoint echo.0"] == "ok"
+
+
+def test_worker_is_arqs(program: Program, client: Client) -> None:
+    assert program.run("worker", "--check").returncode == 1, "none is running"
+    jobs = client.enqueue_many([PromptRequest(prompt=f"prompt {n}") for n in range(20)])
+    done = program.run("worker", "--burst")
+    assert done.returncode == 0, done.stderr
+    assert all(job.info().state is JobState.DONE for job in jobs)  # type: ignore[union-attr]
+
+
+def test_worker_that_serves_answers_the_check(program: Program) -> None:
+    with program.start("worker") as process:
+        try:
+            assert process.stderr
+            for line in process.stderr:
+                if " serves " in line:
+                    break
+            give_up_at = time.monotonic() + 15
+            while program.run("worker", "--check").returncode:
+                assert time.monotonic() < give_up_at
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=15)
+    assert process.returncode == 0
+
+
+def test_ctrl_c_while_waiting_is_quiet_and_the_job_goes_on(program: Program, client: Client) -> None:
+    with program.start("enqueue", "hello", "--job-id", "mine") as process:
+        while not _known(client, "mine"):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert client.job("mine").info().state is JobState.WAITING
+
+
+def _known(client: Client, job_id: str) -> bool:
+    try:
+        client.job(job_id).info()
+    except LookupError:
+        return False
+    return True
+
+
+def test_a_reader_that_goes_away_is_no_matter(program: Program, start_worker: StartWorker) -> None:
+    start_worker(program.url, toml=slow_echo(0.01))
+    words = " ".join(f"word{n}" for n in range(300))
+    with program.start("enqueue", words, "--stream") as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.read(4) == "word"
+        process.stdout.close()
+        assert process.wait(15) == 1
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_dev_is_everything_in_one_process_and_leaves_nothing_behind(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [*PROGRAM, "dev"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
+    )
+    with process:
+        url = wait_for_line(process, "Redis at ").split()[-1]
+        assert "enqueue 'Why is the sky blue?'" in wait_for_line(process, "enqueue")
+        wait_for_line(process, "Ctrl-C")
+        assert Program(url)("enqueue", "hello", "--stream").stdout == "hello\n"
+        assert "done" in wait_for_line(process, " done ")
+        process.send_signal(number)
+        rest, _ = process.communicate(timeout=15)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in rest
+    assert Program(url)("admin", "queue", "status").exit_code == 1, "the server has gone"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dev_uses_the_redis_that_is_configured(program: Program) -> None:
+    with program.start("dev", "--quiet") as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "Ctrl-C" in line:
+                break
+        assert program("enqueue", "hello").stdout == "hello\n"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert program.json("admin", "workers", "list") == []
+
+
+def _demo(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PROGRAM, "demo", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+
+
+def _left_behind(tmp_path: Path) -> list[str]:
+    """What is in the folder that the demo had for its files, and the processes that name it."""
+    listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+    processes = [line for line in listed.splitlines() if str(tmp_path) in line]
+    return processes + [path.name for path in tmp_path.iterdir()]
+
+
+def test_demo_shows_what_it_promises_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with _demo(tmp_path, "--delay", "0.003") as process:
+        out, err = process.communicate(timeout=50)
+    assert process.returncode == 0, out + err
+    verdict = [line for line in out.splitlines() if line.startswith("ok ")]
+    assert len(verdict) == 4
+    assert "200 prompts sent, 200 answered" in verdict[0]
+    assert "160 runs; 40 duplicates shared one" in verdict[1]
+    assert err == ""
+    assert _left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    with _demo(tmp_path, "--delay", "0.2") as process:
+        assert process.stdout
+        url = process.stdout.readline().split()[2].rstrip(";")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (128 + number, "")
+    assert Program(url)("admin", "queue", "status").exit_code == 1, "the server has gone"
+    assert _left_behind(tmp_path) == []
+
+
+def test_demo_of_llama_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMA_SERVER", raising=False)
+    with _demo(tmp_path, "--engine", "llama") as process:
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert err.startswith("prompt-scheduler: LLAMA_SERVER is not set")

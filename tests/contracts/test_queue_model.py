@@ -1,0 +1,596 @@
+"""The scripts against a plain Python model of the queue, step by step, with an audit of Redis after each.
+
+Nothing here waits: deadlines, delays and leases are so long that they end only where a step says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import fakeredis
+import orjson
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from redis.asyncio import Redis
+
+from scheduler.model import DedupMode, JobState
+from scheduler.queue.queue import PromptQueue
+from scheduler.queue.records import ClaimedJob, Conflict, Enqueued, Full, NewJob, TickReport
+from tests.contracts.queue_driver import QueueDriver, audit, new_job, text
+
+T = TypeVar("T")
+
+LANES = ("a", "b")
+FAR_MS = 10**9
+LEASE_MS = FAR_MS
+LIVE = ("waiting", "delayed", "running")
+
+names = itertools.count(1)
+
+
+@dataclass(slots=True)
+class ModelJob:
+    """What the model knows of a job. Times that end it are levels: 0 has come, None never comes."""
+
+    id: str
+    lane: str
+    priority: int
+    tenant: str
+    key: str | None
+    content: str | None
+    mode: DedupMode
+    deadline: int | None
+    due: int
+    state: str = "waiting"
+    rank: int = 0
+    attempts: int = 0
+    failures: int = 0
+    token: int = 0
+    tickets: set[str] = field(default_factory=set)
+
+    @property
+    def counted(self) -> bool:
+        return self.state in {"waiting", "delayed"}
+
+
+class QueueModel(RuleBasedStateMachine):
+    """Drives one queue; subclasses of `connect` say on which server."""
+
+    connect: Callable[[], Redis]
+    script_flags: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.redis: Any = type(self).connect()
+        self.q = QueueDriver(PromptQueue(self.redis, "model", script_flags=self.script_flags))
+        self.jobs: dict[str, ModelJob] = {}
+        self.owners: dict[tuple[str, str], str] = {}
+        self.aliases: dict[str, str] = {}
+        self.sent: list[NewJob] = []
+        self.attempts: list[ClaimedJob] = []
+        self.seqs: dict[int, int] = {}
+        self.paused: set[str] = set()
+        self.newest_token = 0
+        self.newest_rank = 0
+        self.claims = 0
+        self.last_claim: tuple[str, dict[str, int], int, list[tuple[str, int]]] | None = None
+
+    def teardown(self) -> None:
+        self.do(self.redis.aclose())
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+    def do(self, call: Awaitable[T]) -> T:
+        return self.loop.run_until_complete(call)
+
+    @initialize(
+        max_waiting=st.sampled_from([3, 6, 100]),
+        lane_bound=st.sampled_from([2, 100]),
+        when_full=st.sampled_from(["reject", "shed", "block"]),
+        aging_ms=st.sampled_from([0, 30_000, 1_000_000]),
+    )
+    def configure(self, max_waiting: int, lane_bound: int, when_full: str, aging_ms: int) -> None:
+        self.max_waiting, self.lane_bounds = max_waiting, {"a": max_waiting, "b": lane_bound}
+        self.when_full, self.aging_us = when_full, aging_ms * 1000
+        conf: dict[str, str | int] = {
+            "max_waiting": max_waiting,
+            "when_full": when_full,
+            "aging_ms": aging_ms,
+        }
+        self.do(self.redis.flushall())
+        self.do(self.q.configure(**conf, max_waiting__b=lane_bound))
+
+    # What the model expects
+
+    def end(self, job: ModelJob, state: str, *, by_token: int = 0) -> None:
+        """`by_token` is the attempt that ended it; any other end shuts all attempts out."""
+        job.state, job.token = state, by_token
+        owned = (job.tenant, job.key or "")
+        keeps_window = state == "done" and job.mode is DedupMode.WINDOW
+        if self.owners.get(owned) == job.id and not keeps_window:
+            del self.owners[owned]
+
+    def count(self, lane: str | None = None) -> int:
+        return sum(job.counted and lane in {None, job.lane} for job in self.jobs.values())
+
+    def order(self, job: ModelJob) -> tuple[int, int]:
+        if job.priority >= 8 or self.aging_us == 0:
+            return 9 - job.priority, job.rank
+        return 2, job.rank + (9 - job.priority) * self.aging_us
+
+    def expected_enqueue(self, new: NewJob) -> tuple[str, str]:
+        """What an enqueue answers, and what it does to the model."""
+        if new.job_id in self.jobs:
+            return "exists", new.job_id
+        replaced: ModelJob | None = None
+        if new.dedup_hash is not None:
+            if new.job_id in self.aliases:
+                joined = self.jobs[self.aliases[new.job_id]]
+                return ("reused" if joined.state == "done" else "joined"), joined.id
+            owner = self.jobs.get(self.owners.get((new.tenant, new.dedup_hash), ""))
+            if owner is not None and new.dedup is DedupMode.REPLACE:
+                replaced = owner if owner.counted else None
+            elif owner is not None and (owner.state in LIVE or new.dedup is DedupMode.WINDOW):
+                return self.expected_join(owner, new)
+        rank = 0
+        if replaced is not None:
+            rank = replaced.rank if replaced.state == "waiting" and not new.delay_ms else 0
+            self.end(replaced, "cancelled")
+        elif not self.make_room(new):
+            return "full", ""
+        self.create(new, rank)
+        return "new", new.job_id
+
+    def expected_join(self, owner: ModelJob, new: NewJob) -> tuple[str, str]:
+        if owner.content != new.content_hash:
+            return "conflict", owner.id
+        self.aliases[new.job_id] = owner.id
+        if owner.state == "done":
+            return "reused", owner.id
+        owner.tickets.add(new.job_id)
+        owner.priority = max(owner.priority, new.priority)
+        if owner.deadline is not None:
+            later = new.deadline_ms
+            owner.deadline = None if later is None else max(owner.deadline, later)
+        due = new.delay_ms or 0
+        if owner.state == "delayed" and not owner.attempts and due < owner.due:
+            owner.due, owner.rank = due, 0
+            owner.state = "delayed" if due else "waiting"
+        if new.dedup is DedupMode.WINDOW:
+            owner.mode = DedupMode.WINDOW
+        return "joined", owner.id
+
+    def make_room(self, new: NewJob) -> bool:
+        lane_full = self.count(new.lane) >= self.lane_bounds[new.lane]
+        if self.count() < self.max_waiting and not lane_full:
+            return True
+        if self.when_full != "shed":
+            return False
+        victims = [
+            job
+            for job in self.jobs.values()
+            if job.state == "waiting"
+            and not job.attempts
+            and job.priority < new.priority
+            and (job.lane == new.lane or not lane_full)
+        ]
+        if not victims:
+            return False
+        self.end(min(victims, key=lambda job: (job.priority, -job.rank)), "shed")
+        return True
+
+    def create(self, new: NewJob, rank: int) -> None:
+        job = ModelJob(
+            new.job_id,
+            new.lane,
+            new.priority,
+            new.tenant,
+            new.dedup_hash,
+            new.content_hash,
+            new.dedup,
+            new.deadline_ms,
+            new.delay_ms or 0,
+            "delayed" if new.delay_ms else "waiting",
+            rank,
+            tickets={new.job_id},
+        )
+        self.jobs[job.id] = job
+        if job.key is not None:
+            self.owners[job.tenant, job.key] = job.id
+
+    async def learn_ranks(self) -> None:
+        """Ranks are the server's: the model takes them over, and checks that they are new."""
+        for job in self.jobs.values():
+            if job.rank or job.state not in LIVE:
+                continue
+            job.rank = int((await self.q.record(job.id))["q"])
+            if not job.due:
+                assert job.rank > self.newest_rank
+                self.newest_rank = job.rank
+
+    # Steps
+
+    @rule(
+        specs=st.lists(
+            st.tuples(
+                st.sampled_from(LANES),
+                st.integers(0, 9),
+                st.sampled_from([None, "K", "K", "L"]),
+                st.sampled_from(["one", "one", "two"]),
+                st.sampled_from(DedupMode),
+                st.sampled_from(["default", "default", "t"]),
+                st.sampled_from([None, None, FAR_MS, 2 * FAR_MS]),
+                st.sampled_from([None, None, FAR_MS, 2 * FAR_MS]),
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+        again=st.booleans(),
+    )
+    def enqueue(self, specs: list[tuple[Any, ...]], again: bool) -> None:
+        jobs = []
+        for lane, priority, key, content, mode, tenant, deadline_ms, delay_ms in specs:
+            fields = {"key": key, "content": content, "dedup": mode} if key else {}
+            name = f"j{next(names)}"
+            jobs.append(
+                new_job(
+                    name,
+                    priority,
+                    lane=lane,
+                    tenant=tenant,
+                    deadline_ms=deadline_ms,
+                    delay_ms=delay_ms,
+                    **fields,
+                )
+            )
+        self.send(jobs)
+        if again:
+            self.send([job for job in jobs if job in self.sent])
+
+    def send(self, jobs: list[NewJob]) -> None:
+        if not jobs:
+            return
+        before = dict(self.aliases)
+        outcomes = self.do(self.q.queue.enqueue(jobs))
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            kind, job_id = self.expected_enqueue(job)
+            match kind:
+                case "full":
+                    assert isinstance(outcome, Full), (job, outcome)
+                case "conflict":
+                    assert outcome == Conflict(job_id)
+                case _:
+                    joined = kind in {"joined", "reused"}
+                    assert outcome == Enqueued(job_id, joined, kind == "reused"), (job, before)
+                    self.sent.append(job)
+            self.do(self.learn_ranks())
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def send_again(self, data: st.DataObject) -> None:
+        self.send([data.draw(st.sampled_from(self.sent))])
+
+    @rule(limit=st.integers(1, 6), quota_a=st.integers(0, 4), quota_b=st.integers(0, 4))
+    def claim(self, limit: int, quota_a: int, quota_b: int) -> None:
+        self.claims += 1
+        quotas = {"a": quota_a, "b": quota_b}
+        claim_id = f"c{self.claims}"
+        expected = self.expected_claim(dict(quotas), limit)
+        claim = self.do(self.q.queue.claim(claim_id, "w1", quotas, limit=limit, lease_ms=LEASE_MS))
+        assert [job.id for job in claim.jobs] == expected
+        assert claim.more == any(
+            job.state == "waiting" and job.lane not in self.paused for job in self.jobs.values()
+        )
+        for got in claim.jobs:
+            job = self.jobs[got.id]
+            assert got.token > self.newest_token
+            self.newest_token = job.token = got.token
+            assert (got.attempt, got.failures) == (job.attempts, job.failures)
+            assert (got.priority, got.lane, got.tenant) == (job.priority, job.lane, job.tenant)
+            assert (got.remaining_ms is None) == (job.deadline is None)
+            self.attempts.append(got)
+            self.seqs[got.token] = 0
+        if claim.jobs:
+            self.last_claim = (claim_id, quotas, limit, [(got.id, got.token) for got in claim.jobs])
+
+    def expected_claim(self, quotas: dict[str, int], limit: int) -> list[str]:
+        taken: list[str] = []
+        for job in sorted((job for job in self.jobs.values() if job.state == "waiting"), key=self.order):
+            if len(taken) == limit:
+                break
+            if job.lane in self.paused or not quotas[job.lane]:
+                continue
+            if job.deadline == 0:
+                self.end(job, "expired")
+                continue
+            quotas[job.lane] -= 1
+            job.state, job.attempts = "running", job.attempts + 1
+            taken.append(job.id)
+        return taken
+
+    @precondition(lambda self: self.last_claim)
+    @rule()
+    def claim_again(self) -> None:
+        assert self.last_claim is not None
+        claim_id, quotas, limit, got = self.last_claim
+        claim = self.do(self.q.queue.claim(claim_id, "w1", quotas, limit=limit, lease_ms=LEASE_MS))
+        still = [
+            (job_id, token)
+            for job_id, token in got
+            if self.jobs[job_id].state == "running" and self.jobs[job_id].token == token
+        ]
+        assert [(job.id, job.token) for job in claim.jobs] == still
+
+    def draw_attempt(self, data: st.DataObject) -> ClaimedJob:
+        # mostly a current one
+        current = [one for one in self.attempts if self.stands(one)]
+        return data.draw(st.sampled_from(self.attempts + current * 4))
+
+    def stands(self, attempt: ClaimedJob) -> bool:
+        job = self.jobs[attempt.id]
+        return job.state == "running" and job.token == attempt.token
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), n=st.integers(1, 3), again=st.booleans())
+    def publish(self, data: st.DataObject, n: int, again: bool) -> None:
+        attempt = self.draw_attempt(data)
+        first = self.seqs[attempt.token] + 1
+        for _ in range(1 + again):
+            accepted = self.do(self.q.publish(attempt, *"abc"[:n], first_seq=first))
+            assert accepted == self.stands(attempt)
+        if self.stands(attempt):
+            self.seqs[attempt.token] += n
+
+    @precondition(lambda self: self.attempts)
+    @rule(
+        data=st.data(),
+        state=st.sampled_from([JobState.DONE, JobState.DONE, JobState.FAILED, JobState.EXPIRED]),
+        again=st.booleans(),
+    )
+    def finish(self, data: st.DataObject, state: JobState, again: bool) -> None:
+        attempt = self.draw_attempt(data)
+        job = self.jobs[attempt.id]
+        ended_by_it = job.token == attempt.token and job.state not in LIVE
+        seq = self.seqs[attempt.token] + 1
+        for _ in range(1 + again):
+            accepted = self.do(self.q.finish(attempt, state, seq=seq))
+            assert accepted == (self.stands(attempt) or ended_by_it)
+            if accepted and not ended_by_it:
+                self.end(job, state.value, by_token=attempt.token)
+                self.seqs[attempt.token] += 1
+                ended_by_it = True
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), counts=st.booleans(), delay_ms=st.sampled_from([0, 0, FAR_MS]), again=st.booleans())
+    def give_back(self, data: st.DataObject, counts: bool, delay_ms: int, again: bool) -> None:
+        attempt = self.draw_attempt(data)
+        job = self.jobs[attempt.id]
+        returned_by_it = job.token == attempt.token and job.counted
+        seq = self.seqs[attempt.token] + 1
+        for _ in range(1 + again):
+            accepted = self.do(self.q.give_back(attempt, counts=counts, delay_ms=delay_ms, seq=seq))
+            assert accepted == (self.stands(attempt) or returned_by_it)
+            if accepted and not returned_by_it:
+                job.state, job.due = ("delayed", delay_ms) if delay_ms else ("waiting", 0)
+                job.failures += counts
+                self.seqs[attempt.token] = seq
+                returned_by_it = True
+
+    @precondition(lambda self: any(self.stands(attempt) for attempt in self.attempts))
+    @rule(data=st.data(), overdue=st.booleans())
+    def lose_lease(self, data: st.DataObject, overdue: bool) -> None:
+        attempt = data.draw(st.sampled_from([one for one in self.attempts if self.stands(one)]))
+        job = self.jobs[attempt.id]
+        if overdue and job.deadline is not None:
+            job.deadline = 0
+            self.do(self.redis.hset(self.q.queue.keys.of("record", job.id), "x", 1))
+        self.do(self.q.lose_lease(attempt))
+        assert self.tick().reaped == 1
+        if job.deadline == 0:
+            self.end(job, "expired")
+        else:
+            job.state, job.due = "waiting", 0
+            self.learn_token(job)
+
+    def learn_token(self, job: ModelJob) -> None:
+        token = int(self.do(self.q.record(job.id))["k"])
+        assert token > self.newest_token
+        self.newest_token = job.token = token
+
+    def live(self, *states: str) -> list[ModelJob]:
+        return [job for job in self.jobs.values() if job.state in states]
+
+    @precondition(lambda self: self.live("delayed"))
+    @rule(data=st.data())
+    def come_due(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(self.live("delayed")))
+        self.do(self.redis.hset(self.q.queue.keys.of("record", job.id), "u", 1))
+        self.do(self.redis.zadd(self.q.queue.keys.fixed("delayed"), {job.id: 1}))
+        job.state, job.due = "waiting", 0
+        assert self.tick().promoted == 1
+
+    @precondition(lambda self: any(job.deadline for job in self.live("waiting", "delayed")))
+    @rule(data=st.data())
+    def pass_deadline(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from([job for job in self.live("waiting", "delayed") if job.deadline]))
+        self.do(self.redis.hset(self.q.queue.keys.of("record", job.id), "x", 1))
+        self.do(self.redis.zadd(self.q.queue.keys.fixed("deadlines"), {job.id: 1}))
+        job.deadline = 0
+
+    @rule()
+    def maintain(self) -> None:
+        self.tick()
+
+    def tick(self) -> TickReport:
+        report = self.do(self.q.tick(lease_ms=LEASE_MS, mend_ms=FAR_MS))
+        overdue = [job for job in self.live("waiting", "delayed") if job.deadline == 0]
+        assert report.expired == len(overdue)
+        for job in overdue:
+            self.end(job, "expired")
+        return report
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), again=st.booleans())
+    def cancel(self, data: st.DataObject, again: bool) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        ticket = data.draw(st.sampled_from([None, "stranger", job.id, *sorted(job.tickets)]))
+        for _ in range(1 + again):
+            reply = self.do(self.q.queue.cancel(job.id, ticket))
+            if job.state not in LIVE:
+                assert reply == ("cancelled" if self.reason(job) == "cancelled" else "ended")
+                continue
+            job.tickets.discard(ticket or "")
+            if ticket is not None and (job.tickets or ticket == "stranger"):
+                assert reply == "ticket_returned"
+                continue
+            assert reply == "cancelled"
+            self.end(job, "cancelled")
+
+    def reason(self, job: ModelJob) -> str | None:
+        record = self.do(self.q.record(job.id))
+        return record.get("r") if record["s"] == "cancelled" else None
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), priority=st.integers(0, 9))
+    def set_priority(self, data: st.DataObject, priority: int) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        assert self.do(self.q.queue.set_priority(job.id, priority)) == job.state
+        if job.state in LIVE:
+            job.priority = priority
+
+    @rule(lane=st.sampled_from(LANES))
+    def pause(self, lane: str) -> None:
+        assert self.do(self.q.queue.pause(lane)) == (lane not in self.paused)
+        self.paused.add(lane)
+
+    @rule(lane=st.sampled_from(LANES))
+    def resume(self, lane: str) -> None:
+        assert self.do(self.q.queue.resume(lane)) == (lane in self.paused)
+        self.paused.discard(lane)
+
+    @rule(lane=st.sampled_from(LANES), priority=st.none() | st.integers(0, 9), chunk=st.integers(1, 3))
+    def purge(self, lane: str, priority: int | None, chunk: int) -> None:
+        expected = sorted(
+            (job for job in self.live("waiting") if job.lane == lane and priority in {None, job.priority}),
+            key=lambda job: (job.priority, -job.rank),
+        )[:chunk]
+        assert self.do(self.q.queue.purge(lane, priority, chunk=chunk)) == len(expected)
+        for job in expected:
+            self.end(job, "cancelled")
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), again=st.booleans())
+    def requeue(self, data: st.DataObject, again: bool) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        ended = job.state not in {*LIVE, "done"}
+        for _ in range(1 + again):
+            assert self.do(self.q.queue.requeue(job.id)) == ("waiting" if ended else job.state)
+        if not ended:
+            return
+        job.state, job.rank, job.deadline, job.due, job.failures = "waiting", 0, None, 0, 0
+        job.tickets = {job.id}
+        if job.key is not None:
+            self.owners.setdefault((job.tenant, job.key), job.id)
+        self.learn_token(job)
+        self.do(self.learn_ranks())
+
+    # What holds after every step
+
+    @invariant()
+    def everything_fits_together(self) -> None:
+        if not hasattr(self, "max_waiting"):
+            return
+        self.compare(self.do(audit(self.q.queue)).values)
+
+    def compare(self, found: dict[str, Any]) -> None:
+        records = {name[2:]: text(value) for name, value in found.items() if name.startswith("j:")}
+        assert records.keys() == self.jobs.keys()
+        for job in self.jobs.values():
+            record = records[job.id]
+            assert (record["s"], int(record["p"])) == (job.state, job.priority), job
+            assert int(record.get("n", 0)) == job.attempts
+            if job.state in LIVE:
+                assert int(record["q"]) == job.rank, job
+                assert int(record.get("f", 0)) == job.failures
+                assert ("x" in record) == (job.deadline is not None)
+        owners = {name: value.decode() for name, value in found.items() if name.startswith("d:")}
+        key = self.q.queue.keys
+        prefix = len(key.prefix)
+        assert owners == {
+            key.dedup(tenant, dedup_hash)[prefix:]: owner
+            for (tenant, dedup_hash), owner in self.owners.items()
+        }
+        self.newest_token = max(
+            self.newest_token, int(text(found["meta"]).get("token", 0)) if "meta" in found else 0
+        )
+        ranks = [job.rank for job in self.live("waiting", "delayed", "running")]
+        assert len(set(ranks)) == len(ranks)
+
+    @precondition(lambda self: self.live("waiting"))
+    @rule()
+    def ask_positions(self) -> None:
+        for lane in LANES:
+            waiting = sorted((job for job in self.live("waiting") if job.lane == lane), key=self.order)
+            for at, job in enumerate(waiting):
+                assert self.do(self.q.queue.position(job.id)) == at
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def read_events(self, data: st.DataObject) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        replay = self.do(self.q.replay(job.id))
+        events = [orjson.loads(raw) for raw in replay.events]
+        assert replay.state == job.state
+        cursors = [tuple(map(int, event["id"].split("-"))) for event in events]
+        assert cursors == sorted(set(cursors))
+        assert replay.last == cursors[-1]
+        for (token, seq), (next_token, next_seq) in itertools.pairwise(cursors):
+            assert next_seq == (seq + 1 if next_token == token else 1)
+        assert [event["type"] for event in events].count(job.state) == (job.state not in LIVE)
+
+
+def _run(machine: type[QueueModel], *, examples: int) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            derandomize=False,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.timeout(180)
+def test_the_scripts_do_what_the_model_does() -> None:
+    class OnFakeredis(QueueModel):
+        connect = staticmethod(fakeredis.FakeAsyncRedis)
+        script_flags = False
+
+    _run(OnFakeredis, examples=150)
+
+
+@pytest.mark.timeout(180)
+def test_the_scripts_do_what_the_model_does_on_a_real_server(valkey_url: str) -> None:
+    class OnValkey(QueueModel):
+        connect = staticmethod(lambda: Redis.from_url(valkey_url))
+        script_flags = True
+
+    _run(OnValkey, examples=40)

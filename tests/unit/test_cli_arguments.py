@@ -1,0 +1,217 @@
+"""What the command line makes of its arguments; nothing here reaches a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from scheduler import __main__, __version__
+from scheduler.cli import app
+from scheduler.cli.arguments import parse_duration, parse_priority
+from scheduler.cli.bulk import read_requests
+from scheduler.cli.output import age
+from scheduler.cli.session import Session
+from scheduler.errors import ConfigError, InvalidRequest
+from scheduler.settings import CONFIG_VARIABLE
+
+NOWHERE = "redis://127.0.0.1:1"
+
+
+def invoke(*arguments: str, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, ["--redis-url", NOWHERE, *arguments], input=stdin)
+
+
+@pytest.mark.parametrize(
+    ("text", "priority"), [("0", 0), ("9", 9), ("high", 7), ("Critical", 9), (" low ", 3)]
+)
+def test_priority_is_a_level_or_a_name(text: str, priority: int) -> None:
+    assert parse_priority(text) == priority
+
+
+@pytest.mark.parametrize("text", ["10", "-1", "urgent", "", "5.0", "\u0663"])
+def test_no_priority_is_refused_with_those_there_are(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"background \(1\)"):
+        parse_priority(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5s", 1.5), ("2m", 120), ("500 ms", 0.5), ("1h", 3600), ("1d", 86_400)],
+)
+def test_duration_has_a_unit(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "5w", "1e3", "nan"])
+def test_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="no duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either a prompt"),
+        (["hello", "--file", "x.jsonl"], "give either a prompt"),
+        (["hello", "--stream", "--no-wait"], "leave out --no-wait"),
+        (["hello", "--output", "x"], "--output is for --file"),
+        (["--file", "x.jsonl", "--stream"], "leave out --file"),
+        (["--file", "no-such-file.jsonl"], "cannot be read"),
+        (["hello", "--priority", "urgent"], "is no priority"),
+        (["hello", "--deadline", "soon"], "is no duration"),
+        (["hello", "--max-attempts", "0"], "max_attempts: "),
+        (["hello", "--temperature", "-1"], "params.temperature: "),
+        (["hello", "--dedup", "window"], "needs a dedup_key"),
+        (["hello", "--model", "no good"], "model: "),
+        (["  "], "prompt: is empty"),
+        (["", "--system", "be nice"], "prompt: is empty"),
+    ],
+)
+def test_a_mistake_in_an_enqueue_is_explained_and_exits_with_2(arguments: list[str], said: str) -> None:
+    done = invoke("enqueue", *arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.output
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["admin", "queue", "status"],
+        ["admin", "queue", "pause", "echo"],
+        ["admin", "jobs", "list"],
+        ["admin", "jobs", "show", "x"],
+        ["admin", "dedup", "list"],
+        ["admin", "workers", "list"],
+        ["enqueue", "hello"],
+        ["subscribe", "x"],
+    ],
+)
+def test_without_redis_a_command_says_so_in_one_line_and_exits_with_1(arguments: list[str]) -> None:
+    done = invoke(*arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"prompt-scheduler: no Redis answers at {NOWHERE}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_a_lane_or_all_of_them_has_to_be_named(verb: str) -> None:
+    for arguments in ([], ["echo", "--all"]):
+        done = invoke("admin", "queue", verb, *arguments)
+        assert done.exit_code == 2
+        assert "give a lane, or --all" in done.stderr
+
+
+def test_wrong_settings_exit_with_2(tmp_path: Path) -> None:
+    config = tmp_path / "scheduler.toml"
+    config.write_text("max_wating = 3\n")
+    done = invoke("--config", str(config), "admin", "queue", "status")
+    assert done.exit_code == 2
+    assert "did you mean max_waiting?" in done.stderr
+
+
+def test_doctor_reports_wrong_settings_as_a_finding(tmp_path: Path) -> None:
+    config = tmp_path / "scheduler.toml"
+    config.write_text("lease_s = 'long'\n")
+    done = invoke("--config", str(config), "doctor", "--json")
+    assert done.exit_code == 1
+    (finding,) = json.loads(done.stdout)
+    assert (finding["level"], finding["subject"]) == ("fail", "settings")
+    assert "lease_s" in finding["message"]
+
+
+def test_version_and_help_need_nothing() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout.startswith(f"prompt-scheduler {__version__} ")
+    for command in ("demo", "dev", "worker", "enqueue", "subscribe", "doctor", "admin"):
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_without_the_extra_the_program_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(__main__, "find_spec", lambda name: None if name == "typer" else object())
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 1
+    assert "pip install 'prompt-scheduler[cli]'" in capsys.readouterr().err
+
+
+def test_options_go_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDULER_REDIS_URL", "redis://elsewhere")
+    monkeypatch.setenv("SCHEDULER_QUEUE", "mine")
+    assert Session().settings.redis_url == "redis://elsewhere"
+    session = Session(redis_url=NOWHERE)
+    assert (session.settings.redis_url, session.settings.queue) == (NOWHERE, "mine")
+    environ: dict[str, str] = {}
+    Session(redis_url=NOWHERE, config=Path("a.toml")).export(environ)
+    assert environ == {"SCHEDULER_REDIS_URL": NOWHERE, CONFIG_VARIABLE: "a.toml"}
+
+
+def test_a_private_embedded_server_cannot_be_reached_from_another_process() -> None:
+    with pytest.raises(ConfigError, match="data_dir"):
+        _ = Session(redis_url="embedded").server_url
+
+
+def test_lines_of_a_file_are_requests_with_the_options_as_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text(
+        '"one"\n\n{"prompt": "two", "priority": 9, "params": {"seed": 1}}\n'
+        '{"messages": [{"role": "system", "content": "rhyme"}, {"role": "user", "content": "three"}]}\n'
+    )
+    one, two, three = read_requests(path, {"priority": 3, "params": {"max_tokens": 5}}, None)
+    assert (one.prompt, one.priority, one.params.max_tokens) == ("one", 3, 5)
+    assert (two.priority, two.params.max_tokens, two.params.seed) == (9, 5, 1)
+    one, two, three = read_requests(path, {}, "be brief")
+    assert one.messages is not None
+    assert three.messages is not None
+    assert [(message.role, message.content) for message in one.messages] == [
+        ("system", "be brief"),
+        ("user", "one"),
+    ]
+    assert [message.content for message in three.messages] == ["rhyme", "three"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2: is not JSON"),
+        ("7", "line 2: give an object"),
+        ('{"prompt": "x", "priority": 10}', "line 2: priority: "),
+        ('{"prompt": "x", "colour": 1}', "line 2: colour: no such field"),
+    ],
+)
+def test_a_wrong_line_is_named_before_anything_is_sent(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text(f'"fine"\n{line}\n"fine"\n')
+    with pytest.raises(InvalidRequest, match=said):
+        read_requests(path, {}, None)
+
+
+def test_an_empty_file_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text("\n\n")
+    with pytest.raises(InvalidRequest, match="no request in it"):
+        read_requests(path, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (None, "-"),
+        (0.04, "0.0 s"),
+        (4.21, "4.2 s"),
+        (75, "75 s"),
+        (600, "10 min"),
+        (12_600, "3.5 h"),
+        (1e6, "11.6 d"),
+    ],
+)
+def test_ages_have_two_figures(seconds: float | None, said: str) -> None:
+    assert age(seconds) == said

@@ -1,0 +1,77 @@
+"""The text of the scripts, and the keys they spell."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+import pytest
+
+from scheduler.queue.dedup import dedup_hash
+from scheduler.queue.keys import Keys, lua_keys
+from scheduler.queue.scripts import NAMES, source
+
+LUA = resources.files("scheduler.queue").joinpath("lua")
+
+
+def test_every_lua_file_is_a_script_with_a_call_site() -> None:
+    files = {file.name.removesuffix(".lua") for file in LUA.iterdir() if file.name.endswith(".lua")}
+    assert files == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_is_whole(name: str) -> None:
+    text = source(name)
+    assert text.startswith("#!lua")
+    assert "@include" not in text
+    assert "KEYS[2]" not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_flags_the_first_line_is_left_out(name: str) -> None:
+    assert "#!" not in source(name, flags=False)
+    assert source(name).endswith(source(name, flags=False))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "enqueue"])
+def test_all_but_enqueue_work_without_memory(name: str) -> None:
+    assert re.match(r"#!lua flags=(allow-oom|no-writes)\n", source(name))
+
+
+def test_enqueue_is_refused_without_memory() -> None:
+    assert source("enqueue").startswith("#!lua\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_are_spelled_only_in_python(name: str) -> None:
+    body = LUA.joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    assert "prefix .." not in body
+    assert "KEYS[1] .." not in body
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_are_never_written_by_tostring(name: str) -> None:
+    assert "tostring" not in source(name).replace(
+        "-- Redis' clock, and numbers as text that keeps all digits (tostring", ""
+    )
+
+
+def test_lua_gets_only_the_keys_it_uses() -> None:
+    text = lua_keys("return redis.call('GET', record_key(id) .. meta_key)")
+    assert re.findall(r"\b(\w+_key)\b", text) == ["meta_key", "record_key"]
+
+
+@pytest.mark.parametrize("tenant", ["default", "acme", "a:b", "x/y@z"])
+def test_a_dedup_key_can_be_taken_apart(tenant: str) -> None:
+    keys = Keys("q")
+    assert keys.split_dedup(keys.dedup(tenant, dedup_hash("K"))) == (tenant, dedup_hash("K"))
+
+
+def test_dedup_keys_of_different_tenants_differ() -> None:
+    keys = Keys("q")
+    assert len({keys.dedup(tenant, "h") for tenant in ("default", "a", "b")}) == 3
+
+
+def test_a_dedup_hash_is_short_whatever_the_key() -> None:
+    assert {len(dedup_hash(key)) for key in ("", "sky", "x" * 10_000, "é")} == {20}
+    assert dedup_hash("sky") != dedup_hash("sea")
