@@ -229,7 +229,7 @@ async def _enqueue_file(
 @contextmanager
 def _lines_to(output: Path | None) -> Iterator[BinaryIO]:
     if output is None:
-        yield typer.get_binary_stream("stdout")
+        yield sys.stdout.buffer
         return
     try:
         lines = output.open("wb")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -33,15 +33,25 @@ class Stop(Enum):
     DRAIN = "drain"  # the process ends: the job goes back to its place
 
 
+CONFIRM_S = 2.0
+"""How long a deadline that has passed waits for Redis to confirm it."""
+
+
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """A claimed job while it is in this process. `stop` says why its task was cancelled, if it was."""
+    """A claimed job while it is in this process. `stop` says why its task was cancelled, if it was.
+
+    `expires_at` is on the clock of `time.monotonic`. `on_deadline` is called when it comes; whoever answers
+    moves the deadline or ends the attempt within `CONFIRM_S`, else the deadline counts.
+    """
 
     job: ClaimedJob
     route: Route
     writer: JobWriter
-    expires_at: float | None
+    on_deadline: Callable[[], None]
+    expires_at: float | None = None
     claimed_at: float = field(default_factory=time.monotonic)
+    context: PromptContext | None = None
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     stop: Stop | None = None
@@ -54,39 +64,69 @@ class Attempt:
 
     def set_deadline(self, expires_at: float | None) -> None:
         """Let the attempt end at another time than was known so far; None: whenever it is done."""
+        self._cancel_timer()
+        self.expires_at = expires_at
+        if self.context is not None:
+            self.context.expires_at = expires_at
+        if expires_at is not None:
+            wait_s = max(0.0, expires_at - time.monotonic())
+            self.timer = asyncio.get_running_loop().call_later(wait_s, self._deadline)
+
+    def close(self) -> None:
+        """The attempt is over: no deadline can come."""
+        self._cancel_timer()
+
+    def _deadline(self) -> None:
+        self.timer = asyncio.get_running_loop().call_later(CONFIRM_S, self.end_early, Stop.EXPIRED)
+        self.on_deadline()
+
+    def _cancel_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        self.expires_at = expires_at
-        if expires_at is not None:
-            loop = asyncio.get_running_loop()
-            self.timer = loop.call_later(
-                max(0.0, expires_at - time.monotonic()), self.end_early, Stop.EXPIRED
-            )
 
 
-async def run_attempt(attempt: Attempt, policy: RetryPolicy, max_attempts: int) -> None:
-    """Run a job through its route's stages and hand the outcome to its writer. Raises nothing but bugs."""
+async def run_attempt(
+    attempt: Attempt, room: Callable[[], Awaitable[None]], policy: RetryPolicy, max_attempts: int
+) -> None:
+    """Run a job through its route's stages and hand the outcome to its writer.
+
+    `room` is awaited first: it holds the attempt back while too much is waiting to be written.
+    """
     writer, job = attempt.writer, attempt.job
-    writer.started()
     try:
-        context = make_context(attempt)
+        await room()
+        writer.started()
+        attempt.context = context = make_context(attempt)
         await attempt.route.pipeline.run(context)
+        result = build_result(context, queue_ms=job.waited_ms, claimed_at=attempt.claimed_at)
     except asyncio.CancelledError:
-        _stopped(attempt)
+        if attempt.stop is not None:
+            _stopped(attempt)
+            return
+        # Nobody asked for it: a stage awaited something that somebody else had cancelled.
+        error = RuntimeError("something that a stage awaited was cancelled")
+        _unexpected(attempt, error, policy, max_attempts)
     except DeadlinePassed:
         writer.expired()
     except (WorkerError, SchedulerError) as error:
         _failed(attempt, error, policy, code=error.code, message=str(error), max_attempts=max_attempts)
     except Exception as error:
-        # A stage of a user's own, most likely. Its words may hold what the prompt held, so they stay in the log.
-        logger.exception("job %s: an unexpected error in the stages of route %s", job.id, job.lane)
-        message = f"{type(error).__name__} in a stage; see the worker's log"
-        _failed(attempt, error, policy, code="internal_error", message=message, max_attempts=max_attempts)
+        _unexpected(attempt, error, policy, max_attempts)
     else:
-        writer.done(build_result(context, queue_ms=job.waited_ms, claimed_at=attempt.claimed_at))
-    finally:
-        attempt.set_deadline(None)
+        writer.done(result)
+
+
+def settle(attempt: Attempt, task: asyncio.Task[None]) -> None:
+    """The attempt's task has ended, in whatever way: see to it that the job has an end or goes back."""
+    attempt.close()
+    if attempt.writer.end is not None:
+        return
+    if task.cancelled():
+        _stopped(attempt)
+    elif error := task.exception():
+        logger.error("job %s: a bug ended its attempt", attempt.job.id, exc_info=error)
+        attempt.writer.failed("internal_error", "an error inside the scheduler; see the worker's log")
 
 
 def make_context(attempt: Attempt) -> PromptContext:
@@ -143,6 +183,15 @@ def _failed(
         attempt.writer.retry(code, message, delay_ms=round(decision.delay_s * 1000), counts=decision.counts)
     else:
         attempt.writer.failed(code, message)
+
+
+def _unexpected(attempt: Attempt, error: Exception, policy: RetryPolicy, max_attempts: int) -> None:
+    """An error in a stage of a user's own, most likely."""
+    job = attempt.job
+    logger.error("job %s: an unexpected error in the stages of route %s", job.id, job.lane, exc_info=error)
+    # Its words may hold what the prompt held: they stay in the log.
+    message = f"{type(error).__name__} in a stage; see the worker's log"
+    _failed(attempt, error, policy, code="internal_error", message=message, max_attempts=max_attempts)
 
 
 def _stopped(attempt: Attempt) -> None:

@@ -12,19 +12,19 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from scheduler.engine.attempt import Attempt, Stop, run_attempt
+from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
 from scheduler.engine.patience import Patience
 from scheduler.engine.retry import RetryPolicy
 from scheduler.engine.routes import Route, build_routes, describe_routes, learn_capacity
+from scheduler.errors import SchedulerError
 from scheduler.queue.queue import CLAIM_CHUNK, PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob
 from scheduler.results.subscriptions import Subscriptions
@@ -34,8 +34,11 @@ from scheduler.settings import Settings
 logger = logging.getLogger(__name__)
 
 BLOCK_S = 5.0  # a cancelled BLPOP can swallow a wake token, so it ends by itself soon enough
-WRITE_OUT_S = 5.0
 BURST_POLL_S = 0.05
+# What stopping waits for, where Redis is away or a stage does not listen.
+LAST_CLAIM_S = 2.0
+LET_GO_S = 5.0
+SAY_GOODBYE_S = 2.0
 
 
 def worker_id(settings: Settings) -> str:
@@ -47,7 +50,7 @@ def worker_id(settings: Settings) -> str:
 class Engine:
     """Moves prompts from the queue through the stages. `start()` and `stop()` are safe to call twice.
 
-    `script_flags` is false for a Redis that does not know `#!lua` (fakeredis).
+    An engine runs once: to go on after `stop()`, make another. `script_flags` is false for a Redis that does not know `#!lua` (fakeredis).
     """
 
     def __init__(self, settings: Settings, redis: Redis, *, script_flags: bool = True) -> None:
@@ -66,14 +69,18 @@ class Engine:
             result_ttl_ms=round(settings.result_ttl_s * 1000),
         )
         self._subscriptions = Subscriptions(redis)
-        self._room = asyncio.Event()
-        self._draining = asyncio.Event()
+        self._news = asyncio.Event()  # a reason for the claimer to look again
+        self._deadlines = asyncio.Event()  # one has come, and has to be confirmed
+        self._draining = False
+        self._claiming = False
+        self._claims = 0
+        self._starting: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._claimer: asyncio.Task[None] | None = None
         self._services: list[asyncio.Task[None]] = []
         self._waker: asyncio.Task[None] | None = None
+        self._waker_lanes: frozenset[str] = frozenset()
         self._started_at_ms = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     @property
     def running(self) -> int:
@@ -90,15 +97,25 @@ class Engine:
 
         Raises:
             ConfigError: a stage cannot start.
+            SchedulerError: this engine has been stopped before.
             redis.exceptions.RedisError: Redis cannot be reached.
         """
-        if self._claimer is not None:
-            return
+        if self._stopping is not None:
+            raise SchedulerError("this engine has been stopped and does not start again: make another")
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start(), name="start")
+        try:
+            await asyncio.shield(self._starting)
+        except BaseException:
+            await self.stop(drain_s=0)
+            raise
+
+    async def _start(self) -> None:
         self._started_at_ms = time.time_ns() // 1_000_000
         for route in self.routes.values():
             await route.pipeline.start()
         await self.queue.load()
-        await self.queue.configure(conf=self._conf(), routes=describe_routes(self.routes))
+        await self._publish_settings()
         await self._renew_once()
         await self._writer.start()
         self._serve("leases", self._keep_leases)
@@ -108,38 +125,46 @@ class Engine:
             for endpoint in route.endpoints:
                 if endpoint.settings.max_in_flight is None:
                     self._serve(
-                        f"capacity of {endpoint.name}", partial(learn_capacity, endpoint, self._room.set)
+                        f"capacity of {endpoint.name}", partial(learn_capacity, endpoint, self._news.set)
                     )
-        self._claimer = asyncio.create_task(self._claim_forever(), name="claim")
+        self._claimer = asyncio.create_task(self._supervise("claim", self._claim_forever), name="claim")
         logger.info("worker %s serves %s from queue %r", self.id, ", ".join(self.routes), self.settings.queue)
 
     async def stop(self, *, drain_s: float | None = None) -> None:
-        """Stop claiming, finish what runs within `drain_s` (default: the setting), give back the rest."""
-        claimer, self._claimer = self._claimer, None
-        if claimer is None:
-            return
-        self._draining.set()
-        await asyncio.wait([claimer])
-        if not claimer.cancelled() and (error := claimer.exception()):
-            logger.error("claiming had stopped", exc_info=error)
-        await self._drain(self.settings.drain_s if drain_s is None else drain_s)
+        """Stop claiming, finish what runs within `drain_s` (default: the setting), give back the rest.
+
+        A second call waits for the first.
+        """
+        if self._stopping is None:
+            limit_s = self.settings.drain_s if drain_s is None else drain_s
+            self._stopping = asyncio.create_task(self._stop(limit_s), name="stop")
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, drain_s: float) -> None:
+        if self._starting is not None and not self._starting.done():
+            await _ended(self._starting)
+        self._draining = True
+        self._news.set()
+        if self._claimer is not None:
+            # A claim that is under way brings jobs; with Redis away there is nothing to wait for.
+            await asyncio.wait([self._claimer], timeout=LAST_CLAIM_S)
+            await _ended(self._claimer)
+        await self._drain(drain_s)
         await self._writer.stop()
-        for service in self._services:
-            service.cancel()
-        await asyncio.gather(*self._services, return_exceptions=True)
+        await _ended(*self._services)
         self._services.clear()
         await self._subscriptions.aclose()
         await self._close_routes()
-        with suppress(RedisError, OSError):
-            await self.queue.forget_worker(self.id)
-        logger.info("worker %s has stopped", self.id)
+        if self._claimer is not None:
+            await self._say_goodbye()
+            logger.info("worker %s has stopped", self.id)
 
     async def run_until_drained(self) -> None:
         """Return once no job waits, is delayed, or runs in this process: what `arq --burst` wants."""
-        while self._claimer is not None and not self._claimer.done():
-            await self._idle.wait()
+        while not self._draining:
             left = await self._patience.until_done(lambda: self.queue.unfinished(list(self.routes)))
-            if not left and not self._attempts:
+            # A job leaves the count when it is claimed: it is here then, or on its way.
+            if not left and not self._attempts and not self._claiming:
                 return
             await asyncio.sleep(BURST_POLL_S)
 
@@ -149,18 +174,35 @@ class Engine:
             return
         logger.info("draining: %d job(s) in flight have %g s to finish", len(tasks), limit_s)
         _, late = await asyncio.wait(tasks, timeout=limit_s)
-        if late:
-            logger.warning("giving back %d job(s) that did not finish within %g s", len(late), limit_s)
-            for attempt in list(self._attempts.values()):
-                attempt.end_early(Stop.DRAIN)
-            await asyncio.wait(late)
+        if not late:
+            return
+        logger.warning("giving back %d job(s) that did not finish within %g s", len(late), limit_s)
+        for attempt in list(self._attempts.values()):
+            attempt.end_early(Stop.DRAIN)
+        _, stuck = await asyncio.wait(late, timeout=LET_GO_S)
+        if stuck:
+            logger.error(
+                "%d job(s) do not let go: a stage ignores its cancellation; they come back "
+                "when their leases end",
+                len(stuck),
+            )
 
     async def _close_routes(self) -> None:
         for route in self.routes.values():
             await route.pipeline.stop()
             for endpoint in route.endpoints:
-                await endpoint.batcher.aclose()
-                await endpoint.worker.aclose()
+                try:
+                    await endpoint.batcher.aclose()
+                    await endpoint.worker.aclose()
+                except Exception:
+                    logger.exception("endpoint %s did not close cleanly", endpoint.name)
+
+    async def _say_goodbye(self) -> None:
+        """Hand on the wake tokens that the last wait may have taken, and leave the list of worker processes."""
+        with suppress(RedisError, OSError):
+            async with asyncio.timeout(SAY_GOODBYE_S):
+                await self._pass_on()
+                await self.queue.forget_worker(self.id)
 
     def _serve(self, name: str, service: Callable[[], Awaitable[None]]) -> None:
         self._services.append(asyncio.create_task(self._supervise(name, service), name=name))
@@ -169,7 +211,7 @@ class Engine:
         """A service of the process may fail for a reason nobody thought of; it must not stay away."""
         while True:
             try:
-                await service()
+                return await service()
             except Exception:
                 logger.exception("service %r failed; it starts again", name)
                 await asyncio.sleep(1.0)
@@ -177,88 +219,102 @@ class Engine:
     # Claiming
 
     async def _claim_forever(self) -> None:
-        number = 0
-        while not self._draining.is_set():
-            self._room.clear()
-            limit = min(self.settings.max_running - self._running, CLAIM_CHUNK)
-            if limit < 1 or not any(route.free for route in self.routes.values()):
-                await self._wait_for(self._room)
-                continue
-            number += 1
-            claim = await self._claim(f"{self.id}:{number}", limit)
+        try:
+            while not self._draining:
+                self._news.clear()
+                limit = min(self.settings.max_running - self._running, CLAIM_CHUNK)
+                if limit < 1 or not any(route.free for route in self.routes.values()):
+                    await self._wait_for_room()
+                elif not await self._claim(limit):
+                    await self._wait_for_work()
+        finally:
+            await self._stop_waker()
+
+    async def _claim(self, limit: int) -> bool:
+        """Claim and begin; returns whether it is worth while to claim again at once."""
+        self._claims += 1
+        claim_id = f"{self.id}:{self._claims}"
+        self._claiming = True
+        try:
+            claim = await self._patience.until_done(lambda: self._ask(claim_id, limit))
             for job in claim.jobs:
                 self._begin(job)
-            if not claim.jobs:
-                await self._wait_for_work()
-        await self._stop_waker()
-
-    async def _claim(self, claim_id: str, limit: int) -> Claim:
-        # Lanes without room are named too: the script passes their wake tokens on.
-        lanes = {name: route.free for name, route in self.routes.items()}
-        try:
-            return await self._patience.until_done(
-                lambda: self.queue.claim(claim_id, self.id, lanes, limit=limit, lease_ms=self.lease_ms)
-            )
         except RedisError:
             logger.exception("claiming failed; it goes on in a second")
             await asyncio.sleep(1.0)
-            return Claim((), more=False)
+            return True
+        finally:
+            self._claiming = False
+        return claim.more and bool(claim.jobs)
+
+    async def _ask(self, claim_id: str, limit: int) -> Claim:
+        # Lanes without room are named too: the script passes their wake tokens on.
+        lanes = {name: route.free for name, route in self.routes.items()}
+        return await self.queue.claim(claim_id, self.id, lanes, limit=limit, lease_ms=self.lease_ms)
+
+    async def _pass_on(self) -> None:
+        """Claim nothing: the script wakes others where there is work."""
+        self._claims += 1
+        await self._ask(f"{self.id}:{self._claims}", 0)
+
+    async def _wait_for_room(self) -> None:
+        """Until a job has ended or a window has grown. A wake token that comes meanwhile is for others."""
+        await self._news.wait()
+        if self._waker is not None and self._waker.done() and not self._draining:
+            self._waker = None
+            await self._patience.until_done(self._pass_on)
 
     async def _wait_for_work(self) -> None:
         """Until a wake token comes for a lane with room, room changes, or some seconds have gone."""
+        lanes = frozenset(name for name, route in self.routes.items() if route.free)
+        if self._waker is not None and not self._waker.done() and not lanes <= self._waker_lanes:
+            # What it took away with it, the claim that comes before the next wait will find.
+            await self._stop_waker()
+            return
         if self._waker is None:
-            lanes = [name for name, route in self.routes.items() if route.free]
-            self._waker = asyncio.create_task(self._wait_for_token(lanes), name="wake")
-        await self._wait_for(self._room, self._waker)
+            self._waker_lanes = lanes
+            self._waker = asyncio.create_task(self._wait_for_token(sorted(lanes)), name="wake")
+            self._waker.add_done_callback(self._woken)
+        await self._news.wait()
         if self._waker.done():
             self._waker = None
 
-    async def _wait_for_token(self, lanes: list[str]) -> None:
+    async def _wait_for_token(self, lanes: Sequence[str]) -> None:
         await self._patience.until_done(lambda: self.queue.wait_for_work(lanes, BLOCK_S))
 
-    async def _wait_for(self, event: asyncio.Event, task: asyncio.Task[None] | None = None) -> None:
-        waits: set[asyncio.Task[Any]] = {
-            asyncio.create_task(event.wait()),
-            asyncio.create_task(self._draining.wait()),
-        }
-        try:
-            await asyncio.wait(waits | ({task} if task else set()), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+    def _woken(self, waker: asyncio.Task[None]) -> None:
+        if not waker.cancelled() and (error := waker.exception()):
+            logger.error("waiting for work failed", exc_info=error)
+        self._news.set()
 
     async def _stop_waker(self) -> None:
         waker, self._waker = self._waker, None
         if waker is not None:
-            waker.cancel()
-            await asyncio.wait([waker])
+            await _ended(waker)
 
     # Running
 
     def _begin(self, job: ClaimedJob) -> None:
         route = self.routes[job.lane]
-        expires_at = None if job.remaining_ms is None else time.monotonic() + job.remaining_ms / 1000
-        attempt = Attempt(job, route, self._writer.open(job, self.id), expires_at)
+        attempt = Attempt(job, route, self._writer.open(job, self.id), self._deadline_came)
+        max_attempts = job.max_attempts or route.settings.max_attempts or self.settings.max_attempts
         self._attempts[job.token] = attempt
         self._running += 1
         route.running += 1
-        self._idle.clear()
-        attempt.task = asyncio.create_task(self._run(attempt))
-        if expires_at is not None:
-            attempt.set_deadline(expires_at)
+        if job.remaining_ms is not None:
+            attempt.set_deadline(time.monotonic() + job.remaining_ms / 1000)
+        task = asyncio.create_task(run_attempt(attempt, self._writer.room, self._policy, max_attempts))
+        attempt.task = task
+        # A task that is cancelled before its first step never runs: what must happen in any case happens here.
+        task.add_done_callback(partial(self._finished, attempt))
 
-    async def _run(self, attempt: Attempt) -> None:
-        job = attempt.job
-        max_attempts = job.max_attempts or attempt.route.settings.max_attempts or self.settings.max_attempts
-        try:
-            await self._writer.room()
-            await run_attempt(attempt, self._policy, max_attempts)
-        finally:
-            self._running -= 1
-            attempt.route.running -= 1
-            self._room.set()
-            if attempt.stop is Stop.LOST:
-                self._forget(job.token)
+    def _finished(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
+        self._running -= 1
+        attempt.route.running -= 1
+        self._news.set()
+        settle(attempt, task)
+        if attempt.stop is Stop.LOST:
+            self._forget(attempt.job.token)
 
     def _ended(self, job_id: str, token: int) -> None:
         """The writer has written the end of an attempt."""
@@ -277,15 +333,21 @@ class Engine:
 
     def _forget(self, token: int) -> None:
         self._attempts.pop(token, None)
-        if not self._attempts:
-            self._idle.set()
 
     # Leases, maintenance, control
 
     async def _keep_leases(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.lease_s / 3)
+            self._deadlines.clear()
             await self._patience.until_done(self._renew_once)
+            await self._patience.until_done(self._mend_settings)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.lease_s / 3):
+                    await self._deadlines.wait()
+
+    def _deadline_came(self) -> None:
+        """A deadline has passed by our clock. A duplicate that joined may have moved it: ask before it counts."""
+        self._deadlines.set()
 
     async def _renew_once(self) -> None:
         held = [(attempt.job.id, token) for token, attempt in self._attempts.items()]
@@ -297,11 +359,18 @@ class Engine:
                 continue
             if reply == "lost":
                 self._refused(job_id, token)
-            elif reply is None and attempt.expires_at is not None:
-                attempt.set_deadline(None)
-            elif reply is not None and attempt.expires_at is not None:
-                # A duplicate that joined may have moved the deadline out.
-                attempt.set_deadline(now + reply / 1000)
+            elif reply == 0:
+                attempt.end_early(Stop.EXPIRED)
+            elif attempt.expires_at is not None:
+                attempt.set_deadline(None if reply is None else now + reply / 1000)
+
+    async def _publish_settings(self) -> None:
+        await self.queue.configure(conf=self._conf(), routes=describe_routes(self.routes))
+
+    async def _mend_settings(self) -> None:
+        """Redis may have come back without its data: clients and scripts would miss what we serve."""
+        if not self.routes.keys() <= (await self.queue.routes()).keys():
+            await self._publish_settings()
 
     async def _maintain(self) -> None:
         lock_ms = min(2000, max(500, self.lease_ms // 4))
@@ -349,7 +418,7 @@ class Engine:
                 "started_at_ms": self._started_at_ms,
                 "running": self._running,
                 "max_running": self.settings.max_running,
-                "draining": self._draining.is_set(),
+                "draining": self._draining,
                 "routes": {
                     name: {
                         "running": route.running,
@@ -368,3 +437,11 @@ class Engine:
                 },
             }
         )
+
+
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

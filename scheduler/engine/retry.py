@@ -10,6 +10,10 @@ from typing import TypeAlias
 from workers.errors import WorkerError
 
 
+MAX_WAIT_S = 3600.0
+"""The longest wait that a back end can ask for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Try again after `delay_s`. `counts`: the attempt was a failure, of which there may be only so many."""
@@ -42,9 +46,10 @@ class RetryPolicy:
         if isinstance(error, WorkerError):
             if not error.retryable:
                 return GiveUp()
-            if error.retry_after_s is not None:
-                # The back end asked for this wait: it is no failure of the job.
-                return Retry(error.retry_after_s, counts=False)
+            if error.retry_after_s is not None and error.retry_after_s >= 0:
+                # The back end asked for this wait: it is no failure of the job. But "at once", again and again,
+                # would keep both busy with nothing, and what it asks for must come within reason.
+                return Retry(min(max(error.retry_after_s, self.base_s), MAX_WAIT_S), counts=False)
         if failures + 1 >= max_attempts:
             return GiveUp()
         return Retry(self.chance() * min(self.cap_s, self.base_s * 2.0 ** min(failures, 60)))

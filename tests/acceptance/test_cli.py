@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from scheduler import Client, JobState, PromptRequest
@@ -30,7 +29,7 @@ class Program:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def __call__(self, *arguments: str, stdin: str = "") -> Result:
+    def __call__(self, *arguments: str, stdin: str = "") -> Any:
         return CliRunner().invoke(app, ["--redis-url", self.url, *arguments], input=stdin)
 
     def json(self, *arguments: str) -> Any:
@@ -168,9 +167,7 @@ def test_what_destroys_asks_first(program: Program, client: Client) -> None:
     assert jobs[0].info().state is JobState.WAITING
     assert program("admin", "jobs", "cancel", jobs[0].id, stdin="y\n").exit_code == 0
     assert jobs[0].info().state is JobState.CANCELLED
-    assert program("admin", "jobs", "cancel", jobs[0].id).exit_code == 0, (
-        "it is cancelled, and nothing is asked"
-    )
+    assert program("admin", "jobs", "cancel", jobs[0].id).exit_code == 0, "nothing is asked"
     assert program("admin", "queue", "purge", "echo", stdin="n\n").exit_code == 1
     assert program.json("admin", "queue", "purge", "echo", "--priority", "3", "--yes")["purged"] == 1
     assert program.json("admin", "queue", "purge", "echo", "--yes")["purged"] == 2
@@ -312,7 +309,8 @@ def _demo(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def _left_behind(tmp_path: Path) -> list[str]:
     """What is in the folder that the demo had for its files, and the processes that name it."""
-    listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+    # with their environments, where it stands for all of them
+    listed = subprocess.run(["ps", "axeww", "-o", "args="], capture_output=True, text=True, check=True).stdout
     processes = [line for line in listed.splitlines() if str(tmp_path) in line]
     return processes + [path.name for path in tmp_path.iterdir()]
 
