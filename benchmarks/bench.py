@@ -1,11 +1,12 @@
 """How fast prompts go through one worker process, and stock arq on the same server in the same run.
 
-    make bench                       # or: python benchmarks/bench.py --prompts 20000 --rounds 3 --json out.json
+    make bench           # or: python benchmarks/bench.py --prompts 20000 --rounds 3 --json out.json
 
-Drain: the prompts are enqueued first; a worker process is started; the clock runs from the first job seen done to
-the last. Ours runs all five stages on `echo`, writes and publishes every event and stores every result. arq runs a
-coroutine that returns its argument, at its best settings: poll_delay 1 ms, 100 jobs at once, uvloop. Runs
-alternate and medians are printed. Latency: enqueue to terminal event, one prompt at a time, on an idle system.
+Drain: the prompts are enqueued first; a worker process is started; the clock runs from the first job seen
+done to the last. Ours runs all five stages on `echo`, writes and publishes every event and stores every
+result. arq runs a coroutine that returns its argument, at its best settings: poll_delay 1 ms, 100 jobs at
+once, uvloop. Runs alternate and medians are printed. Latency: enqueue to terminal event, one prompt at a
+time, on an idle system.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""prompt-scheduler: a priority queue with dedup, micro-batching and streamed results in front of LLM back ends."""
+"""prompt-scheduler: priorities, dedup, micro-batching and streamed results in front of LLM back ends."""
 
 from typing import Any
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from typing import Any
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
@@ -27,7 +29,14 @@ AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.Bu
 _AUTH = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redis_errors.NoPermissionError)
 
 
-def open_redis(url: str, *, retries: int = 3, max_connections: int | None = None) -> Redis:
+# A peer that is gone without a word is noticed by the kernel, within about these seconds, on any connection:
+# one that waits for an answer, for a wake token, or for a message. Linux has them all, others some.
+_DEAD_PEER = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+
+_PASSWORD = re.compile(r"([?&]password=)[^&]*", re.IGNORECASE)
+
+
+def open_redis(url: str, *, retries: int = 3) -> Redis:
     """Make a client. No connection is opened before the first command.
 
     A command whose reply was lost is sent again up to `retries` times: use it with commands that bear it.
@@ -38,17 +47,27 @@ def open_redis(url: str, *, retries: int = 3, max_connections: int | None = None
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries)
     try:
         client: Redis = Redis.from_url(
-            url,
-            retry=retry,
-            retry_on_error=list(AWAY),
-            health_check_interval=0,
-            socket_connect_timeout=5,
-            socket_keepalive=True,
-            max_connections=max_connections,
+            url, retry=retry, retry_on_error=list(AWAY), health_check_interval=0, **socket_options(url)
         )
         return client
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"redis_url: {mask(url)} cannot be used: {error}") from None
+    except (ValueError, AttributeError):
+        raise unusable(url) from None
+
+
+def socket_options(url: str) -> dict[str, Any]:
+    """What redis-py needs to notice a peer that is gone; a Unix socket has no such peer."""
+    if url.startswith("unix://"):
+        return {"socket_connect_timeout": 5}
+    options = {getattr(socket, name): value for name, value in _DEAD_PEER.items() if hasattr(socket, name)}
+    return {"socket_connect_timeout": 5, "socket_keepalive": True, "socket_keepalive_options": options}
+
+
+def unusable(url: str) -> ConfigError:
+    """The error for a URL that redis-py does not take. Its own words would repeat parts of a password."""
+    return ConfigError(
+        f"redis_url: {mask(url)} is not a valid URL: give redis://[user:password@]host[:port][/db], "
+        "with special characters in user and password percent-encoded"
+    )
 
 
 async def check_server(redis: Redis, url: str) -> tuple[int, ...]:
@@ -61,9 +80,13 @@ async def check_server(redis: Redis, url: str) -> tuple[int, ...]:
         await redis.ping()
         version = await server_version(redis)
     if version and version < OLDEST:
-        found = ".".join(map(str, version))
-        raise RedisTooOld(f"Redis {found} at {mask(url)} is too old: use Redis 7.0 or later, or Valkey")
+        raise too_old(".".join(map(str, version)), url)
     return version
+
+
+def too_old(version: str, url: str) -> RedisTooOld:
+    """The error for a server that lacks what is used."""
+    return RedisTooOld(f"Redis {version} at {mask(url)} is too old: use Redis 7.0 or later, or Valkey")
 
 
 async def server_version(redis: Redis) -> tuple[int, ...]:
@@ -111,9 +134,9 @@ def _cause(error: Exception) -> str:
 
 
 def mask(url: str) -> str:
-    """The URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
+    """The URL without its password, wherever it stands and however wrong the URL is."""
+    url = _PASSWORD.sub(r"\1***", url)
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{separator}{user}:***@{host}" if at and colon else url

@@ -26,12 +26,13 @@ from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import RedisError
 
 from scheduler.client import AsyncClient
-from scheduler.connection import AWAY, open_redis, translate
+from scheduler.connection import AWAY, OLDEST, open_redis, socket_options, too_old, translate, unusable
 from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine
-from scheduler.errors import ConfigError, RedisTooOld, ResultTimeout, SchedulerError
+from scheduler.errors import ConfigError, InvalidRequest, ResultTimeout, SchedulerError
 from scheduler.model import PromptRequest
 from scheduler.queue.keys import Keys
 from scheduler.settings import EMBEDDED, Settings, load_settings
@@ -94,7 +95,7 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
         "max_jobs": RUN_PROMPT_MAX,
         "job_timeout": RUN_PROMPT_TIMEOUT_S,
         "max_tries": RUN_PROMPT_TRIES,
-        "job_serializer": orjson.dumps,
+        "job_serializer": encode_arq,
         "job_deserializer": orjson.loads,
         "on_startup": host.on_startup,
         "on_shutdown": host.on_shutdown,
@@ -107,23 +108,41 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
 def _arq_pool(url: str, queue_name: str) -> ArqRedis:
     """A pool on which arq lives through outages of Redis. It has been seen to answer: it may be patient."""
     pool = ConnectionPool.from_url(
-        url, retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 1000), retry_on_error=list(AWAY)
+        url,
+        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 1000),
+        retry_on_error=list(AWAY),
+        **socket_options(url),
     )
     return ArqRedis(
-        pool, default_queue_name=queue_name, job_serializer=orjson.dumps, job_deserializer=orjson.loads
+        pool, default_queue_name=queue_name, job_serializer=encode_arq, job_deserializer=orjson.loads
     )
+
+
+def encode_arq(value: Any) -> bytes:
+    """What arq stores of a job, as JSON. An exception becomes its `code` and `message`."""
+    return orjson.dumps(value, default=_error_fields)
+
+
+def _error_fields(value: Any) -> dict[str, str]:
+    if isinstance(value, BaseException):
+        return {"code": str(getattr(value, "code", type(value).__name__)), "message": str(value)}
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def wait_for_redis(url: str, limit_s: float) -> None:
     """Return once a usable Redis answers.
 
     Raises:
-        RedisUnavailable: none did within `limit_s` seconds; RedisAuthError, RedisTooOld: at once.
+        RedisUnavailable: none did within `limit_s` seconds.
+        RedisAuthError, RedisTooOld, ConfigError: at once.
     """
     give_up_at = time.monotonic() + limit_s
-    client = blocking_redis.Redis.from_url(
-        url, socket_connect_timeout=2, retry=blocking_redis.retry.Retry(NoBackoff(), 0)
-    )
+    try:
+        client = blocking_redis.Redis.from_url(
+            url, socket_connect_timeout=2, socket_timeout=2, retry=blocking_redis.retry.Retry(NoBackoff(), 0)
+        )
+    except (ValueError, AttributeError):
+        raise unusable(url) from None
     try:
         while True:
             try:
@@ -135,8 +154,8 @@ def wait_for_redis(url: str, limit_s: float) -> None:
             except blocking_redis.RedisError as error:
                 raise translate(error, url) from None
             else:
-                if int(version.split(".")[0]) < 7:
-                    raise RedisTooOld(f"Redis {version} is too old: use Redis 7.0 or later, or Valkey")
+                if int(version.partition(".")[0]) < OLDEST[0]:
+                    raise too_old(version, url)
                 return
     finally:
         client.close()
@@ -163,8 +182,8 @@ class _Host:
             self._client = AsyncClient(self._url, settings=self._settings)
             await self._client.connect()
             await self._engine.start()
-        except SchedulerError as error:
-            logger.error("%s", error)
+        except (SchedulerError, RedisError, OSError) as error:
+            logger.error("%s", error if isinstance(error, SchedulerError) else translate(error, self._url))
             await self.on_shutdown(context)
             os._exit(2 if isinstance(error, ConfigError) else 1)
         self._take_signals(asyncio.current_task())
@@ -187,10 +206,12 @@ class _Host:
     async def _stop(self, main: asyncio.Task[Any] | None) -> None:
         """Drain, then end arq's main task: its own handler has been seen to skip on_shutdown."""
         self._leaving.set()
-        if self._engine is not None:
-            await self._engine.stop()
-        if main is not None:
-            main.cancel()
+        try:
+            if self._engine is not None:
+                await self._engine.stop()
+        finally:
+            if main is not None:
+                main.cancel()
 
     async def on_shutdown(self, context: dict[str, Any]) -> None:
         """Stop what `on_startup` started. Safe to call twice."""
@@ -212,8 +233,10 @@ class _Host:
         `request` has the fields of `PromptRequest`. The job's id comes from arq's job id and enqueue time, so
         that a second run of the arq job joins the job of the first.
         """
-        if self._client is None:
+        if self._client is None or self._leaving.is_set():
             raise ArqRetry(defer=1)
+        if not isinstance(request, dict):
+            raise InvalidRequest("request: give run_prompt one mapping with the fields of PromptRequest")
         fields = {"job_id": _job_id(context), **request}
         job = await self._client.enqueue(PromptRequest.parse(**fields))
         return await self._unless_leaving(lambda: job.result(timeout_s=RUN_PROMPT_WAIT_S))
@@ -256,7 +279,7 @@ def _set_event_loop() -> None:
 
 
 def _show_logs() -> None:
-    """arq configures only its own logger: let ours speak in the same voice, unless others have set them up."""
+    """Let our loggers speak in the voice of arq's, the only one it sets up, unless they have been set up."""
     if logging.getLogger().handlers:
         return
     source = logging.getLogger("arq")

@@ -13,7 +13,6 @@ import redis
 from scheduler.embedded import OLDEST, EmbeddedServer, bundled_binary, server_binary, server_version
 from scheduler.errors import ConfigError
 
-
 pytest.register_assert_rewrite("workers.contract")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from scheduler.embedded import EmbeddedServer
 from scheduler.settings import CONFIG_VARIABLE, EMBEDDED, ENV_PREFIX, Settings, load_settings
 
 T = TypeVar("T")
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,10 @@ class Session:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AsyncClient]:
-        """A connected client; redis-py's errors come out as those of this package."""
+        """A connected client, with redis-py's errors raised as those of this package."""
         async with AsyncClient(self.server_url, settings=self.settings) as client:
-            try:
+            with redis_errors(client.redis_url):
                 yield client
-            except RedisError as error:
-                raise translate(error, client.redis_url) from error
 
     def export(self, environ: MutableMapping[str, str] = os.environ) -> None:
         """Put the options into an environment, for code that reads its settings from there."""
@@ -78,39 +77,52 @@ def session(ctx: typer.Context) -> Session:
     return found if isinstance(found, Session) else Session()
 
 
-class _Terminated(Exception):
-    pass
+@contextmanager
+def redis_errors(url: str) -> Iterator[None]:
+    """Raise redis-py's errors as those of this package, and leave those of files and pipes alone."""
+    try:
+        yield
+    except RedisError as error:
+        raise translate(error, url) from error
+
+
+class _Ended(Exception):
+    """A signal has asked for the end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine to its end. Ctrl-C and SIGTERM cancel it, so that it can clean up.
+    """Run a command's coroutine to its end. Ctrl-C, SIGTERM and SIGHUP cancel it, so that it can clean up.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
-        typer.Exit: with 143 after SIGTERM, as a shell would say it.
+        typer.Exit: after another signal, with the code by which a shell tells it.
     """
     try:
-        return asyncio.run(_terminable(work))
-    except _Terminated:
-        raise typer.Exit(128 + signal.SIGTERM) from None
+        return asyncio.run(_until_signalled(work))
+    except _Ended as ended:
+        raise typer.Exit(128 + ended.number) from None
 
 
-async def _terminable(work: Coroutine[Any, Any, T]) -> T:
+async def _until_signalled(work: Coroutine[Any, Any, T]) -> T:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    terminated = False
+    received: list[int] = []
 
-    def terminate() -> None:
-        nonlocal terminated
-        terminated = True
+    def end(number: int) -> None:
+        received.append(number)
         if task is not None:
             task.cancel()
 
-    loop.add_signal_handler(signal.SIGTERM, terminate)
+    for number in ENDING:
+        loop.add_signal_handler(number, end, number)
     try:
         return await work
     except asyncio.CancelledError:
-        if terminated:
-            raise _Terminated from None
+        if received:
+            raise _Ended(received[0]) from None
         raise
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        for number in ENDING:
+            loop.remove_signal_handler(number)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
@@ -19,11 +20,19 @@ from scheduler.embedded import EmbeddedServer
 from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError, UnknownModel
 from scheduler.model import DedupMode, GenerationParams, JobResult, Message, PromptRequest
 from scheduler.queue.queue import ENQUEUE_CHUNK, PromptQueue
-from scheduler.queue.records import Conflict, EnqueueOutcome, Full, NewJob
+from scheduler.queue.records import START, Conflict, Cursor, EnqueueOutcome, Full, NewJob, Replay
+from scheduler.results.ports import ReplayPort
 from scheduler.results.subscriptions import Subscriptions
 from scheduler.settings import EMBEDDED, Settings, load_settings
 
 ROUTES_FRESH_S = 5.0
+# A model that is not among the routes may have come since they were read: how soon to look again.
+ROUTES_RECENT_S = 0.25
+# redis-py opens a connection for each command at work: a thousand callers are to share a few.
+MAX_COMMANDS = 32
+# Each wait for room in a full queue holds a connection as well; the others wait their turn.
+MAX_SPACE_WAITS = 4
+MAX_CHUNK_BYTES = 8 << 20
 
 
 class RequestFields(TypedDict, total=False):
@@ -69,8 +78,11 @@ class AsyncClient:
         self._server: EmbeddedServer | None = None
         self._queue: PromptQueue | None = None
         self._subscriptions: Subscriptions | None = None
-        self._routes: dict[str, dict[str, Any]] = {}
-        self._routes_read_at = -ROUTES_FRESH_S
+        self._routes: dict[str, tuple[str, bool]] = {}
+        self._routes_read_at = -math.inf
+        self._connecting = asyncio.Lock()
+        self._commands = asyncio.Semaphore(MAX_COMMANDS)
+        self._space_waits = asyncio.Semaphore(MAX_SPACE_WAITS)
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -85,9 +97,7 @@ class AsyncClient:
     def queue(self) -> PromptQueue:
         """The queue underneath, for tools that look deeper."""
         if self._queue is None:
-            raise SchedulerError(
-                "the client is not connected: use `async with AsyncClient(…)`, or await connect()"
-            )
+            raise not_connected()
         return self._queue
 
     @property
@@ -101,11 +111,19 @@ class AsyncClient:
         Raises:
             RedisUnavailable, RedisAuthError, RedisTooOld: with what to do about it.
         """
-        if self._queue is not None:
-            return
-        if self._given is not None:
-            self._attach(self._given, script_flags=False)
-            return
+        async with self._connecting:
+            if self._queue is not None:
+                return
+            if self._given is not None:
+                self._attach(self._given, script_flags=False)
+                return
+            try:
+                await self._open()
+            except BaseException:
+                await self._stop_server()
+                raise
+
+    async def _open(self) -> None:
         if self.settings.redis_url == EMBEDDED:
             self._server = EmbeddedServer(self.settings.data_dir)
             await asyncio.to_thread(self._server.start)
@@ -114,7 +132,6 @@ class AsyncClient:
             await check_server(redis, self.redis_url)
         except BaseException:
             await redis.aclose()
-            await self._stop_server()
             raise
         self._attach(redis, script_flags=True)
 
@@ -123,7 +140,7 @@ class AsyncClient:
         self._subscriptions = Subscriptions(redis)
 
     async def aclose(self) -> None:
-        """Close the connections. Jobs go on. Safe to call twice."""
+        """Close the connections; who still reads gets a `SchedulerError`. Jobs go on. Safe to call twice."""
         queue, self._queue = self._queue, None
         subscriptions, self._subscriptions = self._subscriptions, None
         if subscriptions is not None:
@@ -137,21 +154,21 @@ class AsyncClient:
         if server is not None:
             await asyncio.to_thread(server.stop)
 
-    @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Raise redis-py's errors as those of this package."""
-        with translated(self.redis_url):
-            yield
+    @asynccontextmanager
+    async def commands(self) -> AsyncIterator[PromptQueue]:
+        """The queue, for a few callers at a time, with redis-py's errors raised as those of this package."""
+        async with self._commands:
+            with translated(self.redis_url):
+                yield self.queue
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Subscriptions]:
-        """The client's subscriptions, with redis-py's errors raised as those of this package."""
-        if self._subscriptions is None:
-            raise SchedulerError(
-                "the client is not connected: use `async with AsyncClient(…)`, or await connect()"
-            )
-        with self.translated():
-            yield self._subscriptions
+    async def reading(self) -> AsyncIterator[tuple[ReplayPort, Subscriptions]]:
+        """What reading events needs, with redis-py's errors raised as those of this package."""
+        queue, subscriptions = self.queue, self._subscriptions
+        if subscriptions is None:
+            raise not_connected()
+        with translated(self.redis_url):
+            yield _Replays(self, queue), subscriptions
 
     async def enqueue(
         self, prompt: str | PromptRequest | None = None, /, **fields: Unpack[RequestFields]
@@ -183,37 +200,58 @@ class AsyncClient:
             RedisUnavailable, RedisOutOfMemory: Redis did not take them all. Those before the failure are in;
                 give each request a `job_id` to send all again safely.
         """
-        outcomes: list[Job | SchedulerError] = []
-        for start in range(0, len(requests), ENQUEUE_CHUNK):
-            outcomes += await self._enqueue_chunk(requests[start : start + ENQUEUE_CHUNK])
-        return outcomes
-
-    async def _enqueue_chunk(self, requests: Sequence[PromptRequest]) -> list[Job | SchedulerError]:
         outcomes: dict[int, Job | SchedulerError] = {}
-        jobs: dict[int, NewJob] = {}
+        chunk: dict[int, NewJob] = {}
+        size = 0
         for at, request in enumerate(requests):
-            try:
-                jobs[at] = await self._new_job(request)
-            except InvalidRequest as error:
-                outcomes[at] = error
-        give_up_at = time.monotonic() + self.settings.block_timeout_s
-        while jobs:
-            with self.translated():
-                replies = await self.queue.enqueue(list(jobs.values()))
-            full: dict[int, NewJob] = {}
-            for (at, job), reply in zip(jobs.items(), replies, strict=True):
-                outcomes[at] = self._outcome(job, reply)
-                if isinstance(reply, Full) and reply.when_full == "block" and time.monotonic() < give_up_at:
-                    full[at] = job
-            jobs = full
-            if jobs:
-                with self.translated():
-                    await self.queue.wait_for_space(max(0.01, min(1.0, give_up_at - time.monotonic())))
+            made = await self._new_job(request)
+            if isinstance(made, InvalidRequest):
+                outcomes[at] = made
+                continue
+            if len(chunk) == ENQUEUE_CHUNK or (chunk and size + len(made.payload) > MAX_CHUNK_BYTES):
+                outcomes |= await self._enqueue_chunk(chunk)
+                chunk, size = {}, 0
+            chunk[at] = made
+            size += len(made.payload)
+        if chunk:
+            outcomes |= await self._enqueue_chunk(chunk)
         return [outcomes[at] for at in range(len(requests))]
 
-    async def _new_job(self, request: PromptRequest) -> NewJob:
-        revision, uses_metadata = await self._route(request.model)
-        return new_job(request, revision=revision, uses_metadata=uses_metadata)
+    async def _enqueue_chunk(self, jobs: dict[int, NewJob]) -> dict[int, Job | SchedulerError]:
+        outcomes: dict[int, Job | SchedulerError] = {}
+        give_up_at = time.monotonic() + self.settings.block_timeout_s
+        while True:
+            async with self.commands() as queue:
+                replies = await queue.enqueue(list(jobs.values()))
+            blocked: dict[int, NewJob] = {}
+            for (at, job), reply in zip(jobs.items(), replies, strict=True):
+                outcomes[at] = self._outcome(job, reply)
+                if isinstance(reply, Full) and reply.when_full == "block":
+                    blocked[at] = job
+            left_s = give_up_at - time.monotonic()
+            if not blocked or left_s <= 0:
+                return outcomes
+            jobs = blocked
+            await self._wait_for_space(left_s)
+
+    async def _wait_for_space(self, limit_s: float) -> None:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._space_waits.acquire()
+        except TimeoutError:
+            return
+        try:
+            with translated(self.redis_url):
+                await self.queue.wait_for_space(max(0.01, min(1.0, limit_s)))
+        finally:
+            self._space_waits.release()
+
+    async def _new_job(self, request: PromptRequest) -> NewJob | InvalidRequest:
+        try:
+            revision, uses_metadata = await self._route(request.model)
+            return new_job(request, revision=revision, uses_metadata=uses_metadata)
+        except InvalidRequest as error:
+            return error
 
     def _outcome(self, job: NewJob, reply: EnqueueOutcome) -> Job | SchedulerError:
         if isinstance(reply, Conflict):
@@ -236,23 +274,33 @@ class AsyncClient:
 
     async def _route(self, model: str) -> tuple[str, bool]:
         """Revision of a route and whether it uses metadata, from the worker processes or our own settings."""
-        if model not in self._routes and model in self.settings.routes and self._is_fresh():
-            return self.settings.routes[model].revision, self.settings.routes[model].uses_metadata
-        if not self._is_fresh() or model not in self._routes:
-            with self.translated():
-                self._routes = await self.queue.routes()
-            self._routes_read_at = time.monotonic()
+        age_s = time.monotonic() - self._routes_read_at
+        known = model in self._routes or model in self.settings.routes
+        if age_s > (ROUTES_FRESH_S if known else ROUTES_RECENT_S):
+            await self._read_routes()
         if model in self._routes:
-            return self._routes[model].get("revision", ""), bool(self._routes[model].get("uses_metadata"))
-        if model in self.settings.routes:
-            return self.settings.routes[model].revision, self.settings.routes[model].uses_metadata
-        known = ", ".join(sorted({*self._routes, *self.settings.routes}))
+            return self._routes[model]
+        if own := self.settings.routes.get(model):
+            return own.revision, own.uses_metadata
+        names = ", ".join(sorted({*self._routes, *self.settings.routes}))
         raise UnknownModel(
-            f"model: no route {model!r}; there are: {known}. Routes come from the settings and from running workers"
+            f"model: no route {model!r}; there are: {names}. "
+            "Routes come from the settings and from running workers"
         )
 
-    def _is_fresh(self) -> bool:
-        return time.monotonic() - self._routes_read_at < ROUTES_FRESH_S
+    async def _read_routes(self) -> None:
+        async with self.commands() as queue:
+            try:
+                routes = await queue.routes()
+                self._routes = {
+                    name: (str(route.get("revision", "")), bool(route.get("uses_metadata")))
+                    for name, route in routes.items()
+                }
+            except (ValueError, AttributeError):
+                raise SchedulerError(
+                    "the routes in Redis cannot be read; start a worker process, which writes them anew"
+                ) from None
+        self._routes_read_at = time.monotonic()
 
     def job(self, job_id: str) -> Job:
         """Attach to a job by its id. The handle holds no ticket, so only `cancel(force=True)` ends it."""
@@ -273,3 +321,28 @@ class AsyncClient:
         """
         job = await self.enqueue(prompt, **fields)
         return await job.result(timeout_s=timeout_s)
+
+
+class _Replays:
+    """The queue as readers need it: few of them at a time, and none once the client is closed."""
+
+    def __init__(self, client: AsyncClient, queue: PromptQueue) -> None:
+        self._client = client
+        self._queue = queue
+
+    async def replay(self, job_id: str, after: Cursor = START, limit: int = 1000) -> Replay | None:
+        async with self._client.commands() as queue:
+            if queue is not self._queue:
+                raise not_connected()
+            return await queue.replay(job_id, after, limit)
+
+    def channel(self, job_id: str) -> str:
+        return self._queue.channel(job_id)
+
+
+def not_connected() -> SchedulerError:
+    """The error for using a client before it is connected or after it was closed."""
+    return SchedulerError(
+        "the client is not connected, or not any more: use it inside `async with AsyncClient(…)`, "
+        "or await connect()"
+    )

@@ -56,8 +56,8 @@ class Job:
         Raises:
             JobNotFound: no job has this id, or its record has expired.
         """
-        async with self._client.reading() as subscriptions:
-            events = read_events(self._client.queue, subscriptions, self.id)
+        async with self._client.reading() as (queue, subscriptions):
+            events = read_events(queue, subscriptions, self.id)
             try:
                 async for event in events:
                     yield event
@@ -73,8 +73,8 @@ class Job:
             ResultTimeout: it had not ended after `timeout_s` seconds. Nothing is cancelled.
         """
         try:
-            async with asyncio.timeout(timeout_s), self._client.reading() as subscriptions:
-                result = await read_result(self._client.queue, subscriptions, self.id)
+            async with asyncio.timeout(timeout_s), self._client.reading() as (queue, subscriptions):
+                result = await read_result(queue, subscriptions, self.id)
         except TimeoutError:
             raise ResultTimeout(f"job {self.id} had not ended after {timeout_s} s; it goes on") from None
         return result.model_copy(update={"reused": True}) if self._reused else result
@@ -85,8 +85,8 @@ class Job:
         Raises:
             JobNotFound: no job has this id, or its record has expired.
         """
-        with self._client.translated():
-            info = await QueueInspector(self._client.queue).job(self.id)
+        async with self._client.commands() as queue:
+            info = await QueueInspector(queue).job(self.id)
         if info is None:
             raise self._not_found()
         return info
@@ -101,8 +101,8 @@ class Job:
         """
         if type(priority) not in (int, Priority) or not 0 <= priority <= 9:
             raise InvalidRequest(f"priority: {priority!r} is not an integer from 0 to 9", field="priority")
-        with self._client.translated():
-            state = await self._client.queue.set_priority(self.id, int(priority))
+        async with self._client.commands() as queue:
+            state = await queue.set_priority(self.id, int(priority))
         if state is None:
             raise self._not_found()
         if state.ended:
@@ -121,8 +121,8 @@ class Job:
             raise NoTicket(
                 f"this handle of job {self.id} holds no ticket; cancel(force=True) ends it for everybody"
             )
-        with self._client.translated():
-            reply = await self._client.queue.cancel(self.id, None if force else self._ticket)
+        async with self._client.commands() as queue:
+            reply = await queue.cancel(self.id, None if force else self._ticket)
         if reply == "not_found":
             raise self._not_found()
         return reply == "cancelled"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -31,6 +33,8 @@ _PAYLOAD = frozenset(
         "stream",
     }
 )
+# Where a user may put any JSON.
+_FREE_FORM = ("messages", "tools", "tool_choice", "response_format", "extra_body", "metadata")
 # What changes nothing about the answer.
 _NOT_CONTENT = ("metadata", "session", "stream")
 
@@ -41,7 +45,7 @@ def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool) -> Ne
     Raises:
         InvalidRequest: the request cannot be stored as JSON, or is too big.
     """
-    fields = request.model_dump(include=set(_PAYLOAD), exclude_defaults=True)
+    fields = _fields(request)
     payload = _json(fields)
     if len(payload) > MAX_REQUEST_BYTES:
         raise InvalidRequest(
@@ -78,11 +82,46 @@ def content_hash(model: str, fields: dict[str, Any], *, uses_metadata: bool) -> 
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
+def _fields(request: PromptRequest) -> dict[str, Any]:
+    try:
+        return request.model_dump(include=set(_PAYLOAD), exclude_defaults=True)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
+
+
 def _json(fields: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(fields)
+        payload = orjson.dumps(fields)
     except TypeError as error:
-        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
+        name = _unwritable(fields)
+        raise InvalidRequest(f"{name}: cannot be written as JSON: {error}", field=name) from None
+    for name in _FREE_FORM:
+        if (value := fields.get(name)) is not None and (path := _not_finite(value, name)):
+            # orjson would write null, and JSON has nothing better.
+            raise InvalidRequest(f"{path}: is not a finite number; give a finite one, or text", field=name)
+    return payload
+
+
+def _unwritable(fields: dict[str, Any]) -> str | None:
+    for name, value in fields.items():
+        try:
+            orjson.dumps(value)
+        except TypeError:
+            return name
+    return None
+
+
+def _not_finite(value: Any, path: str) -> str | None:
+    """Where in nested values there is a NaN or an infinity, as `extra_body.bias.0`."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    if isinstance(value, dict):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        return None
+    return next((found for key, one in items if (found := _not_finite(one, f"{path}.{key}"))), None)
 
 
 def _ms(seconds: float | None) -> int | None:

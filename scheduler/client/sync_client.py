@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -18,28 +19,66 @@ from scheduler.settings import Settings
 
 T = TypeVar("T")
 
+ABANDON_S = 5.0
+"""How long a caller that was interrupted waits for its work on the loop to end."""
+
 
 class _LoopThread:
-    """An event loop in a daemon thread, on which another thread runs coroutines to their end."""
+    """An event loop in a daemon thread, on which other threads run coroutines to their end."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._open = True
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="prompt-scheduler-client", daemon=True
         )
         self._thread.start()
 
+    @property
+    def open(self) -> bool:
+        """Whether coroutines can be run: not after `stop`, and not in a process that was forked since."""
+        return self._open and self._thread.is_alive()
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future: Future[T] = Future()
+        with self._lock:
+            if not self.open:
+                coroutine.close()
+                raise SchedulerError(
+                    "the client is closed, or was connected before this process was forked: make another"
+                )
+            tasks: list[asyncio.Task[T]] = []
+            self._loop.call_soon_threadsafe(self._begin, coroutine, future, tasks)
         try:
             return future.result()
+        except CancelledError:
+            raise SchedulerError("the client was closed before this had ended") from None
         except BaseException:
-            # Ctrl-C in the caller must end the work on the loop as well.
-            future.cancel()
+            if not future.done():
+                # Ctrl-C in the caller must end the work on the loop as well.
+                self._abandon(future, tasks)
             raise
 
+    def _begin(
+        self, coroutine: Coroutine[Any, Any, T], future: Future[T], tasks: list[asyncio.Task[T]]
+    ) -> None:
+        task = self._loop.create_task(coroutine)
+        tasks.append(task)
+        task.add_done_callback(lambda _: _hand_over(task, future))
+
+    def _abandon(self, future: Future[T], tasks: list[asyncio.Task[T]]) -> None:
+        # _begin is ahead of this in the loop's queue.
+        self._loop.call_soon_threadsafe(_cancel, tasks)
+        with suppress(CancelledError, TimeoutError):
+            future.exception(timeout=ABANDON_S)
+
     def stop(self) -> None:
-        if self._loop.is_closed():
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+        if not self._thread.is_alive():
             return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -50,6 +89,20 @@ class _LoopThread:
             self._loop.run_until_complete(asyncio.wait(left))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
+
+
+def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def _hand_over(task: asyncio.Task[T], future: Future[T]) -> None:
+    if task.cancelled():
+        future.cancel()
+    elif error := task.exception():
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event:
@@ -79,7 +132,8 @@ class SyncJob:
                 except StopAsyncIteration:
                     return
         finally:
-            self._thread.run(events.aclose())
+            if self._thread.open:
+                self._thread.run(events.aclose())
 
     def result(self, *, timeout_s: float | None = None) -> JobResult:
         """See `Job.result`."""
@@ -105,13 +159,15 @@ class Client:
         self._host: AbstractAsyncContextManager[AsyncClient] = AsyncClient(redis_url, settings=settings)
         self._client: AsyncClient
         self._thread: _LoopThread | None = None
+        self._connecting = threading.Lock()
 
     @classmethod
     def hosting(cls, host: AbstractAsyncContextManager[AsyncClient]) -> Client:
-        """A client over any context manager that makes an `AsyncClient`; it is entered on the client's loop."""
+        """A client over any context manager that makes an `AsyncClient`; entered on the client's loop."""
         client = cls.__new__(cls)
         client._host = host
         client._thread = None
+        client._connecting = threading.Lock()
         return client
 
     def __enter__(self) -> Self:
@@ -125,15 +181,16 @@ class Client:
 
     def connect(self) -> None:
         """See `AsyncClient.connect`."""
-        if self._thread is not None:
-            return
-        self._thread = _LoopThread()
-        try:
-            self._client = self._thread.run(self._enter())
-        except BaseException:
-            self._thread.stop()
-            self._thread = None
-            raise
+        with self._connecting:
+            if self._thread is not None:
+                return
+            thread = _LoopThread()
+            try:
+                self._client = thread.run(self._enter())
+            except BaseException:
+                thread.stop()
+                raise
+            self._thread = thread
 
     async def _enter(self) -> AsyncClient:
         return await self._host.__aenter__()
@@ -144,7 +201,7 @@ class Client:
     def close(self) -> None:
         """Close the connections. Jobs go on. Safe to call twice."""
         thread, self._thread = self._thread, None
-        if thread is None:
+        if thread is None or not thread.open:
             return
         try:
             thread.run(self._leave())

@@ -41,14 +41,14 @@ CONFIRM_S = 2.0
 class Attempt:
     """A claimed job while it is in this process. `stop` says why its task was cancelled, if it was.
 
-    `expires_at` is on the clock of `time.monotonic`. `on_deadline` is called when it comes; whoever answers
-    moves the deadline or ends the attempt within `CONFIRM_S`, else the deadline counts.
+    `expires_at` is on the clock of `time.monotonic`. `on_deadline(token)` is called when it comes;
+    whoever hears it moves the deadline or ends the attempt within `CONFIRM_S`, else the deadline counts.
     """
 
     job: ClaimedJob
     route: Route
     writer: JobWriter
-    on_deadline: Callable[[], None]
+    on_deadline: Callable[[int], None]
     expires_at: float | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     context: PromptContext | None = None
@@ -78,7 +78,7 @@ class Attempt:
 
     def _deadline(self) -> None:
         self.timer = asyncio.get_running_loop().call_later(CONFIRM_S, self.end_early, Stop.EXPIRED)
-        self.on_deadline()
+        self.on_deadline(self.job.token)
 
     def _cancel_timer(self) -> None:
         if self.timer is not None:

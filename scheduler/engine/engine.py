@@ -26,7 +26,7 @@ from scheduler.engine.retry import RetryPolicy
 from scheduler.engine.routes import Route, build_routes, describe_routes, learn_capacity
 from scheduler.errors import SchedulerError
 from scheduler.queue.queue import CLAIM_CHUNK, PromptQueue
-from scheduler.queue.records import Claim, ClaimedJob
+from scheduler.queue.records import Claim, ClaimedJob, Ending, Publication, Return, WriteOutcome
 from scheduler.results.subscriptions import Subscriptions
 from scheduler.results.writer import EventWriter
 from scheduler.settings import Settings
@@ -50,7 +50,8 @@ def worker_id(settings: Settings) -> str:
 class Engine:
     """Moves prompts from the queue through the stages. `start()` and `stop()` are safe to call twice.
 
-    An engine runs once: to go on after `stop()`, make another. `script_flags` is false for a Redis that does not know `#!lua` (fakeredis).
+    An engine runs once: to go on after `stop()`, make another.
+    `script_flags` is false for a Redis that does not know `#!lua` (fakeredis).
     """
 
     def __init__(self, settings: Settings, redis: Redis, *, script_flags: bool = True) -> None:
@@ -63,14 +64,15 @@ class Engine:
         self._patience = Patience()
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
         self._writer = EventWriter(
-            self.queue,
+            _PatientWrites(self.queue, self._patience),
             on_refused=self._refused,
             on_ended=self._ended,
             result_ttl_ms=round(settings.result_ttl_s * 1000),
         )
         self._subscriptions = Subscriptions(redis)
         self._news = asyncio.Event()  # a reason for the claimer to look again
-        self._deadlines = asyncio.Event()  # one has come, and has to be confirmed
+        self._overdue: set[int] = set()  # tokens of attempts whose deadline has come
+        self._deadlines = asyncio.Event()
         self._draining = False
         self._claiming = False
         self._claims = 0
@@ -116,9 +118,10 @@ class Engine:
             await route.pipeline.start()
         await self.queue.load()
         await self._publish_settings()
-        await self._renew_once()
+        await self._renew(())
         await self._writer.start()
         self._serve("leases", self._keep_leases)
+        self._serve("deadlines", self._confirm_deadlines)
         self._serve("tick", self._maintain)
         self._serve("control", self._listen)
         for route in self.routes.values():
@@ -142,16 +145,16 @@ class Engine:
 
     async def _stop(self, drain_s: float) -> None:
         if self._starting is not None and not self._starting.done():
-            await _ended(self._starting)
+            await _end(self._starting)
         self._draining = True
         self._news.set()
         if self._claimer is not None:
             # A claim that is under way brings jobs; with Redis away there is nothing to wait for.
             await asyncio.wait([self._claimer], timeout=LAST_CLAIM_S)
-            await _ended(self._claimer)
+            await _end(self._claimer)
         await self._drain(drain_s)
         await self._writer.stop()
-        await _ended(*self._services)
+        await _end(*self._services)
         self._services.clear()
         await self._subscriptions.aclose()
         await self._close_routes()
@@ -198,7 +201,7 @@ class Engine:
                     logger.exception("endpoint %s did not close cleanly", endpoint.name)
 
     async def _say_goodbye(self) -> None:
-        """Hand on the wake tokens that the last wait may have taken, and leave the list of worker processes."""
+        """Hand on wake tokens that the last wait may have taken, and leave the list of processes."""
         with suppress(RedisError, OSError):
             async with asyncio.timeout(SAY_GOODBYE_S):
                 await self._pass_on()
@@ -222,13 +225,20 @@ class Engine:
         try:
             while not self._draining:
                 self._news.clear()
-                limit = min(self.settings.max_running - self._running, CLAIM_CHUNK)
-                if limit < 1 or not any(route.free for route in self.routes.values()):
+                limit = self._free
+                if limit < 1:
                     await self._wait_for_room()
-                elif not await self._claim(limit):
+                elif not await self._claim(limit) and self._free:
                     await self._wait_for_work()
         finally:
             await self._stop_waker()
+
+    @property
+    def _free(self) -> int:
+        """How many jobs may be claimed now; of each lane its route says how many."""
+        if not any(route.free for route in self.routes.values()):
+            return 0
+        return min(self.settings.max_running - self._running, CLAIM_CHUNK)
 
     async def _claim(self, limit: int) -> bool:
         """Claim and begin; returns whether it is worth while to claim again at once."""
@@ -258,16 +268,20 @@ class Engine:
         await self._ask(f"{self.id}:{self._claims}", 0)
 
     async def _wait_for_room(self) -> None:
-        """Until a job has ended or a window has grown. A wake token that comes meanwhile is for others."""
-        await self._news.wait()
-        if self._waker is not None and self._waker.done() and not self._draining:
+        """Until a job has ended or a window has grown."""
+        if self._waker is not None and self._waker.done():
+            # A wake token that comes to who has no room is for others.
             self._waker = None
             await self._patience.until_done(self._pass_on)
+            return
+        await self._news.wait()
 
     async def _wait_for_work(self) -> None:
         """Until a wake token comes for a lane with room, room changes, or some seconds have gone."""
         lanes = frozenset(name for name, route in self.routes.items() if route.free)
-        if self._waker is not None and not self._waker.done() and not lanes <= self._waker_lanes:
+        if self._waker is not None and self._waker.done():
+            self._waker = None
+        if self._waker is not None and not lanes <= self._waker_lanes:
             # What it took away with it, the claim that comes before the next wait will find.
             await self._stop_waker()
             return
@@ -276,8 +290,6 @@ class Engine:
             self._waker = asyncio.create_task(self._wait_for_token(sorted(lanes)), name="wake")
             self._waker.add_done_callback(self._woken)
         await self._news.wait()
-        if self._waker.done():
-            self._waker = None
 
     async def _wait_for_token(self, lanes: Sequence[str]) -> None:
         await self._patience.until_done(lambda: self.queue.wait_for_work(lanes, BLOCK_S))
@@ -290,7 +302,7 @@ class Engine:
     async def _stop_waker(self) -> None:
         waker, self._waker = self._waker, None
         if waker is not None:
-            await _ended(waker)
+            await _end(waker)
 
     # Running
 
@@ -305,7 +317,7 @@ class Engine:
             attempt.set_deadline(time.monotonic() + job.remaining_ms / 1000)
         task = asyncio.create_task(run_attempt(attempt, self._writer.room, self._policy, max_attempts))
         attempt.task = task
-        # A task that is cancelled before its first step never runs: what must happen in any case happens here.
+        # A task cancelled before its first step never runs: what must happen in any case happens here.
         task.add_done_callback(partial(self._finished, attempt))
 
     def _finished(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
@@ -338,19 +350,26 @@ class Engine:
 
     async def _keep_leases(self) -> None:
         while True:
-            self._deadlines.clear()
-            await self._patience.until_done(self._renew_once)
+            await asyncio.sleep(self.settings.lease_s / 3)
+            await self._patience.until_done(lambda: self._renew(tuple(self._attempts)))
             await self._patience.until_done(self._mend_settings)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.settings.lease_s / 3):
-                    await self._deadlines.wait()
 
-    def _deadline_came(self) -> None:
-        """A deadline has passed by our clock. A duplicate that joined may have moved it: ask before it counts."""
+    async def _confirm_deadlines(self) -> None:
+        """Ask about deadlines that have come by our clock: a duplicate that joined may have moved them."""
+        while True:
+            await self._deadlines.wait()
+            self._deadlines.clear()
+            overdue = tuple(self._overdue)
+            self._overdue.clear()
+            await self._patience.until_done(partial(self._renew, overdue))
+
+    def _deadline_came(self, token: int) -> None:
+        self._overdue.add(token)
         self._deadlines.set()
 
-    async def _renew_once(self) -> None:
-        held = [(attempt.job.id, token) for token, attempt in self._attempts.items()]
+    async def _renew(self, tokens: Sequence[int]) -> None:
+        """Renew the leases of these attempts, and hear of their deadlines."""
+        held = [(self._attempts[token].job.id, token) for token in tokens if token in self._attempts]
         replies = await self.queue.renew(self.id, held, lease_ms=self.lease_ms, about=self._about())
         now = time.monotonic()
         for (job_id, token), reply in zip(held, replies, strict=True):
@@ -439,9 +458,27 @@ class Engine:
         )
 
 
-async def _ended(*tasks: asyncio.Task[None]) -> None:
+async def _end(*tasks: asyncio.Task[None]) -> None:
     """Cancel tasks and wait until they have ended."""
     for task in tasks:
         task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _PatientWrites:
+    """The queue as the writer needs it. Waits for Redis with the other loops: one log line for all."""
+
+    def __init__(self, queue: PromptQueue, patience: Patience) -> None:
+        self._queue = queue
+        self._patience = patience
+
+    async def write(
+        self,
+        *,
+        publications: Sequence[Publication] = (),
+        returns: Sequence[Return] = (),
+        endings: Sequence[Ending] = (),
+    ) -> WriteOutcome:
+        return await self._patience.until_done(
+            lambda: self._queue.write(publications=publications, returns=returns, endings=endings)
+        )

@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 from workers.errors import WorkerError
 
-
 MAX_WAIT_S = 3600.0
 """The longest wait that a back end can ask for."""
 
@@ -47,8 +46,8 @@ class RetryPolicy:
             if not error.retryable:
                 return GiveUp()
             if error.retry_after_s is not None and error.retry_after_s >= 0:
-                # The back end asked for this wait: it is no failure of the job. But "at once", again and again,
-                # would keep both busy with nothing, and what it asks for must come within reason.
+                # The back end asked for this wait: it is no failure of the job. But "at once", again and
+                # again, would keep both busy with nothing.
                 return Retry(min(max(error.retry_after_s, self.base_s), MAX_WAIT_S), counts=False)
         if failures + 1 >= max_attempts:
             return GiveUp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,11 +26,11 @@ class EventEncoder:
         """A `Delta` event; what is empty is left out."""
         parts = [b'%s%d","type":"delta%s' % (self._head, seq, self._tail)]
         if text:
-            parts.append(b',"text":' + orjson.dumps(text))
+            parts.append(b',"text":' + encode(text))
         if reasoning:
-            parts.append(b',"reasoning":' + orjson.dumps(reasoning))
+            parts.append(b',"reasoning":' + encode(reasoning))
         if tool_calls:
-            parts.append(b',"tool_calls":' + orjson.dumps(list(tool_calls)))
+            parts.append(b',"tool_calls":' + encode(list(tool_calls)))
         parts.append(b"}")
         return b"".join(parts)
 
@@ -54,6 +55,14 @@ class EventEncoder:
     def expired(self, seq: int) -> bytes:
         """An `Expired` event."""
         return b'%s%d","type":"expired%s,"reason":"deadline"}' % (self._head, seq, self._tail)
+
+
+def encode(value: Any) -> bytes:
+    """The JSON of what a model worker handed over; what JSON cannot hold (half a character) is replaced."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace")
 
 
 def encode_error(code: str, message: str) -> bytes:

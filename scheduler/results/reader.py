@@ -1,4 +1,4 @@
-"""Reads a job's events: what was, then what comes, and again what was wherever something may have been missed."""
+"""Reads a job's events: what was, then what comes, and what was again wherever something may be missing."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def _replay(queue: ReplayPort, job_id: str, cursor: Cursor) -> Replay:
 
 
 def _follows(new: Cursor, last: Cursor) -> bool:
-    """Whether nothing is missing between two events: seq has no gaps, and a new token starts the text again."""
+    """Whether nothing is missing between two: seq has no gaps, and a new token starts the text again."""
     if new[0] == last[0]:
         return new[1] == last[1] + 1
     return new[1] == 1

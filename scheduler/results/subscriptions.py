@@ -78,12 +78,13 @@ class _Topic:
 
 
 class Subscriptions:
-    """The subscriptions of a process. Connects with the first, and reconnects for as long as there are any."""
+    """The subscriptions of a process. Connects with the first, and reconnects until it is closed."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._topics: dict[str, _Topic] = {}
         self._pubsub: PubSub | None = None
+        self._own: tuple[Any, Any, Any] = (None, None, None)
         self._task: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -115,9 +116,13 @@ class Subscriptions:
             task.cancel()
             await asyncio.wait([task])
         await self._disconnect()
+        # Who still follows must not wait for a connection that comes no more.
+        for topic in self._topics.values():
+            topic.confirmed.set()
+            topic.miss()
 
     async def _tell(self, command: str, channel: str) -> None:
-        """Change the subscriptions of the connection there is; a new one is made with those of that moment."""
+        """Tell the connection there is; a new one is made with the subscriptions of that moment."""
         if self._pubsub is None:
             return
         with suppress(RedisError, OSError):
@@ -145,6 +150,7 @@ class Subscriptions:
         await pubsub.connect()  # type: ignore[no-untyped-call]
         # redis-py would reconnect in silence; what was missed meanwhile has to be known.
         connection: Any = pubsub.connection
+        self._own = (connection, connection.retry, connection.retry_on_error)
         connection.retry, connection.retry_on_error = Retry(NoBackoff(), 0), []
         self._pubsub = pubsub
         if self._topics:
@@ -168,5 +174,8 @@ class Subscriptions:
     async def _disconnect(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
         if pubsub is not None:
+            # The connection goes back to the pool, where commands rely on its retries.
+            connection, retry, retry_on_error = self._own
+            connection.retry, connection.retry_on_error = retry, retry_on_error
             with suppress(RedisError, OSError):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]

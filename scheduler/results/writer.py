@@ -1,4 +1,4 @@
-"""The one writer of a worker process: events, returns and ends of all its jobs, in order, a round trip a turn."""
+"""The one writer of a worker process: events, returns and ends of all its jobs, a round trip a turn."""
 
 from __future__ import annotations
 
@@ -193,8 +193,9 @@ class _Batch:
 class EventWriter:
     """Writes for all jobs of the process, one round trip at a time; what happens meanwhile shares the next.
 
-    While Redis is away it keeps what it has and goes on trying. `on_refused(job_id, token)`: a write was refused,
-    the job is not this token's any more. `on_ended(job_id, token)`: an end, or a return, has been written.
+    While Redis is away it keeps what it has and goes on trying. `on_refused(job_id, token)`: a write was
+    refused, the job is not this token's any more. `on_ended(job_id, token)`: an end, or a return, has been
+    written.
     """
 
     def __init__(

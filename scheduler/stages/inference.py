@@ -84,7 +84,7 @@ def prompt_tokens(context: PromptContext) -> int:
     return sum(estimate_tokens(text_of(message.get("content"))) for message in context.messages or ())
 
 
-class _AnswerStopped(Exception):  # noqa: N818  it is no error
+class _AnswerStopped(Exception):
     """A filter has seen enough of the answer."""
 
 

@@ -32,7 +32,7 @@ UNBOUNDED = 100_000
 _STAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
-class DeadlinePassed(Exception):  # noqa: N818  it is no error of anybody's
+class DeadlinePassed(Exception):
     """The job's deadline came before the stage named by `stage` could begin."""
 
     def __init__(self, stage: str) -> None:

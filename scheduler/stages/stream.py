@@ -1,6 +1,6 @@
 """The last stage, and the result that a job leaves behind.
 
-Pieces have gone to the job's writer while they came; this stage counts the jobs that are being handed over, and
+Pieces have gone to the job's writer while they came; this stage makes sure that there is an answer, and
 `build_result` makes what is stored.
 """
 
@@ -28,7 +28,9 @@ class StreamStage:
             WorkerProtocolError: no stage has completed the answer.
         """
         if context.completed is None:
-            raise WorkerProtocolError("the stages ended without an answer: did a stage of your own leave it out?")
+            raise WorkerProtocolError(
+                "the stages ended without an answer: did a stage of your own leave it out?"
+            )
 
 
 def build_result(context: PromptContext, *, queue_ms: float, claimed_at: float) -> bytes:
@@ -71,7 +73,9 @@ def merge_tool_calls(fragments: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     calls: dict[int, dict[str, Any]] = {}
     for at, fragment in enumerate(fragments):
         index = fragment.get("index", at)
-        call = calls.setdefault(index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+        call = calls.setdefault(
+            index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+        )
         if fragment.get("id"):
             call["id"] = fragment["id"]
         if fragment.get("type"):

@@ -24,8 +24,8 @@ async def local_scheduler(settings: Settings | None = None) -> AsyncIterator[Asy
     settings = settings or load_settings(environ={})
     redis = _fake_redis()
     engine = Engine(settings, redis, script_flags=False)
-    await engine.start()
     try:
+        await engine.start()
         async with AsyncClient(settings=settings, redis=redis) as client:
             yield client
     finally:

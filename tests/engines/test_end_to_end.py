@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
-def worker(valkey_url: str, llama_server: LlamaServer, start_worker: StartWorker) -> Iterator[str]:  # noqa: F811
+def worker(valkey_url: str, llama_server: LlamaServer, start_worker: StartWorker) -> str:  # noqa: F811
     """A worker process with the route `chat` on the server; its Redis URL."""
     start_worker(
         valkey_url,
@@ -29,7 +28,7 @@ def worker(valkey_url: str, llama_server: LlamaServer, start_worker: StartWorker
             model = "tiny"
         """,
     )
-    yield valkey_url
+    return valkey_url
 
 
 async def test_many_prompts_share_calls_and_each_gets_its_own_answer(worker: str) -> None:

@@ -31,3 +31,21 @@ def test_a_wait_that_the_back_end_asked_for_costs_no_failure() -> None:
 
 def test_an_unknown_error_is_tried_again() -> None:
     assert isinstance(RetryPolicy().decide(0, 3, RuntimeError("?")), Retry)
+
+
+def test_a_back_end_that_asks_for_no_wait_is_not_asked_again_at_once() -> None:
+    error = WorkerOverloaded("busy", retry_after_s=0)
+    assert RetryPolicy(base_s=0.5).decide(0, 3, error) == Retry(0.5, counts=False)
+
+
+@pytest.mark.parametrize("asked", [float("inf"), 1e12])
+def test_a_back_end_cannot_put_a_job_off_for_ever(asked: float) -> None:
+    assert RetryPolicy().decide(0, 3, WorkerOverloaded("busy", retry_after_s=asked)) == Retry(
+        3600, counts=False
+    )
+
+
+@pytest.mark.parametrize("asked", [float("nan"), -1.0])
+def test_a_wait_that_makes_no_sense_counts_as_none(asked: float) -> None:
+    policy = RetryPolicy(base_s=1, chance=lambda: 1.0)
+    assert policy.decide(0, 3, WorkerOverloaded("busy", retry_after_s=asked)) == Retry(1.0)

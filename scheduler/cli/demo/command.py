@@ -21,8 +21,8 @@ from scheduler.cli.demo import verdict, view
 from scheduler.cli.demo.children import Child, child
 from scheduler.cli.demo.engines import DemoEngine, EngineKind, open_engine
 from scheduler.cli.output import console
-from scheduler.cli.session import run
-from scheduler.connection import open_redis, translated
+from scheduler.cli.session import redis_errors, run
+from scheduler.connection import open_redis
 from scheduler.embedded import EmbeddedServer
 from scheduler.errors import SchedulerError
 from scheduler.events import decode_event
@@ -58,7 +58,7 @@ async def _demo(kind: EngineKind, delay_s: float) -> bool:
         server = EmbeddedServer()
         stack.callback(server.stop)
         await asyncio.to_thread(server.start)
-        with translated(server.url):
+        with redis_errors(server.url):
             checks = await _run(shown, engine, server.url, folder)
     for check in checks:
         shown.print(f"[green]ok  [/]  {check.claim}" if check.kept else f"[bold red]FAIL[/]  {check.claim}")

@@ -14,12 +14,13 @@ from rich.text import Text
 
 from scheduler.cli.demo.plan import PROMPTS
 from scheduler.cli.output import age, priority_text
-from scheduler.events import Done, Event
+from scheduler.events import Delta, Done, Event
 from scheduler.model import JobInfo, JobState, Priority
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.reports import QueueStatus
 
 RATE_OVER_S = 3.0
+CHARS_A_TOKEN = 5
 MAX_JOBS = 1000
 BAR_WIDTH = 20
 PRIORITIES = sorted((int(one) for one in Priority), reverse=True)
@@ -27,18 +28,25 @@ STYLES = {9: "bold red", 7: "yellow", 5: "green", 3: "cyan", 1: "dim"}
 
 
 class TokenRate:
-    """Tokens of the answers that have come, and how many a second of late."""
+    """Tokens that have come, and how many a second of late: guessed from the text until the engine has said."""
 
     def __init__(self) -> None:
         self.tokens = 0
+        self._guessed: Counter[str] = Counter()
         self._recent: deque[tuple[float, int]] = deque()
 
     def hear(self, event: Event) -> None:
         """Take an event of any job."""
-        if isinstance(event, Done):
-            tokens = event.result.usage.output_tokens or 0
-            self.tokens += tokens
-            self._recent.append((time.monotonic(), tokens))
+        if isinstance(event, Delta):
+            guess = len(event.text) // CHARS_A_TOKEN
+            self._guessed[event.job_id] += guess
+            self._count(guess)
+        elif isinstance(event, Done):
+            self._count((event.result.usage.output_tokens or 0) - self._guessed.pop(event.job_id, 0))
+
+    def _count(self, tokens: int) -> None:
+        self.tokens += tokens
+        self._recent.append((time.monotonic(), tokens))
 
     @property
     def per_second(self) -> float:
@@ -46,7 +54,7 @@ class TokenRate:
         now = time.monotonic()
         while self._recent and self._recent[0][0] < now - RATE_OVER_S:
             self._recent.popleft()
-        return sum(tokens for _, tokens in self._recent) / RATE_OVER_S
+        return max(0, sum(tokens for _, tokens in self._recent)) / RATE_OVER_S
 
 
 @dataclass(frozen=True, slots=True)

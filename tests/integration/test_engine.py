@@ -1,0 +1,615 @@
+"""The engine on its own, with a model worker that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from scheduler import (
+    AsyncClient,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobState,
+    PromptRequest,
+    SchedulerError,
+    Settings,
+)
+from scheduler.engine import Engine
+from scheduler.engine import engine as engine_module
+from scheduler.queue.records import Claim
+from scheduler.stages.base import PromptContext
+from tests.integration.engine_room import (
+    SOON_S,
+    PuppetCall,
+    Room,
+    install,
+    puppet_of,
+    puppet_route,
+    room_with,
+    settings_of,
+    until,
+)
+from workers.errors import WorkerUnavailable
+
+
+@pytest.fixture
+async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
+    async with room_with(monkeypatch) as room:
+        yield room
+
+
+class HeldClaims:
+    """Lets an engine's claims through to Redis and holds their replies back."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._claim = engine.queue.claim
+        self.made = 0
+        self.jobs_held = asyncio.Event()
+        self.go_on = asyncio.Event()
+        engine.queue.claim = self.claim  # type: ignore[method-assign]
+
+    async def claim(self, *args: Any, **options: Any) -> Claim:
+        self.made += 1
+        claim = await self._claim(*args, **options)
+        if claim.jobs:
+            self.jobs_held.set()
+            await self.go_on.wait()
+        return claim
+
+
+def at_rest(engine: Engine) -> bool:
+    return engine.running == 0 and not engine._attempts and all(not r.running for r in engine.routes.values())
+
+
+# Starting and stopping
+
+
+async def test_starting_and_stopping_twice_does_no_harm(room: Room) -> None:
+    engine = await room.engine()
+    await engine.start()
+    client = await room.client()
+    job = await client.enqueue("one")
+    (await puppet_of(engine).next_call()).finish("answer")
+    assert (await job.result(timeout_s=SOON_S)).text == "answer"
+    await asyncio.gather(engine.stop(), engine.stop())
+    await engine.stop()
+    assert puppet_of(engine).closed
+
+
+async def test_a_stopped_engine_says_that_it_does_not_start_again(room: Room) -> None:
+    engine = await room.engine()
+    await engine.stop()
+    with pytest.raises(SchedulerError, match="make another"):
+        await engine.start()
+
+
+async def test_an_engine_that_never_started_can_be_stopped(room: Room) -> None:
+    engine = await room.engine(start=False)
+    await engine.stop()
+    assert puppet_of(engine).closed
+
+
+async def test_stopping_leaves_no_task_behind(room: Room) -> None:
+    before = asyncio.all_tasks()
+    engine = await room.engine()
+    client = await room.client()
+    await client.enqueue("one")
+    await puppet_of(engine).next_call()
+    await engine.stop(drain_s=0)
+    left = {task for task in asyncio.all_tasks() - before if task.get_name() != "subscriptions"}
+    assert left <= {asyncio.current_task()}
+
+
+async def test_a_start_that_fails_leaves_nothing_running(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[str] = []
+
+    class Careful:
+        name = "careful"
+
+        async def stop(self) -> None:
+            stopped.append(self.name)
+
+        async def run(self, context: PromptContext) -> None: ...
+
+    install(monkeypatch, "careful_stage", Careful=Careful)
+    stages = ["careful_stage:Careful", "inference", "stream"]
+    engine = await room.engine(settings_of(routes={"echo": puppet_route(stages=stages)}), start=False)
+    room.server.connected = False
+    before = asyncio.all_tasks()
+    with pytest.raises(RedisConnectionError):
+        await engine.start()
+    assert stopped == ["careful"]
+    assert asyncio.all_tasks() == before
+
+
+async def test_stopping_gives_a_job_back_at_its_own_place_and_counts_no_failure(room: Room) -> None:
+    engine = await room.engine(settings_of(max_running=1))
+    client = await room.client()
+    first = await client.enqueue("first")
+    call = await puppet_of(engine).next_call()
+    later = await client.enqueue("later")
+    await engine.stop(drain_s=0)
+    assert call.aborted.is_set()
+    info = await first.info()
+    assert (info.state, info.failures, info.attempts) == (JobState.WAITING, 0, 1)
+    assert await client.queue.position(first.id) == 0
+    assert await client.queue.position(later.id) == 1
+    assert "given_back" in [entry.what for entry in info.history]
+
+
+async def test_what_runs_may_finish_while_the_engine_stops(room: Room) -> None:
+    engine = await room.engine()
+    client = await room.client()
+    job = await client.enqueue("one")
+    call = await puppet_of(engine).next_call()
+    stopping = asyncio.create_task(engine.stop(drain_s=SOON_S))
+    await until(lambda: engine._draining)
+    late = await client.enqueue("too late for this engine")
+    call.finish("made it")
+    await stopping
+    assert (await job.result(timeout_s=SOON_S)).text == "made it"
+    assert (await late.info()).attempts == 0
+
+
+async def test_a_claim_that_is_answered_after_stop_gives_its_jobs_back(room: Room) -> None:
+    engine = await room.engine(start=False)
+    held = HeldClaims(engine)
+    await engine.start()
+    client = await room.client()
+    job = await client.enqueue("one")
+    await asyncio.wait_for(held.jobs_held.wait(), SOON_S)
+    stopping = asyncio.create_task(engine.stop(drain_s=0))
+    await until(lambda: engine._draining)
+    held.go_on.set()
+    await stopping
+    info = await job.info()
+    assert (info.state, info.failures) == (JobState.WAITING, 0)
+    assert at_rest(engine)
+
+
+async def test_stopping_ends_though_redis_is_away(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "LAST_CLAIM_S", 0.05)
+    engine = await room.engine()
+    room.server.connected = False
+    async with asyncio.timeout(SOON_S):
+        await engine.stop()
+
+
+async def test_a_stage_that_ignores_its_cancellation_does_not_hold_up_the_stop(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_module, "LET_GO_S", 0.05)
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    class Stubborn:
+        name = "stubborn"
+
+        async def run(self, context: PromptContext) -> None:
+            entered.set()
+            while not leave.is_set():
+                try:
+                    await leave.wait()
+                except asyncio.CancelledError:
+                    continue
+
+    install(monkeypatch, "stubborn_stage", Stubborn=Stubborn)
+    stages = ["stubborn_stage:Stubborn", "inference", "stream"]
+    engine = await room.engine(settings_of(routes={"echo": puppet_route(stages=stages)}))
+    client = await room.client()
+    await client.enqueue("one")
+    await asyncio.wait_for(entered.wait(), SOON_S)
+    async with asyncio.timeout(SOON_S):
+        await engine.stop(drain_s=0)
+    assert "do not let go" in caplog.text
+    leave.set()
+    await until(lambda: engine.running == 0)
+
+
+# Burst
+
+
+async def test_run_until_drained_waits_for_what_is_delayed_and_what_runs(room: Room) -> None:
+    engine = await room.engine()
+    client = await room.client()
+    await client.enqueue("soon", delay_s=0.1)
+    drained = asyncio.create_task(engine.run_until_drained())
+    call = await puppet_of(engine).next_call()
+    await asyncio.sleep(3 * engine_module.BURST_POLL_S)
+    assert not drained.done()
+    call.finish()
+    await asyncio.wait_for(drained, SOON_S)
+
+
+async def test_run_until_drained_knows_of_jobs_whose_claim_is_under_way(room: Room) -> None:
+    engine = await room.engine(start=False)
+    held = HeldClaims(engine)
+    await engine.start()
+    client = await room.client()
+    await client.enqueue("one")
+    await asyncio.wait_for(held.jobs_held.wait(), SOON_S)
+    drained = asyncio.create_task(engine.run_until_drained())
+    await asyncio.sleep(3 * engine_module.BURST_POLL_S)
+    assert not drained.done()
+    held.go_on.set()
+    (await puppet_of(engine).next_call()).finish()
+    await asyncio.wait_for(drained, SOON_S)
+
+
+# Claiming and waking
+
+
+def two_routes(**values: Any) -> Settings:
+    routes = {"narrow": puppet_route(max_in_flight=1), "wide": puppet_route()}
+    return settings_of(routes=routes, **values)
+
+
+async def test_a_full_lane_does_not_hold_up_the_others(room: Room) -> None:
+    engine = await room.engine(two_routes())
+    client = await room.client(two_routes())
+    for _ in range(3):
+        await client.enqueue("x", model="narrow")
+    call = await puppet_of(engine, "narrow").next_call()
+    for _ in range(3):
+        job = await client.enqueue("y", model="wide")
+        (await puppet_of(engine, "wide").next_call()).finish("well")
+        assert (await job.result(timeout_s=SOON_S)).text == "well"
+    assert puppet_of(engine, "narrow").most_active == 1
+    call.finish()
+    (await puppet_of(engine, "narrow").next_call()).finish()
+
+
+async def test_a_lane_that_was_full_is_listened_to_again(room: Room) -> None:
+    engine = await room.engine(two_routes())
+    client = await room.client(two_routes())
+    first = await client.enqueue("x", model="narrow")
+    call = await puppet_of(engine, "narrow").next_call()
+    # Now it waits for work of the wide lane alone.
+    await until(lambda: engine._waker is not None and engine._waker_lanes == {"wide"})
+    call.finish()
+    await first.result(timeout_s=SOON_S)
+    await until(lambda: engine._waker is not None and engine._waker_lanes == {"narrow", "wide"})
+    began = time.monotonic()
+    await client.enqueue("x", model="narrow")
+    (await puppet_of(engine, "narrow").next_call()).finish()
+    assert time.monotonic() - began < 1.0, "and not only when the last wait had run out"
+
+
+async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Room) -> None:
+    settings = settings_of(max_running=1)
+    full = await room.engine(settings)
+    client = await room.client(settings)
+    await client.enqueue("keeps it busy")
+    await puppet_of(full).next_call()
+    await until(lambda: full._waker is None or full._waker.done())
+    assert full._free == 0
+    await client.enqueue("for somebody else")
+    wake = client.queue.keys.of("wake", "echo")
+
+    async def take_token() -> None:
+        async with asyncio.timeout(SOON_S):
+            while await client.queue.redis.lpop(wake) is None:
+                await asyncio.sleep(0)
+
+    # The engine has nothing to wait with now: let it have waited, and got the token.
+    full._waker = asyncio.create_task(take_token())
+    await full._waker
+    full._news.set()
+    async with asyncio.timeout(SOON_S):
+        while not await client.queue.redis.llen(wake):  # type: ignore[misc]
+            await asyncio.sleep(0)
+
+
+async def test_one_job_among_many_idle_engines_wakes_one(room: Room) -> None:
+    engines = [await room.engine() for _ in range(20)]
+    claims = [HeldClaims(engine) for engine in engines]
+    for each in claims:
+        each.go_on.set()
+    await until(lambda: all(engine._waker is not None for engine in engines))
+    client = await room.client()
+    before = sum(each.made for each in claims)
+    began = time.monotonic()
+    job = await client.enqueue("one")
+    await until(lambda: any(engine.running for engine in engines))
+    took = time.monotonic() - began
+    owner = next(engine for engine in engines if engine.running)
+    (await puppet_of(owner).next_call()).finish()
+    await job.result(timeout_s=SOON_S)
+    assert took < 1.0
+    assert sum(each.made for each in claims) - before <= 3, "the others slept on"
+
+
+async def test_every_idle_engine_gets_its_share_of_a_burst_at_once(room: Room) -> None:
+    settings = settings_of(max_running=1)
+    engines = [await room.engine(settings) for _ in range(10)]
+    await until(lambda: all(engine._waker is not None for engine in engines))
+    client = await room.client(settings)
+    began = time.monotonic()
+    await client.enqueue_many([PromptRequest(prompt=f"p {n}") for n in range(10)])
+    await until(lambda: all(engine.running == 1 for engine in engines))
+    assert time.monotonic() - began < 2.0
+
+
+async def test_with_max_running_1_one_job_runs_after_the_other(room: Room) -> None:
+    settings = settings_of(max_running=1)
+    engine = await room.engine(settings)
+    client = await room.client(settings)
+    outcomes = await client.enqueue_many([PromptRequest(prompt=f"p {n}") for n in range(5)])
+    for number in range(5):
+        call = await puppet_of(engine).next_call()
+        assert call.generation.prompt == f"p {number}"
+        call.finish()
+    for job in outcomes:
+        await job.result(timeout_s=SOON_S)  # type: ignore[union-attr]
+    assert puppet_of(engine).most_active == 1
+    await until(lambda: at_rest(engine))
+
+
+async def test_a_claim_that_fails_for_an_unknown_reason_does_not_end_claiming(
+    room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await room.engine(start=False)
+    claim, failures = engine.queue.claim, iter([KeyError("?")])
+
+    async def fails_once(*args: Any, **options: Any) -> Claim:
+        if error := next(failures, None):
+            raise error
+        return await claim(*args, **options)
+
+    engine.queue.claim = fails_once  # type: ignore[method-assign]
+    await engine.start()
+    client = await room.client()
+    await client.enqueue("one")
+    (await puppet_of(engine).next_call()).finish()
+    assert "'claim' failed" in caplog.text
+
+
+# How attempts end
+
+
+async def start_one(room: Room, **fields: Any) -> tuple[Engine, AsyncClient, Any, PuppetCall]:
+    engine, client = await room.engine(settings_of(lease_s=0.5)), await room.client()
+    job = await client.enqueue("one", **fields)
+    return engine, client, job, await puppet_of(engine).next_call()
+
+
+async def test_a_cancelled_job_lets_go_of_its_call_and_its_place(room: Room) -> None:
+    engine, _, job, call = await start_one(room)
+    assert await job.cancel()
+    await asyncio.wait_for(call.aborted.wait(), SOON_S)
+    with pytest.raises(JobCancelled):
+        await job.result(timeout_s=SOON_S)
+    await until(lambda: at_rest(engine))
+
+
+async def test_a_job_cancelled_between_claim_and_first_step_takes_no_place(room: Room) -> None:
+    engine = await room.engine(start=False)
+    held = HeldClaims(engine)
+    await engine.start()
+    client = await room.client()
+    job = await client.enqueue("one")
+    await asyncio.wait_for(held.jobs_held.wait(), SOON_S)
+    begin = engine._begin
+
+    def cancelled_at_once(claimed: Any) -> None:
+        begin(claimed)
+        engine._refused(claimed.id, claimed.token)
+
+    engine._begin = cancelled_at_once  # type: ignore[method-assign]
+    assert await job.cancel()
+    held.go_on.set()
+    await until(lambda: held.made > 1)
+    await until(lambda: at_rest(engine))
+    assert puppet_of(engine).calls.empty()
+
+
+async def test_a_job_cancelled_before_its_claim_is_answered_never_reaches_the_model(room: Room) -> None:
+    engine = await room.engine(start=False)
+    held = HeldClaims(engine)
+    await engine.start()
+    client = await room.client()
+    job = await client.enqueue("one")
+    await asyncio.wait_for(held.jobs_held.wait(), SOON_S)
+    assert await job.cancel()
+    held.go_on.set()
+    with pytest.raises(JobCancelled):
+        await job.result(timeout_s=SOON_S)
+    await until(lambda: held.made > 1)
+    await until(lambda: at_rest(engine))
+
+
+async def test_a_lost_lease_aborts_the_call_and_drops_its_writes(room: Room) -> None:
+    engine, client, job, call = await start_one(room)
+    call.say("heard ")
+    async for event in job.events():
+        if event.type == "delta":
+            break
+    # Another worker process has been given the job.
+    await client.queue.redis.hset(client.queue.keys.of("record", job.id), "k", "9999")  # type: ignore[misc]
+    call.say("not heard")
+    await asyncio.wait_for(call.aborted.wait(), SOON_S)
+    await until(lambda: at_rest(engine))
+    replay = await client.queue.replay(job.id)
+    assert replay is not None
+    assert b"not heard" not in b"".join(replay.events)
+    assert replay.state is JobState.RUNNING, "its end is the other's to write"
+
+
+async def test_a_deadline_ends_a_running_job_and_its_call(room: Room) -> None:
+    engine, _, job, call = await start_one(room, deadline_s=0.1)
+    with pytest.raises(JobExpired):
+        await job.result(timeout_s=SOON_S)
+    assert call.aborted.is_set()
+    await until(lambda: at_rest(engine))
+
+
+async def test_a_deadline_counts_though_redis_is_away(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.engine.attempt.CONFIRM_S", 0.1)
+    _, _, _, call = await start_one(room, deadline_s=0.2)
+    room.server.connected = False
+    await asyncio.wait_for(call.aborted.wait(), SOON_S)
+
+
+@pytest.mark.parametrize("deadline_s", [None, 30.0])
+async def test_a_duplicate_that_joins_moves_the_deadline_of_the_running_job(
+    room: Room, deadline_s: float | None
+) -> None:
+    engine, client = await room.engine(settings_of(lease_s=60)), await room.client()
+    job = await client.enqueue("one", dedup_key="twin", deadline_s=0.2)
+    call = await puppet_of(engine).next_call()
+    again = {} if deadline_s is None else {"deadline_s": deadline_s}
+    twin = await client.enqueue("one", dedup_key="twin", **again)  # type: ignore[arg-type]
+    assert twin.deduplicated
+    (attempt,) = engine._attempts.values()
+    first = attempt.expires_at
+    await until(lambda: attempt.expires_at != first)
+    assert attempt.context
+    assert attempt.context.expires_at == attempt.expires_at, "stages see the new one too"
+    call.finish("in time after all")
+    assert (await job.result(timeout_s=SOON_S)).text == "in time after all"
+
+
+async def test_cancellation_inside_a_stage_is_a_failure_and_not_an_endless_round(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tangled:
+        name = "tangled"
+
+        async def run(self, context: PromptContext) -> None:
+            raise asyncio.CancelledError
+
+    install(monkeypatch, "tangled_stage", Tangled=Tangled)
+    stages = ["tangled_stage:Tangled", "inference", "stream"]
+    settings = settings_of(routes={"echo": puppet_route(stages=stages)}, retry_base_s=0.001)
+    engine, client = await room.engine(settings), await room.client(settings)
+    job = await client.enqueue("one", max_attempts=2)
+    with pytest.raises(JobFailed) as failed:
+        await job.result(timeout_s=SOON_S)
+    assert (failed.value.reason, failed.value.attempts) == ("internal_error", 2)
+    await until(lambda: at_rest(engine))
+
+
+async def test_an_error_in_a_stage_fails_the_job_and_keeps_its_words_in_the_log(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        name = "broken"
+
+        async def run(self, context: PromptContext) -> None:
+            raise RuntimeError(f"cannot digest {context.prompt}")
+
+    install(monkeypatch, "broken_stage", Broken=Broken)
+    stages = ["broken_stage:Broken", "inference", "stream"]
+    settings = settings_of(routes={"echo": puppet_route(stages=stages)})
+    engine, client = await room.engine(settings), await room.client(settings)
+    job = await client.enqueue("a private matter", max_attempts=1)
+    with pytest.raises(JobFailed) as failed:
+        await job.result(timeout_s=SOON_S)
+    assert failed.value.reason == "internal_error"
+    assert "private" not in str(failed.value)
+    assert "cannot digest" in caplog.text
+    await until(lambda: at_rest(engine))
+
+
+async def test_a_result_that_cannot_be_written_fails_the_job(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _, job, call = await start_one(room, max_attempts=1)
+
+    def no_result(*args: Any, **options: Any) -> bytes:
+        raise TypeError("no JSON")
+
+    monkeypatch.setattr("scheduler.engine.attempt.build_result", no_result)
+    call.finish("text")
+    with pytest.raises(JobFailed, match="TypeError in a stage"):
+        await job.result(timeout_s=SOON_S)
+    await until(lambda: at_rest(engine))
+
+
+async def test_half_a_character_from_a_model_worker_stops_nobody(room: Room) -> None:
+    engine, client, job, call = await start_one(room, max_attempts=1)
+    call.say("bad \ud83d half")
+    async for event in job.events():
+        if event.type == "delta":
+            assert event.text == "bad ? half"
+            break
+    await job.cancel()
+    other = await client.enqueue("two")
+    (await puppet_of(engine).next_call()).finish("fine")
+    assert (await other.result(timeout_s=SOON_S)).text == "fine"
+
+
+async def test_a_request_written_by_hand_that_is_garbage_fails_and_stops_nobody(room: Room) -> None:
+    engine, client = await room.engine(start=False), await room.client()
+    garbage = [await client.enqueue("soon spoilt") for _ in range(3)]
+    for job, payload in zip(garbage, [b"\xff\x00", b'["a list"]', b'{"prompt":7}'], strict=True):
+        await client.queue.redis.set(client.queue.keys.of("payload", job.id), payload)
+    good = await client.enqueue("good")
+    await engine.start()
+    (await puppet_of(engine).next_call()).finish("good")
+    assert (await good.result(timeout_s=SOON_S)).text == "good"
+    for job in garbage:
+        with pytest.raises(JobFailed) as failed:
+            await job.result(timeout_s=SOON_S)
+        assert failed.value.reason == "bad_record"
+
+
+async def test_nothing_is_left_after_jobs_of_every_fate(room: Room) -> None:
+    settings = settings_of(retry_base_s=0.001, lease_s=0.5)
+    engine, client = await room.engine(settings), await room.client(settings)
+    done = await client.enqueue("done")
+    (await puppet_of(engine).next_call()).finish()
+    failed = await client.enqueue("failed", max_attempts=1)
+    (await puppet_of(engine).next_call()).fail(WorkerUnavailable("down"))
+    retried = await client.enqueue("retried", max_attempts=2)
+    (await puppet_of(engine).next_call()).fail(WorkerUnavailable("down"))
+    (await puppet_of(engine).next_call()).finish()
+    expired = await client.enqueue("expired", deadline_s=0.05)
+    await puppet_of(engine).next_call()
+    cancelled = await client.enqueue("cancelled")
+    await puppet_of(engine).next_call()
+    await cancelled.cancel()
+    ends = []
+    for job in (done, failed, retried, expired, cancelled):
+        ends.append([event.type async for event in job.events()][-1])
+    assert ends == ["done", "failed", "done", "expired", "cancelled"]
+    await until(lambda: at_rest(engine))
+    await until(lambda: puppet_of(engine).active == 0)
+
+
+# Redis away
+
+
+async def test_settings_that_redis_lost_are_published_again(room: Room) -> None:
+    engine, client = await room.engine(settings_of(lease_s=0.5)), await room.client()
+    await client.queue.redis.flushall()
+    async with asyncio.timeout(SOON_S):
+        while not await client.queue.routes():
+            await asyncio.sleep(0.01)
+    assert (await client.queue.redis.hlen(client.queue.keys.fixed("conf"))) > 0  # type: ignore[misc]
+    assert engine.running == 0
+
+
+async def test_an_outage_is_said_once_when_it_begins_and_once_when_it_ends(
+    room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="scheduler")
+    engine, _, job, call = await start_one(room)
+    room.server.connected = False
+    call.say("said while Redis is away")
+    await until(lambda: "Redis is away" in caplog.text)
+    await asyncio.sleep(0.5)
+    room.server.connected = True
+    call.finish()
+    assert (await job.result(timeout_s=SOON_S)).text == "said while Redis is away"
+    await until(lambda: at_rest(engine))
+    said = [record.getMessage() for record in caplog.records if "Redis" in record.getMessage()]
+    assert len(said) == 2
+    assert said[0].startswith("Redis is away")
+    assert said[1] == "Redis is back"
