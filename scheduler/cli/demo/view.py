@@ -28,7 +28,7 @@ STYLES = {9: "bold red", 7: "yellow", 5: "green", 3: "cyan", 1: "dim"}
 
 
 class TokenRate:
-    """Tokens that have come, and how many a second of late: guessed from the text until the engine has said."""
+    """Tokens that have come, and how many a second: guessed from the text until the engine has said."""
 
     def __init__(self) -> None:
         self.tokens = 0
