@@ -87,9 +87,7 @@ def _history(info: JobInfo, stored: bytes) -> list[HistoryEntry]:
             at_ms=info.started_at_ms, what="claimed", worker=info.worker, attempt=info.attempts
         )
         told.insert(sum(_precedes(entry, claimed) for entry in told), claimed)
-    if not any(entry.what == "requeued" for entry in told):
-        # A requeue takes the time of the enqueue for its own.
-        told.insert(0, HistoryEntry(at_ms=info.enqueued_at_ms, what="enqueued"))
+    told.insert(0, HistoryEntry(at_ms=info.enqueued_at_ms, what="enqueued"))
     if info.ended_at_ms is not None:
         told.append(_end(info, info.ended_at_ms))
     return told

@@ -118,14 +118,18 @@ async def test_history_tells_every_attempt_in_order(q: QueueDriver, look: QueueI
     assert info.enqueued_at_ms <= info.history[-1].at_ms == info.ended_at_ms
 
 
-async def test_a_requeued_jobs_history_does_not_invent_an_enqueue(
+async def test_a_requeued_job_keeps_the_time_of_its_enqueue_and_why_it_had_ended(
     q: QueueDriver, look: QueueInspector
 ) -> None:
     await q.finish(await q.running("a"), JobState.FAILED)
+    before = await look.job("a")
     await q.queue.requeue("a")
     info = await look.job("a")
+    assert before is not None
     assert info is not None
-    assert [entry.what for entry in info.history] == ["requeued"]
+    assert [entry.what for entry in info.history] == ["enqueued", "requeued"]
+    assert info.enqueued_at_ms == info.history[0].at_ms == before.enqueued_at_ms
+    assert str(info.history[1].detail).startswith("failed")
 
 
 async def test_an_unknown_or_damaged_job_is_none(q: QueueDriver, look: QueueInspector) -> None:

@@ -13,7 +13,7 @@
 -- @include "lib/ready"
 
 local id = ARGV[1]
-local rec = read(id, 's', 'p', 'l', 't', 'd', 'r', 'n', 'k', 'y')
+local rec = read(id, 's', 'p', 'l', 't', 'd', 'r', 'n', 'k', 'y', 'q', 'b')
 if not sound(rec) then return 'not_found' end
 if not ENDED[rec.s] or rec.s == 'done' then return rec.s end
 if redis.call('EXISTS', payload_key(id)) == 0 then return 'payload_lost' end
@@ -24,8 +24,9 @@ redis.call('PERSIST', payload_key(id))
 redis.call('DEL', stream_key(id), result_key(id), tickets_key(id))
 redis.call('HDEL', record_key(id), 'f', 'o', 'e', 'r', 'i', 'z', 'x', 'u', 'j', 'w', 'c')
 remember(id, rec.y, 'requeued', nil, rec.n, rec.s .. ': ' .. (rec.r or ''))
+local enqueued_ms = rec.b or text(math.floor((rec.q or now_us) / 1000))
 rec.x, rec.q = nil, unique_us()
-redis.call('HSET', record_key(id), 'q', text(rec.q), 'b', text(now_ms), 'k', text(next_token()))
+redis.call('HSET', record_key(id), 'q', text(rec.q), 'b', enqueued_ms, 'k', text(next_token()))
 save_us()
 if rec.d then redis.call('SET', dedup_key(rec.t, rec.d), id, 'NX') end
 make_ready(id, rec)
