@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -47,11 +47,11 @@ class StartError(Exception):
 
 
 def supervise(
-    binary: str, folder: Path, *, shared: bool, first_user: socket.socket, signals: socket.socket
+    binary: str, folder: Path, *, shared: bool, port: int, first_user: socket.socket, signals: socket.socket
 ) -> None:
     """Run a server in `folder` until it ends or nobody uses it. A private folder is removed afterwards.
 
-    `signals` gives the numbers of the signals that have come.
+    It listens on `port` if that is free; 0: on any. `signals` gives the numbers of the signals that came.
 
     Raises:
         StartError: the folder is in use, or the server did not start.
@@ -63,7 +63,10 @@ def supervise(
     listener: socket.socket | None = None
     users = {first_user}
     try:
-        server, port = launch(binary, folder, persistent=shared, keep_open=lock)
+        ports = _first(port)
+        server, port = launch(
+            binary, folder, persistent=shared, keep_open=lock, pick_port=lambda: next(ports)
+        )
         if shared:
             temporary.append(Path(tempfile.mkdtemp(prefix="prompt-scheduler-")))
             listener = _listen(folder, temporary[-1] / "users.sock")
@@ -167,6 +170,14 @@ def _end_with_parent() -> None:
 
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+
+
+def _first(port: int) -> Iterator[int]:
+    """The port that is wanted, if any is, and free ones after it."""
+    if port:
+        yield port
+    while True:
+        yield _free_port()
 
 
 def _free_port() -> int:
@@ -293,14 +304,21 @@ def _tail(path: Path, start: int) -> bytes:
 
 def main(arguments: list[str]) -> None:
     """Leave the user's process group and family, so that its signals and its end do not reach the server."""
-    binary, folder, kind = arguments
+    binary, folder, kind, port = arguments
     if os.fork():
         os._exit(0)
     os.setsid()
     first_user = socket.socket(fileno=sys.stdin.fileno())
     signals = _wake_on_signals()
     try:
-        supervise(binary, Path(folder), shared=kind == "shared", first_user=first_user, signals=signals)
+        supervise(
+            binary,
+            Path(folder),
+            shared=kind == "shared",
+            port=int(port),
+            first_user=first_user,
+            signals=signals,
+        )
     except StartError as error:
         sys.exit(str(error))
 

@@ -111,7 +111,7 @@ def translate(error: Exception, url: str) -> RedisError:
     """What an error of redis-py means to a user, and what to do."""
     where = mask(url)
     text = str(error)
-    if isinstance(error, _AUTH) or text.startswith(("WRONGPASS", "NOAUTH", "NOPERM")):
+    if isinstance(error, _AUTH) or text.startswith(("WRONGPASS", "NOAUTH", "NOPERM", "ACL failure")):
         return RedisAuthError(
             f"Redis at {where} refused the credentials or a command: {text}; check user, password and ACL"
         )

@@ -89,12 +89,16 @@ class EmbeddedServer:
 
     Without `data_dir` it is this object's alone and forgets everything. With one it keeps an append-only file
     there (at most a second of writes is lost in a crash), and all that name the same folder share one server.
+    It listens on `port` if that is free, else on any.
     """
 
-    def __init__(self, data_dir: str | Path | None = None, *, binary: str | Path | None = None) -> None:
+    def __init__(
+        self, data_dir: str | Path | None = None, *, port: int = 0, binary: str | Path | None = None
+    ) -> None:
         self._data_dir = Path(data_dir).absolute() if data_dir is not None else None
         self._binary = Path(binary) if binary is not None else None
         self._supervisor: socket.socket | None = None
+        self._wanted_port = port
         self._port = 0
 
     @staticmethod
@@ -202,10 +206,12 @@ class EmbeddedServer:
                 raise SchedulerError(f"the embedded server did not start: {_last_lines(log, began_at)}")
             return ours, port
 
-    @staticmethod
-    def _spawn_supervisor(binary: Path, folder: Path, kind: str, user: socket.socket, log: BinaryIO) -> None:
+    def _spawn_supervisor(
+        self, binary: Path, folder: Path, kind: str, user: socket.socket, log: BinaryIO
+    ) -> None:
         # -I and -S: it needs no site packages, and must not take scheduler/queue for the standard library's
-        command = [sys.executable, "-I", "-S", _supervisor.__file__, str(binary), str(folder), kind]
+        options = [str(binary), str(folder), kind, str(self._wanted_port)]
+        command = [sys.executable, "-I", "-S", _supervisor.__file__, *options]
         subprocess.run(command, stdin=user.fileno(), stdout=log, stderr=log, cwd="/", check=False)  # noqa: S603 - our own file
 
 

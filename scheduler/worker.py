@@ -45,6 +45,9 @@ RUN_PROMPT_TIMEOUT_S = 75.0
 RUN_PROMPT_TRIES = 100_000
 RUN_PROMPT_MAX = 1000
 
+# The engine has stopped: how long arq may take to end as well.
+FAREWELL_S = 5.0
+
 
 def worker_settings() -> type:
     """Make the class that `arq scheduler.WorkerSettings` runs: reads the settings and looks for Redis.
@@ -210,8 +213,15 @@ class _Host:
             if self._engine is not None:
                 await self._engine.stop()
         finally:
+            asyncio.get_running_loop().call_later(FAREWELL_S, self._leave)
             if main is not None:
                 main.cancel()
+
+    def _leave(self) -> None:
+        """arq deletes its health check on the way out, and does not get done while Redis is away."""
+        logger.warning("arq has not ended within %g s; leaving without it", FAREWELL_S)
+        self._end_server()
+        os._exit(0)
 
     async def on_shutdown(self, context: dict[str, Any]) -> None:
         """Stop what `on_startup` started. Safe to call twice."""

@@ -24,6 +24,7 @@ from scheduler.queue import PromptQueue
 from scheduler.settings import EMBEDDED, Settings
 
 DRAIN_S = 2.0
+USUAL_PORT = 6379  # where clients look that have not been told otherwise
 
 
 def dev(
@@ -33,13 +34,14 @@ def dev(
 ) -> None:
     """Run all in one process: a worker, and a private server.
 
-    Where a Redis is configured that is used instead. Ctrl-C ends all of it.
+    The server listens on port 6379 if that is free. Where a Redis is configured that is used
+    instead. Ctrl-C ends all of it.
     """
     at = session(ctx)
     if "redis_url" in at.settings.model_fields_set and at.settings.redis_url != EMBEDDED:
         run(_serve(at.settings, at.settings.redis_url, quiet=quiet))
         return
-    with EmbeddedServer(at.settings.data_dir) as server:
+    with EmbeddedServer(at.settings.data_dir, port=USUAL_PORT) as server:
         run(_serve(at.settings, server.url, private=True, quiet=quiet))
 
 
@@ -74,7 +76,8 @@ def _say_how_to_use(shown: Console, settings: Settings, url: str, *, private: bo
     model = next(iter(settings.routes))
     queue = "" if settings.queue == "default" else f" --queue {settings.queue}"
     # A configured Redis is found by the other terminal as well, and its URL may hold a password.
-    where = f" --redis-url {url}" if private else ""
+    found = not private or url.endswith(f":{USUAL_PORT}")
+    where = "" if found else f" --redis-url {url}"
     asks = f"prompt-scheduler{where}{queue} enqueue 'Why is the sky blue?' --model {model} --stream"
     shown.print(f"\nRedis at {mask(url)}\nTry, in another terminal:\n\n    {asks}\n")
     shown.print("Ctrl-C ends all of it.\n")

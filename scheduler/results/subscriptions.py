@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +24,20 @@ FEED_MESSAGES = 4096
 class Feed:
     """What one follower of a channel has not read yet: bounded, and honest about what it could not keep."""
 
-    __slots__ = ("_messages", "_missed", "_news")
+    __slots__ = ("_error", "_messages", "_missed", "_news")
 
     def __init__(self) -> None:
         self._messages: deque[bytes] = deque()
         self._missed = False
+        self._error: NoPermissionError | None = None
         self._news = asyncio.Event()
 
     async def next(self, timeout_s: float | None = None) -> bytes | None:
-        """The next message; None when some may have been missed, or none came for `timeout_s`."""
+        """The next message; None when some may have been missed, or none came for `timeout_s`.
+
+        Raises:
+            redis.exceptions.NoPermissionError: the server does not let this user follow the channel.
+        """
         while not self._messages and not self._missed:
             self._news.clear()
             try:
@@ -40,6 +45,8 @@ class Feed:
                     await self._news.wait()
             except TimeoutError:
                 return None
+        if self._error is not None:
+            raise self._error
         if self._missed:
             self._missed = False
             return None
@@ -58,6 +65,11 @@ class Feed:
         self._missed = True
         self._news.set()
 
+    def fail(self, error: NoPermissionError) -> None:
+        """Say that no message will ever come."""
+        self._error = error
+        self.miss()
+
 
 class _Topic:
     __slots__ = ("confirmed", "feeds")
@@ -75,6 +87,11 @@ class _Topic:
     def miss(self) -> None:
         for feed in self.feeds:
             feed.miss()
+
+    def refuse(self, error: NoPermissionError) -> None:
+        for feed in self.feeds:
+            feed.fail(error)
+        self.confirmed.set()
 
 
 class Subscriptions:
@@ -135,6 +152,9 @@ class Subscriptions:
                 await self._connect()
                 delay_s = 0.05
                 await self._read()
+            except NoPermissionError as error:
+                for topic in self._topics.values():
+                    topic.refuse(error)
             except (RedisError, OSError) as error:
                 logger.debug("subscriptions: the connection is gone (%s)", error)
             except Exception:

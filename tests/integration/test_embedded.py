@@ -361,7 +361,9 @@ def test_folder_in_use_out_of_reach_is_refused(
         theirs,
         pytest.raises(_supervisor.StartError, match="in use by a server that cannot be reached"),
     ):
-        _supervisor.supervise(str(valkey_binary), tmp_path, shared=True, first_user=theirs, signals=ours)
+        _supervisor.supervise(
+            str(valkey_binary), tmp_path, shared=True, port=0, first_user=theirs, signals=ours
+        )
 
 
 def test_taken_port_is_given_up_for_another(binary: Path, tmp_path: Path) -> None:
@@ -460,3 +462,16 @@ def test_bundled_server_is_used_when_path_has_none(tmp_path: Path, monkeypatch: 
 
 def supervisor_pid(folder: Path) -> int:
     return int(json.loads((folder / "server.json").read_text())["supervisor_pid"])
+
+
+def test_listens_on_the_port_that_is_wanted_if_it_is_free(valkey_binary: Path) -> None:
+    with EmbeddedServer(binary=valkey_binary) as first:
+        port = int(first.url.rpartition(":")[2])
+    with EmbeddedServer(binary=valkey_binary, port=port) as second:
+        assert second.url == url_of(port)
+        with EmbeddedServer(binary=valkey_binary, port=port) as third:
+            assert third.url != second.url
+
+
+def url_of(port: int) -> str:
+    return f"redis://127.0.0.1:{port}"

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+from redis import exceptions as redis_errors
+
+from scheduler import ConfigError, RedisAuthError, RedisError, RedisOutOfMemory, RedisTooOld, RedisUnavailable
+from scheduler.connection import mask, open_redis, server_version, socket_options, translate, translated
+
+URL = "redis://user:secret@host:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("redis://localhost:6379", "redis://localhost:6379"),
+        ("redis://user@host", "redis://user@host"),
+        ("redis://user:secret@host:1/2", "redis://user:***@host:1/2"),
+        ("redis://:secret@host", "redis://:***@host"),
+        ("redis://:sec@ret@host", "redis://:***@host"),
+        ("redis://:sec/ret@host", "redis://:***@host"),
+        ("redis://[bad:secret@host", "redis://[bad:***@host"),
+        ("rediss://host?password=secret&db=1", "rediss://host?password=***&db=1"),
+        ("unix:///tmp/s?db=1&password=secret", "unix:///tmp/s?db=1&password=***"),
+    ],
+)
+def test_a_password_is_masked_wherever_it_stands(url: str, masked: str) -> None:
+    assert mask(url) == masked
+
+
+@pytest.mark.parametrize("url", ["redis://host:port", "redis://:sec/ret@host", "redis://[::1", "http://host"])
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="redis_url") as refused:
+        open_redis(url)
+    assert "sec" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (redis_errors.ConnectionError("Error 111 connecting to host:6379."), RedisUnavailable),
+        (redis_errors.TimeoutError("Timeout connecting to server"), RedisUnavailable),
+        (redis_errors.BusyLoadingError("Redis is loading the dataset in memory"), RedisUnavailable),
+        (OSError(113, "No route to host"), RedisUnavailable),
+        (redis_errors.AuthenticationError("invalid username-password pair"), RedisAuthError),
+        (redis_errors.NoPermissionError("this user has no permissions"), RedisAuthError),
+        (redis_errors.ResponseError("WRONGPASS invalid"), RedisAuthError),
+        (redis_errors.ResponseError("ACL failure in script: No permissions"), RedisAuthError),
+        (redis_errors.OutOfMemoryError("command not allowed"), RedisOutOfMemory),
+        (redis_errors.ResponseError("OOM command not allowed when used memory"), RedisOutOfMemory),
+        (redis_errors.ResponseError("unknown command 'COPY'"), RedisTooOld),
+        (redis_errors.ResponseError("something else"), RedisError),
+    ],
+)
+def test_errors_of_redis_get_this_packages_words(error: Exception, expected: type[Exception]) -> None:
+    found = translate(error, URL)
+    assert type(found) is expected
+    assert "redis://user:***@host:6379/0" in str(found)
+    assert "secret" not in str(found)
+
+
+def test_the_original_error_is_kept_as_the_cause() -> None:
+    original = redis_errors.ConnectionError("gone")
+    with pytest.raises(RedisUnavailable) as raised, translated(URL):
+        raise original
+    assert raised.value.__cause__ is original
+
+
+def test_other_errors_pass_through() -> None:
+    with pytest.raises(KeyError), translated(URL):
+        raise KeyError("x")
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has this option")
+def test_a_peer_that_is_gone_without_a_word_is_noticed_in_seconds() -> None:
+    options = socket_options(URL)
+    assert options["socket_keepalive"] is True
+    assert options["socket_keepalive_options"][socket.TCP_USER_TIMEOUT] <= 30_000
+    with socket.socket() as probe:
+        for option, value in options["socket_keepalive_options"].items():
+            probe.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def test_a_unix_socket_has_no_tcp_options() -> None:
+    assert set(socket_options("unix:///tmp/s")) == {"socket_connect_timeout"}
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"), [({"redis_version": "7.2.4"}, (7, 2, 4)), ({}, ()), ({"redis_version": "8"}, (8,))]
+)
+async def test_the_servers_version_is_read(info: dict[str, str], expected: tuple[int, ...]) -> None:
+    class Server:
+        async def info(self, section: str) -> dict[str, str]:
+            return info
+
+    assert await server_version(Server()) == expected  # type: ignore[arg-type]
+
+
+async def test_a_server_that_hides_its_version_will_do() -> None:
+    class Server:
+        async def info(self, section: str) -> dict[str, str]:
+            raise redis_errors.NoPermissionError("no INFO for you")
+
+    assert await server_version(Server()) == ()  # type: ignore[arg-type]

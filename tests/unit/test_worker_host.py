@@ -1,0 +1,205 @@
+"""The parts of the arq host that need no process of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+import orjson
+import pytest
+from arq import Retry as ArqRetry
+from arq.worker import Worker
+
+import scheduler
+from scheduler import InvalidRequest, JobFailed, ResultTimeout
+from scheduler import worker as host_module
+from scheduler.embedded import EmbeddedServer
+from scheduler.testing import local_scheduler
+from scheduler.worker import encode_arq, wait_for_redis, worker_settings
+
+NOBODY = "redis://127.0.0.1:1"
+
+
+@pytest.fixture
+def checking() -> Any:
+    """As under `arq scheduler.WorkerSettings --check`."""
+    with click.Context(click.Command("arq")) as context:
+        context.params["check"] = True
+        yield context
+
+
+def context_of(job_id: str = "j1", at: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> dict[str, Any]:
+    return {"job_id": job_id, "enqueue_time": at}
+
+
+async def host_of(client: Any) -> host_module._Host:
+    host = host_module._Host(client.settings, client.redis_url, None)
+    host._client = client
+    return host
+
+
+def test_check_starts_nothing_and_needs_no_server(checking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr(EmbeddedServer, "start", refuse)
+    monkeypatch.setattr(host_module, "wait_for_redis", refuse)
+    monkeypatch.setattr(host_module, "_set_event_loop", refuse)
+    monkeypatch.setattr(host_module, "_arq_pool", refuse)
+    monkeypatch.setenv("SCHEDULER_REDIS_URL", NOBODY)
+    monkeypatch.setenv("SCHEDULER_WORKER_NAME", "w7")
+    settings: Any = worker_settings()
+    assert settings.redis_pool is None
+    assert (settings.redis_settings.host, settings.redis_settings.port) == ("127.0.0.1", 1)
+    assert settings.health_check_key == f"ps:{{default}}:health:{socket.gethostname()}:w7"
+    assert settings.health_check_interval == 10
+
+
+def test_worker_processes_of_other_names_have_other_health_keys(
+    checking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCHEDULER_REDIS_URL", NOBODY)
+    keys = set()
+    for name in ("a", "b"):
+        monkeypatch.setenv("SCHEDULER_WORKER_NAME", name)
+        keys.add(scheduler.WorkerSettings.health_check_key)
+    assert len(keys) == 2
+
+
+def test_arq_knows_every_setting(checking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """arq drops what it does not know in silence, and does not see what is inherited."""
+    monkeypatch.setenv("SCHEDULER_REDIS_URL", NOBODY)
+    settings = worker_settings()
+    ours = {name for name in vars(settings) if not name.startswith("__")}
+    assert ours <= set(inspect.signature(Worker.__init__).parameters)
+    assert settings.__bases__ == (object,)
+
+
+def test_a_wrong_setting_ends_with_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCHEDULER_MAX_RUNING", "3")
+    with pytest.raises(SystemExit) as ended:
+        worker_settings()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "SCHEDULER_MAX_RUNNING" in said
+
+
+@pytest.mark.parametrize(("url", "code"), [(NOBODY, 1), ("redis://:sec/ret@host", 2)])
+def test_without_redis_it_ends_with_one_line(
+    url: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCHEDULER_REDIS_URL", url)
+    monkeypatch.setenv("SCHEDULER_REDIS_WAIT_S", "0.1")
+    with pytest.raises(SystemExit) as ended:
+        worker_settings()
+    assert ended.value.code == code
+    said = capsys.readouterr().err
+    assert said.startswith("prompt-scheduler: ")
+    assert said.count("\n") == 1
+    assert "ret@" not in said
+
+
+def test_waiting_for_redis_ends_when_it_answers(valkey_url: str) -> None:
+    wait_for_redis(valkey_url, 5)
+
+
+async def test_a_second_run_joins_the_job_of_the_first() -> None:
+    async with local_scheduler() as client:
+        host = await host_of(client)
+        first = await host.run_prompt(context_of(), {"prompt": "once"})
+        again = await host.run_prompt(context_of(), {"prompt": "once"})
+        assert first["text"] == again["text"] == "once"
+        done = await client.queue.redis.hget(client.queue.keys.fixed("meta"), "t:done")  # type: ignore[misc]
+        assert done == b"1"
+        assert orjson.dumps(first)
+
+
+def test_an_arq_job_id_that_is_used_again_is_new_work() -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    ids = [host_module._job_id(context_of("j1", at + timedelta(milliseconds=n))) for n in (0, 0, 1)]
+    ids.append(host_module._job_id(context_of("j2", at)))
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+
+
+async def test_leaving_asks_arq_to_run_it_again_elsewhere() -> None:
+    routes = {"echo": {"endpoints": [{"backend": "echo", "options": {"first_delay_s": 29.0}}]}}
+    settings = scheduler.load_settings(environ={}, routes=routes)
+    async with local_scheduler(settings) as client:
+        host = await host_of(client)
+        running = asyncio.create_task(host.run_prompt(context_of(), {"prompt": "slow"}))
+        async with asyncio.timeout(5):
+            while not await client.queue.redis.pubsub_channels("*:ch:arq-*"):  # type: ignore[no-untyped-call]
+                await asyncio.sleep(0.01)
+        host._leaving.set()
+        with pytest.raises(ArqRetry):
+            await asyncio.wait_for(running, 5)
+        with pytest.raises(ArqRetry):
+            await host.run_prompt(context_of("j2"), {"prompt": "too late"})
+
+
+async def test_a_wait_that_is_over_asks_arq_to_wait_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "RUN_PROMPT_WAIT_S", 0.05)
+    async with local_scheduler() as client:
+        host = await host_of(client)
+        with pytest.raises(ArqRetry):
+            await host.run_prompt(context_of(), {"prompt": "later", "delay_s": 60.0})
+        assert await client.queue.unfinished(["echo"]) == 1
+
+
+async def test_before_the_start_a_prompt_waits() -> None:
+    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None)
+    with pytest.raises(ArqRetry):
+        await host.run_prompt(context_of(), {"prompt": "x"})
+
+
+@pytest.mark.parametrize("request_", ["just text", ["a"], None])
+async def test_a_request_that_is_no_mapping_is_refused(request_: Any) -> None:
+    async with local_scheduler() as client:
+        host = await host_of(client)
+        with pytest.raises(InvalidRequest, match="one mapping"):
+            await host.run_prompt(context_of(), request_)
+
+
+def test_errors_reach_the_arq_application_as_code_and_message() -> None:
+    error = JobFailed("job x failed", job_id="x", reason="worker_timeout")
+    assert orjson.loads(encode_arq({"r": error})) == {"r": {"code": "job_failed", "message": "job x failed"}}
+    assert orjson.loads(encode_arq(ValueError("no"))) == {"code": "ValueError", "message": "no"}
+    assert orjson.loads(encode_arq(ResultTimeout("late")))["code"] == "result_timeout"
+    with pytest.raises(TypeError):
+        encode_arq(object())
+
+
+async def test_stopping_ends_arqs_main_task_though_the_engine_fails_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken:
+        async def stop(self) -> None:
+            raise RuntimeError("cannot stop")
+
+    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None)
+    host._engine = Broken()  # type: ignore[assignment]
+    monkeypatch.setattr(host_module, "FAREWELL_S", 60.0)
+    main = asyncio.create_task(asyncio.sleep(60))
+    with pytest.raises(RuntimeError):
+        await host._stop(main)
+    with pytest.raises(asyncio.CancelledError):
+        await main
+
+
+async def test_arq_cannot_hold_up_the_end_while_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "FAREWELL_S", 0.01)
+    codes: list[int] = []
+    left = asyncio.Event()
+    monkeypatch.setattr(host_module.os, "_exit", lambda code: (codes.append(code), left.set()))
+    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None)
+    await host._stop(None)
+    await asyncio.wait_for(left.wait(), 5)
+    assert codes == [0]
