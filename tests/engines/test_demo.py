@@ -1,0 +1,28 @@
+"""The demo with a real llama-server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
+
+
+def test_demo_with_llama_keeps_its_promises(llama_server_binary: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scheduler", "demo", "--engine", "llama"],
+        env={**os.environ, "LLAMA_SERVER": str(llama_server_binary)},
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "200 prompts sent, 200 answered" in done.stdout
+    assert "FAIL" not in done.stdout
+    left = subprocess.run(["pgrep", "-f", f"{llama_server_binary} .*--alias tiny -c 16384"], check=False)
+    assert left.returncode == 1, "no llama-server is left behind"
