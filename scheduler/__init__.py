@@ -103,7 +103,6 @@ __all__ = [
     "Timings",
     "UnknownModel",
     "Usage",
-    "WorkerSettings",
     "load_settings",
 ]
 

@@ -61,6 +61,7 @@ async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding,
             with translated(redis_url):
                 async for finding in _server(redis):
                     yield finding
+                yield await _channels(redis, queue)
         async for finding in _endpoints(settings):
             yield finding
         if queue is not None:
@@ -88,6 +89,18 @@ async def _server(redis: Redis) -> AsyncGenerator[Finding, None]:
         yield _eviction(info)
         yield _memory(info)
     yield await _round_trip(redis)
+
+
+async def _channels(redis: Redis, queue: PromptQueue) -> Finding:
+    """Whether this user may publish: the scripts go on without, and readers then learn of events late."""
+    if await _ask(redis, "PUBLISH", queue.control_channel, "{}") is not None:
+        return Finding(Level.OK, "channels", "events can be published")
+    return Finding(
+        Level.FAIL,
+        "channels",
+        "this user may not publish: tokens arrive seconds late",
+        f"allow it the queue's channels: ACL SETUSER … &{queue.keys.prefix}*",
+    )
 
 
 async def _ask(redis: Redis, command: str, *args: str) -> Any:

@@ -64,8 +64,12 @@ class PromptQueue:
         return self.keys.fixed("control")
 
     async def unfinished(self, lanes: Sequence[str]) -> int:
-        """How many jobs of these lanes are waiting, delayed or held."""
-        counts = await self.redis.hmget(self.keys.fixed("meta"), [f"n:{lane}" for lane in lanes])  # type: ignore[misc]
+        """How many jobs of these lanes are waiting, delayed or held; those of paused lanes do not count."""
+        paused = await self.redis.smembers(self.keys.fixed("paused"))  # type: ignore[misc]
+        counted = [f"n:{lane}" for lane in lanes if lane.encode() not in paused]
+        if not counted:
+            return 0
+        counts = await self.redis.hmget(self.keys.fixed("meta"), counted)  # type: ignore[misc]
         return sum(int(count or 0) for count in counts)
 
     async def configure(self, *, conf: Mapping[str, str | int | float], routes: Mapping[str, bytes]) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from scheduler.connection import AWAY
 from scheduler.model import JobState
 from scheduler.queue.records import ClaimedJob, Ending, Publication, Return
@@ -308,7 +306,7 @@ class EventWriter:
                 self._went(error)
                 await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
                 delay_s = min(1.0, delay_s * 2)
-            except RedisError as error:
+            except Exception as error:
                 await self._isolate(batch, error)
                 return
             else:
@@ -316,14 +314,14 @@ class EventWriter:
                 self._tell(batch, outcome.refused)
                 return
 
-    async def _isolate(self, batch: _Batch, error: RedisError) -> None:
+    async def _isolate(self, batch: _Batch, error: Exception) -> None:
         """One bad write must not take the others along: write each alone, and let go of the bad one."""
         if batch.size > 1:
             for one in batch.apart():
                 await self._write(one)
             return
         for job_id, token in batch.members():
-            logger.error("job %s: Redis refuses what is written of it: %s", job_id, error)
+            logger.error("job %s: what happened to it cannot be written: %s", job_id, error)
             self._on_refused(job_id, token)
 
     def _tell(self, batch: _Batch, refused: frozenset[tuple[str, int]]) -> None:

@@ -42,12 +42,22 @@ def route(backend: str, **fields: str) -> Settings:
 
 async def test_a_sound_server_is_well(redis: Redis, valkey_url: str) -> None:
     found = await findings(valkey_url)
-    well = {"redis", "eviction", "memory", "round trip", "endpoint echo.0", "bound"}
+    well = {"redis", "eviction", "memory", "round trip", "channels", "endpoint echo.0", "bound"}
     assert {subject for subject, finding in found.items() if finding.level is OK} == well
     assert found["persistence"].level is WARN
     assert found["persistence"].fix == "set appendonly yes"
     assert found["workers"].level is WARN
     assert "prompt-scheduler worker" in found["workers"].fix
+
+
+async def test_a_user_who_may_not_publish_is_noticed(redis: Redis, valkey_url: str) -> None:
+    await redis.acl_setuser("mute", enabled=True, passwords=["+word"], categories=["+@all"], keys=["*"])
+    try:
+        found = await findings(valkey_url.replace("redis://", "redis://mute:word@"))
+    finally:
+        await redis.acl_deluser("mute")
+    assert found["channels"].level is FAIL
+    assert "ps:{default}:*" in found["channels"].fix
 
 
 async def test_eviction_at_a_limit_loses_jobs(redis: Redis, valkey_url: str) -> None:

@@ -210,7 +210,7 @@ local function create(job, rank)
   end
   count_waiting(job.lane, 1)
   counted(job.lane, 1)
-  redis.call('PUBLISH', channel_key(job.id), event_json(job.id, 0, 1, 'queued'))
+  tell(channel_key(job.id), event_json(job.id, 0, 1, 'queued'))
   add('t:enqueued', 1)
   return { 'new', job.id }
 end

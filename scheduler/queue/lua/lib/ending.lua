@@ -35,7 +35,7 @@ local function detach(id, rec)
     redis.call('ZREM', delayed_key, id)
   elseif rec.s == 'running' then
     redis.call('ZREM', leases_key, id)
-    redis.call('PUBLISH', control_key, cjson.encode({ cancel = id, token = rec.k }))
+    tell(control_key, cjson.encode({ cancel = id, token = rec.k }))
   end
   if rec.s ~= 'running' then count_waiting(rec.l, -1) end
   if rec.x then redis.call('ZREM', deadlines_key, id) end

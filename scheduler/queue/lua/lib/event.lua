@@ -10,11 +10,14 @@ local function event_json(id, token, seq, kind, attempt, rest)
     .. ',"attempt":' .. text(tonumber(attempt) or 0) .. (rest or '') .. '}'
 end
 
+-- Without the right to publish a script must not fail half-way: readers find it in the stream, if later.
+local function tell(channel, message) redis.pcall('PUBLISH', channel, message) end
+
 local function emit(id, token, seq, json)
   local added = redis.pcall('XADD', stream_key(id), token .. '-' .. seq, 'e', json)
   -- An error here means that the id is there already: this write is being repeated.
   if type(added) == 'table' and added.err then return end
-  redis.call('PUBLISH', channel_key(id), json)
+  tell(channel_key(id), json)
 end
 
 local function error_json(code, message)
