@@ -46,7 +46,7 @@ async def _status(at: Session) -> QueueStatus:
 
 def _show_status(status: QueueStatus) -> None:
     waiting = status.waiting + status.delayed
-    rate = "unknown" if status.ended_per_s is None else f"{status.ended_per_s:g} a second"
+    rate = "not known yet" if status.ended_per_s is None else f"{status.ended_per_s:g} jobs ended a second"
     print_fields(
         [
             ("queue", status.queue),
@@ -54,7 +54,7 @@ def _show_status(status: QueueStatus) -> None:
             ("when full", status.when_full),
             ("running", f"{status.running:,}"),
             ("workers", f"{status.workers:,}"),
-            ("ending", rate),
+            ("rate", rate),
             ("dead", f"{status.dead:,}"),
             ("garbage", f"{status.garbage:,}" if status.garbage else None),
             ("totals", ", ".join(f"{n:,} {what}" for what, n in status.totals.items()) or "none"),
