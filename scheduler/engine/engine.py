@@ -25,7 +25,7 @@ from scheduler.engine.patience import Patience
 from scheduler.engine.retry import RetryPolicy
 from scheduler.engine.routes import Route, build_routes, describe_routes, learn_capacity
 from scheduler.errors import SchedulerError
-from scheduler.queue.queue import CLAIM_CHUNK, PromptQueue
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, Publication, Return, WriteOutcome
 from scheduler.results.subscriptions import Subscriptions
 from scheduler.results.writer import EventWriter
@@ -33,6 +33,8 @@ from scheduler.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# Few, so that the server works while this process runs what it has; many, for the price of one round trip.
+CLAIM_AT_ONCE = 64
 BLOCK_S = 5.0  # a cancelled BLPOP can swallow a wake token, so it ends by itself soon enough
 BURST_POLL_S = 0.05
 # What stopping waits for, where Redis is away or a stage does not listen.
@@ -238,7 +240,7 @@ class Engine:
         """How many jobs may be claimed now; of each lane its route says how many."""
         if not any(route.free for route in self.routes.values()):
             return 0
-        return min(self.settings.max_running - self._running, CLAIM_CHUNK)
+        return min(self.settings.max_running - self._running, CLAIM_AT_ONCE)
 
     async def _claim(self, limit: int) -> bool:
         """Claim and begin; returns whether it is worth while to claim again at once."""
