@@ -58,7 +58,11 @@ class EventEncoder:
 
 
 def encode(value: Any) -> bytes:
-    """The JSON of what a model worker handed over; what JSON cannot hold (half a character) is replaced."""
+    """The JSON of what a model worker handed over; what JSON cannot hold (half a character) is replaced.
+
+    Raises:
+        TypeError, ValueError, RecursionError: it is nothing that JSON has words for.
+    """
     try:
         return orjson.dumps(value)
     except TypeError:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import orjson
 
 from scheduler.connection import AWAY
-from scheduler.errors import JobNotFound
+from scheduler.errors import JobNotFound, SchedulerError
 from scheduler.events import Done, Event, decode_event, ended_error, parse_event_id
 from scheduler.model import JobResult
 from scheduler.queue.records import START, Cursor, Replay
@@ -92,7 +92,11 @@ async def _read(
             if message is None:
                 behind = True
                 continue
-            head = _head(message)
+            try:
+                head = _head(message)
+            except SchedulerError:
+                behind = True  # somebody else's message: what counts is in the stream
+                continue
             if head.cursor <= cursor:
                 continue
             if not _follows(head.cursor, cursor):
@@ -126,13 +130,20 @@ def _follows(new: Cursor, last: Cursor) -> bool:
 
 
 def _head(data: bytes) -> _Head:
-    """Id and kind of an event without decoding it whole: every writer puts them first."""
+    """Id and kind of an event without decoding it whole: every writer puts them first.
+
+    Raises:
+        SchedulerError: it is no event.
+    """
     match = _HEAD.match(data)
     if match:
         token, seq, kind = match.groups()
         return _Head((int(token), int(seq)), kind.decode() in TERMINAL)
-    raw = orjson.loads(data)
-    return _Head(parse_event_id(raw["id"]), raw["type"] in TERMINAL)
+    try:
+        raw = orjson.loads(data)
+        return _Head(parse_event_id(raw["id"]), raw["type"] in TERMINAL)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SchedulerError(f"not an event: {error!r}") from error
 
 
 def _not_found(job_id: str) -> JobNotFound:

@@ -19,6 +19,7 @@ from redis.exceptions import NoPermissionError, RedisError
 logger = logging.getLogger(__name__)
 
 FEED_MESSAGES = 4096
+FIRST_DELAY_S = 0.05
 
 
 class Feed:
@@ -103,6 +104,7 @@ class Subscriptions:
         self._pubsub: PubSub | None = None
         self._own: tuple[Any, Any, Any] = (None, None, None)
         self._task: asyncio.Task[None] | None = None
+        self._heard = False  # whether the server said anything on this connection
 
     @asynccontextmanager
     async def follow(self, channel: str) -> AsyncIterator[Feed]:
@@ -140,17 +142,19 @@ class Subscriptions:
 
     async def _tell(self, command: str, channel: str) -> None:
         """Tell the connection there is; a new one is made with the subscriptions of that moment."""
-        if self._pubsub is None:
+        pubsub = self._pubsub
+        # redis-py would connect anew here, while the reading task is about to give this connection up.
+        if pubsub is None or pubsub.connection is None or not pubsub.connection.is_connected:
             return
         with suppress(RedisError, OSError):
-            await getattr(self._pubsub, command)(channel)
+            await getattr(pubsub, command)(channel)
 
     async def _run(self) -> None:
-        delay_s = 0.05
+        delay_s = FIRST_DELAY_S
         while True:
+            self._heard = False
             try:
                 await self._connect()
-                delay_s = 0.05
                 await self._read()
             except NoPermissionError as error:
                 for topic in self._topics.values():
@@ -162,8 +166,9 @@ class Subscriptions:
             await self._disconnect()
             for topic in self._topics.values():
                 topic.miss()
+            # A server that accepts and refuses, or hangs up, at once must not be asked in a tight loop.
+            delay_s = FIRST_DELAY_S if self._heard else min(1.0, delay_s * 2)
             await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
-            delay_s = min(1.0, delay_s * 2)
 
     async def _connect(self) -> None:
         pubsub = self._redis.pubsub()
@@ -182,6 +187,7 @@ class Subscriptions:
             message = await pubsub.get_message(timeout=None)
             if message is None:
                 continue
+            self._heard = True
             topic = self._topics.get(message["channel"].decode())
             if topic is None:
                 continue

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError
+
 from scheduler.connection import AWAY
 from scheduler.model import JobState
 from scheduler.queue.records import ClaimedJob, Ending, Publication, Return
@@ -26,6 +28,10 @@ BATCH_BYTES = 1 << 20
 PENDING_BYTES = 64 << 20
 
 DEFAULT_RESULT_TTL_MS = 3_600_000
+
+# What a whole server says for a while: after a failover, with a full disk, or while it lacks replicas.
+_SERVER_ERRORS = (ReadOnlyError, ClusterDownError, TryAgainError, OutOfMemoryError)
+_SERVER_CODES = ("MISCONF ", "NOREPLICAS ", "BUSY ")
 
 Callback = Callable[[str, int], None]
 
@@ -47,6 +53,7 @@ class JobWriter:
         "first_seq",
         "job",
         "queued",
+        "refused",
         "streamed",
         "timer",
     )
@@ -64,6 +71,7 @@ class JobWriter:
         self.first_seq = 1
         self.end: Ending | Return | None = None
         self.queued = False  # in the writer's list of those with something to write now
+        self.refused = False  # the job is not this token's any more: nothing of it is worth a write
         self.streamed = False
         self.timer: asyncio.TimerHandle | None = None
         self.bytes = 0
@@ -76,7 +84,7 @@ class JobWriter:
 
     def piece(self, piece: Piece) -> None:
         """Some more of the answer. The first goes at once, the rest is gathered for a while."""
-        if self.end is not None:
+        if self.end is not None or self.refused:
             return
         if piece.text:
             self._texts.append(piece.text)
@@ -119,8 +127,8 @@ class JobWriter:
             self.end = Return(self.job.id, self.job.token, seq, event, counts, delay_ms, error)
             self._writer.wake(self)
 
-    def take(self) -> tuple[Publication | None, Ending | Return | None]:
-        """What is to be written now."""
+    def take(self) -> Publication | None:
+        """The events to be written now; `end` goes after them."""
         self._gather()
         publication = None
         if self._events:
@@ -129,7 +137,7 @@ class JobWriter:
             self._events.clear()
         self._writer.pending_bytes -= self.bytes
         self.bytes = 0
-        return publication, self.end
+        return publication
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -137,8 +145,18 @@ class JobWriter:
 
     def _gather(self) -> None:
         if self._texts or self._reasonings or self._tool_calls:
-            text, reasoning = "".join(self._texts), "".join(self._reasonings)
-            self._events.append(self._encode.delta(self._next_seq(), text, reasoning, self._tool_calls))
+            try:
+                text, reasoning = "".join(self._texts), "".join(self._reasonings)
+                event = self._encode.delta(self._seq + 1, text, reasoning, self._tool_calls)
+            except (TypeError, ValueError, RecursionError) as error:
+                # A model worker's mistake must stop neither the other jobs' writes nor this job's end.
+                what = type(error).__name__
+                logger.error(
+                    "job %s: a piece of its answer is no JSON and is left out (%s)", self.job.id, what
+                )
+            else:
+                self._seq += 1
+                self._events.append(event)
             self._texts.clear()
             self._reasonings.clear()
             self._tool_calls.clear()
@@ -159,11 +177,13 @@ class JobWriter:
 
 @dataclass(slots=True)
 class _Batch:
+    jobs: list[JobWriter] = field(default_factory=list)
     publications: list[Publication] = field(default_factory=list)
     returns: list[Return] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
 
-    def add(self, publication: Publication | None, end: Ending | Return | None) -> None:
+    def add(self, job: JobWriter, publication: Publication | None, end: Ending | Return | None) -> None:
+        self.jobs.append(job)
         if publication is not None:
             self.publications.append(publication)
         if isinstance(end, Ending):
@@ -172,28 +192,24 @@ class _Batch:
             self.returns.append(end)
 
     def apart(self) -> list[_Batch]:
-        """The same, a batch a write."""
-        return (
-            [_Batch(publications=[one]) for one in self.publications]
-            + [_Batch(returns=[one]) for one in self.returns]
-            + [_Batch(endings=[one]) for one in self.endings]
-        )
-
-    @property
-    def size(self) -> int:
-        return len(self.publications) + len(self.returns) + len(self.endings)
-
-    def members(self) -> set[tuple[str, int]]:
-        every: Sequence[Publication | Return | Ending] = [*self.publications, *self.returns, *self.endings]
-        return {(one.job_id, one.token) for one in every}
+        """The same, a job a write: its events stay before its end."""
+        events = {one.token: one for one in self.publications}
+        ends: dict[int, Ending | Return] = {one.token: one for one in self.returns}
+        ends |= {one.token: one for one in self.endings}
+        batches = []
+        for job in self.jobs:
+            batch = _Batch()
+            batch.add(job, events.get(job.job.token), ends.get(job.job.token))
+            batches.append(batch)
+        return batches
 
 
 class EventWriter:
     """Writes for all jobs of the process, one round trip at a time; what happens meanwhile shares the next.
 
     While Redis is away it keeps what it has and goes on trying. `on_refused(job_id, token)`: a write was
-    refused, the job is not this token's any more. `on_ended(job_id, token)`: an end, or a return, has been
-    written.
+    refused, the job is not this token's any more, and nothing more of it will be written. `on_ended(job_id,
+    token)`: an end, or a return, has been written. Every end is answered by one of the two.
     """
 
     def __init__(
@@ -210,11 +226,13 @@ class EventWriter:
         self.result_ttl_ms = result_ttl_ms
         self.pending_bytes = 0
         self._ready: list[JobWriter] = []
-        self._timers = 0
+        self._gathering: set[JobWriter] = set()  # those whose deltas wait for a timer
+        # How often a job was put into, and came out of, the ready list: what `flush` waits by.
+        self._queued = 0
+        self._settled = 0
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._busy = False
         self._away = False
 
     def open(self, job: ClaimedJob, worker: str) -> JobWriter:
@@ -233,17 +251,21 @@ class EventWriter:
             return
         try:
             async with asyncio.timeout(limit_s):
-                await self.flush()
+                while self._gathering or self._settled < self._queued:
+                    await self.flush()
         except TimeoutError:
-            logger.warning("leaving %d job(s) unwritten; their leases bring them back", len(self._ready))
+            unwritten = self._queued - self._settled
+            logger.warning("leaving %d job(s) unwritten; their leases bring them back", unwritten)
         task.cancel()
         await asyncio.wait([task])
 
     async def flush(self) -> None:
         """Return once all that happened so far is written."""
-        while self._ready or self._timers or self._busy:
+        for job in tuple(self._gathering):
+            self.wake(job)
+        last = self._queued
+        while self._settled < last:
             self._written.clear()
-            self._wake.set()
             await self._written.wait()
 
     async def room(self) -> None:
@@ -257,15 +279,16 @@ class EventWriter:
         if job.timer is not None:
             job.timer.cancel()
             job.timer = None
-            self._timers -= 1
+            self._gathering.discard(job)
         if not job.queued:
             job.queued = True
+            self._queued += 1
             self._ready.append(job)
             self._wake.set()
 
     def wake_later(self, job: JobWriter, delay_s: float) -> None:
         """Write what `job` has after `delay_s`, unless something else makes it go before."""
-        self._timers += 1
+        self._gathering.add(job)
         job.timer = asyncio.get_running_loop().call_later(delay_s, self.wake, job)
 
     async def _run(self) -> None:
@@ -275,69 +298,100 @@ class EventWriter:
             await asyncio.sleep(0)
             self._wake.clear()
             while self._ready:
-                self._busy = True
-                await self._write(self._next_batch())
-                self._busy = False
-                self._written.set()
+                await self._write_some()
+
+    async def _write_some(self) -> None:
+        jobs = self._next()
+        try:
+            batch = self._gather(jobs)
+            if batch.jobs:
+                await self._write(batch)
+        finally:
+            self._settled += len(jobs)
             self._written.set()
 
-    def _next_batch(self) -> _Batch:
-        batch, size = _Batch(), 0
-        ready, self._ready = self._ready[:BATCH_JOBS], self._ready[BATCH_JOBS:]
-        for at, job in enumerate(ready):
+    def _next(self) -> list[JobWriter]:
+        """Take as many jobs off the ready list as may share a write; one at least."""
+        size = taken = 0
+        for job in self._ready[:BATCH_JOBS]:
             if size > BATCH_BYTES:
-                self._ready = ready[at:] + self._ready
                 break
             size += job.bytes
+            taken += 1
+        jobs, self._ready = self._ready[:taken], self._ready[taken:]
+        return jobs
+
+    def _gather(self, jobs: Sequence[JobWriter]) -> _Batch:
+        batch = _Batch()
+        for job in jobs:
             job.queued = False
-            batch.add(*job.take())
+            publication = job.take()
+            if job.refused:
+                if job.end is not None:
+                    self._tell(self._on_refused, job)
+            elif publication is not None or job.end is not None:
+                batch.add(job, publication, job.end)
         return batch
 
     async def _write(self, batch: _Batch) -> None:
-        if not batch.size:
-            return
         delay_s = 0.05
         while True:
             try:
                 outcome = await self._queue.write(
                     publications=batch.publications, returns=batch.returns, endings=batch.endings
                 )
-            except AWAY as error:
+            except Exception as error:
+                if not _passes(error):
+                    await self._isolate(batch, error)
+                    return
                 self._went(error)
                 await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
                 delay_s = min(1.0, delay_s * 2)
-            except Exception as error:
-                await self._isolate(batch, error)
-                return
             else:
                 self._came()
-                self._tell(batch, outcome.refused)
+                self._settle(batch, outcome.refused)
                 return
 
     async def _isolate(self, batch: _Batch, error: Exception) -> None:
-        """One bad write must not take the others along: write each alone, and let go of the bad one."""
-        if batch.size > 1:
-            for one in batch.apart():
-                await self._write(one)
+        """One bad write must not take the others along: write each job alone, and let go of the bad one."""
+        if len(batch.jobs) > 1:
+            for alone in batch.apart():
+                await self._write(alone)
             return
-        for job_id, token in batch.members():
-            logger.error("job %s: what happened to it cannot be written: %s", job_id, error)
-            self._on_refused(job_id, token)
+        for job in batch.jobs:
+            logger.error("job %s: what happened to it cannot be written: %s", job.job.id, error)
+            self._refuse(job)
 
-    def _tell(self, batch: _Batch, refused: frozenset[tuple[str, int]]) -> None:
-        ends: list[Return | Ending] = [*batch.returns, *batch.endings]
-        for end in ends:
-            if (end.job_id, end.token) not in refused:
-                self._on_ended(end.job_id, end.token)
-        for job_id, token in refused:
-            self._on_refused(job_id, token)
+    def _settle(self, batch: _Batch, refused: frozenset[tuple[str, int]]) -> None:
+        ended = {end.token for ends in (batch.returns, batch.endings) for end in ends}
+        for job in batch.jobs:
+            if (job.job.id, job.job.token) in refused:
+                self._refuse(job)
+            elif job.job.token in ended:
+                self._tell(self._on_ended, job)
+
+    def _refuse(self, job: JobWriter) -> None:
+        job.refused = True
+        self._tell(self._on_refused, job)
+
+    def _tell(self, callback: Callback, job: JobWriter) -> None:
+        try:
+            callback(job.job.id, job.job.token)
+        except Exception:
+            logger.exception("job %s: whoever was told of its writes failed", job.job.id)
 
     def _went(self, error: Exception) -> None:
         if not self._away:
             self._away = True
-            logger.warning("events wait: Redis is away (%s)", type(error).__name__)
+            why = str(error) or type(error).__name__
+            logger.warning("events wait: Redis is away, or takes no writes (%s)", why)
 
     def _came(self) -> None:
         if self._away:
             self._away = False
             logger.info("events are written again")
+
+
+def _passes(error: Exception) -> bool:
+    """Whether it is the server's trouble and not the job's: the same write may go through later."""
+    return isinstance(error, (*AWAY, *_SERVER_ERRORS)) or str(error).startswith(_SERVER_CODES)

@@ -10,8 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
+from scheduler.results.encoding import encode
 from scheduler.stages.base import PromptContext
 from workers.errors import WorkerProtocolError
 
@@ -65,16 +64,17 @@ def build_result(context: PromptContext, *, queue_ms: float, claimed_at: float) 
         }
     if context.passages:
         result["sources"] = [source.model_dump() for source in context.passages]
-    return orjson.dumps(result)
+    return encode(result)
 
 
 def merge_tool_calls(fragments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Put streamed fragments together, by their `index`: names and arguments are appended in order."""
     calls: dict[int, dict[str, Any]] = {}
     for at, fragment in enumerate(fragments):
-        index = fragment.get("index", at)
+        index = fragment.get("index")
         call = calls.setdefault(
-            index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            at if index is None else index,
+            {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
         )
         if fragment.get("id"):
             call["id"] = fragment["id"]

@@ -1,8 +1,11 @@
+from pathlib import Path
+from typing import Any, get_args
+
 import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.events import Delta, Done, Expired, Failed, Retrying, Started, decode_event
+from scheduler.events import Delta, Done, Event, Expired, Failed, Retrying, Started, decode_event
 from scheduler.model import JobError
 from scheduler.results.encoding import EventEncoder, encode_error
 
@@ -21,7 +24,7 @@ def test_events_come_back_as_they_went(
     *, job_id: str, token: int, attempt: int, seq: int, text: str, reasoning: str
 ) -> None:
     encode = EventEncoder(job_id, token, attempt)
-    same = {"id": f"{token}-{seq}", "job_id": job_id, "attempt": attempt}
+    same: dict[str, Any] = {"id": f"{token}-{seq}", "job_id": job_id, "attempt": attempt}
     error = JobError(code="c", message=text)
     error_json = encode_error("c", text)
     calls = [{"index": 0, "function": {"arguments": text}}]
@@ -50,3 +53,10 @@ def test_what_is_empty_is_left_out() -> None:
 
 def test_words_that_are_no_utf8_are_replaced() -> None:
     assert orjson.loads(encode_error("c", "bad \ud800")) == {"code": "c", "message": "bad ?"}
+
+
+def test_documentation_shows_one_event_of_each_type() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "events.md").read_text(encoding="utf-8")
+    examples = page.split("```json\n")[1].split("```")[0].splitlines()
+    shown = {decode_event(line).type for line in examples}
+    assert shown == {cls.type for cls in get_args(Event)}

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from scheduler.events import Delta, Started, decode_event
 from scheduler.model import JobState
@@ -45,7 +45,7 @@ class ScriptedQueue:
         self.active -= 1
         if self.errors:
             raise self.errors.pop(0)
-        every = [*publications, *returns, *endings]
+        every: list[Publication | Return | Ending] = [*publications, *returns, *endings]
         if any(one.token in self.poison for one in every):
             raise ResponseError("WRONGTYPE")
         self.writes.append((publications, returns, endings))
@@ -59,7 +59,8 @@ class ScriptedQueue:
                 if publication.token == token:
                     for at, event in enumerate(publication.events):
                         found.append((publication.first_seq + at, decode_event(event).type))
-            for end in (*returns, *endings):
+            ends: list[Return | Ending] = [*returns, *endings]
+            for end in ends:
                 if end.token == token:
                     found.append((end.seq, decode_event(end.event).type))
         return found
@@ -221,6 +222,25 @@ async def test_an_outage_is_waited_for_and_logged_once(
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ReadOnlyError("You can't write against a read only replica."),
+        ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+        ResponseError("NOREPLICAS Not enough good replicas to write."),
+    ],
+    ids=["failed over", "disk full", "no replicas"],
+)
+async def test_a_server_that_takes_no_writes_for_a_while_costs_no_job(
+    queue: ScriptedQueue, writer: EventWriter, told: Told, error: RedisError
+) -> None:
+    queue.errors = [error, error]
+    open_job(writer).done(b'{"text":"kept"}')
+    await writer.flush()
+    assert told.ended == [("job-1", 1)]
+    assert told.refused == []
+
+
 async def test_one_bad_write_does_not_take_the_others_along(
     queue: ScriptedQueue, writer: EventWriter, told: Told
 ) -> None:
@@ -231,7 +251,101 @@ async def test_one_bad_write_does_not_take_the_others_along(
         job.done(b'{"text":""}')
     await writer.flush()
     assert told.ended == [(f"job-{token}", token) for token in (1, 2, 4, 5)]
-    assert set(told.refused) == {("job-3", 3)}
+    assert told.refused == [("job-3", 3)]
+    assert all(queue.events(token) == [(1, "started"), (2, "done")] for token in (1, 2, 4, 5))
+
+
+async def test_after_a_refusal_nothing_more_is_written_and_an_end_is_answered(
+    queue: ScriptedQueue, writer: EventWriter, told: Told
+) -> None:
+    queue.refuse = {1}
+    job = open_job(writer)
+    job.started()
+    await writer.flush()
+    job.piece(Piece(0, "lost"))
+    job.done(b'{"text":"lost"}')
+    await writer.flush()
+    assert len(queue.writes) == 1
+    assert told.refused == [("job-1", 1)] * 2
+    assert told.ended == []
+    assert writer.pending_bytes == 0
+
+
+async def test_a_piece_that_is_no_json_stops_no_other_job(
+    queue: ScriptedQueue, writer: EventWriter, told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    nested: dict[str, object] = {}
+    nested["itself"] = nested
+    job = open_job(writer, 1)
+    job.piece(Piece(0, "secret words", tool_calls=(nested,)))
+    await writer.flush()
+    job.failed("code", "words")
+    open_job(writer, 2).done(b'{"text":""}')
+    await writer.flush()
+    assert told.ended == [("job-1", 1), ("job-2", 2)]
+    assert queue.events(1) == [(1, "failed")]
+    assert "is left out" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_an_owner_that_fails_when_told_does_not_stop_the_writer(queue: ScriptedQueue) -> None:
+    def fail(job_id: str, token: int) -> None:
+        raise RuntimeError("a bug")
+
+    writer = EventWriter(queue, on_refused=fail, on_ended=fail)
+    await writer.start()
+    for token in (1, 2):
+        open_job(writer, token).done(b'{"text":""}')
+        async with asyncio.timeout(2):
+            await writer.flush()
+    await writer.stop()
+    assert [queue.events(token) for token in (1, 2)] == [[(1, "done")]] * 2
+
+
+async def test_flush_does_not_wait_for_what_comes_after_it(queue: ScriptedQueue, writer: EventWriter) -> None:
+    job = open_job(writer)
+
+    async def talk() -> None:
+        while True:
+            job.piece(Piece(0, "x"))
+            await asyncio.sleep(0)
+
+    talking = asyncio.create_task(talk())
+    while not queue.tries:
+        await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(2):
+            await writer.flush()
+    finally:
+        talking.cancel()
+        await asyncio.wait([talking])
+
+
+async def test_flush_does_not_wait_for_gathered_deltas_to_be_due(
+    queue: ScriptedQueue, writer: EventWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "COALESCE_S", 3600.0)
+    job = open_job(writer)
+    job.piece(Piece(0, "a"))
+    await writer.flush()
+    job.piece(Piece(0, "b"))
+    async with asyncio.timeout(2):
+        await writer.flush()
+    assert queue.text() == "ab"
+
+
+async def test_gathered_deltas_go_by_themselves_when_they_are_due(
+    queue: ScriptedQueue, writer: EventWriter
+) -> None:
+    job = open_job(writer)
+    job.piece(Piece(0, "a"))
+    await writer.flush()
+    job.piece(Piece(0, "b"))
+    job.piece(Piece(0, "c"))
+    async with asyncio.timeout(2):
+        while queue.text() != "abc":
+            await asyncio.sleep(0.001)
+    assert queue.events() == [(1, "delta"), (2, "delta")]
 
 
 async def test_a_return_says_whether_it_counts(queue: ScriptedQueue, writer: EventWriter, told: Told) -> None:
@@ -259,7 +373,12 @@ async def test_a_long_stream_is_written_less_and_less_often(
     queue: ScriptedQueue, writer: EventWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delays: list[float] = []
-    monkeypatch.setattr(writer, "wake_later", lambda job, delay_s: (delays.append(delay_s), writer.wake(job)))
+
+    def wake_at_once(job: JobWriter, delay_s: float) -> None:
+        delays.append(delay_s)
+        writer.wake(job)
+
+    monkeypatch.setattr(writer, "wake_later", wake_at_once)
     monkeypatch.setattr(writer_module, "EVENTS_A_DOUBLING", 10)
     job = open_job(writer)
     for _ in range(35):

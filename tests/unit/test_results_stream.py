@@ -1,0 +1,126 @@
+"""The last stage, and the result that a job leaves behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from scheduler.model import JobResult, Source
+from scheduler.stages.base import PromptContext
+from scheduler.stages.stream import StreamStage, build_result, merge_tool_calls
+from workers.base import Completed, Piece, TokenUsage
+from workers.errors import WorkerProtocolError
+
+
+def context_of(*pieces: Piece, completed: Completed | None = None) -> PromptContext:
+    context = PromptContext(
+        job_id="job",
+        attempt=2,
+        route="chat",
+        tenant="default",
+        priority=5,
+        prompt="why?",
+        messages=None,
+        params={},
+        request={},
+    )
+    for piece in pieces:
+        context.deliver(piece)
+    context.completed = completed
+    return context
+
+
+def result_of(context: PromptContext) -> JobResult:
+    made = build_result(context, queue_ms=12, claimed_at=time.monotonic())
+    return JobResult.model_validate_json(made, strict=True)
+
+
+def fragment(index: int | None, name: str = "", arguments: str = "", **fields: Any) -> Mapping[str, Any]:
+    return {"index": index, "function": {"name": name, "arguments": arguments}, **fields}
+
+
+def test_result_has_all_that_the_attempt_produced() -> None:
+    usage = TokenUsage(input_tokens=7, output_tokens=5, cached_tokens=3, reasoning_tokens=1)
+    context = context_of(
+        Piece(0, "Because ", "hm, "),
+        Piece(0, "of light.", "sky"),
+        completed=Completed(0, "length", usage, "tiny-1"),
+    )
+    context.endpoint = "chat/0"
+    context.first_token_at = time.monotonic()
+    context.stages_ms = {"inference": 1.5}
+    context.passages = [Source(path="sky.md", score=1.5, text="Light scatters.")]
+    result = result_of(context)
+    assert result.text == "Because of light."
+    assert result.message == {"role": "assistant", "content": "Because of light."}
+    assert result.reasoning == "hm, sky"
+    assert (result.finish_reason, result.model, result.endpoint) == ("length", "tiny-1", "chat/0")
+    assert (result.attempts, result.reused, result.tool_calls) == (2, False, [])
+    assert result.usage.model_dump() == {
+        "input_tokens": 7,
+        "output_tokens": 5,
+        "total_tokens": 12,
+        "cached_tokens": 3,
+        "reasoning_tokens": 1,
+    }
+    assert [source.path for source in result.sources] == ["sky.md"]
+    assert result.timings.queue_ms == 12
+    assert result.timings.first_token_ms is not None
+    assert result.timings.stages_ms == {"inference": 1.5}
+    assert result.timings.total_ms is not None
+    assert result.timings.total_ms >= 12
+
+
+def test_what_the_engine_did_not_say_stays_unknown() -> None:
+    result = result_of(context_of(completed=Completed(0, "stop", TokenUsage(output_tokens=5))))
+    assert result.usage.total_tokens is None
+    assert result.model == "chat", "the route's name"
+    assert result.timings.first_token_ms is None
+    assert result.message == {"role": "assistant", "content": ""}
+
+
+def test_tool_calls_come_out_whole_with_no_content() -> None:
+    context = context_of(
+        Piece(0, tool_calls=(fragment(0, "look_up", id="call_1", type="function"),)),
+        Piece(0, tool_calls=(fragment(0, arguments='{"q":'),)),
+        Piece(0, tool_calls=(fragment(0, arguments='"sky"}'),)),
+        completed=Completed(0, "tool_calls"),
+    )
+    calls = [
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "look_up", "arguments": '{"q":"sky"}'},
+        }
+    ]
+    result = result_of(context)
+    assert result.tool_calls == calls
+    assert result.message == {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def test_interleaved_tool_calls_are_told_apart_by_index() -> None:
+    merged = merge_tool_calls(
+        [fragment(1, "b"), fragment(0, "a"), fragment(1, arguments="2"), fragment(0, arguments="1")]
+    )
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in merged] == [
+        ("a", "1"),
+        ("b", "2"),
+    ]
+
+
+def test_tool_calls_without_an_index_are_calls_of_their_own() -> None:
+    merged = merge_tool_calls([fragment(None, "a"), {"function": {"name": "b"}}])
+    assert [call["function"]["name"] for call in merged] == ["a", "b"]
+
+
+def test_half_a_character_does_not_cost_the_answer() -> None:
+    assert result_of(context_of(Piece(0, "ok \ud83d"), completed=Completed(0, "stop"))).text == "ok ?"
+
+
+async def test_stage_refuses_an_attempt_without_an_answer() -> None:
+    with pytest.raises(WorkerProtocolError, match="without an answer"):
+        await StreamStage().run(context_of(Piece(0, "half")))
+    await StreamStage().run(context_of(completed=Completed(0, "stop")))
