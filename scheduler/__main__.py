@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.util import find_spec
 
@@ -13,9 +14,12 @@ def main() -> None:
             "prompt-scheduler: the command line needs more packages: pip install 'prompt-scheduler[cli]'",
             file=sys.stderr,
         )
-        raise SystemExit(1)
+        raise SystemExit(2)
     from scheduler.cli import app  # noqa: PLC0415  an extra
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # an answer may hold what the terminal's encoding cannot say
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="prompt-scheduler")
 
 

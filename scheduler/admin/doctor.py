@@ -15,12 +15,13 @@ from redis.exceptions import ResponseError
 
 from scheduler.batching.endpoint import Endpoint
 from scheduler.connection import check_server, mask, open_redis, translated
-from scheduler.engine.routes import build_routes
+from scheduler.engine.routes import batch_policy, build_endpoint, build_routes
 from scheduler.errors import SchedulerError
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.reports import QueueStatus, WorkerInfo
-from scheduler.settings import Settings
+from scheduler.settings import EndpointSettings, RouteSettings, Settings
+from scheduler.stages import RagStage
 
 ROUND_TRIPS = 20
 SLOW_ROUND_TRIP_MS = 5.0
@@ -62,7 +63,7 @@ async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding,
                 async for finding in _server(redis):
                     yield finding
                 yield await _channels(redis, queue)
-        async for finding in _endpoints(settings):
+        async for finding in _routes(settings):
             yield finding
         if queue is not None:
             with translated(redis_url):
@@ -85,6 +86,9 @@ async def _server(redis: Redis) -> AsyncGenerator[Finding, None]:
         )
     else:
         save = await _ask(redis, "CONFIG GET", "save")
+        if info.get("role") == "slave":
+            fix = "point redis_url at the primary"
+            yield Finding(Level.FAIL, "role", "a replica: it takes no writes", fix)
         yield _persistence(info, save.get("save") if isinstance(save, Mapping) else None)
         yield _eviction(info)
         yield _memory(info)
@@ -121,6 +125,9 @@ def _persistence(info: Mapping[str, Any], save: str | None) -> Finding:
                 "see the server's log and disk",
             )
         return Finding(Level.OK, "persistence", "append-only file")
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        message = "the last snapshot failed: by default the server then refuses all writes"
+        return Finding(Level.FAIL, "persistence", message, "see the server's log and disk")
     fix = "set appendonly yes"
     if save is None:
         return Finding(Level.WARN, "persistence", "no append-only file; snapshots unknown", fix)
@@ -173,22 +180,45 @@ async def _round_trip(redis: Redis) -> Finding:
     return Finding(Level.OK, "round trip", message)
 
 
-async def _endpoints(settings: Settings) -> AsyncGenerator[Finding, None]:
+async def _routes(settings: Settings) -> AsyncGenerator[Finding, None]:
+    # Each part by itself: a mistake in one must not hide those in the others.
     endpoints: list[Endpoint] = []
     for name, route in settings.routes.items():
-        try:
-            # Each route by itself: a mistake in one must not hide those in the others.
-            alone = settings.model_copy(update={"routes": {name: route}})
-            endpoints += build_routes(alone)[name].endpoints
-        except SchedulerError as error:
-            yield Finding(Level.FAIL, f"route {name}", str(error))
+        yield await _stages(name, route, settings)
+        for at, endpoint in enumerate(route.endpoints):
+            subject = f"endpoint {name}.{at}"
+            try:
+                endpoints.append(build_endpoint(f"{name}.{at}", endpoint, batch_policy(route), settings))
+            except SchedulerError as error:
+                yield Finding(Level.FAIL, subject, str(error).removeprefix(f"{subject}: "))
     for finding in await asyncio.gather(*(_endpoint(endpoint) for endpoint in endpoints)):
         yield finding
 
 
+async def _stages(name: str, route: RouteSettings, settings: Settings) -> Finding:
+    """Whether the stages can be made and documents be read. Stages of one's own are made, not started."""
+    subject = f"route {name}"
+    unasked = route.model_copy(update={"endpoints": [EndpointSettings(backend="echo")]})
+    try:
+        made = build_routes(settings.model_copy(update={"routes": {name: unasked}}))[name]
+        await _close(*made.endpoints)
+        for stage in made.pipeline.stages:
+            if isinstance(stage, RagStage):
+                await stage.start()
+    except SchedulerError as error:
+        return Finding(Level.FAIL, subject, str(error))
+    return Finding(Level.OK, subject, f"stages {', '.join(stage.name for stage in made.pipeline.stages)}")
+
+
+async def _close(*endpoints: Endpoint) -> None:
+    for endpoint in endpoints:
+        await endpoint.batcher.aclose()
+        await endpoint.worker.aclose()
+
+
 async def _endpoint(endpoint: Endpoint) -> Finding:
     subject = f"endpoint {endpoint.name}"
-    where = " at ".join(filter(None, (endpoint.settings.backend, endpoint.settings.base_url)))
+    where = " at ".join(filter(None, (endpoint.settings.backend, mask(endpoint.settings.base_url))))
     try:
         health = await asyncio.wait_for(endpoint.worker.health(), HEALTH_TIMEOUT_S)
     except TimeoutError:
@@ -198,9 +228,12 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
             f"{where}: no answer within {HEALTH_TIMEOUT_S:g} s",
             "is the engine overloaded?",
         )
+    except Exception as error:
+        # A worker of somebody else's may break the rules of the port; the rest is looked at all the same.
+        message = f"{where}: asking it failed with {type(error).__name__}: {error}"
+        return Finding(Level.FAIL, subject, message, "see the package of this back end")
     finally:
-        await endpoint.batcher.aclose()
-        await endpoint.worker.aclose()
+        await _close(endpoint)
     if not health.ready:
         fix = "start the engine, or correct base_url; the other endpoints of the route serve meanwhile"
         return Finding(Level.FAIL, subject, f"{where}: {health.detail or 'not ready'}", fix)
@@ -233,11 +266,18 @@ def _queue(status: QueueStatus, workers: list[WorkerInfo], settings: Settings) -
             yield Finding(
                 Level.WARN, subject, f"{lane.waiting:,} jobs wait and no live worker serves it", fix
             )
+    for route in settings.routes if workers else ():
+        if route not in served:
+            fix = "start one with these settings: prompt-scheduler worker"
+            yield Finding(Level.WARN, f"serving {route}", "no live worker serves this route", fix)
     bound = f"{status.waiting + status.delayed:,} of at most {status.max_waiting:,} jobs wait"
     if status.waiting + status.delayed >= status.max_waiting:
         yield Finding(Level.WARN, "bound", bound, "add worker processes, or raise max_waiting")
     else:
         yield Finding(Level.OK, "bound", bound)
+    if status.dead:
+        fix = "prompt-scheduler admin jobs list --state failed"
+        yield Finding(Level.WARN, "dead", f"failed jobs that are kept: {status.dead:,}", fix)
     if status.garbage:
         yield Finding(
             Level.WARN,

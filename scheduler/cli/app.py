@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,24 +15,62 @@ from typer.core import TyperGroup
 from scheduler import __version__
 from scheduler.cli import admin, demo, dev, doctor, enqueue, subscribe, worker
 from scheduler.cli.session import Session
-from scheduler.errors import ConfigError, InvalidRequest, SchedulerError
+from scheduler.errors import (
+    ConfigError,
+    DedupConflict,
+    InvalidRequest,
+    InvalidTransition,
+    JobNotFound,
+    NoTicket,
+    SchedulerError,
+)
 
 EXIT_FAILURE = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+MISTAKES = (ConfigError, DedupConflict, InvalidRequest, InvalidTransition, JobNotFound, NoTicket)
+
+# Typer brings a click of its own from some version on, and exports this class of it alone.
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class _Root(TyperGroup):
+    """What went wrong is one line on stderr; the exit code says whose fault it is."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the global options."""
+        with _told():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run a command. What went wrong is one line on stderr; the exit code says whose fault it is."""
-        try:
+        """Run a command."""
+        with _told():
             return super().invoke(ctx)
-        except SchedulerError as error:
-            typer.echo(f"prompt-scheduler: {error}", err=True)
-            mistake = isinstance(error, InvalidRequest | ConfigError)
-            raise typer.Exit(EXIT_MISTAKE if mistake else EXIT_FAILURE) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except SchedulerError as error:
+        raise _exit(str(error), EXIT_MISTAKE if isinstance(error, MISTAKES) else EXIT_FAILURE) from None
+    except _UsageError as error:
+        if type(error).show is not _UsageError.show:  # it shows the help, for want of arguments
+            raise
+        command = error.ctx.command_path if error.ctx else "prompt-scheduler"
+        message = error.format_message().removeprefix("Invalid value: ").rstrip(".")
+        raise _exit(f"{message}; see {command} --help", EXIT_MISTAKE) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read has gone, and knows
+            raise
+        raise _exit(str(error), EXIT_FAILURE) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _exit(message: str, code: int) -> typer.Exit:
+    typer.echo(f"prompt-scheduler: {message}", err=True)
+    return typer.Exit(code)
 
 
 def _version(asked: bool) -> None:

@@ -1,8 +1,9 @@
-"""Values on the command line that are more than a word: priorities and durations."""
+"""Values on the command line that are more than a word: priorities, durations, pairs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import typer
 
@@ -29,3 +30,14 @@ def parse_duration(text: str | float) -> float:
     if found is None:
         raise typer.BadParameter(f"{text!r} is no duration; give seconds, or 500ms, 30s, 5m, 2h, 1d")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
+    """`key=value`, each; a value may have further equals signs in it."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key.strip() or not equals:
+            raise typer.BadParameter(f"{text!r} is no pair; give KEY=VALUE")
+        pairs[key.strip()] = value
+    return pairs

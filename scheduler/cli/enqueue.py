@@ -13,8 +13,8 @@ import typer
 from redis.exceptions import RedisError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from scheduler.cli.arguments import parse_duration, parse_priority
-from scheduler.cli.bulk import BulkRun, Outcome, read_requests
+from scheduler.cli.arguments import parse_duration, parse_pairs, parse_priority
+from scheduler.cli.bulk import STDIN, BulkRun, Outcome, RequestFile, open_requests
 from scheduler.cli.events import AnswerPrinter, JsonLinesPrinter
 from scheduler.cli.output import console, json_line, print_json
 from scheduler.cli.session import Session, run, session
@@ -62,6 +62,9 @@ def enqueue(
     ] = None,
     dedup: Annotated[DedupMode | None, typer.Option(help="What a duplicate gets.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Who the job is for.")] = None,
+    session_name: Annotated[
+        str | None, typer.Option("--session", help="Conversation that the prompt belongs to.")
+    ] = None,
     deadline: Annotated[
         float | None,
         typer.Option(parser=parse_duration, metavar="DURATION", help="When it expires: 30s, 5m, 2h."),
@@ -75,6 +78,14 @@ def enqueue(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest up to this sum.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For an answer that can be repeated.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this; may be repeated.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the job; may be repeated.")
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", "-s", help="Show the answer as it comes.")] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait for the result, or show the job's id.")
@@ -86,6 +97,13 @@ def enqueue(
     as_json: Annotated[bool, typer.Option("--json", help="JSON; with --stream an event a line.")] = False,
 ) -> None:
     """Enqueue a prompt, or a file of them, and show the answer."""
+    params = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop or None,
+    }
     fields = _given(
         {
             "model": model,
@@ -93,10 +111,12 @@ def enqueue(
             "dedup_key": dedup_key,
             "dedup": dedup,
             "tenant": tenant,
+            "session": session_name,
             "deadline_s": deadline,
             "delay_s": delay,
             "max_attempts": max_attempts,
-            "params": _given({"max_tokens": max_tokens, "temperature": temperature}) or None,
+            "params": _given(params) or None,
+            "metadata": parse_pairs(metadata or []) or None,
         }
     )
     if (text is None) == (file is None):
@@ -106,18 +126,33 @@ def enqueue(
     if file is not None:
         if stream or job_id:
             raise typer.BadParameter("--stream and --job-id are for one prompt: leave out --file")
-        requests = read_requests(file, fields, system)
-        run(_enqueue_file(session(ctx), requests, output, wait=wait, timeout_s=timeout, as_json=as_json))
+        _refuse_same_file(file, output)
+        with open_requests(file, fields, system) as requests:
+            run(_enqueue_file(session(ctx), requests, output, wait=wait, timeout_s=timeout, as_json=as_json))
         return
     if output is not None:
         raise typer.BadParameter("--output is for --file: redirect standard output instead")
-    prompt = sys.stdin.read() if text == "-" else text or ""
+    prompt = _standard_input() if text == "-" else text or ""
     request = _request(prompt, system, fields | _given({"job_id": job_id}))
     run(_enqueue_one(session(ctx), request, stream=stream, wait=wait, timeout_s=timeout, as_json=as_json))
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"prompt: standard input is not valid UTF-8 at byte {error.start}", field="prompt"
+        ) from None
+
+
+def _refuse_same_file(file: Path, output: Path | None) -> None:
+    if output is not None and file != STDIN and file.exists() and output.exists() and file.samefile(output):
+        raise typer.BadParameter("--output is the file of --file, which would be lost: give another one")
 
 
 def _request(prompt: str, system: str | None, fields: dict[str, Any]) -> PromptRequest:
@@ -200,15 +235,17 @@ async def _say_if_unserved(client: AsyncClient, model: str) -> None:
 
 async def _enqueue_file(
     at: Session,
-    requests: list[PromptRequest],
+    requests: RequestFile,
     output: Path | None,
     *,
     wait: bool,
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
+    """The whole file is checked before anything is enqueued, and read again to be sent."""
+    total = requests.check()
     with _lines_to(output) as lines, _progress() as progress:
-        bar = progress.add_task("sending" if not wait else "answering", total=len(requests))
+        bar = progress.add_task("sending" if not wait else "answering", total=total)
 
         def tell(outcome: Outcome) -> None:
             plain_id = not wait and not as_json and output is None and outcome["job_id"]
@@ -221,8 +258,8 @@ async def _enqueue_file(
             bulk = BulkRun(client, tell, wait=wait, timeout_s=timeout_s)
             await bulk.send(requests)
     summary = ", ".join(f"{count:,} {state}" for state, count in sorted(bulk.states.items()))
-    typer.echo(f"{len(requests):,} requests: {summary}", err=True)
-    if bulk.states["done" if wait else "enqueued"] < len(requests):
+    typer.echo(f"{total:,} requests: {summary}", err=True)
+    if bulk.states["done" if wait else "enqueued"] < total:
         raise typer.Exit(1)
 
 

@@ -61,7 +61,7 @@ def done_details(event: Done) -> str:
     """What a result cost: tokens and time."""
     result = event.result
     tokens = result.usage.output_tokens
-    said = "" if tokens is None else f"{tokens} tokens, "
+    said = "" if tokens is None else f"{tokens} {'token' if tokens == 1 else 'tokens'}, "
     return f"{said}{result.finish_reason}, {result.timings.total_ms / 1000:.2f} s after the enqueue"
 
 

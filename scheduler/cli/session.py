@@ -39,8 +39,9 @@ class Session:
         Raises:
             ConfigError: they are wrong.
         """
-        given: dict[str, Any] = {"redis_url": self.redis_url, "queue": self.queue}
-        return load_settings(self.config, **{name: value for name, value in given.items() if value})
+        options: dict[str, Any] = {"redis_url": self.redis_url, "queue": self.queue}
+        given = {name: value for name, value in options.items() if value is not None}
+        return load_settings(self.config, **given)
 
     @property
     def server_url(self) -> str:

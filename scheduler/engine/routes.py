@@ -55,20 +55,35 @@ def build_routes(settings: Settings, environ: Mapping[str, str] | None = None) -
 
 
 def _build_route(name: str, route: RouteSettings, settings: Settings, environ: Mapping[str, str]) -> Route:
-    policy = BatchPolicy(
-        max_size=route.batch.max_size, max_wait_ms=route.batch.max_wait_ms, max_tokens=route.batch.max_tokens
-    )
+    policy = batch_policy(route)
     endpoints = tuple(
-        _build_endpoint(f"{name}.{at}", endpoint, policy, settings, environ)
+        build_endpoint(f"{name}.{at}", endpoint, policy, settings, environ)
         for at, endpoint in enumerate(route.endpoints)
     )
     pipeline = build_pipeline(name, route, inference=InferenceStage(endpoints), stream=StreamStage())
     return Route(name=name, settings=route, endpoints=endpoints, pipeline=pipeline)
 
 
-def _build_endpoint(
-    name: str, endpoint: EndpointSettings, policy: BatchPolicy, settings: Settings, environ: Mapping[str, str]
+def batch_policy(route: RouteSettings) -> BatchPolicy:
+    """How the endpoints of a route batch."""
+    return BatchPolicy(
+        max_size=route.batch.max_size, max_wait_ms=route.batch.max_wait_ms, max_tokens=route.batch.max_tokens
+    )
+
+
+def build_endpoint(
+    name: str,
+    endpoint: EndpointSettings,
+    policy: BatchPolicy,
+    settings: Settings,
+    environ: Mapping[str, str] | None = None,
 ) -> Endpoint:
+    """Make one endpoint with its model worker. Opens no connection.
+
+    Raises:
+        ConfigError: the back end or the API key is wrong.
+    """
+    environ = os.environ if environ is None else environ
     api_key = None
     if endpoint.api_key_env is not None:
         api_key = environ.get(endpoint.api_key_env)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from scheduler import Client, JobState, PromptRequest
+from scheduler import Client, DedupMode, JobState, PromptRequest
 from scheduler.cli import app
 from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
 
@@ -117,9 +117,9 @@ def test_a_file_is_answered_line_by_line(program: Program, start_worker: StartWo
     done = program("enqueue", "--file", str(requests), "--output", str(output))
     assert done.exit_code == 1, "one of them failed"
     assert done.stderr == "152 requests: 151 done, 1 failed\n"
-    outcomes = {one["index"]: one for one in map(json.loads, output.read_text().splitlines())}
-    assert sorted(outcomes) == list(range(152))
-    assert outcomes[7]["result"]["text"] == "prompt 7"
+    outcomes = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [one["index"] for one in outcomes] == list(range(152))
+    assert outcomes[7]["text"] == outcomes[7]["result"]["text"] == "prompt 7"
     assert outcomes[150]["error"]["code"] == "request_rejected"
     ids = program("enqueue", "--file", "-", "--no-wait", stdin='"x"\n"y"\n').stdout.split()
     assert [program.json("admin", "jobs", "show", job_id)["model"] for job_id in ids] == ["echo", "echo"]
@@ -149,7 +149,8 @@ def test_operators_see_and_change_what_waits(program: Program, client: Client) -
     (key,) = program.json("admin", "dedup", "list")
     assert (key["job_id"], key["joined"]) == (second.id, 1)
     assert program.json("admin", "dedup", "show", "k") == key
-    assert program("admin", "dedup", "release", key["hash"], stdin="n\n").exit_code == 1
+    assert program("admin", "dedup", "release", key["hash"]).exit_code == 2, "nobody is there to ask"
+    assert program.json("admin", "dedup", "show", "k") == key
     assert program("admin", "dedup", "release", "k", "--yes").exit_code == 0
     assert program("admin", "dedup", "show", "k").exit_code == 1
 
@@ -161,33 +162,135 @@ def test_operators_see_and_change_what_waits(program: Program, client: Client) -
 
 def test_what_destroys_asks_first(program: Program, client: Client) -> None:
     jobs = [client.enqueue(f"prompt {n}", priority=n) for n in range(4)]
-    asked = program("admin", "jobs", "cancel", jobs[0].id, stdin="")
-    assert asked.exit_code == 1
+    asked = program("admin", "jobs", "cancel", jobs[0].id, stdin="y\n")
+    assert asked.exit_code == 2
     assert "Cancel waiting job" in asked.stderr
+    assert "give --yes" in asked.stderr
+    assert asked.stderr.count("\n") == 1
     assert jobs[0].info().state is JobState.WAITING
-    assert program("admin", "jobs", "cancel", jobs[0].id, stdin="y\n").exit_code == 0
+    assert program("admin", "jobs", "cancel", jobs[0].id, "--yes").exit_code == 0
     assert jobs[0].info().state is JobState.CANCELLED
     assert program("admin", "jobs", "cancel", jobs[0].id).exit_code == 0, "nothing is asked"
-    assert program("admin", "queue", "purge", "echo", stdin="n\n").exit_code == 1
+    assert program("admin", "queue", "purge", "echo").exit_code == 2
     assert program.json("admin", "queue", "purge", "echo", "--priority", "3", "--yes")["purged"] == 1
     assert program.json("admin", "queue", "purge", "echo", "--yes")["purged"] == 2
     assert program.json("admin", "queue", "status")["waiting"] == 0
 
 
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1), ("\x03", 130)])
+def test_at_a_terminal_the_question_is_answered(
+    program: Program, client: Client, answer: str, code: int
+) -> None:
+    job = client.enqueue("hello")
+    ours, theirs = os.openpty()
+    command = [*PROGRAM, "--redis-url", program.url, "admin", "jobs", "cancel", job.id]
+    # a terminal of its own, so that Ctrl-C typed there reaches it
+    in_terminal = ["setsid", "--ctty", "--wait", *command]
+    with subprocess.Popen(in_terminal, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        while b"[y/N]" not in said:
+            said += os.read(ours, 1024)
+        os.write(ours, answer.encode() + (b"" if answer == "\x03" else b"\n"))
+        assert process.wait(15) == code
+    os.close(ours)
+    assert job.info().state is (JobState.CANCELLED if code == 0 else JobState.WAITING)
+
+
+def test_what_failed_can_run_again(program: Program, client: Client) -> None:
+    job = client.enqueue("hello")
+    program("admin", "jobs", "cancel", job.id, "--yes")
+    said = program.json("admin", "jobs", "requeue", job.id)
+    assert (said["id"], said["state"], said["position"]) == (job.id, "waiting", 0)
+    assert "it is next" in program("admin", "jobs", "requeue", job.id).stdout, "twice is as once"
+    assert program.run("worker", "--burst").returncode == 0
+    refused = program("admin", "jobs", "requeue", job.id)
+    assert refused.exit_code == 2
+    assert f"job {job.id} is done" in refused.stderr
+
+
+def test_every_option_of_a_prompt_reaches_the_request(program: Program, client: Client) -> None:
+    options = {
+        "--model": "echo",
+        "--priority": "high",
+        "--dedup-key": "k",
+        "--dedup": "window",
+        "--tenant": "acme",
+        "--session": "s1",
+        "--deadline": "1h",
+        "--delay": "500ms",
+        "--max-attempts": "2",
+        "--max-tokens": "9",
+        "--temperature": "0.5",
+        "--top-p": "0.9",
+        "--seed": "7",
+        "--job-id": "mine",
+    }
+    given = [word for pair in options.items() for word in pair]
+    given += ["--stop", "END", "--stop", "\n\n", "--metadata", "from=cron", "--metadata", "run=1=2"]
+    assert program("enqueue", "hello", *given, "--system", "be brief", "--no-wait").stdout == "mine\n"
+    queue = client._client.queue
+
+    async def stored() -> dict[str, Any]:
+        payload: dict[str, Any] = json.loads(await queue.redis.get(queue.keys.of("payload", "mine")) or b"")
+        return payload
+
+    request = client._running.run(stored())
+    assert [one["content"] for one in request["messages"]] == ["be brief", "hello"]
+    assert request["params"] == {
+        "max_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 7,
+        "stop": ["END", "\n\n"],
+    }
+    assert request["metadata"] == {"from": "cron", "run": "1=2"}
+    info = client.job("mine").info()
+    assert (info.priority, info.tenant, info.max_attempts, info.dedup) == (7, "acme", 2, DedupMode.WINDOW)
+    assert info.state is JobState.DELAYED
+    assert info.deadline_at_ms is not None
+    assert info.deadline_at_ms - info.enqueued_at_ms == 3_600_000
+
+
+def test_json_of_the_admin_commands_has_the_keys_that_are_documented(
+    program: Program, client: Client, start_worker: StartWorker
+) -> None:
+    start_worker(program.url)
+    job = client.enqueue("hello", dedup_key="k", delay_s=60)
+    documented = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    said = [
+        program.json("admin", "queue", "status"),
+        program.json("admin", "queue", "status")["lanes"][0],
+        program.json("admin", "queue", "pause", "echo")[0],
+        program.json("admin", "queue", "purge", "echo", "--yes"),
+        program.json("admin", "jobs", "list")[0],
+        program.json("admin", "jobs", "show", job.id),
+        program.json("admin", "jobs", "show", job.id)["history"][0],
+        program.json("admin", "dedup", "list")[0],
+        program.json("admin", "dedup", "release", "k", "--yes"),
+        program.json("admin", "jobs", "cancel", job.id, "--yes"),
+        program.json("admin", "workers", "list")[0],
+        program.json("doctor")[0],
+    ]
+    assert {key for one in said for key in one if f"`{key}`" not in documented} == set()
+
+
 @pytest.mark.parametrize(
-    ("arguments", "code"),
+    "arguments",
     [
-        (["admin", "jobs", "show", "nobody"], 1),
-        (["admin", "jobs", "set-priority", "nobody", "3"], 1),
-        (["subscribe", "nobody"], 1),
-        (["admin", "queue", "pause", "nowhere"], 2),
-        (["admin", "queue", "purge", "nowhere", "--yes"], 2),
-        (["enqueue", "hello", "--model", "nothing"], 2),
+        ["admin", "jobs", "show", "nobody"],
+        ["admin", "jobs", "set-priority", "nobody", "3"],
+        ["admin", "jobs", "requeue", "nobody"],
+        ["admin", "jobs", "cancel", "nobody", "--yes"],
+        ["subscribe", "nobody"],
+        ["admin", "queue", "pause", "nowhere"],
+        ["admin", "queue", "purge", "nowhere", "--yes"],
+        ["enqueue", "hello", "--model", "nothing"],
     ],
 )
-def test_what_is_not_there_is_named_in_one_line(program: Program, arguments: list[str], code: int) -> None:
+def test_what_is_not_there_is_named_in_one_line(program: Program, arguments: list[str]) -> None:
     done = program(*arguments)
-    assert done.exit_code == code
+    assert done.exit_code == 2
     assert done.stderr.startswith("prompt-scheduler: ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import http.server
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from scheduler.admin import Finding, Level, examine
 from scheduler.queue import PromptQueue
-from scheduler.settings import EndpointSettings, RouteSettings, Settings
+from scheduler.settings import AssembleSettings, EndpointSettings, RagSettings, RouteSettings, Settings
 from tests.contracts.queue_driver import new_job
 
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
@@ -42,7 +44,7 @@ def route(backend: str, **fields: str) -> Settings:
 
 async def test_a_sound_server_is_well(redis: Redis, valkey_url: str) -> None:
     found = await findings(valkey_url)
-    well = {"redis", "eviction", "memory", "round trip", "channels", "endpoint echo.0", "bound"}
+    well = {"redis", "eviction", "memory", "round trip", "channels", "route echo", "endpoint echo.0", "bound"}
     assert {subject for subject, finding in found.items() if finding.level is OK} == well
     assert found["persistence"].level is WARN
     assert found["persistence"].fix == "set appendonly yes"
@@ -87,7 +89,7 @@ async def test_without_redis_the_endpoints_are_looked_at_all_the_same() -> None:
     assert found["redis"].level is FAIL
     assert "secret" not in found["redis"].message
     assert found["endpoint echo.0"].level is OK
-    assert set(found) == {"redis", "endpoint echo.0"}
+    assert set(found) == {"redis", "route echo", "endpoint echo.0"}
 
 
 async def test_an_endpoint_that_is_down_fails(valkey_url: str) -> None:
@@ -98,15 +100,80 @@ async def test_an_endpoint_that_is_down_fails(valkey_url: str) -> None:
     assert finding.fix
 
 
-async def test_a_route_that_cannot_be_made_fails_alone(valkey_url: str) -> None:
-    good, bad = EndpointSettings(backend="echo"), EndpointSettings(backend="eco", api_key_env="NO_SUCH_KEY")
-    settings = Settings(
-        routes={"bad": RouteSettings(endpoints=[bad]), "good": RouteSettings(endpoints=[good])}
+async def test_an_endpoint_that_cannot_be_made_fails_alone(valkey_url: str) -> None:
+    keyless = EndpointSettings(backend="echo", api_key_env="NO_SUCH_KEY")
+    unknown, good = EndpointSettings(backend="eco"), EndpointSettings(backend="echo")
+    found = await findings(
+        valkey_url, Settings(routes={"chat": RouteSettings(endpoints=[keyless, unknown, good])})
     )
-    found = await findings(valkey_url, settings)
-    assert found["route bad"].level is FAIL
-    assert "NO_SUCH_KEY" in found["route bad"].message
-    assert found["endpoint good.0"].level is OK
+    assert found["endpoint chat.0"].level is FAIL
+    assert found["endpoint chat.0"].message == "api_key_env names NO_SUCH_KEY, which is not set"
+    assert found["endpoint chat.1"].level is FAIL
+    assert "did you mean 'echo'" in found["endpoint chat.1"].message
+    assert found["endpoint chat.2"].level is OK
+
+
+async def test_stages_that_cannot_work_fail_beside_the_endpoints(valkey_url: str, tmp_path: Path) -> None:
+    endpoints = [EndpointSettings(backend="echo")]
+    (tmp_path / "facts.md").write_text("The sky is blue.")
+    found = await findings(
+        valkey_url,
+        Settings(
+            routes={
+                "lost": RouteSettings(endpoints=endpoints, rag=RagSettings(documents=tmp_path / "no")),
+                "typo": RouteSettings(endpoints=endpoints, assemble=AssembleSettings(template="{{ prompt")),
+                "good": RouteSettings(endpoints=endpoints, rag=RagSettings(documents=tmp_path)),
+            }
+        ),
+    )
+    assert found["route lost"].level is FAIL
+    assert "routes.lost.rag.documents: there is no folder" in found["route lost"].message
+    assert found["route typo"].level is FAIL
+    assert "routes.typo.assemble.template" in found["route typo"].message
+    assert found["route good"] == Finding(OK, "route good", "stages rag, assemble, inference, post, stream")
+    assert {found[f"endpoint {name}.0"].level for name in ("lost", "typo", "good")} == {OK}
+
+
+@pytest.mark.parametrize(
+    ("module", "route"),
+    [
+        ("scheduler.stages.bm25", {"rag": {"documents": "."}}),
+        ("scheduler.stages.templates", {"assemble": {"template": "{{ prompt }}"}}),
+    ],
+)
+async def test_an_extra_that_a_stage_needs_is_named(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch, module: str, route: dict[str, object]
+) -> None:
+    package = "bm25s" if "bm25" in module else "jinja2"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    fields = {"endpoints": [{"backend": "echo"}], **route}
+    found = await findings(valkey_url, Settings(routes={"chat": RouteSettings.model_validate(fields)}))
+    assert found["route chat"].level is FAIL
+    assert "pip install 'prompt-scheduler[" in found["route chat"].message
+
+
+async def test_a_worker_that_breaks_the_rules_of_the_port_fails_alone(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def health(self: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("workers.echo.EchoWorker.health", health)
+    found = await findings(valkey_url)
+    assert found["endpoint echo.0"].level is FAIL
+    assert "ZeroDivisionError: oh" in found["endpoint echo.0"].message
+    assert "bound" in found
+
+
+async def test_a_replica_fails(redis: Redis, valkey_url: str) -> None:
+    await redis.replicaof("127.0.0.1", "1")
+    try:
+        found = await findings(valkey_url)
+    finally:
+        await redis.replicaof("NO", "ONE")
+    assert found["role"].level is FAIL
+    assert "primary" in found["role"].fix
 
 
 class _OtherModel(http.server.BaseHTTPRequestHandler):
@@ -147,11 +214,15 @@ async def test_waiting_work_that_nobody_will_do_is_noticed(redis: Redis, valkey_
     await queue.pause("stopped")
     await queue.renew("w1", [], lease_ms=60_000, about=b'{"routes": {"stopped": {}}, "running": 3}')
     await redis.hset(queue.keys.fixed("garbage"), "x", "broken")
+    await redis.zadd(queue.keys.fixed("dead"), {"y": 1})
     found = await findings(valkey_url)
     assert found["workers"].message == "1 live, 3 jobs running"
     assert "no live worker serves it" in found["lane orphan"].message
     assert found["lane stopped"].fix == "prompt-scheduler admin queue resume stopped"
     assert found["garbage"].level is WARN
+    assert found["dead"].message == "failed jobs that are kept: 1"
+    assert found["serving echo"].level is WARN, "a route of these settings"
+    assert "serving stopped" not in found
 
 
 async def test_a_full_queue_is_noticed(redis: Redis, valkey_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,22 @@ from typer.testing import CliRunner
 
 from scheduler import __main__, __version__
 from scheduler.cli import app
-from scheduler.cli.arguments import parse_duration, parse_priority
-from scheduler.cli.bulk import read_requests
+from scheduler.cli.admin.common import confirm
+from scheduler.cli.arguments import parse_duration, parse_pairs, parse_priority
 from scheduler.cli.output import age
 from scheduler.cli.session import Session
-from scheduler.errors import ConfigError, InvalidRequest
+from scheduler.errors import (
+    ConfigError,
+    DedupConflict,
+    InvalidRequest,
+    InvalidTransition,
+    JobFailed,
+    JobNotFound,
+    NoTicket,
+    QueueFull,
+    RedisUnavailable,
+    ResultTimeout,
+)
 from scheduler.settings import CONFIG_VARIABLE
 
 NOWHERE = "redis://127.0.0.1:1"
@@ -70,14 +82,132 @@ def test_no_duration_is_refused(text: str) -> None:
         (["hello", "--model", "no good"], "model: "),
         (["  "], "prompt: is empty"),
         (["", "--system", "be nice"], "prompt: is empty"),
+        (["hello", "--top-p", "2"], "params.top_p: "),
+        (["hello", "--seed", "x"], "'--seed'"),
+        (["hello", "--stop", ""], "params.stop: "),
+        (["hello", "--metadata", "colour"], "give KEY=VALUE"),
+        (["hello", "--session", "s" * 300], "session: "),
+        (["hello", "--tenant", "no good"], "tenant: "),
+        (["hello", "--job-id", "no good"], "job_id: "),
+        (["hello", "--colour"], "No such option"),
     ],
 )
-def test_a_mistake_in_an_enqueue_is_explained_and_exits_with_2(arguments: list[str], said: str) -> None:
+def test_a_mistake_in_an_enqueue_is_one_line_and_exits_with_2(arguments: list[str], said: str) -> None:
     done = invoke("enqueue", *arguments)
-    assert done.exit_code == 2
+    assert_mistake(done)
     assert said in done.stderr
-    assert "Traceback" not in done.output
+
+
+def assert_mistake(done: Any) -> None:
+    assert done.exit_code == 2
+    assert done.stderr.startswith("prompt-scheduler: ")
+    assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["--no-such-option"],
+        ["--redis-url", "", "admin", "queue", "status"],
+        ["--redis-url", "http://x", "doctor", "--colour"],
+        ["--queue", "no good", "admin", "queue", "status"],
+        ["--config", "no-such-file.toml", "admin", "queue", "status"],
+        ["subscribe"],
+        ["admin", "jobs", "show"],
+        ["admin", "jobs", "list", "--state", "asleep"],
+        ["admin", "jobs", "list", "--limit", "0"],
+        ["admin", "jobs", "set-priority", "x", "11"],
+        ["admin", "queue", "purge", "echo", "--priority", "urgent"],
+        ["admin", "dedup", "release"],
+        ["worker", "--colour"],
+    ],
+)
+def test_a_mistake_anywhere_is_one_line_and_exits_with_2(arguments: list[str]) -> None:
+    assert_mistake(CliRunner().invoke(app, arguments))
+
+
+def test_a_group_without_a_verb_shows_its_help() -> None:
+    done = CliRunner().invoke(app, ["admin", "jobs"])
+    assert done.exit_code == 2
+    assert "set-priority" in done.output
+
+
+def test_bytes_that_are_no_text_are_a_mistake() -> None:
+    done = CliRunner().invoke(app, ["enqueue", "-"], input=b"caf\xe9")
+    assert_mistake(done)
+    assert "not valid UTF-8 at byte 3" in done.stderr
+
+
+def test_the_file_of_the_requests_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text('"one"\n')
+    (tmp_path / "link").symlink_to(path)
+    done = invoke("enqueue", "--file", str(path), "--output", str(tmp_path / "link"))
+    assert_mistake(done)
+    assert path.read_text() == '"one"\n'
+
+
+def test_a_wrong_line_is_named_before_anything_is_sent_or_written(tmp_path: Path) -> None:
+    path, output = tmp_path / "requests.jsonl", tmp_path / "out.jsonl"
+    path.write_text('"one"\n{\n')
+    done = invoke("enqueue", "--file", str(path), "--output", str(output))
+    assert_mistake(done)
+    assert "line 2: is not JSON" in done.stderr
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidRequest("no"), 2),
+        (ConfigError("no"), 2),
+        (NoTicket("no"), 2),
+        (JobNotFound("no"), 2),
+        (InvalidTransition("no"), 2),
+        (DedupConflict("no", job_id="x"), 2),
+        (QueueFull("no", retry_after_s=1), 1),
+        (RedisUnavailable("no"), 1),
+        (JobFailed("no", job_id="x", reason="boom"), 1),
+        (ResultTimeout("no"), 1),
+        (OSError(28, "no"), 1),
+    ],
+)
+def test_exit_code_says_whose_fault_it_is(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Session, "client", fail)
+    done = invoke("admin", "workers", "list")
+    assert done.exit_code == code
+    assert done.stderr == f"prompt-scheduler: {error}\n"
+
+
+def test_pairs_are_split_at_the_first_equals_sign() -> None:
+    assert parse_pairs(["a=1", "b = x=y", "c="]) == {"a": "1", "b": " x=y", "c": ""}
+
+
+@pytest.mark.parametrize(("answer", "goes_on"), [("y\n", True), ("n\n", False), ("\n", False)])
+def test_what_destroys_asks_whoever_sits_at_the_terminal(
+    answer: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.cli.admin.common.somebody_can_answer", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    if goes_on:
+        confirm("Sure?", yes=False)
+    else:
+        with pytest.raises(typer.Abort):
+            confirm("Sure?", yes=False)
+
+
+def test_nobody_at_the_terminal_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(typer.BadParameter, match=r"^Sure\? .* give --yes"):
+        confirm("Sure?", yes=False)
+    confirm("Sure?", yes=True)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +269,7 @@ def test_without_the_extra_the_program_says_what_to_install(
     monkeypatch.setattr(__main__, "find_spec", lambda name: None if name == "typer" else object())
     with pytest.raises(SystemExit) as ended:
         __main__.main()
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     assert "pip install 'prompt-scheduler[cli]'" in capsys.readouterr().err
 
 
@@ -157,48 +287,6 @@ def test_options_go_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_private_embedded_server_cannot_be_reached_from_another_process() -> None:
     with pytest.raises(ConfigError, match="data_dir"):
         _ = Session(redis_url="embedded").server_url
-
-
-def test_lines_of_a_file_are_requests_with_the_options_as_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "requests.jsonl"
-    path.write_text(
-        '"one"\n\n{"prompt": "two", "priority": 9, "params": {"seed": 1}}\n'
-        '{"messages": [{"role": "system", "content": "rhyme"}, {"role": "user", "content": "three"}]}\n'
-    )
-    one, two, three = read_requests(path, {"priority": 3, "params": {"max_tokens": 5}}, None)
-    assert (one.prompt, one.priority, one.params.max_tokens) == ("one", 3, 5)
-    assert (two.priority, two.params.max_tokens, two.params.seed) == (9, 5, 1)
-    one, two, three = read_requests(path, {}, "be brief")
-    assert one.messages is not None
-    assert three.messages is not None
-    assert [(message.role, message.content) for message in one.messages] == [
-        ("system", "be brief"),
-        ("user", "one"),
-    ]
-    assert [message.content for message in three.messages] == ["rhyme", "three"]
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "line 2: is not JSON"),
-        ("7", "line 2: give an object"),
-        ('{"prompt": "x", "priority": 10}', "line 2: priority: "),
-        ('{"prompt": "x", "colour": 1}', "line 2: colour: no such field"),
-    ],
-)
-def test_a_wrong_line_is_named_before_anything_is_sent(tmp_path: Path, line: str, said: str) -> None:
-    path = tmp_path / "requests.jsonl"
-    path.write_text(f'"fine"\n{line}\n"fine"\n')
-    with pytest.raises(InvalidRequest, match=said):
-        read_requests(path, {}, None)
-
-
-def test_an_empty_file_is_a_mistake(tmp_path: Path) -> None:
-    path = tmp_path / "requests.jsonl"
-    path.write_text("\n\n")
-    with pytest.raises(InvalidRequest, match="no request in it"):
-        read_requests(path, {}, None)
 
 
 @pytest.mark.parametrize(

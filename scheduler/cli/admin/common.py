@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, TypeAlias
 
 import typer
@@ -11,11 +12,26 @@ Yes: TypeAlias = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")
 Limit: TypeAlias = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")]
 
 
+def somebody_can_answer() -> bool:
+    """Whether a person is at the other end of standard input."""
+    return sys.stdin.isatty()
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before something is destroyed.
 
     Raises:
-        typer.Abort: the answer was no, or there was nobody to ask.
+        typer.BadParameter: there is nobody to ask.
+        typer.Abort: the answer was no.
+        KeyboardInterrupt: the answer was Ctrl-C.
     """
-    if not yes:
+    if yes:
+        return
+    if not somebody_can_answer():
+        raise typer.BadParameter(f"{question} There is no terminal to ask at: give --yes to go ahead")
+    try:
         typer.confirm(question, abort=True, err=True)
+    except typer.Abort as abort:
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise

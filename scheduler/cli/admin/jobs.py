@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.text import Text
 
+from scheduler.admin import requeue
 from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
 from scheduler.cli.arguments import parse_priority
 from scheduler.cli.output import (
@@ -153,12 +154,14 @@ def set_priority(
 ) -> None:
     """Change the priority of a job; it keeps its enqueue time."""
     job = run(_set_priority(session(ctx), job_id, priority))
+    _show_changed(job, f"priority {priority_text(job.priority)}", as_json=as_json)
+
+
+def _show_changed(job: JobInfo, what: str, *, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
-        typer.echo(
-            f"{job.id}: priority {priority_text(job.priority)}" + (f"; {job.place}" if job.place else "")
-        )
+        typer.echo(f"{job.id}: {what}" + (f"; {job.place}" if job.place else ""))
 
 
 async def _set_priority(at: Session, job_id: str, priority: int) -> JobInfo:
@@ -176,13 +179,27 @@ def cancel(ctx: typer.Context, job_id: JobId, *, yes: Yes = False, as_json: AsJs
     if not job.state.ended:
         callers = f" that {job.tickets} callers wait for" if job.tickets > 1 else ""
         confirm(f"Cancel {job.state.value} job {job_id}{callers}?", yes=yes)
-    cancelled = run(_cancel(at, job_id))
+    cancelled, state = run(_cancel(at, job_id))
     if as_json:
         print_json({"job_id": job_id, "cancelled": cancelled})
     else:
-        typer.echo(f"{job_id}: {'cancelled' if cancelled else f'had ended already: {job.state.value}'}")
+        typer.echo(f"{job_id}: {'cancelled' if cancelled else f'had ended already: {state.value}'}")
 
 
-async def _cancel(at: Session, job_id: str) -> bool:
+async def _cancel(at: Session, job_id: str) -> tuple[bool, JobState]:
     async with at.client() as client:
-        return await client.job(job_id).cancel(force=True)
+        job = client.job(job_id)
+        return await job.cancel(force=True), (await job.info()).state
+
+
+@app.command("requeue")
+def requeue_job(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
+    """Let a job that ended without a result run again."""
+    job = run(_requeue(session(ctx), job_id))
+    _show_changed(job, job.state.value, as_json=as_json)
+
+
+async def _requeue(at: Session, job_id: str) -> JobInfo:
+    async with at.client() as client:
+        await requeue(client.queue, job_id)
+        return await client.job(job_id).info()

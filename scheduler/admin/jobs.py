@@ -1,0 +1,27 @@
+"""Operations on a single job."""
+
+from __future__ import annotations
+
+from scheduler.errors import InvalidTransition, JobNotFound, SchedulerError
+from scheduler.queue import PromptQueue
+
+
+async def requeue(queue: PromptQueue, job_id: str) -> None:
+    """Let a job that ended without a result run again, its failures forgotten. May be repeated.
+
+    Raises:
+        JobNotFound: no job has this id, or its record has expired.
+        InvalidTransition: it has a result, or has not ended.
+        SchedulerError: the stored request has gone.
+    """
+    match await queue.requeue(job_id):
+        case "waiting":
+            return
+        case "not_found":
+            raise JobNotFound(f"no job {job_id} in queue {queue.name!r}: unknown, or its record has expired")
+        case "payload_lost":
+            raise SchedulerError(f"job {job_id} cannot run again: its stored request has gone")
+        case state:
+            raise InvalidTransition(
+                f"job {job_id} is {state}; only one that ended without a result can run again"
+            )
