@@ -42,8 +42,8 @@ async def claimed_and_predicted(waiting: list[Waiting], aging_ms: int) -> tuple[
             name, enqueued_us = f"j{at:02}", now_us - one.for_s * SECOND
             await driver.enqueue(new_job(name, one.priority))
             # several may have the very same time, which the queue itself never gives out
-            await redis.hset(driver.queue.keys.of("record", name), "q", enqueued_us)
-            await redis.zadd(driver.queue.keys.level(LANE, one.priority), {name: enqueued_us})
+            await driver.redis.hset(driver.queue.keys.of("record", name), "q", enqueued_us)
+            await driver.redis.zadd(driver.queue.keys.level(LANE, one.priority), {name: enqueued_us})
             ranks[name] = claim_rank(one.priority, enqueued_us, aging_us=aging_ms * 1000)
         predicted = sorted(ranks, key=ranks.__getitem__)
         assert [await driver.queue.position(name) for name in predicted] == list(range(len(waiting)))
@@ -80,9 +80,7 @@ def test_without_aging_a_lower_level_waits_for_ever() -> None:
 
 
 def info(state: JobState, **fields: object) -> JobInfo:
-    return JobInfo(
-        **{"id": "j", "state": state, "model": LANE, "priority": 5, "enqueued_at_ms": 0, **fields}  # type: ignore[arg-type]
-    )
+    return JobInfo(**{"id": "j", "state": state, "model": LANE, "priority": 5, "enqueued_at_ms": 0, **fields})
 
 
 def place(job: JobInfo, *, aging_ms: int = 30_000, paused: bool = False) -> str | None:
