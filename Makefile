@@ -21,12 +21,12 @@ ENGINES   := $(VENV)/.engines
 
 help: ## List what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Settings: PYTHON=$(PYTHON), ENGINE=$(ENGINE), ARGS for pytest and the benchmark."
+	@echo "Settings: PYTHON=$(PYTHON), ENGINE=$(ENGINE), ARGS for the demo, pytest and the benchmark."
 
-demo: $(INSTALLED) ## Show the whole path of a few prompts; ENGINE=llama runs a real model server
+demo: $(INSTALLED) ## Watch 200 prompts go through; ENGINE=llama runs a real model server
 	@case "$(ENGINE)" in echo|llama) ;; *) echo "ENGINE is echo or llama, not $(ENGINE)" >&2; exit 2;; esac
 	@if [ "$(ENGINE)" = llama ]; then $(MAKE) --no-print-directory llama-server $(ENGINES); fi
-	LLAMA_SERVER="$(LLAMA_SERVER)" $(BIN)/prompt-scheduler demo --engine $(ENGINE)
+	@LLAMA_SERVER="$(LLAMA_SERVER)" $(BIN)/prompt-scheduler demo --engine $(ENGINE) $(ARGS)
 
 test: $(INSTALLED) ## Run all tests but those that need a model server
 	$(BIN)/pytest tests --ignore=tests/engines $(ARGS)

@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from scheduler.cli.demo import command, view
-from scheduler.cli.demo.engines import EngineKind
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH = 80
@@ -29,8 +28,8 @@ def watch_demo() -> list[tuple[int, RenderableType]]:
         return picture
 
     view.draw = keep
-    command.console = lambda: Console(force_terminal=True, width=WIDTH, file=io.StringIO())
-    if not asyncio.run(command._demo(EngineKind.ECHO, 0.04)):
+    unseen = Console(force_terminal=True, width=WIDTH, file=io.StringIO())
+    if not asyncio.run(command.perform(command.Show(), unseen)):
         raise SystemExit("the demo did not keep its promises; see `make demo`")
     return drawn
 
@@ -39,7 +38,7 @@ def main() -> None:
     """Make the images."""
     drawn = watch_demo()
     last = drawn[-1][0]
-    half = next(picture for done, picture in drawn if done >= last * 0.45)
+    half = next(picture for done, picture in drawn if done >= last * 0.4)
     recorder = Console(record=True, width=WIDTH, file=io.StringIO())
     recorder.print(half)
     IMAGES.mkdir(exist_ok=True)

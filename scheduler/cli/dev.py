@@ -4,45 +4,112 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.logging import RichHandler
 
 from scheduler.cli.events import event_text
 from scheduler.cli.output import console
-from scheduler.cli.session import run, session
+from scheduler.cli.session import redis_errors, session
 from scheduler.connection import check_server, mask, open_redis
 from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine
-from scheduler.errors import SchedulerError
+from scheduler.errors import ConfigError, SchedulerError
 from scheduler.events import Delta, decode_event
 from scheduler.queue import PromptQueue
 from scheduler.settings import EMBEDDED, Settings
 
-DRAIN_S = 2.0
+DRAIN_S = 5.0  # unless drain_s is set: somebody sits before it and waits
+LISTEN_AGAIN_S = 1.0
 USUAL_PORT = 6379  # where clients look that have not been told otherwise
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def dev(
     ctx: typer.Context,
     *,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65_535, help="Port of the private server; without it 6379 or, if taken, any."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the private server keeps what it has; without it, nowhere.", metavar="FOLDER"
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the jobs' events.")] = False,
 ) -> None:
     """Run all in one process: a worker, and a private server.
 
-    The server listens on port 6379 if that is free. Where a Redis is configured that is used
-    instead. Ctrl-C ends all of it.
+    Where a Redis is configured that is used instead. Ctrl-C lets running jobs finish and ends all of it; once
+    more ends it at once.
     """
-    at = session(ctx)
-    if "redis_url" in at.settings.model_fields_set and at.settings.redis_url != EMBEDDED:
-        run(_serve(at.settings, at.settings.redis_url, quiet=quiet))
+    settings = session(ctx).settings
+    if "redis_url" in settings.model_fields_set and settings.redis_url != EMBEDDED:
+        if port is not None or data_dir is not None:
+            raise ConfigError(
+                "--port and --data-dir are for the private server, but redis_url is set: leave out either"
+            )
+        _run_until_signalled(_serve(settings, settings.redis_url, quiet=quiet))
         return
-    with EmbeddedServer(at.settings.data_dir, port=USUAL_PORT) as server:
-        run(_serve(at.settings, server.url, private=True, quiet=quiet))
+    with EmbeddedServer(data_dir or settings.data_dir, port=port or USUAL_PORT) as server:
+        if port is not None and _port(server.url) != port:
+            raise ConfigError(
+                f"--port {port}: the server could only be had on {_port(server.url)}; "
+                "leave the option out, or stop what listens there"
+            )
+        _run_until_signalled(_serve(settings, server.url, private=True, quiet=quiet))
+
+
+def _port(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def _run_until_signalled(work: Coroutine[Any, Any, None]) -> None:
+    """Run until a signal comes, which is the way this is meant to end: it cleans up and returns."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_until_signalled(work))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415  an extra
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
+    received: list[int] = []
+
+    def end(number: int) -> None:
+        if received:
+            # The kernel closes the connection to the private server, which ends with it.
+            os._exit(128 + number)
+        received.append(number)
+        task.cancel()
+
+    for number in ENDING:
+        loop.add_signal_handler(number, end, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
 
 
 async def _serve(settings: Settings, url: str, *, private: bool = False, quiet: bool) -> None:
@@ -50,15 +117,17 @@ async def _serve(settings: Settings, url: str, *, private: bool = False, quiet: 
     _log_to(shown)
     redis = open_redis(url)
     async with AsyncExitStack() as stack:
+        stack.enter_context(redis_errors(url))
         stack.push_async_callback(redis.aclose)
         await check_server(redis, url)
         engine = Engine(settings, redis)
         await engine.start()
-        stack.push_async_callback(engine.stop, drain_s=DRAIN_S)
-        _say_how_to_use(shown, settings, url, private=private)
+        drain_s = settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S
+        stack.push_async_callback(engine.stop, drain_s=drain_s)
+        _say_how_to_use(shown, settings, engine.queue, url, private=private)
         if quiet:
             await asyncio.Event().wait()
-        await _show_events(redis, engine.queue, shown)
+        await _show_events(redis, engine.queue, shown, patient=not private)
 
 
 def _log_to(shown: Console) -> None:
@@ -72,19 +141,45 @@ def _log_to(shown: Console) -> None:
         log.setLevel(logging.INFO)
 
 
-def _say_how_to_use(shown: Console, settings: Settings, url: str, *, private: bool) -> None:
+def _say_how_to_use(
+    shown: Console, settings: Settings, queue: PromptQueue, url: str, *, private: bool
+) -> None:
     model = next(iter(settings.routes))
-    queue = "" if settings.queue == "default" else f" --queue {settings.queue}"
     # A configured Redis is found by the other terminal as well, and its URL may hold a password.
-    found = not private or url.endswith(f":{USUAL_PORT}")
-    where = "" if found else f" --redis-url {url}"
-    asks = f"prompt-scheduler{where}{queue} enqueue 'Why is the sky blue?' --model {model} --stream"
-    shown.print(f"\nRedis at {mask(url)}\nTry, in another terminal:\n\n    {asks}\n")
-    shown.print("Ctrl-C ends all of it.\n")
+    where = f" --redis-url {url}" if private else ""
+    name = "" if settings.queue == "default" else f" --queue {settings.queue}"
+    usual = not private or _port(url) == USUAL_PORT
+    lines = [
+        "",
+        f"Redis at {mask(url)}",
+        *([] if usual else [f"That is not {USUAL_PORT}, where clients look: they have to be told."]),
+        "Try, in other terminals:",
+        "",
+        f"    prompt-scheduler{where}{name} enqueue 'Why is the sky blue?' --model {model} --stream",
+        f"    redis-cli -u {mask(url)} PSUBSCRIBE '{queue.channel('*')}'",
+        "",
+        "Ctrl-C lets running jobs finish and ends all of it; once more ends it at once.",
+        "",
+    ]
+    # Unbroken, so that a command can be copied whole.
+    shown.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
-async def _show_events(redis: Redis, queue: PromptQueue, shown: Console) -> None:
-    """A line for each event of each job, without the pieces of the answers. Runs until it is cancelled."""
+async def _show_events(redis: Redis, queue: PromptQueue, shown: Console, *, patient: bool) -> None:
+    """A line for each event of each job, without the pieces of the answers. Runs until it is cancelled.
+
+    `patient`: waits while Redis is away, as the engine does.
+    """
+    while True:
+        try:
+            await _listen(redis, queue, shown)
+        except RedisError:
+            if not patient:
+                raise
+            await asyncio.sleep(LISTEN_AGAIN_S)
+
+
+async def _listen(redis: Redis, queue: PromptQueue, shown: Console) -> None:
     async with redis.pubsub() as pubsub:
         await pubsub.psubscribe(queue.channel("*"))
         async for message in pubsub.listen():

@@ -43,7 +43,7 @@ def read(url: str, key: str) -> bytes | None:
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it ended between open and read
         return False
     return state != "Z"
 

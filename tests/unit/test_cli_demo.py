@@ -11,21 +11,41 @@ from typing import Any
 import pytest
 
 from scheduler.cli.demo import tether
-from scheduler.cli.demo.plan import DUPLICATES, PROMPTS, make_plan
-from scheduler.cli.demo.verdict import judge
+from scheduler.cli.demo.engines import find_llama_server
+from scheduler.cli.demo.hearing import Hearing, Stream
+from scheduler.cli.demo.plan import FEWEST, PROMPTS, make_plan
+from scheduler.cli.demo.verdict import Check, judge
+from scheduler.cli.demo.view import verdict
+from scheduler.errors import ConfigError
+from scheduler.events import Delta, Started
 from scheduler.model import JobInfo, JobState
 
 TETHER = [sys.executable, "-I", "-S", tether.__file__]
 
 
-def test_plan_is_the_same_each_time_and_mixes_priorities() -> None:
-    plan = make_plan("echo", {})
-    assert plan == make_plan("echo", {})
-    assert len(plan) == PROMPTS
-    assert len({request.dedup_key for request in plan}) == PROMPTS - DUPLICATES
-    assert {request.priority for request in plan[:100]} == {1, 3, 5, 7, 9}
-    by_key = {request.dedup_key: request for request in plan}
-    assert all(request == by_key[request.dedup_key] for request in plan)
+@pytest.mark.parametrize("prompts", [FEWEST, PROMPTS, 999])
+def test_plan_is_the_same_each_time_and_repeats_a_fifth_of_the_prompts(prompts: int) -> None:
+    plan = make_plan("echo", {}, prompts=prompts)
+    assert plan == make_plan("echo", {}, prompts=prompts)
+    assert len(plan) == prompts
+    by_key = {sending.request.dedup_key: sending.request for sending in plan}
+    assert len(by_key) == prompts - round(prompts * 0.2)
+    assert all(sending.request == by_key[sending.request.dedup_key] for sending in plan)
+    assert {request.priority for request in by_key.values()} == {1, 3, 5, 7, 9}
+
+
+@pytest.mark.parametrize("prompts", [FEWEST, PROMPTS, 999])
+def test_plan_sends_the_backlog_first_and_waits_for_no_answer_that_cannot_come(prompts: int) -> None:
+    seen: set[str | None] = set()
+    plan = make_plan("echo", {}, prompts=prompts)
+    for sending in plan:
+        if sending.request.dedup_key not in seen:
+            assert (sending.after == 0) == (sending.request.priority <= 5)
+        # what is waited for is among what has been sent before
+        sent_before = {one.request.dedup_key for one in plan if one.after < sending.after}
+        assert sending.after <= len(sent_before)
+        seen.add(sending.request.dedup_key)
+    assert max(sending.after for sending in plan) < len(seen)
 
 
 def job(name: str, priority: int, ended_at_ms: int, **fields: Any) -> JobInfo:
@@ -35,9 +55,8 @@ def job(name: str, priority: int, ended_at_ms: int, **fields: Any) -> JobInfo:
         model="echo",
         priority=priority,
         enqueued_at_ms=0,
-        started_at_ms=1,
         ended_at_ms=ended_at_ms,
-        **{"attempts": 1, **fields},
+        **{"attempts": 1, "started_at_ms": ended_at_ms - 1, **fields},
     )
 
 
@@ -48,12 +67,14 @@ def answer(name: str, *, deduplicated: bool = False, **fields: Any) -> dict[str,
         "deduplicated": deduplicated,
         "text": name,
         "output_tokens": 3,
+        "streamed": name,
+        "pieces": 2,
         **fields,
     }
 
 
 ANSWERS = [answer("a"), answer("b"), answer("b", deduplicated=True)]
-JOBS = [job("a", 9, 10), job("b", 1, 20)]
+JOBS = [job("a", 9, 100), job("b", 1, 2000)]
 
 
 def verdicts(answers: list[dict[str, Any]], jobs: list[JobInfo]) -> list[bool]:
@@ -63,9 +84,15 @@ def verdicts(answers: list[dict[str, Any]], jobs: list[JobInfo]) -> list[bool]:
 def test_all_promises_kept() -> None:
     checks = judge(ANSWERS, JOBS, echoes=True, elapsed_s=2)
     assert [check.kept for check in checks] == [True] * 4
-    assert checks[0].claim == "3 prompts sent, 3 answered"
-    assert checks[1].claim == "2 of them different, 2 runs; 1 duplicates shared one"
-    assert checks[3].claim == "6 tokens in 2.0 s, 3 a second", "a shared answer counts once"
+    assert [check.claim for check in checks] == [
+        "3 prompts sent, 3 answered",
+        "2 of them different, 2 runs; 1 duplicates shared one and got its text",
+        (
+            "urgent ones first; mean wait: critical 0.1 s, background 2.0 s; "
+            "mean place at the finish: critical 1, background 2"
+        ),
+        "answers streamed: 6 tokens in 4 pieces and 2.0 s, 3 tokens a second",
+    ]
 
 
 def test_a_lost_or_a_wrong_answer_is_noticed() -> None:
@@ -75,13 +102,74 @@ def test_a_lost_or_a_wrong_answer_is_noticed() -> None:
     assert verdicts([], [])[0] is False
 
 
-def test_a_duplicate_that_ran_is_noticed() -> None:
-    assert verdicts(ANSWERS, [*JOBS, job("c", 1, 30)])[1] is False
-    assert verdicts(ANSWERS, [JOBS[0], job("b", 1, 20, attempts=2)])[1] is False
+def test_a_duplicate_that_ran_or_got_another_text_is_noticed() -> None:
+    assert verdicts(ANSWERS, [*JOBS, job("c", 1, 3000)])[1] is False
+    assert verdicts(ANSWERS, [JOBS[0], job("b", 1, 2000, attempts=2)])[1] is False
+    other = answer("b", deduplicated=True, text="B")
+    assert verdicts([*ANSWERS[:2], other], JOBS)[1] is False
 
 
 def test_a_late_urgent_prompt_is_noticed() -> None:
-    assert verdicts(ANSWERS, [job("a", 9, 20), job("b", 1, 10)])[2] is False
+    finished_late = [job("a", 9, 2000, started_at_ms=1), job("b", 1, 100, started_at_ms=50)]
+    assert verdicts(ANSWERS, finished_late)[2] is False
+    began_late = [job("a", 9, 100, started_at_ms=90), job("b", 1, 2000, started_at_ms=1)]
+    assert verdicts(ANSWERS, began_late)[2] is False
+
+
+def test_an_answer_that_was_not_streamed_is_noticed() -> None:
+    assert verdicts([answer("a", streamed="A"), *ANSWERS[1:]], JOBS)[3] is False
+    at_once = [{**one, "pieces": 1} for one in ANSWERS]
+    assert verdicts(at_once, JOBS)[3] is False
+
+
+def test_one_answer_is_followed_to_its_end_unless_a_more_urgent_one_begins() -> None:
+    hearing = Hearing()
+    low, normal, critical = job("l", 3, 10), job("n", 5, 10), job("c", 9, 10)
+    assert hearing.follow([low]) is None, "it has said nothing yet"
+    hearing.hear(Delta(id="1-1", job_id="l", text="one"))
+    assert hearing.follow([low]) == Stream(3, "one")
+    hearing.hear(Delta(id="2-1", job_id="n", text="two"))
+    assert hearing.follow([low, normal]) == Stream(5, "two")
+    hearing.hear(Delta(id="2-2", job_id="n", text=" three"))
+    hearing.hear(Delta(id="1-2", job_id="l", text=" more"))
+    assert hearing.follow([low, normal]) == Stream(5, "two three")
+    hearing.hear(Delta(id="3-1", job_id="c", text="now"))
+    assert hearing.follow([low, normal, critical]) == Stream(9, "now")
+    assert hearing.follow([low, normal]) == Stream(5, "two three"), "the critical one has ended"
+    assert hearing.follow([]) == Stream(5, "two three"), "the last one stays in sight"
+
+
+def test_text_of_a_failed_attempt_is_discarded() -> None:
+    hearing = Hearing()
+    hearing.hear(Delta(id="1-1", job_id="a", text="wrong"))
+    hearing.hear(Started(id="2-1", job_id="a"))
+    hearing.hear(Delta(id="2-2", job_id="a", text="right"))
+    assert hearing.follow([job("a", 5, 10)]) == Stream(5, "right")
+
+
+def test_verdict_fits_a_terminal() -> None:
+    said = verdict([Check(True, "word " * 40), Check(False, "short")], 80).plain.splitlines()
+    assert max(map(len, said)) < 80
+    assert said[0].startswith("ok    word")
+    assert said[1].startswith("      word")
+    assert said[-1] == "FAIL  short"
+
+
+def test_llama_server_is_named_or_found(tmp_path: Path) -> None:
+    binary = tmp_path / "llama-server"
+    binary.write_text("")
+    nowhere_else = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with pytest.raises(ConfigError, match="make demo ENGINE=llama"):
+        find_llama_server(nowhere_else)
+    with pytest.raises(ConfigError, match="LLAMA_SERVER names"):
+        find_llama_server({"LLAMA_SERVER": str(binary)})
+    binary.chmod(0o755)
+    assert find_llama_server({"LLAMA_SERVER": str(binary)}) == binary
+    assert find_llama_server({"PATH": str(tmp_path)}) == binary
+    built = tmp_path / "cache" / "prompt-scheduler" / "llama-server" / "bin" / "llama-server"
+    built.parent.mkdir(parents=True)
+    binary.rename(built)
+    assert find_llama_server(nowhere_else) == built
 
 
 def test_tethered_command_gives_its_exit_code() -> None:
@@ -109,10 +197,26 @@ def test_tethered_command_ends_with_the_one_who_holds_the_pipe(tmp_path: Path, w
             process.kill()
         assert process.stdin
         process.stdin.close()
-        give_up_at = time.monotonic() + 10
-        while _alive(pid):
-            assert time.monotonic() < give_up_at, "it is still there"
-            time.sleep(0.01)
+        _until_gone(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
+def test_tethered_command_ends_when_the_tether_is_killed(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    say_pid = f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))"
+    sleeper = f"import os, pathlib, time; {say_pid}; time.sleep(60)"
+    with subprocess.Popen([*TETHER, sys.executable, "-c", sleeper], stdin=subprocess.PIPE) as process:
+        pid = _number_in(pid_file)
+        process.kill()
+        process.wait(10)
+        _until_gone(pid)
+
+
+def _until_gone(pid: int) -> None:
+    give_up_at = time.monotonic() + 10
+    while _alive(pid):
+        assert time.monotonic() < give_up_at, "it is still there"
+        time.sleep(0.01)
 
 
 def _number_in(path: Path) -> int:

@@ -6,97 +6,171 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
-from redis.asyncio import Redis
 from rich.console import Console
 from rich.live import Live
 
-from scheduler.cli.demo import verdict, view
+from scheduler.cli.demo import view
 from scheduler.cli.demo.children import Child, child
 from scheduler.cli.demo.engines import DemoEngine, EngineKind, open_engine
+from scheduler.cli.demo.hearing import Hearing
+from scheduler.cli.demo.plan import FEWEST, MOST, PROMPTS
+from scheduler.cli.demo.verdict import Check, judge
 from scheduler.cli.output import console
 from scheduler.cli.session import redis_errors, run
 from scheduler.connection import open_redis
 from scheduler.embedded import EmbeddedServer
 from scheduler.errors import SchedulerError
-from scheduler.events import decode_event
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 
+DELAY_S = 0.025
 LIMIT_S = 300.0
 REDRAW_S = 0.2
 PLAIN_LINE_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Show:
+    """What is to be shown, and how. `delay_s` is the echo's time for a word."""
+
+    engine: EngineKind = EngineKind.ECHO
+    prompts: int = PROMPTS
+    delay_s: float = DELAY_S
+    plain: bool = False
+
+
 def demo(
     *,
     engine: Annotated[EngineKind, typer.Option(help="What answers.")] = EngineKind.ECHO,
+    prompts: Annotated[
+        int, typer.Option(min=FEWEST, max=MOST, help="How many prompts, duplicates among them.")
+    ] = PROMPTS,
     delay: Annotated[
         float, typer.Option(min=0, max=1, help="Echo: seconds a word; longer makes the demo longer.")
-    ] = 0.04,
+    ] = DELAY_S,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="A line a second, no live table; so without a terminal.")
+    ] = False,
 ) -> None:
     """Show it all at work: 200 prompts, a server, a worker.
 
     Some prompts are sent twice. Exits with 0 if every prompt was answered, urgent ones first, and duplicates
     ran once. With --engine llama the variable LLAMA_SERVER names a llama-server, LLAMA_MODEL a model for it.
     """
-    if not run(_demo(engine, delay)):
+    if not run(perform(Show(engine, prompts, delay, plain), console())):
         raise typer.Exit(1)
 
 
-async def _demo(kind: EngineKind, delay_s: float) -> bool:
-    shown = console()
+async def perform(show: Show, shown: Console) -> bool:
+    """Run the demo; whether all that it promises was so."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prompt-scheduler-demo-")))
-        engine = await stack.enter_async_context(open_engine(kind, folder, delay_s=delay_s))
+        opening = open_engine(show.engine, folder, prompts=show.prompts, delay_s=show.delay_s)
+        engine = await stack.enter_async_context(opening)
         server = EmbeddedServer()
         stack.callback(server.stop)
         await asyncio.to_thread(server.start)
         with redis_errors(server.url):
-            checks = await _run(shown, engine, server.url, folder)
-    for check in checks:
-        shown.print(f"[green]ok  [/]  {check.claim}" if check.kept else f"[bold red]FAIL[/]  {check.claim}")
+            checks = await _Stage(show, shown, engine, server.url, folder).play()
+    shown.print(view.verdict(checks, shown.width))
     return all(check.kept for check in checks)
 
 
-async def _run(shown: Console, engine: DemoEngine, url: str, folder: Path) -> list[verdict.Check]:
-    config, report = folder / "worker.toml", folder / "report.json"
-    config.write_text(engine.toml, encoding="utf-8")
-    environ = {"SCHEDULER_CONFIG": str(config), "SCHEDULER_REDIS_URL": url, "SCHEDULER_DRAIN_S": "0.5"}
-    serve = (sys.executable, "-m", "arq", "scheduler.WorkerSettings")
-    params = orjson.dumps(engine.params).decode()
-    send = (sys.executable, "-m", "scheduler.cli.demo.client", url, engine.model, params, report)
-    redis = open_redis(url)
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(redis.aclose)
-        queue = PromptQueue(redis)
-        inspector, rate = QueueInspector(queue), view.TokenRate()
-        hearing = asyncio.create_task(_hear(redis, queue, rate))
-        stack.push_async_callback(_end, hearing)
-        worker = await stack.enter_async_context(
-            child("worker process", *serve, folder=folder, environ=environ)
-        )
-        await _until_it_serves(inspector, worker)
-        shown.print(f"Redis at {url}; a worker process and a client process beside this one\n")
-        client = await stack.enter_async_context(
-            child("client process", *send, folder=folder, environ=environ)
-        )
-        began_at = time.monotonic()
-        showing = asyncio.create_task(_show(shown, inspector, rate, began_at))
+class _Stage:
+    """The server and the engine are there; worker process and client process come on."""
+
+    def __init__(self, show: Show, shown: Console, engine: DemoEngine, url: str, folder: Path) -> None:
+        self._show = show
+        self._shown = shown
+        self._live = shown.is_terminal and not show.plain
+        self._engine = engine
+        self._url = url
+        self._folder = folder
+        self._redis = open_redis(url)
+        self._queue = PromptQueue(self._redis)
+        self._inspector = QueueInspector(self._queue)
+        self._hearing = Hearing()
+        self._began_at = time.monotonic()
+
+    async def play(self) -> list[Check]:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._redis.aclose)
+            hearing = _begin(self._hearing.listen(self._redis, self._queue), stack)
+            worker = await stack.enter_async_context(self._worker())
+            await self._until_it_serves(worker)
+            self._shown.print(f"Redis at {self._url}; one worker process, one client process\n")
+            client = await stack.enter_async_context(self._client())
+            self._began_at = time.monotonic()
+            async with AsyncExitStack() as watched:
+                watching = _begin(self._watch(), watched)
+                await _until_answered(client, (worker, *self._engine.children), (hearing, watching))
+            last = await self._look()
+        self._shown.print(view.draw(last) if self._live else view.summary(last))
+        return self._judge(last)
+
+    def _worker(self) -> AbstractAsyncContextManager[Child]:
+        config = self._folder / "worker.toml"
+        config.write_text(self._engine.toml, encoding="utf-8")
+        environ = {
+            "SCHEDULER_CONFIG": str(config),
+            "SCHEDULER_REDIS_URL": self._url,
+            "SCHEDULER_DRAIN_S": "0.5",
+        }
+        serve = (sys.executable, "-m", "arq", "scheduler.WorkerSettings")
+        return child("worker process", *serve, folder=self._folder, environ=environ)
+
+    def _client(self) -> AbstractAsyncContextManager[Child]:
+        params = orjson.dumps(self._engine.params).decode()
+        send = (sys.executable, "-m", "scheduler.cli.demo.client", self._url, self._engine.model, params)
+        return child("client process", *send, str(self._show.prompts), self._report, folder=self._folder)
+
+    @property
+    def _report(self) -> Path:
+        return self._folder / "report.json"
+
+    async def _until_it_serves(self, worker: Child) -> None:
+        ended = asyncio.create_task(worker.wait())
         try:
-            await _until_answered(client, (worker, *engine.children))
+            while not await self._inspector.workers():
+                if ended.done():
+                    raise await worker.failed()
+                await asyncio.sleep(0.05)
         finally:
-            await _end(showing)
-        last = await view.look(inspector, rate, began_at)
-    shown.print(view.draw(last) if shown.is_terminal else view.summary(last))
-    answers = orjson.loads(report.read_bytes())
-    return verdict.judge(answers, last.done, echoes=engine.model == "echo", elapsed_s=last.elapsed_s)
+            ended.cancel()
+
+    async def _watch(self) -> None:
+        """Show how things stand, again and again: drawn in place, or a line a second."""
+        if not self._live:
+            while True:
+                await asyncio.sleep(PLAIN_LINE_S)
+                self._shown.print(view.summary(await self._look()))
+        with Live(console=self._shown, auto_refresh=False, transient=True) as live:
+            while True:
+                live.update(view.draw(await self._look()), refresh=True)
+                await asyncio.sleep(REDRAW_S)
+
+    async def _look(self) -> view.Snapshot:
+        return await view.look(
+            self._inspector, self._hearing, prompts=self._show.prompts, began_at=self._began_at
+        )
+
+    def _judge(self, last: view.Snapshot) -> list[Check]:
+        answers = orjson.loads(self._report.read_bytes())
+        return judge(answers, last.done, echoes=self._engine.model == "echo", elapsed_s=last.elapsed_s)
+
+
+def _begin(service: Coroutine[Any, Any, None], stack: AsyncExitStack) -> asyncio.Task[None]:
+    task = asyncio.create_task(service)
+    stack.push_async_callback(_end, task)
+    return task
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -105,28 +179,20 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def _until_it_serves(inspector: QueueInspector, worker: Child) -> None:
-    ended = asyncio.create_task(worker.wait())
-    try:
-        while not await inspector.workers():
-            if ended.done():
-                raise await worker.failed()
-            await asyncio.sleep(0.05)
-    finally:
-        ended.cancel()
-
-
-async def _until_answered(client: Child, others: Sequence[Child]) -> None:
+async def _until_answered(
+    client: Child, others: Sequence[Child], services: Sequence[asyncio.Task[None]]
+) -> None:
     """Until the client has all its answers.
 
     Raises:
         SchedulerError: a process has ended that should not have, or it all takes too long.
+        redis.exceptions.RedisError: the server has gone.
     """
     wanted = asyncio.create_task(client.wait())
     unwanted = [asyncio.create_task(other.failed()) for other in others]
     try:
         done, _ = await asyncio.wait(
-            {wanted, *unwanted}, timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED
+            {wanted, *unwanted, *services}, timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED
         )
     finally:
         for task in (wanted, *unwanted):
@@ -136,26 +202,8 @@ async def _until_answered(client: Child, others: Sequence[Child]) -> None:
     for task in unwanted:
         if task in done:
             raise task.result()
+    for service in services:
+        if service in done:
+            service.result()
     if wanted.result():
         raise await client.failed()
-
-
-async def _hear(redis: Redis, queue: PromptQueue, rate: view.TokenRate) -> None:
-    """Listen to the events of every job. Runs until it is cancelled."""
-    async with redis.pubsub() as pubsub:
-        await pubsub.psubscribe(queue.channel("*"))
-        async for message in pubsub.listen():
-            if message["type"] == "pmessage":
-                rate.hear(decode_event(message["data"]))
-
-
-async def _show(shown: Console, inspector: QueueInspector, rate: view.TokenRate, began_at: float) -> None:
-    """Show how things stand, again and again: drawn in place on a terminal, else a line a second."""
-    if not shown.is_terminal:
-        while True:
-            await asyncio.sleep(PLAIN_LINE_S)
-            shown.print(view.summary(await view.look(inspector, rate, began_at)))
-    with Live(console=shown, auto_refresh=False, transient=True) as live:
-        while True:
-            live.update(view.draw(await view.look(inspector, rate, began_at)), refresh=True)
-            await asyncio.sleep(REDRAW_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -21,7 +22,8 @@ from workers.registry import make_worker
 MAKE_TINY_GGUF = Path(__file__).parents[3] / "examples" / "engines" / "make_tiny_gguf.py"
 START_TIMEOUT_S = 60.0
 SLOTS = 16
-ECHO_AT_ONCE = 8
+PROMPTS_A_PLACE = 25
+BUILT = Path("prompt-scheduler", "llama-server", "bin", "llama-server")
 
 
 class EngineKind(StrEnum):
@@ -41,29 +43,34 @@ class DemoEngine:
     children: tuple[Child, ...] = ()
 
 
-def open_engine(kind: EngineKind, folder: Path, *, delay_s: float) -> AbstractAsyncContextManager[DemoEngine]:
+def open_engine(
+    kind: EngineKind, folder: Path, *, prompts: int, delay_s: float
+) -> AbstractAsyncContextManager[DemoEngine]:
     """Start what answers. `delay_s` is the echo's time for a word.
+
+    Few of the `prompts` run at once: most are to be seen waiting.
 
     Raises:
         ConfigError: llama-server or a model is missing.
     """
-    return _llama(folder, os.environ) if kind is EngineKind.LLAMA else _echo(delay_s)
+    at_once = prompts // PROMPTS_A_PLACE
+    return _llama(folder, os.environ, at_once) if kind is EngineKind.LLAMA else _echo(delay_s, at_once)
 
 
 @asynccontextmanager
-async def _echo(delay_s: float) -> AsyncIterator[DemoEngine]:
+async def _echo(delay_s: float, at_once: int) -> AsyncIterator[DemoEngine]:
     toml = f"""
 [[routes.echo.endpoints]]
 backend = "echo"
-max_in_flight = {ECHO_AT_ONCE}
+max_in_flight = {at_once}
 options = {{ first_delay_s = {delay_s}, delay_s = {delay_s} }}
 """
     yield DemoEngine("echo", toml)
 
 
 @asynccontextmanager
-async def _llama(folder: Path, environ: Mapping[str, str]) -> AsyncIterator[DemoEngine]:
-    binary = _binary(environ)
+async def _llama(folder: Path, environ: Mapping[str, str], at_once: int) -> AsyncIterator[DemoEngine]:
+    binary = find_llama_server(environ)
     model = Path(environ["LLAMA_MODEL"]) if environ.get("LLAMA_MODEL") else await _tiny_model(folder)
     if not model.is_file():
         raise ConfigError(f"LLAMA_MODEL names {model}, which is no file; without it there is a tiny one")
@@ -78,18 +85,29 @@ async def _llama(folder: Path, environ: Mapping[str, str]) -> AsyncIterator[Demo
 backend = "llama_cpp"
 base_url = "{base_url}"
 model = "tiny"
+max_in_flight = {min(at_once, SLOTS)}
 """
         yield DemoEngine("tiny", toml, {"max_tokens": 128, "temperature": 0.8}, (server,))
 
 
-def _binary(environ: Mapping[str, str]) -> Path:
-    named = environ.get("LLAMA_SERVER", "")
-    if named and os.access(named, os.X_OK):
-        return Path(named).absolute()
-    said = f"names {named}, which cannot be run" if named else "is not set"
-    raise ConfigError(
-        f"LLAMA_SERVER {said}: it is to name llama.cpp's llama-server; `make demo ENGINE=llama` builds one"
-    )
+def find_llama_server(environ: Mapping[str, str]) -> Path:
+    """The llama-server to run: the one that LLAMA_SERVER names, else on PATH, else as the Makefile builds it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if named := environ.get("LLAMA_SERVER"):
+        if os.access(named, os.X_OK):
+            return Path(named).absolute()
+        said = f"LLAMA_SERVER names {named}, which cannot be run"
+    else:
+        if found := shutil.which("llama-server", path=environ.get("PATH")):
+            return Path(found).absolute()
+        built = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / BUILT
+        if os.access(built, os.X_OK):
+            return built
+        said = "LLAMA_SERVER is not set, and there is no llama-server on PATH"
+    raise ConfigError(f"{said}; in a checkout `make demo ENGINE=llama` builds one")
 
 
 async def _tiny_model(folder: Path) -> Path:

@@ -23,11 +23,25 @@ GRACE_S = 5.0
 def run_tethered(command: list[str]) -> int:
     """Run a command until it ends or standard input does; its exit code."""
     # In a group of its own: Ctrl-C in the terminal is for the starter to hear, and to act on.
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    child = subprocess.Popen(  # noqa: S603 - the starter's own command
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 - there is no other thread yet
+    )
     threading.Thread(target=_end_with_stdin, args=(child,), daemon=True).start()
     code = child.wait()
     _signal(child, signal.SIGKILL)  # what it left behind in its group
     return code if code >= 0 else 128 - code
+
+
+def _end_with_parent() -> None:
+    """Linux: have the kernel end the command if this process itself is killed."""
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - needed here alone
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL))
 
 
 def _end_with_stdin(child: subprocess.Popen[bytes]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from scheduler.cli.output import priority_text
-from scheduler.model import JobInfo
+from scheduler.cli.output import age
+from scheduler.model import JobInfo, Priority
+
+Answer = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +23,18 @@ class Check:
 
 
 def judge(
-    answers: Sequence[Mapping[str, Any]], jobs: Sequence[JobInfo], *, echoes: bool, elapsed_s: float
+    answers: Sequence[Answer], jobs: Sequence[JobInfo], *, echoes: bool, elapsed_s: float
 ) -> list[Check]:
     """Compare what the client got with the records of the jobs that ran. `echoes`: answers repeat prompts."""
     return [
         _all_answered(answers, echoes=echoes),
         _duplicates_ran_once(answers, jobs),
         _urgent_first(jobs),
-        _tokens(answers, elapsed_s),
+        _streamed(answers, elapsed_s),
     ]
 
 
-def _all_answered(answers: Sequence[Mapping[str, Any]], *, echoes: bool) -> Check:
+def _all_answered(answers: Sequence[Answer], *, echoes: bool) -> Check:
     right = [one for one in answers if "text" in one and (not echoes or one["text"] == one["prompt"])]
     claim = f"{len(answers)} prompts sent, {len(right)} answered"
     wrong = next((one for one in answers if one not in right), None)
@@ -41,31 +43,62 @@ def _all_answered(answers: Sequence[Mapping[str, Any]], *, echoes: bool) -> Chec
     return Check(bool(answers) and wrong is None, claim)
 
 
-def _duplicates_ran_once(answers: Sequence[Mapping[str, Any]], jobs: Sequence[JobInfo]) -> Check:
-    different = len({one["prompt"] for one in answers})
+def _duplicates_ran_once(answers: Sequence[Answer], jobs: Sequence[JobInfo]) -> Check:
+    texts: defaultdict[str, set[str | None]] = defaultdict(set)
+    for one in answers:
+        texts[one["prompt"]].add(one.get("text"))
+    differing = sum(len(said) > 1 for said in texts.values())
     duplicates = sum(bool(one.get("deduplicated")) for one in answers)
     runs = sum(job.attempts for job in jobs)
-    kept = runs == len(jobs) == different and duplicates == len(answers) - different
-    return Check(kept, f"{different} of them different, {runs} runs; {duplicates} duplicates shared one")
+    kept = runs == len(jobs) == len(texts) and duplicates == len(answers) - len(texts) and not differing
+    got = f"and {differing} got a different text" if differing else "and got its text"
+    return Check(
+        kept, f"{len(texts)} of them different, {runs} runs; {duplicates} duplicates shared one {got}"
+    )
 
 
 def _urgent_first(jobs: Sequence[JobInfo]) -> Check:
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for place, job in enumerate(sorted(jobs, key=lambda job: job.ended_at_ms or 0), 1):
-        places[job.priority].append(place)
-    means = {priority: mean(places[priority]) for priority in sorted(places, reverse=True)}
-    in_order = list(means.values())
-    told = ", ".join(f"{priority_text(priority)}: {place:.0f}" for priority, place in means.items())
+    by_end = sorted(jobs, key=lambda job: (job.ended_at_ms or 0, job.started_at_ms or 0))
+    places = {job.id: place for place, job in enumerate(by_end, 1)}
+    waits = _means(jobs, lambda job: ((job.started_at_ms or 0) - job.enqueued_at_ms) / 1000)
+    ends = _means(jobs, lambda job: places[job.id])
+    told_waits = ", ".join(f"{_name(priority)} {age(wait_s)}" for priority, wait_s in waits.items())
+    told_ends = ", ".join(f"{_name(priority)} {place:.0f}" for priority, place in ends.items())
     return Check(
-        len(means) > 1 and in_order == sorted(in_order),
-        f"urgent ones first; mean place at the finish: {told}",
+        len(ends) > 1 and _rises(waits) and _rises(ends),
+        f"urgent ones first; mean wait: {told_waits}; mean place at the finish: {told_ends}",
     )
 
 
-def _tokens(answers: Sequence[Mapping[str, Any]], elapsed_s: float) -> Check:
-    # A shared answer was generated once.
-    generated = {one["job_id"]: one["output_tokens"] for one in answers if "job_id" in one}
-    tokens = sum(generated.values())
-    return Check(
-        tokens > 0, f"{tokens:,} tokens in {elapsed_s:.1f} s, {tokens / max(elapsed_s, 0.001):,.0f} a second"
+def _means(jobs: Sequence[JobInfo], measure: Callable[[JobInfo], float]) -> dict[int, float]:
+    """The mean of each priority, the most urgent first."""
+    measured: defaultdict[int, list[float]] = defaultdict(list)
+    for job in jobs:
+        measured[job.priority].append(measure(job))
+    return {priority: mean(measured[priority]) for priority in sorted(measured, reverse=True)}
+
+
+def _rises(values: Mapping[int, float]) -> bool:
+    return list(values.values()) == sorted(values.values())
+
+
+def _name(priority: int) -> str:
+    return Priority(priority).name.lower()
+
+
+def _streamed(answers: Sequence[Answer], elapsed_s: float) -> Check:
+    # A shared answer was generated, and streamed, once.
+    firsts = [one for one in answers if "text" in one and not one["deduplicated"]]
+    tokens = sum(one["output_tokens"] for one in firsts)
+    pieces = sum(one["pieces"] for one in firsts)
+    in_pieces = sum(one["pieces"] > 1 for one in firsts)
+    other = sum(one["streamed"] != one["text"] for one in firsts)
+    claim = (
+        f"answers streamed: {tokens:,} tokens in {pieces:,} pieces and {elapsed_s:.1f} s, "
+        f"{tokens / max(elapsed_s, 0.001):,.0f} tokens a second"
     )
+    if other:
+        claim += f"; what was streamed of {other} is not their result"
+    if in_pieces <= len(firsts) / 2:
+        claim += f"; only {in_pieces} of {len(firsts)} came in more than one piece"
+    return Check(tokens > 0 and not other and in_pieces > len(firsts) / 2, claim)

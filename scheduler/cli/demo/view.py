@@ -3,70 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
+from textwrap import fill
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from scheduler.cli.demo.plan import PROMPTS
+from scheduler.cli.demo.hearing import Hearing, Stream
+from scheduler.cli.demo.verdict import Check
 from scheduler.cli.output import age, priority_text
-from scheduler.events import Delta, Done, Event
 from scheduler.model import JobInfo, JobState, Priority
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.reports import QueueStatus
 
-RATE_OVER_S = 3.0
-CHARS_A_TOKEN = 5
 MAX_JOBS = 1000
 BAR_WIDTH = 20
+LONG_BAR_WIDTH = 40
+TEXT_WIDTH = 56
+TABLE_WIDTH = 79
 PRIORITIES = sorted((int(one) for one in Priority), reverse=True)
 STYLES = {9: "bold red", 7: "yellow", 5: "green", 3: "cyan", 1: "dim"}
 
 
-class TokenRate:
-    """Tokens that have come, and how many a second: guessed from the text until the engine has said."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._guessed: Counter[str] = Counter()
-        self._recent: deque[tuple[float, int]] = deque()
-
-    def hear(self, event: Event) -> None:
-        """Take an event of any job."""
-        if isinstance(event, Delta):
-            guess = len(event.text) // CHARS_A_TOKEN
-            self._guessed[event.job_id] += guess
-            self._count(guess)
-        elif isinstance(event, Done):
-            self._count((event.result.usage.output_tokens or 0) - self._guessed.pop(event.job_id, 0))
-
-    def _count(self, tokens: int) -> None:
-        self.tokens += tokens
-        self._recent.append((time.monotonic(), tokens))
-
-    @property
-    def per_second(self) -> float:
-        """Over the last seconds."""
-        now = time.monotonic()
-        while self._recent and self._recent[0][0] < now - RATE_OVER_S:
-            self._recent.popleft()
-        return max(0, sum(tokens for _, tokens in self._recent)) / RATE_OVER_S
-
-
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How things stand at one moment."""
+    """How things stand at one moment. `prompts`: how many there are to be."""
 
+    prompts: int
     status: QueueStatus
     running: list[JobInfo]
     done: list[JobInfo]
     tokens: int
     tokens_per_s: float
     elapsed_s: float
+    stream: Stream | None = None
     waiting: Counter[int] = field(default_factory=Counter)
 
     @property
@@ -74,32 +49,42 @@ class Snapshot:
         """Duplicates that got a job or an answer that was there."""
         return self.status.totals.get("joined", 0) + self.status.totals.get("reused", 0)
 
+    @property
+    def sent(self) -> int:
+        """Prompts that the client has sent so far."""
+        return self.status.totals.get("enqueued", 0) + self.shared
 
-async def look(inspector: QueueInspector, rate: TokenRate, began_at: float) -> Snapshot:
-    """Ask the queue how it stands."""
+
+async def look(inspector: QueueInspector, hearing: Hearing, *, prompts: int, began_at: float) -> Snapshot:
+    """Ask the queue how it stands. `began_at` is of the monotonic clock."""
     status = await inspector.status()
+    running = await inspector.jobs(state=JobState.RUNNING, limit=MAX_JOBS)
     waiting: Counter[int] = Counter()
     for lane in status.lanes:
         waiting.update(lane.by_priority)
     return Snapshot(
+        prompts=prompts,
         status=status,
-        running=await inspector.jobs(state=JobState.RUNNING, limit=MAX_JOBS),
+        running=running,
         done=await inspector.jobs(state=JobState.DONE, limit=MAX_JOBS),
-        tokens=rate.tokens,
-        tokens_per_s=rate.per_second,
+        tokens=hearing.tokens,
+        tokens_per_s=hearing.per_second,
         elapsed_s=time.monotonic() - began_at,
+        stream=hearing.follow(running),
         waiting=waiting,
     )
 
 
 def draw(snapshot: Snapshot) -> Group:
-    """The table, for a terminal."""
+    """The table and what is below it, for a terminal: at most 80 columns, always as many lines."""
     shown = Table(
-        box=box.ROUNDED, title=f"prompt-scheduler: {PROMPTS} prompts, one worker process", min_width=64
+        box=box.ROUNDED,
+        title=f"prompt-scheduler: {snapshot.prompts} prompts, one worker process",
+        width=TABLE_WIDTH,
     )
     for column in ("priority", "waiting", "running", "done", "mean wait"):
         shown.add_column(column, justify="left" if column == "priority" else "right", no_wrap=True)
-    shown.add_column("", width=BAR_WIDTH)
+    shown.add_column("", width=BAR_WIDTH, no_wrap=True)
     for priority in PRIORITIES:
         running = sum(job.priority == priority for job in snapshot.running)
         done = [job for job in snapshot.done if job.priority == priority]
@@ -110,14 +95,38 @@ def draw(snapshot: Snapshot) -> Group:
             str(running),
             str(len(done)),
             age(mean_wait_s(done)),
-            _bar(len(done), running, waiting, STYLES[priority]),
+            _bar(len(done), running, waiting, STYLES[priority], BAR_WIDTH),
         )
-    return Group(shown, Text(f" {snapshot.elapsed_s:.1f} s, {_shared_and_tokens(snapshot)}"))
+    return Group(shown, *_below(snapshot))
 
 
-def _bar(done: int, running: int, waiting: int, style: str, width: int = BAR_WIDTH) -> Text:
+def _below(snapshot: Snapshot) -> list[Text]:
+    done, running = len(snapshot.done), len(snapshot.running)
+    progress = Text(" ").append(_bar(done, running, snapshot.waiting.total(), "green", LONG_BAR_WIDTH))
+    progress.append(f"  {snapshot.sent} of {snapshot.prompts} prompts sent")
+    return [
+        progress,
+        Text(f" {done} jobs run, {snapshot.shared} duplicates joined"),
+        Text(
+            f" {snapshot.tokens:,} tokens, {snapshot.tokens_per_s:,.0f} a second; {snapshot.elapsed_s:.1f} s"
+        ),
+        Text(),
+        _stream_line(snapshot.stream),
+    ]
+
+
+def _stream_line(stream: Stream | None) -> Text:
+    if stream is None:
+        return Text(" streaming", "dim")
+    said = " ".join(character for character in stream.text.split())
+    said = "".join(character for character in said if character.isprintable())
+    line = Text(f" {priority_text(stream.priority):<12} ▸ ", STYLES[stream.priority], no_wrap=True)
+    return line.append(said if len(said) <= TEXT_WIDTH else f"…{said[1 - TEXT_WIDTH :]}", "default")
+
+
+def _bar(done: int, running: int, waiting: int, style: str, width: int) -> Text:
     everything = max(1, done + running + waiting)
-    full = round(width * done / everything)
+    full = width * done // everything
     partly = min(width - full, round(width * running / everything) or (1 if running else 0))
     bar = Text("█" * full, style)
     bar.append("▒" * partly, style)
@@ -134,12 +143,16 @@ def summary(snapshot: Snapshot) -> str:
     """All of it in one line, for where there is no terminal."""
     return (
         f"{snapshot.elapsed_s:5.1f} s  waiting {snapshot.waiting.total():3}"
-        f"  running {len(snapshot.running):2}  done {len(snapshot.done):3}  {_shared_and_tokens(snapshot)}"
+        f"  running {len(snapshot.running):2}  done {len(snapshot.done):3}  joined {snapshot.shared:2}"
+        f"  {snapshot.tokens:,} tokens, {snapshot.tokens_per_s:,.0f} a second"
     )
 
 
-def _shared_and_tokens(snapshot: Snapshot) -> str:
-    return (
-        f"{snapshot.shared} duplicates joined, "
-        f"{snapshot.tokens:,} tokens, {snapshot.tokens_per_s:,.0f} a second"
-    )
+def verdict(checks: Sequence[Check], width: int) -> Text:
+    """What was shown, a promise each, in lines of at most `width` columns."""
+    lines = []
+    for check in checks:
+        said = fill(check.claim, width - 1, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        head = ("ok    ", "green") if check.kept else ("FAIL  ", "bold red")
+        lines.append(Text.assemble(head, said[6:]))
+    return Text("\n").join(lines)
