@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -30,6 +30,7 @@ from scheduler.model import Name
 ENV_PREFIX = "SCHEDULER_"
 CONFIG_VARIABLE = "SCHEDULER_CONFIG"
 ROUTES_VARIABLE = "SCHEDULER_ROUTES"
+TENANTS_VARIABLE = "SCHEDULER_TENANTS"
 EMBEDDED = "embedded"
 
 # Kubernetes sets these for a Service that happens to be called "scheduler".
@@ -83,8 +84,35 @@ class PostSettings(_Section):
     redact: list[Literal["email", "phone", "card"]] = Field(default_factory=list)
 
 
-class EndpointSettings(_Section):
-    """One base URL that serves a route. `options` belong to that kind of model worker alone."""
+class BreakerSettings(_Section):
+    """When an endpoint is left alone, and for how long.
+
+    It opens after `failures` failed calls in a row, or when of at least `min_calls` calls in the last
+    `window_s` seconds the part `failure_rate` failed. It stays open for `open_s`, twice as long each
+    time that the probe fails, up to `max_open_s`.
+    """
+
+    failures: int = Field(default=5, ge=1)
+    failure_rate: float = Field(default=0.5, gt=0, le=1)
+    min_calls: int = Field(default=20, ge=1)
+    window_s: float = Field(default=30.0, gt=0)
+    open_s: float = Field(default=2.0, gt=0)
+    max_open_s: float = Field(default=60.0, gt=0)
+
+
+class RateSettings(_Section):
+    """How much may go in a minute, over all worker processes. None: as much as there is."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+
+class EndpointSettings(RateSettings):
+    """One base URL that serves a route.
+
+    `max_in_flight` counts prompts over all worker processes; without it the back end is asked, or found out.
+    `options` belong to that kind of model worker alone.
+    """
 
     backend: Name
     base_url: str = ""
@@ -94,6 +122,7 @@ class EndpointSettings(_Section):
     max_in_flight: int | None = Field(default=None, ge=1)
     timeout_s: float = Field(default=120.0, gt=0)
     first_token_timeout_s: float = Field(default=30.0, gt=0)
+    breaker: BreakerSettings = BreakerSettings()
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -103,10 +132,12 @@ STAGES = ("rag", "assemble", "inference", "post", "stream")
 class RouteSettings(_Section):
     """A model name that users ask for, and how it is served.
 
+    `fallbacks` name routes whose endpoints answer, in that order, while none of its own can.
     `stages` is the order of the stages; a stage of your own stands in it as `"package.module:Name"`.
     """
 
     endpoints: list[EndpointSettings] = Field(min_length=1)
+    fallbacks: list[Name] = Field(default_factory=list)
     batch: BatchSettings = BatchSettings()
     rag: RagSettings | None = None
     assemble: AssembleSettings = AssembleSettings()
@@ -189,6 +220,22 @@ class Settings(BaseSettings):
     retry_cap_s: float = Field(default=30.0, ge=0)
 
     routes: dict[Name, RouteSettings] = Field(default_factory=_echo_routes, min_length=1)
+    tenants: dict[Literal["*"] | Name, RateSettings] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known_fallbacks(self) -> Settings:
+        for name, route in self.routes.items():
+            for at, fallback in enumerate(route.fallbacks):
+                where = f"routes.{name}.fallbacks.{at}"
+                if fallback == name:
+                    raise ValueError(f"{where}: a route is no fallback of itself")
+                if fallback not in self.routes:
+                    raise ValueError(
+                        f"{where}: there is no route {fallback!r}; there are {', '.join(sorted(self.routes))}"
+                    )
+                if fallback in route.fallbacks[:at]:
+                    raise ValueError(f"{where}: {fallback!r} is named twice")
+        return self
 
     @field_validator("redis_url")
     @classmethod
@@ -280,7 +327,7 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
         name = variable.upper()
         if not name.startswith(ENV_PREFIX) or _KUBERNETES.match(name) or name in known:
             continue
-        if name.startswith(f"{ROUTES_VARIABLE}__"):
+        if name.startswith((f"{ROUTES_VARIABLE}__", f"{TENANTS_VARIABLE}__")):
             continue
         names = [other.removeprefix(ENV_PREFIX) for other in known]
         near = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), names, n=1)
@@ -326,6 +373,7 @@ def _suggest(name: str) -> str:
         RouteSettings,
         EndpointSettings,
         BatchSettings,
+        BreakerSettings,
         RagSettings,
         AssembleSettings,
         PostSettings,
@@ -340,10 +388,12 @@ __all__ = [
     "STAGES",
     "AssembleSettings",
     "BatchSettings",
+    "BreakerSettings",
     "EndpointSettings",
     "Example",
     "PostSettings",
     "RagSettings",
+    "RateSettings",
     "RouteSettings",
     "Settings",
     "load_settings",

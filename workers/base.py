@@ -106,11 +106,23 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a probe found: `ready` for work, the `models` it serves (empty: unknown), and why not when not."""
+    """What a probe found: `ready` for work, the `models` it serves (empty: unknown), and why not when not.
+
+    `warnings` say what will not work as asked for although the back end is ready, a sentence each.
+    """
 
     ready: bool
     models: tuple[str, ...] = ()
     detail: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a back end says of its own work, whoever sent it: prompts that `running`, and `waiting` in it."""
+
+    running: int
+    waiting: int
 
 
 @runtime_checkable
@@ -144,6 +156,13 @@ class ModelWorker(Protocol):
         """
         ...
 
+    async def load(self) -> Load | None:
+        """What the back end has to do at this moment.
+
+        None: it does not say, or cannot be asked now. Never raises `WorkerError`.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Close connections. Safe to call twice."""
         ...
@@ -154,7 +173,8 @@ class EndpointConfig:
     """What a model worker is made from: one base URL and how to talk to it.
 
     `timeout_s` bounds a whole call, `first_token_timeout_s` the wait for its first output. `options` are
-    settings of that kind of worker alone (echo: `delay_s`, `failure_rate`, …).
+    settings of that kind of worker alone (echo: `delay_s`, `failure_rate`, …). `environ` holds the process's
+    environment variables, for the ones that the back end's own SDK reads (`OPENAI_API_KEY`).
     """
 
     backend: str
@@ -164,3 +184,4 @@ class EndpointConfig:
     timeout_s: float = 120.0
     first_token_timeout_s: float = 30.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)

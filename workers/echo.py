@@ -19,6 +19,7 @@ from workers.base import (
     EndpointConfig,
     Generation,
     Health,
+    Load,
     MemberFailed,
     Output,
     Piece,
@@ -104,6 +105,10 @@ class EchoWorker:
     async def capacity(self) -> int | None:
         """What the option `capacity` says; None without it."""
         return self._capacity
+
+    async def load(self) -> Load | None:
+        """Nothing: it has no queue."""
+        return None
 
     async def aclose(self) -> None:
         """There is nothing to close."""

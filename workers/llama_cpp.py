@@ -24,6 +24,7 @@ from workers.base import (
     EndpointConfig,
     Generation,
     Health,
+    Load,
     Output,
     Piece,
     TokenUsage,
@@ -109,6 +110,10 @@ class LlamaCppWorker:
         except WorkerError:
             return None
         return slots if isinstance(slots, int) and slots > 0 else None
+
+    async def load(self) -> Load | None:
+        """Nothing yet."""
+        return None
 
     async def aclose(self) -> None:
         """Close connections. Safe to call twice."""

@@ -97,6 +97,7 @@ def build_endpoint(
         timeout_s=endpoint.timeout_s,
         first_token_timeout_s=endpoint.first_token_timeout_s,
         options=endpoint.options,
+        environ=environ,
     )
     try:
         worker = make_worker(config)

@@ -79,6 +79,9 @@ class Puppet:
     async def capacity(self) -> int | None:
         return None
 
+    async def load(self) -> None:
+        return None
+
     async def aclose(self) -> None:
         self.closed = True
 

@@ -91,6 +91,9 @@ class ScriptedWorker:
     async def capacity(self) -> int | None:
         return None
 
+    async def load(self) -> None:
+        return None
+
     async def aclose(self) -> None:
         return None
 

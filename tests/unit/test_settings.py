@@ -13,10 +13,12 @@ from scheduler.errors import ConfigError
 from scheduler.settings import (
     AssembleSettings,
     BatchSettings,
+    BreakerSettings,
     EndpointSettings,
     Example,
     PostSettings,
     RagSettings,
+    RateSettings,
     RouteSettings,
     Settings,
     load_settings,
@@ -262,6 +264,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "Everything": Settings,
     "Routes": RouteSettings,
     "Endpoints": EndpointSettings,
+    "Breaker": BreakerSettings,
+    "Tenants": RateSettings,
     "Batch": BatchSettings,
     "Rag": RagSettings,
     "Assemble": AssembleSettings,
@@ -284,3 +288,28 @@ def test_document_gives_the_variable_and_the_default_of(name: str) -> None:
     if isinstance(default, int | float):
         cell = row.split("|")[2].replace("`", "").replace(",", "").replace("_", "").strip()
         assert float(cell) == default
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "said"),
+    [
+        ('["nowhere"]', "routes.chat.fallbacks.0: there is no route 'nowhere'"),
+        ('["chat"]', "routes.chat.fallbacks.0: a route is no fallback of itself"),
+        ('["small", "small"]', "routes.chat.fallbacks.1: 'small' is named twice"),
+    ],
+)
+def test_fallbacks_are_other_routes_each_once(load: Any, fallbacks: str, said: str) -> None:
+    small = '[[routes.small.endpoints]]\nbackend = "echo"\n'
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load(f"[routes.chat]\nfallbacks = {fallbacks}\n{ECHO}{small}")
+
+
+def test_tenants_have_limits_and_a_star_is_for_the_rest(load: Any) -> None:
+    settings = load(
+        '[tenants.acme]\nrequests_per_minute = 60\n[tenants."*"]\ntokens_per_minute = 1000\n',
+        SCHEDULER_TENANTS__ACME__TOKENS_PER_MINUTE="5",
+    )
+    assert settings.tenants == {
+        "acme": RateSettings(requests_per_minute=60, tokens_per_minute=5),
+        "*": RateSettings(tokens_per_minute=1000),
+    }

@@ -44,6 +44,9 @@ class Worker:
     async def capacity(self) -> int | None:
         return None
 
+    async def load(self) -> None:
+        return None
+
     async def aclose(self) -> None:
         return None
 
