@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -13,13 +14,13 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from scheduler.batching.endpoint import Endpoint
 from scheduler.connection import check_server, mask, open_redis, translated
-from scheduler.engine.routes import batch_policy, build_endpoint, build_routes
+from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
 from scheduler.errors import SchedulerError
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.reports import QueueStatus, WorkerInfo
+from scheduler.routing import Endpoint
 from scheduler.settings import EndpointSettings, RouteSettings, Settings
 from scheduler.stages import RagStage
 
@@ -185,10 +186,10 @@ async def _routes(settings: Settings) -> AsyncGenerator[Finding, None]:
     endpoints: list[Endpoint] = []
     for name, route in settings.routes.items():
         yield await _stages(name, route, settings)
-        for at, endpoint in enumerate(route.endpoints):
-            subject = f"endpoint {name}.{at}"
+        for at in range(len(route.endpoints)):
+            subject = f"endpoint {endpoint_name(name, at)}"
             try:
-                endpoints.append(build_endpoint(f"{name}.{at}", endpoint, batch_policy(route), settings))
+                endpoints.append(build_endpoint(name, at, settings))
             except SchedulerError as error:
                 yield Finding(Level.FAIL, subject, str(error).removeprefix(f"{subject}: "))
     for finding in await asyncio.gather(*(_endpoint(endpoint) for endpoint in endpoints)):
@@ -200,7 +201,7 @@ async def _stages(name: str, route: RouteSettings, settings: Settings) -> Findin
     subject = f"route {name}"
     unasked = route.model_copy(update={"endpoints": [EndpointSettings(backend="echo")]})
     try:
-        made = build_routes(settings.model_copy(update={"routes": {name: unasked}}))[name]
+        made = build_route(name, settings.model_copy(update={"routes": {name: unasked}}), os.environ)
         await _close(*made.endpoints)
         for stage in made.pipeline.stages:
             if isinstance(stage, RagStage):
@@ -212,8 +213,7 @@ async def _stages(name: str, route: RouteSettings, settings: Settings) -> Findin
 
 async def _close(*endpoints: Endpoint) -> None:
     for endpoint in endpoints:
-        await endpoint.batcher.aclose()
-        await endpoint.worker.aclose()
+        await endpoint.aclose()
 
 
 async def _endpoint(endpoint: Endpoint) -> Finding:
@@ -245,6 +245,8 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
             f"{where} serves {models}, not {endpoint.settings.model}",
             "set the endpoint's model to one of these",
         )
+    if health.warnings:
+        return Finding(Level.WARN, subject, f"{where} serves {models}; {'; '.join(health.warnings)}")
     return Finding(Level.OK, subject, f"{where} serves {models}")
 
 

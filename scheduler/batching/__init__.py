@@ -1,8 +1,8 @@
 """Micro-batching: gathers prompts for one endpoint into calls."""
 
 from scheduler.batching.batcher import Batcher, BatcherSnapshot, Flush
-from scheduler.batching.endpoint import Endpoint
 from scheduler.batching.policy import LONG_GENERATION_TOKENS, BatchPolicy, FlushReason, share_key
+from scheduler.batching.runner import CallWatcher
 from scheduler.batching.window import Window
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "BatchPolicy",
     "Batcher",
     "BatcherSnapshot",
-    "Endpoint",
+    "CallWatcher",
     "Flush",
     "FlushReason",
     "Window",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from scheduler.batching import failures
 from scheduler.batching.call import Deliver, Group, Member
 from scheduler.batching.policy import BatchPolicy, Cut, FlushReason, ration, share_key, trim
-from scheduler.batching.runner import CallRunner
+from scheduler.batching.runner import CallRunner, CallWatcher
 from scheduler.batching.window import Window
 from workers.base import Completed, Generation, ModelWorker
 
@@ -45,7 +45,8 @@ class Batcher:
     """Runs prompts on one endpoint, several to a call where the engine cannot tell them apart.
 
     `policy` decides and `window` has the places. A batcher belongs to one event loop. `clock` is in seconds
-    and must be the one that `expires_at` was read from. `on_flush` sees every call that goes.
+    and must be the one that `expires_at` was read from. `on_flush` sees every call that goes, `watcher`
+    how each begins and ends.
     """
 
     def __init__(
@@ -56,13 +57,14 @@ class Batcher:
         *,
         clock: Callable[[], float] = time.monotonic,
         on_flush: Callable[[Flush], None] | None = None,
+        watcher: CallWatcher | None = None,
     ) -> None:
         self._capabilities = worker.capabilities
         self._policy = policy
         self._window = window
         self._clock = clock
         self._on_flush = on_flush
-        self._runner = CallRunner(worker, window, on_quiet=self._check_quiet)
+        self._runner = CallRunner(worker, window, on_quiet=self._check_quiet, watcher=watcher)
         self._groups: dict[Hashable, Group] = {}
         self._gathered = 0
         self._arrivals = 0

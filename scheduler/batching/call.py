@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from scheduler.batching.policy import Due, Urgency
 from workers.base import Completed, Generation, Piece
+from workers.errors import WorkerError
 
 Deliver: TypeAlias = Callable[[Piece], None]
 
@@ -112,15 +113,20 @@ _urgency = attrgetter("urgency")
 
 
 class Call:
-    """Members that the engine works on together. `open` and `listening` count those of them that are so."""
+    """Members that the engine works on together. `open` and `listening` count those of them that are so.
 
-    __slots__ = ("listening", "members", "open", "task")
+    `completed`: a member has ended well; `error` is the last that a single member ended with.
+    """
+
+    __slots__ = ("completed", "error", "listening", "members", "open", "task")
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = members
         self.open = len(members)
         self.listening = len(members)
         self.task: asyncio.Task[None] | None = None
+        self.completed = False
+        self.error: WorkerError | None = None
         for member in members:
             member.call = self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from typing import Any, Protocol
 
 from scheduler.batching import failures
 from scheduler.batching.call import Call, Member
@@ -13,16 +14,36 @@ from workers.base import Completed, ModelWorker, Output, Piece
 from workers.errors import RequestRejected, WorkerError
 
 
+class CallWatcher(Protocol):
+    """Who wants to know how an endpoint's calls go. Must be cheap and must not raise."""
+
+    def call_began(self) -> Any:
+        """A call goes. The answer comes back when it has ended."""
+        ...
+
+    def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
+        """A call has ended of itself, well or with an error; one that was given up is not reported."""
+        ...
+
+
 class CallRunner:
     """Runs calls on one model worker; a member has a place in the window until the engine is done with it.
 
     `on_quiet` is called whenever the last call has ended.
     """
 
-    def __init__(self, worker: ModelWorker, window: Window, *, on_quiet: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        worker: ModelWorker,
+        window: Window,
+        *,
+        on_quiet: Callable[[], None],
+        watcher: CallWatcher | None = None,
+    ) -> None:
         self._worker = worker
         self._window = window
         self._on_quiet = on_quiet
+        self._watcher = watcher
         self._calls: set[Call] = set()
         self._in_flight = 0
         self._closed = False
@@ -67,7 +88,12 @@ class CallRunner:
         call.task.add_done_callback(partial(self._end, call))
 
     async def _carry_out(self, call: Call) -> None:
+        watched = self._watcher.call_began() if self._watcher is not None else None
         error = await self._read(call)
+        if self._watcher is not None and (error is not None or not call.abandoned):
+            self._watcher.call_ended(
+                watched, len(call.members), error or (None if call.completed else call.error)
+            )
         left = call.unended()
         again = self._to_try_again(call, left) if isinstance(error, RequestRejected) else {}
         for member in left:
@@ -110,6 +136,7 @@ class CallRunner:
         elif isinstance(output, Completed):
             self._complete(call, member, output)
         else:
+            call.error = output.error
             self._fail(call, member, output.error)
 
     def _deliver(self, call: Call, member: Member, piece: Piece) -> None:
@@ -126,6 +153,7 @@ class CallRunner:
     def _complete(self, call: Call, member: Member, completed: Completed) -> None:
         if completed.member:
             completed = Completed(0, completed.finish_reason, completed.usage, completed.model)
+        call.completed = True
         if not member.future.done():
             member.future.set_result(completed)
         self._free(call, member)

@@ -23,12 +23,14 @@ from redis.exceptions import RedisError
 from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
 from scheduler.engine.patience import Patience
 from scheduler.engine.retry import RetryPolicy
-from scheduler.engine.routes import Route, build_routes, describe_routes, learn_capacity
+from scheduler.engine.routes import Route, build_routes, describe_routes, rebuild_routes
+from scheduler.engine.shares import Shares
 from scheduler.errors import SchedulerError
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, Publication, Return, WriteOutcome
 from scheduler.results.subscriptions import Subscriptions
 from scheduler.results.writer import EventWriter
+from scheduler.routing import BreakerState, Endpoint
 from scheduler.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,12 @@ BURST_POLL_S = 0.05
 LAST_CLAIM_S = 2.0
 LET_GO_S = 5.0
 SAY_GOODBYE_S = 2.0
+
+RETIRE_POLL_S = 0.2
+TELL_AGAIN_S = 0.5
+
+FIXED = ("redis_url", "data_dir", "queue", "worker_name", "lease_s", "redis_wait_s")
+"""Settings that a process keeps for its life."""
 
 
 def worker_id(settings: Settings) -> str:
@@ -61,6 +69,7 @@ class Engine:
         self.id = worker_id(settings)
         self.queue = PromptQueue(redis, settings.queue, script_flags=script_flags)
         self.routes: dict[str, Route] = build_routes(settings)
+        self._shares = Shares(self.queue, self.id, lease_ms=self.lease_ms)
         self._attempts: dict[int, Attempt] = {}  # by token, until the end is written
         self._running = 0
         self._patience = Patience()
@@ -76,7 +85,10 @@ class Engine:
         self._overdue: set[int] = set()  # tokens of attempts whose deadline has come
         self._deadlines = asyncio.Event()
         self._draining = False
-        self._claiming = False
+        self._claiming = asyncio.Lock()  # held from asking for jobs until they have begun
+        self._retiring: dict[asyncio.Task[None], Route] = {}
+        self._breakers = asyncio.Event()  # one has changed its state
+        self._breaker_states: dict[str, BreakerState] = {}
         self._claims = 0
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -90,6 +102,10 @@ class Engine:
     def running(self) -> int:
         """How many jobs are in flight in this process."""
         return self._running
+
+    @property
+    def _endpoints(self) -> list[Endpoint]:
+        return [endpoint for route in self.routes.values() for endpoint in route.endpoints]
 
     @property
     def lease_ms(self) -> int:
@@ -117,21 +133,17 @@ class Engine:
     async def _start(self) -> None:
         self._started_at_ms = time.time_ns() // 1_000_000
         for route in self.routes.values():
-            await route.pipeline.start()
+            await route.start(self._endpoint_changed)
         await self.queue.load()
         await self._publish_settings()
         await self._renew(())
+        await self._shares.update(self._endpoints)
         await self._writer.start()
         self._serve("leases", self._keep_leases)
         self._serve("deadlines", self._confirm_deadlines)
+        self._serve("breakers", self._tell_of_breakers)
         self._serve("tick", self._maintain)
         self._serve("control", self._listen)
-        for route in self.routes.values():
-            for endpoint in route.endpoints:
-                if endpoint.settings.max_in_flight is None:
-                    self._serve(
-                        f"capacity of {endpoint.name}", partial(learn_capacity, endpoint, self._news.set)
-                    )
         self._claimer = asyncio.create_task(self._supervise("claim", self._claim_forever), name="claim")
         logger.info("worker %s serves %s from queue %r", self.id, ", ".join(self.routes), self.settings.queue)
 
@@ -169,7 +181,7 @@ class Engine:
         while not self._draining:
             left = await self._patience.until_done(lambda: self.queue.unfinished(list(self.routes)))
             # A job leaves the count when it is claimed: it is here then, or on its way.
-            if not left and not self._attempts and not self._claiming:
+            if not left and not self._attempts and not self._claiming.locked():
                 return
             await asyncio.sleep(BURST_POLL_S)
 
@@ -193,20 +205,17 @@ class Engine:
             )
 
     async def _close_routes(self) -> None:
-        for route in self.routes.values():
-            await route.pipeline.stop()
-            for endpoint in route.endpoints:
-                try:
-                    await endpoint.batcher.aclose()
-                    await endpoint.worker.aclose()
-                except Exception:
-                    logger.exception("endpoint %s did not close cleanly", endpoint.name)
+        retiring = dict(self._retiring)
+        await _end(*retiring)
+        for route in (*self.routes.values(), *retiring.values()):
+            await route.stop()
 
     async def _say_goodbye(self) -> None:
         """Hand on wake tokens that the last wait may have taken, and leave the list of processes."""
         with suppress(RedisError, OSError):
             async with asyncio.timeout(SAY_GOODBYE_S):
                 await self._pass_on()
+                await self._shares.give_up(self._endpoints)
                 await self.queue.forget_worker(self.id)
 
     def _serve(self, name: str, service: Callable[[], Awaitable[None]]) -> None:
@@ -246,17 +255,15 @@ class Engine:
         """Claim and begin; returns whether it is worth while to claim again at once."""
         self._claims += 1
         claim_id = f"{self.id}:{self._claims}"
-        self._claiming = True
-        try:
-            claim = await self._patience.until_done(lambda: self._ask(claim_id, limit))
+        async with self._claiming:
+            try:
+                claim = await self._patience.until_done(lambda: self._ask(claim_id, limit))
+            except RedisError:
+                logger.exception("claiming failed; it goes on in a second")
+                await asyncio.sleep(1.0)
+                return True
             for job in claim.jobs:
                 self._begin(job)
-        except RedisError:
-            logger.exception("claiming failed; it goes on in a second")
-            await asyncio.sleep(1.0)
-            return True
-        finally:
-            self._claiming = False
         return claim.more and bool(claim.jobs)
 
     async def _ask(self, claim_id: str, limit: int) -> Claim:
@@ -354,7 +361,22 @@ class Engine:
         while True:
             await asyncio.sleep(self.settings.lease_s / 3)
             await self._patience.until_done(lambda: self._renew(tuple(self._attempts)))
+            await self._patience.until_done(lambda: self._shares.update(self._endpoints))
             await self._patience.until_done(self._mend_settings)
+
+    async def _tell_of_breakers(self) -> None:
+        """Show administrators at once when an endpoint is left alone, and when it is well again."""
+        while True:
+            await self._breakers.wait()
+            self._breakers.clear()
+            await self._patience.until_done(lambda: self._renew(()))
+            await asyncio.sleep(TELL_AGAIN_S)
+
+    def _endpoint_changed(self, endpoint: Endpoint) -> None:
+        self._news.set()
+        if endpoint.breaker.state is not self._breaker_states.get(endpoint.name, BreakerState.CLOSED):
+            self._breaker_states[endpoint.name] = endpoint.breaker.state
+            self._breakers.set()
 
     async def _confirm_deadlines(self) -> None:
         """Ask about deadlines that have come by our clock: a duplicate that joined may have moved them."""
@@ -414,6 +436,49 @@ class Engine:
                     order = orjson.loads(message)
                     self._refused(order["cancel"], int(order["token"]))
 
+    # Settings that change while it runs
+
+    async def reload(self, settings: Settings) -> None:
+        """Go on with other settings: of queue and routes, not of the process itself.
+
+        A route that stays as it was keeps its endpoints and what is known of them. One that has changed or
+        gone finishes the jobs that it has.
+
+        Raises:
+            ConfigError: a route cannot be made or started; all stays as it was.
+        """
+        if fixed := [name for name in FIXED if getattr(settings, name) != getattr(self.settings, name)]:
+            logger.warning("%s: to change this takes a restart; the rest is reloaded", ", ".join(fixed))
+            settings = settings.model_copy(update={name: getattr(self.settings, name) for name in fixed})
+        routes = rebuild_routes(settings, self.routes)
+        fresh = [route for name, route in routes.items() if route is not self.routes.get(name)]
+        try:
+            for route in fresh:
+                await route.start(self._endpoint_changed)
+        except BaseException:
+            for route in fresh:
+                await route.stop()
+            raise
+        async with self._claiming:
+            old = [route for name, route in self.routes.items() if route is not routes.get(name)]
+            self.settings, self.routes = settings, routes
+            for route in routes.values():
+                route.fall_back_on(routes)
+            self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
+            self._writer.result_ttl_ms = round(settings.result_ttl_s * 1000)
+        for route in old:
+            task = asyncio.create_task(self._retire(route), name=f"retire {route.name}")
+            self._retiring[task] = route
+            task.add_done_callback(self._retiring.pop)
+        await self._patience.until_done(self._publish_settings)
+        await self._patience.until_done(lambda: self._shares.update(self._endpoints))
+        self._news.set()
+
+    async def _retire(self, route: Route) -> None:
+        while route.busy:  # noqa: ASYNC110  it is rare, and may take minutes
+            await asyncio.sleep(RETIRE_POLL_S)
+        await route.stop()
+
     # What others read
 
     def _conf(self) -> dict[str, str | int]:
@@ -444,15 +509,7 @@ class Engine:
                     name: {
                         "running": route.running,
                         "stages": {stage: gate.running for stage, gate in route.pipeline.gates.items()},
-                        "endpoints": [
-                            {
-                                "name": endpoint.name,
-                                "backend": endpoint.settings.backend,
-                                "in_flight": endpoint.window.in_flight,
-                                "max_in_flight": endpoint.window.limit,
-                            }
-                            for endpoint in route.endpoints
-                        ],
+                        "endpoints": [endpoint.describe() for endpoint in route.endpoints],
                     }
                     for name, route in self.routes.items()
                 },

@@ -1,47 +1,90 @@
-"""The routes of a process at work: endpoints, windows and pipelines made from the settings."""
+"""The routes of a process at work: endpoints and pipelines made from the settings."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import orjson
 
-from scheduler.batching import Batcher, BatchPolicy, Endpoint, Window
+from scheduler.batching import BatchPolicy
 from scheduler.errors import ConfigError
+from scheduler.routing import Endpoint, EndpointMonitor
 from scheduler.settings import EndpointSettings, RouteSettings, Settings
 from scheduler.stages.inference import InferenceStage
 from scheduler.stages.pipeline import Pipeline, build_pipeline
 from scheduler.stages.stream import StreamStage
 from workers.base import EndpointConfig
-from workers.errors import WorkerError
 from workers.registry import make_worker
 
 logger = logging.getLogger(__name__)
 
-# Until an endpoint has said how much it holds. An echo in this process holds what the process holds.
-UNASKED_WINDOW = 8
-PROBE_UNTIL_KNOWN_S = 2.0
-PROBE_S = 30.0
 
-
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Route:
-    """One route in this process. `running` counts its jobs from claim to end."""
+    """One route in this process. `running` counts its jobs from claim to end.
+
+    `fallbacks` are the routes whose endpoints answer while none of its own can.
+    """
 
     name: str
     settings: RouteSettings
     endpoints: tuple[Endpoint, ...]
+    inference: InferenceStage
     pipeline: Pipeline
+    fallbacks: tuple[Route, ...] = ()
     running: int = 0
+    _monitors: list[EndpointMonitor] = field(default_factory=list)
 
     @property
     def free(self) -> int:
-        """How many more jobs its endpoints may hold."""
-        return max(0, sum(endpoint.window.limit for endpoint in self.endpoints) - self.running)
+        """How many more jobs may be claimed: what its endpoints have room for, less what is on its way."""
+        on_its_way = self.running - self.pipeline.gates[self.inference.name].running
+        return max(0, self._room - on_its_way)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has jobs, or its endpoints have prompts, of its own or of who falls back on it."""
+        return self.running > 0 or any(endpoint.outstanding for endpoint in self.endpoints)
+
+    @property
+    def _room(self) -> int:
+        for route in (self, *self.fallbacks):
+            if any(endpoint.capacity for endpoint in route.endpoints):
+                return sum(endpoint.room for endpoint in route.endpoints)
+        return 0
+
+    def fall_back_on(self, routes: Mapping[str, Route]) -> None:
+        """Find the routes that the settings name as fallbacks."""
+        self.fallbacks = tuple(routes[name] for name in self.settings.fallbacks)
+        self.inference.fallbacks = tuple(route.endpoints for route in self.fallbacks)
+
+    async def start(self, on_change: Callable[[Endpoint], None]) -> None:
+        """Start the stages, and ask the back ends how they do; `on_change` hears of what they say.
+
+        Raises:
+            ConfigError: a stage cannot start.
+        """
+        await self.pipeline.start()
+        for endpoint in self.endpoints:
+            endpoint.on_change = partial(on_change, endpoint)
+            monitor = EndpointMonitor(endpoint)
+            self._monitors.append(monitor)
+            await monitor.start()
+
+    async def stop(self) -> None:
+        """Stop the stages, abort what still runs, close the connections. Safe to call twice."""
+        while self._monitors:
+            await self._monitors.pop().stop()
+        await self.pipeline.stop()
+        for endpoint in self.endpoints:
+            try:
+                await endpoint.aclose()
+            except Exception:
+                logger.exception("endpoint %s did not close cleanly", endpoint.name)
 
 
 def build_routes(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, Route]:
@@ -51,45 +94,87 @@ def build_routes(settings: Settings, environ: Mapping[str, str] | None = None) -
         ConfigError: a back end, an API key, a template or a stage is wrong.
     """
     environ = os.environ if environ is None else environ
-    return {name: _build_route(name, route, settings, environ) for name, route in settings.routes.items()}
+    routes = {name: build_route(name, settings, environ) for name in settings.routes}
+    for route in routes.values():
+        route.fall_back_on(routes)
+    return routes
 
 
-def _build_route(name: str, route: RouteSettings, settings: Settings, environ: Mapping[str, str]) -> Route:
-    policy = batch_policy(route)
-    endpoints = tuple(
-        build_endpoint(f"{name}.{at}", endpoint, policy, settings, environ)
-        for at, endpoint in enumerate(route.endpoints)
-    )
-    pipeline = build_pipeline(name, route, inference=InferenceStage(endpoints), stream=StreamStage())
-    return Route(name=name, settings=route, endpoints=endpoints, pipeline=pipeline)
+def rebuild_routes(
+    settings: Settings, old: Mapping[str, Route], environ: Mapping[str, str] | None = None
+) -> dict[str, Route]:
+    """Make the routes of changed settings; those that have not changed are taken over as they are.
+
+    Raises:
+        ConfigError: as `build_routes`.
+    """
+    environ = os.environ if environ is None else environ
+    return {
+        name: old[name]
+        if name in old and old[name].settings == route
+        else build_route(name, settings, environ)
+        for name, route in settings.routes.items()
+    }
 
 
-def batch_policy(route: RouteSettings) -> BatchPolicy:
-    """How the endpoints of a route batch."""
-    return BatchPolicy(
-        max_size=route.batch.max_size, max_wait_ms=route.batch.max_wait_ms, max_tokens=route.batch.max_tokens
-    )
+def build_route(name: str, settings: Settings, environ: Mapping[str, str]) -> Route:
+    """Make one route, without its fallbacks. Opens no connection.
+
+    Raises:
+        ConfigError: as `build_routes`.
+    """
+    route = settings.routes[name]
+    endpoints = tuple(build_endpoint(name, at, settings, environ) for at in range(len(route.endpoints)))
+    inference = InferenceStage(endpoints)
+    pipeline = build_pipeline(name, route, inference=inference, stream=StreamStage())
+    return Route(name=name, settings=route, endpoints=endpoints, inference=inference, pipeline=pipeline)
 
 
 def build_endpoint(
-    name: str,
-    endpoint: EndpointSettings,
-    policy: BatchPolicy,
-    settings: Settings,
-    environ: Mapping[str, str] | None = None,
+    route_name: str, at: int, settings: Settings, environ: Mapping[str, str] | None = None
 ) -> Endpoint:
-    """Make one endpoint with its model worker. Opens no connection.
+    """Make the endpoint at place `at` of a route, with its model worker. Opens no connection.
 
     Raises:
         ConfigError: the back end or the API key is wrong.
     """
-    environ = os.environ if environ is None else environ
+    route = settings.routes[route_name]
+    endpoint = route.endpoints[at]
+    name = endpoint_name(route_name, at)
+    config = _config(name, endpoint, os.environ if environ is None else environ)
+    try:
+        worker = make_worker(config)
+    except ValueError as error:
+        raise ConfigError(f"endpoint {name}: {error}") from None
+    # An echo lives in this process and holds what the process holds.
+    own = endpoint.backend == "echo" and endpoint.max_in_flight is None
+    return Endpoint(
+        name=name,
+        model=endpoint.model or route_name,
+        settings=endpoint,
+        worker=worker,
+        batch=BatchPolicy(
+            max_size=route.batch.max_size,
+            max_wait_ms=route.batch.max_wait_ms,
+            max_tokens=route.batch.max_tokens,
+        ),
+        max_in_flight=settings.max_running if own else endpoint.max_in_flight,
+        shared=not own,
+    )
+
+
+def endpoint_name(route_name: str, at: int) -> str:
+    """What an endpoint is called everywhere."""
+    return f"{route_name}.{at}"
+
+
+def _config(name: str, endpoint: EndpointSettings, environ: Mapping[str, str]) -> EndpointConfig:
     api_key = None
     if endpoint.api_key_env is not None:
         api_key = environ.get(endpoint.api_key_env)
         if not api_key:
             raise ConfigError(f"endpoint {name}: api_key_env names {endpoint.api_key_env}, which is not set")
-    config = EndpointConfig(
+    return EndpointConfig(
         backend=endpoint.backend,
         base_url=endpoint.base_url,
         model=endpoint.model,
@@ -98,20 +183,6 @@ def build_endpoint(
         first_token_timeout_s=endpoint.first_token_timeout_s,
         options=endpoint.options,
         environ=environ,
-    )
-    try:
-        worker = make_worker(config)
-    except ValueError as error:
-        raise ConfigError(f"endpoint {name}: {error}") from None
-    limit = endpoint.max_in_flight or (settings.max_running if endpoint.backend == "echo" else UNASKED_WINDOW)
-    window = Window(limit)
-    return Endpoint(
-        name=name,
-        settings=endpoint,
-        worker=worker,
-        window=window,
-        batcher=Batcher(worker, policy, window),
-        weight=endpoint.weight,
     )
 
 
@@ -127,20 +198,3 @@ def describe_routes(routes: Mapping[str, Route]) -> dict[str, bytes]:
         )
         for name, route in routes.items()
     }
-
-
-async def learn_capacity(endpoint: Endpoint, on_change: Callable[[], None]) -> None:
-    """Keep an endpoint's window at what its back end says it holds. Runs until it is cancelled."""
-    known = False
-    while True:
-        try:
-            capacity = await endpoint.worker.capacity()
-        except WorkerError as error:
-            logger.debug("endpoint %s: capacity unknown: %s", endpoint.name, error)
-            capacity = None
-        if capacity and capacity != endpoint.window.limit:
-            logger.info("endpoint %s holds %d prompts at once", endpoint.name, capacity)
-            endpoint.window.limit = capacity
-            on_change()
-        known = known or bool(capacity)
-        await asyncio.sleep(PROBE_S if known else PROBE_UNTIL_KNOWN_S)

@@ -34,6 +34,7 @@ _KEYS: dict[str, str] = {
     "stream": "e:",  # STREAM its events
     "alias": "a:",  # STRING the id that a joined caller proposed -> the job it joined
     "claimed": "c:",  # STRING what a worker process got from its last claim
+    "users": "u:",  # HASH   of an endpoint: worker process that uses it -> when it counts as gone, ms
     "worker": "n:",  # STRING a worker process describes itself, JSON
     "wake": "k:",  # LIST   of a lane: one token when there is work
     "channel": "ch:",  # pub/sub channel of a job

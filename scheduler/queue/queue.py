@@ -137,6 +137,16 @@ class PromptQueue:
         replies: list[int] = await self._scripts.run("renew", *args)
         return ["lost" if reply == -2 else None if reply == -1 else reply for reply in replies]
 
+    async def attend(self, worker: str, endpoints: Sequence[str], *, holds_ms: int) -> list[tuple[int, int]]:
+        """Say that a worker process uses these endpoints for `holds_ms`; 0: no more.
+
+        Returns, for each: how many worker processes use it, and the place of this one among them, from 0.
+        """
+        if not endpoints:
+            return []
+        flat: list[int] = await self._scripts.run("attend", worker, holds_ms, *endpoints)
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
     async def write(
         self,
         *,

@@ -23,6 +23,7 @@ NAMES = (
     "enqueue",
     "claim",
     "renew",
+    "attend",
     "publish",
     "retry",
     "finish",

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from scheduler.batching.endpoint import Endpoint
+from scheduler.routing import Endpoint, choose_endpoint
 from scheduler.stages.base import PromptContext
 from scheduler.stages.messages import text_of
 from scheduler.stages.tokens import estimate_tokens
 from workers.base import Completed, Generation, Piece
+from workers.errors import WorkerAuthError, WorkerError, WorkerUnavailable
 
 
 class InferenceStage:
     """Runs the prompt on one of the route's endpoints and delivers the answer, piece by piece.
+
+    An endpoint that fails before anything has come from it is followed by the next, within the same attempt.
+    `fallbacks` are the endpoints of other routes, asked while none of the route's own admits a prompt.
 
     Sets `context.endpoint`, `context.first_token_at` and `context.completed`. When a filter sets
     `context.stopped`, the answer ends there with finish_reason "stop" and the prompt's share of the call is
@@ -26,6 +30,7 @@ class InferenceStage:
         if not endpoints:
             raise ValueError("endpoints: a route needs at least one")
         self.endpoints = tuple(endpoints)
+        self.fallbacks: tuple[tuple[Endpoint, ...], ...] = ()
         self._clock = clock
 
     async def run(self, context: PromptContext) -> None:
@@ -34,8 +39,31 @@ class InferenceStage:
         Raises:
             workers.errors.WorkerError: the attempt failed; `retryable` decides what happens next.
         """
-        endpoint = choose_endpoint(self.endpoints)
+        failed: dict[Endpoint, WorkerError] = {}
+        while True:
+            endpoint = self._choose(context, failed)
+            if endpoint is None:
+                raise self._none_left(context, failed)
+            try:
+                await self._ask(context, endpoint)
+            except WorkerError as error:
+                if not _another_may_do_better(context, error):
+                    raise
+                failed[endpoint] = error
+            else:
+                return
+
+    def _choose(self, context: PromptContext, failed: Collection[Endpoint]) -> Endpoint | None:
+        session = context.request.get("session")
+        for group in (self.endpoints, *self.fallbacks):
+            untried = [endpoint for endpoint in group if endpoint not in failed] if failed else group
+            if endpoint := choose_endpoint(untried, session=session):
+                return endpoint
+        return None
+
+    async def _ask(self, context: PromptContext, endpoint: Endpoint) -> None:
         context.endpoint = endpoint.name
+        admitted = endpoint.breaker.admit()
         try:
             context.completed = await endpoint.batcher.run(
                 generation_of(context, endpoint),
@@ -45,25 +73,30 @@ class InferenceStage:
             )
         except _AnswerStopped:
             context.completed = Completed(member=0, finish_reason="stop")
+        finally:
+            endpoint.breaker.release(admitted)
+
+    def _none_left(self, context: PromptContext, failed: Mapping[Endpoint, WorkerError]) -> WorkerError:
+        """The last failure; without one nobody was asked, and the prompt waits for who may be asked."""
+        if failed:
+            return list(failed.values())[-1]
+        endpoints = [endpoint for group in (self.endpoints, *self.fallbacks) for endpoint in group]
+        wait_s = min(endpoint.usable_in_s for endpoint in endpoints)
+        return WorkerUnavailable(
+            f"no endpoint of route {context.route} can be used now", retry_after_s=wait_s
+        )
 
 
-def choose_endpoint(endpoints: Sequence[Endpoint]) -> Endpoint:
-    """Take the endpoint with the least outstanding work by weight, and one with room before one without.
-
-    Of equals the first: a quiet route then stays with one endpoint, whose prefix cache is warm.
-    """
-    return min(endpoints, key=_load)
-
-
-def _load(endpoint: Endpoint) -> tuple[bool, float]:
-    return endpoint.room == 0, (endpoint.outstanding + 1) / endpoint.weight
+def _another_may_do_better(context: PromptContext, error: WorkerError) -> bool:
+    """Whether the prompt may go to another endpoint: nothing has come, and it is not at fault itself."""
+    return context.first_token_at is None and (error.retryable or isinstance(error, WorkerAuthError))
 
 
 def generation_of(context: PromptContext, endpoint: Endpoint) -> Generation:
-    """Put together what the model worker gets; `model` is the endpoint's own name for it, or the route's."""
+    """Put together what the model worker gets."""
     request = context.request
     return Generation(
-        model=endpoint.settings.model or context.route,
+        model=endpoint.model,
         prompt=context.prompt,
         messages=None if context.messages is None else tuple(context.messages),
         params=context.params,

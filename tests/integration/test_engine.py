@@ -307,7 +307,8 @@ async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Roo
 
 
 async def test_one_job_among_many_idle_engines_wakes_one(room: Room) -> None:
-    engines = [await room.engine() for _ in range(20)]
+    settings = settings_of(routes={"echo": puppet_route(20 * 8)})
+    engines = [await room.engine(settings) for _ in range(20)]
     claims = [HeldClaims(engine) for engine in engines]
     for each in claims:
         each.go_on.set()
@@ -326,7 +327,7 @@ async def test_one_job_among_many_idle_engines_wakes_one(room: Room) -> None:
 
 
 async def test_every_idle_engine_gets_its_share_of_a_burst_at_once(room: Room) -> None:
-    settings = settings_of(max_running=1)
+    settings = settings_of(max_running=1, routes={"echo": puppet_route(10)})
     engines = [await room.engine(settings) for _ in range(10)]
     await until(lambda: all(engine._waker is not None for engine in engines))
     client = await room.client(settings)

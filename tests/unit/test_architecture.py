@@ -23,6 +23,7 @@ LUA = SCHEDULER / "queue" / "lua"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "model", "events", "settings", "connection", "_supervisor", "embedded"}),
     frozenset({"queue", "results", "batching"}),
+    frozenset({"routing"}),
     frozenset({"stages"}),
     frozenset({"engine"}),
     frozenset({"client"}),

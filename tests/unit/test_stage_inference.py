@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from scheduler.batching import Batcher, BatchPolicy, Endpoint, Window
+from scheduler.batching import BatchPolicy
+from scheduler.routing import Endpoint, choose_endpoint
 from scheduler.settings import EndpointSettings
 from scheduler.stages.base import PromptContext
-from scheduler.stages.inference import InferenceStage, choose_endpoint, generation_of
+from scheduler.stages.inference import InferenceStage, generation_of, prompt_tokens
 from scheduler.stages.tokens import estimate_tokens
 from workers.base import Capabilities, Completed, Generation, Health, Output, Piece, TokenUsage
 from workers.errors import WorkerOverloaded
@@ -59,15 +60,13 @@ def endpoint(
     weight: float = 1.0,
     **settings: Any,
 ) -> Endpoint:
-    worker = worker or Worker()
-    window = Window(limit)
     return Endpoint(
         name=name,
+        model="served",
         settings=EndpointSettings(backend="scripted", weight=weight, **settings),
-        worker=worker,
-        window=window,
-        batcher=Batcher(worker, BatchPolicy(), window),
-        weight=weight,
+        worker=worker or Worker(),
+        batch=BatchPolicy(),
+        max_in_flight=limit,
     )
 
 
@@ -103,7 +102,7 @@ def test_generation_carries_all_that_the_request_says() -> None:
     messages = [{"role": "user", "content": "Why?"}]
     made = generation_of(
         context(prompt=None, messages=messages, params={"seed": 1}, request=request),
-        endpoint(model="served"),
+        endpoint(),
     )
 
     assert made == Generation(
@@ -120,11 +119,11 @@ def test_generation_carries_all_that_the_request_says() -> None:
     )
 
 
-def test_generation_of_a_bare_request_streams_and_asks_for_the_route() -> None:
+def test_generation_of_a_bare_request_streams() -> None:
     request = {"tools": None, "tool_choice": None, "response_format": None, "extra_body": None}
 
     assert generation_of(context(request=request), endpoint()) == Generation(
-        model="chat", prompt="Why?", priority=7, request_id="job-1"
+        model="served", prompt="Why?", priority=7, request_id="job-1"
     )
 
 
@@ -144,15 +143,8 @@ def test_generation_of_a_bare_request_streams_and_asks_for_the_route() -> None:
         ),
     ],
 )
-async def test_prompt_is_weighed_by_its_text(fields: dict[str, Any], tokens: int) -> None:
-    flushed: list[int] = []
-    worker, window = Worker(Completed(0, "stop")), Window(8)
-    batcher = Batcher(worker, BatchPolicy(), window, on_flush=lambda flush: flushed.append(flush.tokens))
-    settings = EndpointSettings(backend="scripted")
-    one = Endpoint(name="one", settings=settings, worker=worker, window=window, batcher=batcher)
-
-    await InferenceStage([one]).run(context(**fields))
-    assert flushed == [tokens]
+def test_prompt_is_weighed_by_its_text(fields: dict[str, Any], tokens: int) -> None:
+    assert prompt_tokens(context(**fields)) == tokens
 
 
 # What the context gets

@@ -1,0 +1,30 @@
+#!lua flags=allow-oom
+-- Say that a worker process uses some endpoints, and learn how many others do. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] worker process  ARGV[2] how long this holds, ms; 0: it uses them no more  ARGV[3…] endpoints
+-- returns, an endpoint: how many worker processes use it, and the place of this one among them, from 0, by name
+-- @include "lib/clock"
+
+local worker, holds_ms = ARGV[1], tonumber(ARGV[2])
+local reply = {}
+for i = 3, #ARGV do
+  local key = users_key(ARGV[i])
+  if holds_ms > 0 then
+    redis.call('HSET', key, worker, text(now_ms + holds_ms))
+    redis.call('PEXPIRE', key, 10 * holds_ms)
+  else
+    redis.call('HDEL', key, worker)
+  end
+  local count, place = 0, 0
+  local users = redis.call('HGETALL', key)
+  for j = 1, #users, 2 do
+    if tonumber(users[j + 1]) < now_ms then
+      redis.call('HDEL', key, users[j])
+    else
+      count = count + 1
+      if users[j] < worker then place = place + 1 end
+    end
+  end
+  reply[#reply + 1], reply[#reply + 2] = count, place
+end
+return reply

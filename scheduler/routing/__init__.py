@@ -1,0 +1,17 @@
+"""Which endpoint gets a prompt, and how much each endpoint gets."""
+
+from scheduler.routing.breaker import Breaker, BreakerState
+from scheduler.routing.choice import choose_endpoint
+from scheduler.routing.endpoint import Endpoint
+from scheduler.routing.limit import AdaptiveLimit, share_of
+from scheduler.routing.monitor import EndpointMonitor
+
+__all__ = [
+    "AdaptiveLimit",
+    "Breaker",
+    "BreakerState",
+    "Endpoint",
+    "EndpointMonitor",
+    "choose_endpoint",
+    "share_of",
+]

@@ -1,0 +1,155 @@
+"""Leaving a failing endpoint alone until a probe has succeeded. Pure: the clock is passed in.
+
+    closed ──too many failures──▶ open ──the back end says that it is ready──▶ half_open
+      ▲                            ▲                                             │  │
+      │                            ╰───────the probe fails: for twice as long────╯  │
+      ╰──────────────────────────────the probe succeeds─────────────────────────────╯
+
+Source: M. Nygard, "Release It!", 2nd ed., 2018, "Circuit Breaker".
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+
+from scheduler.settings import BreakerSettings
+
+
+class BreakerState(StrEnum):
+    """`closed`: prompts go. `open`: none goes. `half_open`: one goes, as a probe."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Breaker:
+    """Watches the calls to one endpoint.
+
+    Each call is begun with `begin()` and its outcome told by `record()`. The outcome of a call that began
+    before the last change of state says nothing about the state now, and is ignored. `on_change` hears of
+    each change.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_epoch",
+        "_failures_in_row",
+        "_on_change",
+        "_outcomes",
+        "_probing",
+        "_recent_failures",
+        "_reopened",
+        "_settings",
+        "probe_at",
+        "state",
+    )
+
+    def __init__(
+        self,
+        settings: BreakerSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_change: Callable[[BreakerState], None] = lambda _: None,
+    ) -> None:
+        self.state = BreakerState.CLOSED
+        self.probe_at = 0.0  # on the clock; means something while open
+        self._settings = settings
+        self._clock = clock
+        self._on_change = on_change
+        self._epoch = 0
+        self._probing = False
+        self._reopened = 0  # times in a row
+        self._failures_in_row = 0
+        self._recent_failures = 0
+        self._outcomes: deque[tuple[float, bool]] = deque()
+
+    @property
+    def admits(self) -> bool:
+        """Whether a prompt may go now."""
+        return self.state is BreakerState.CLOSED or (
+            self.state is BreakerState.HALF_OPEN and not self._probing
+        )
+
+    def admit(self) -> int:
+        """Let a prompt go; in `half_open` it is the probe. Give the answer to `release`.
+
+        Raises:
+            ValueError: none may go now.
+        """
+        if not self.admits:
+            raise ValueError(f"breaker: {self.state} admits no prompt now")
+        self._probing = self.state is BreakerState.HALF_OPEN
+        return self._epoch
+
+    def release(self, epoch: int) -> None:
+        """The prompt is through: if it was a probe without an outcome, another may be."""
+        if epoch == self._epoch:
+            self._probing = False
+
+    def begin(self) -> int:
+        """A call goes. Give the answer to `record`."""
+        return self._epoch
+
+    def record(self, epoch: int, *, ok: bool) -> None:
+        """A call has ended. `ok`: the endpoint did its part, even if it refused the request."""
+        if epoch != self._epoch:
+            return
+        if self.state is BreakerState.HALF_OPEN:
+            self._close() if ok else self._reopen()
+        elif self.state is BreakerState.CLOSED:
+            self._count(ok)
+
+    def trip(self) -> None:
+        """Open at once: the endpoint is known not to be ready."""
+        if self.state is BreakerState.CLOSED:
+            self._open()
+
+    def probed(self, *, ready: bool) -> None:
+        """The back end was asked whether it is ready, while open. Asking is cheap: it is asked again soon."""
+        if self.state is not BreakerState.OPEN:
+            return
+        if ready:
+            self._enter(BreakerState.HALF_OPEN)
+        else:
+            self.probe_at = self._clock() + self._settings.open_s
+
+    def _count(self, ok: bool) -> None:
+        now = self._clock()
+        self._outcomes.append((now, ok))
+        self._recent_failures += not ok
+        while self._outcomes[0][0] < now - self._settings.window_s:
+            self._recent_failures -= not self._outcomes.popleft()[1]
+        self._failures_in_row = 0 if ok else self._failures_in_row + 1
+        if not ok and (self._failures_in_row >= self._settings.failures or self._fails_too_often()):
+            self._open()
+
+    def _fails_too_often(self) -> bool:
+        calls = len(self._outcomes)
+        return (
+            calls >= self._settings.min_calls and self._recent_failures >= self._settings.failure_rate * calls
+        )
+
+    def _open(self) -> None:
+        open_s = self._settings.open_s * 2.0 ** min(self._reopened, 60)
+        self.probe_at = self._clock() + min(open_s, max(self._settings.open_s, self._settings.max_open_s))
+        self._enter(BreakerState.OPEN)
+
+    def _reopen(self) -> None:
+        self._reopened += 1
+        self._open()
+
+    def _close(self) -> None:
+        self._reopened = 0
+        self._enter(BreakerState.CLOSED)
+
+    def _enter(self, state: BreakerState) -> None:
+        self.state = state
+        self._epoch += 1
+        self._probing = False
+        self._failures_in_row = self._recent_failures = 0
+        self._outcomes.clear()
+        self._on_change(state)

@@ -1,0 +1,41 @@
+"""Which endpoint gets a prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from scheduler.routing.endpoint import Endpoint
+
+
+def choose_endpoint(endpoints: Iterable[Endpoint], *, session: str | None = None) -> Endpoint | None:
+    """Take the endpoint with the least outstanding work by weight, and one with room before one without.
+
+    Of equals the first: a quiet route then stays with one endpoint, whose prefix cache is warm. The prompts
+    of a `session` go to one endpoint, for the same reason, as long as it has room. None: no endpoint admits
+    a prompt now.
+    """
+    usable = [endpoint for endpoint in endpoints if endpoint.admits]
+    if not usable:
+        return None
+    if session is not None and len(usable) > 1:
+        home = max(usable, key=lambda endpoint: _affinity(session, endpoint))
+        if home.room:
+            return home
+    return min(usable, key=_load)
+
+
+def _load(endpoint: Endpoint) -> tuple[bool, float]:
+    return endpoint.room == 0, (endpoint.outstanding + 1) / endpoint.weight
+
+
+def _affinity(session: str, endpoint: Endpoint) -> float:
+    """Weighted rendezvous hashing: when an endpoint comes or goes, only its own sessions move.
+
+    Source: D. Thaler, C. Ravishankar, "Using name-based mappings to increase hit rates", 1998; weights by the
+    logarithm method of J. Resch, "New hashing algorithms for data storage", 2015.
+    """
+    digest = blake2b(f"{endpoint.name}\0{session}".encode(), digest_size=8).digest()
+    uniform = (int.from_bytes(digest, "big") + 0.5) / 2.0**64
+    return -endpoint.weight / math.log(uniform)

@@ -1,0 +1,235 @@
+"""An endpoint at work in this process: its model worker, and all that stands between it and the prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from scheduler.batching import Batcher, BatchPolicy, Window
+from scheduler.routing.breaker import Breaker, BreakerState
+from scheduler.routing.limit import AdaptiveLimit, share_of
+from scheduler.settings import EndpointSettings
+from workers.base import ModelWorker
+from workers.errors import RequestRejected, WorkerError, WorkerOverloaded
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN_CEILING = 256
+UNKNOWN_START = 8
+"""Where neither the settings nor the back end say how much it holds, this is tried at first."""
+
+MAX_PAUSE_S = 3600.0
+"""The longest wait that a back end can ask for."""
+
+MAX_ERROR_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call on its way: when it began, the breaker's state then, and whether the window was full."""
+
+    epoch: int
+    began_at: float
+    full: bool
+
+
+class Endpoint:
+    """One base URL that serves a route in this process.
+
+    `max_in_flight` prompts, over all processes, of which this one has a share; below it the limit adapts.
+    The breaker leaves the endpoint alone while it fails, a pause while it has asked for one. `on_change` is
+    called when any of it has changed. `model` is the endpoint's own name for the model. `shared` is false
+    for what lives in this process alone and is divided with nobody.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: str,
+        settings: EndpointSettings,
+        worker: ModelWorker,
+        batch: BatchPolicy,
+        max_in_flight: int | None = None,
+        shared: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.settings = settings
+        self.worker = worker
+        self.weight = settings.weight
+        self.shared = shared
+        self.on_change: Callable[[], None] = lambda: None
+        self.breaker = Breaker(settings.breaker, clock=clock, on_change=self._breaker_changed)
+        self.opened = asyncio.Event()  # the breaker is open: somebody has to ask when the back end is ready
+        self.last_error = ""
+        self._clock = clock
+        self._max_in_flight = max_in_flight
+        self._processes, self._place = 1, 0
+        self._limit = AdaptiveLimit(
+            max_in_flight or UNKNOWN_CEILING, start=max_in_flight or UNKNOWN_START, clock=clock
+        )
+        self._paused_until = 0.0
+        self.window = Window(self._limit.value)
+        self.batcher = Batcher(worker, batch, self.window, clock=clock, watcher=self)
+
+    # What it may hold
+
+    @property
+    def max_in_flight(self) -> int | None:
+        """The most prompts over all processes; None while nobody has said."""
+        return self._max_in_flight
+
+    @property
+    def share(self) -> int:
+        """The part of `max_in_flight` that is this process's."""
+        return self.share_among(self._processes, self._place)
+
+    def share_among(self, processes: int, place: int) -> int:
+        """What the share of the process at `place` is among so many; 0 among none."""
+        total = self._max_in_flight or UNKNOWN_CEILING
+        return share_of(total, processes=processes, place=place, name=self.name) if processes else 0
+
+    @property
+    def limit(self) -> int:
+        """How many prompts this process lets it hold while it is well."""
+        return min(self.share, self._limit.value)
+
+    @property
+    def capacity(self) -> int:
+        """How many prompts it may hold for this process now."""
+        if self.breaker.state is BreakerState.OPEN or self.paused:
+            return 0
+        return min(1, self.limit) if self.breaker.state is BreakerState.HALF_OPEN else self.limit
+
+    @property
+    def outstanding(self) -> int:
+        """The prompts that it holds, and those gathered for it here."""
+        return self.window.in_flight + self.batcher.gathered
+
+    @property
+    def room(self) -> int:
+        """How many more prompts would go without waiting for a place."""
+        if self.breaker.state is BreakerState.CLOSED:
+            return max(0, self.capacity - self.outstanding)
+        return int(self.admits)
+
+    @property
+    def admits(self) -> bool:
+        """Whether a prompt may be given to it now, if only to wait there for a place."""
+        return self.breaker.admits and self.capacity > 0
+
+    @property
+    def paused(self) -> bool:
+        """Whether it has asked to be left alone for a while that is not over."""
+        return self._paused_until > 0 and self._clock() < self._paused_until
+
+    @property
+    def usable_in_s(self) -> float:
+        """When it is worth while to look again, in seconds; 0 for now."""
+        at = self._paused_until
+        if self.breaker.state is BreakerState.OPEN:
+            at = max(at, self.breaker.probe_at)
+        return max(0.0, at - self._clock())
+
+    def holds(self, max_in_flight: int) -> None:
+        """Take what the back end says that it can hold; the settings go before it."""
+        if self.settings.max_in_flight is None and max_in_flight != self._max_in_flight:
+            logger.info("endpoint %s holds %d prompts at once", self.name, max_in_flight)
+            self._max_in_flight = max_in_flight
+            self._set_ceiling()
+
+    def divide(self, processes: int, place: int) -> None:
+        """Take the share of the process at `place`, from 0, among `processes`; among none it is nothing."""
+        if (processes, place) != (self._processes, self._place):
+            self._processes, self._place = processes, place
+            self._set_ceiling()
+
+    def crowded(self) -> None:
+        """Its engine has a queue of its own: give it less."""
+        self._limit.crowded()
+        self._set_window()
+
+    def pause(self, wait_s: float) -> None:
+        """Give it nothing for a while, as it has asked."""
+        wait_s = min(wait_s, MAX_PAUSE_S)
+        until = self._clock() + wait_s
+        if until > self._paused_until:
+            self._paused_until = until
+            asyncio.get_running_loop().call_later(wait_s, self._changed)
+            self._changed()
+
+    # What happens to its calls: see batching.runner.CallWatcher
+
+    def call_began(self) -> _Call:
+        """A call goes."""
+        return _Call(self.breaker.begin(), self._clock(), self.window.free == 0)
+
+    def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
+        """A call has ended, well or with an error."""
+        if isinstance(error, WorkerOverloaded):
+            self._limit.overloaded(call.began_at)
+            if error.retry_after_s:
+                self.pause(error.retry_after_s)
+            self._set_window()
+        elif error is None:
+            self._limit.succeeded(prompts, full=call.full)
+            self._set_window()
+        ok = error is None or isinstance(error, WorkerOverloaded | RequestRejected)
+        if not ok:
+            self.last_error = str(error)[:MAX_ERROR_CHARS]
+        self.breaker.record(call.epoch, ok=ok)
+
+    def describe(self) -> dict[str, Any]:
+        """What administrators see of it. No key, no address."""
+        return {
+            "name": self.name,
+            "backend": self.settings.backend,
+            "in_flight": self.window.in_flight,
+            "gathered": self.batcher.gathered,
+            "limit": self.limit,
+            "max_in_flight": self._max_in_flight,
+            "breaker": self.breaker.state.value,
+            "usable_in_s": round(self.usable_in_s, 1),
+            "last_error": self.last_error,
+        }
+
+    async def aclose(self) -> None:
+        """Abort its calls and close its connections. Safe to call twice."""
+        await self.batcher.aclose()
+        await self.worker.aclose()
+
+    def _breaker_changed(self, state: BreakerState) -> None:
+        if state is BreakerState.OPEN:
+            self.opened.set()
+            logger.warning(
+                "endpoint %s is left alone for %.3g s: %s", self.name, self.usable_in_s, self.last_error
+            )
+        else:
+            self.opened.clear()
+        if state is BreakerState.CLOSED:
+            self.last_error = ""
+            logger.info("endpoint %s is well again", self.name)
+        self._changed()
+
+    def _set_ceiling(self) -> None:
+        self._limit.ceiling = self.share
+        self._set_window()
+        self._changed()
+
+    def _set_window(self) -> None:
+        # Prompts that are here already must get through, even where no more shall come.
+        limit = max(1, self.limit)
+        if limit != self.window.limit:
+            grows = limit > self.window.limit
+            self.window.limit = limit
+            if grows:
+                self._changed()
+
+    def _changed(self) -> None:
+        self.on_change()

@@ -1,0 +1,98 @@
+"""Asks a back end how it is doing, and tells its endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from scheduler.routing.endpoint import Endpoint
+
+logger = logging.getLogger(__name__)
+
+CAPACITY_S = 30.0
+UNTIL_KNOWN_S = 2.0
+LOAD_S = 1.0
+AGAIN_S = 1.0
+
+CROWDED_SHARE = 0.1
+"""A queue inside the engine that is longer than this part of what it runs is more than what a step leaves
+behind."""
+
+
+class EndpointMonitor:
+    """Keeps an endpoint's breaker, limit and capacity at what its back end says.
+
+    While the breaker is open it asks whether the back end is ready; where prompts are on their way, how
+    long the engine's own queue is; where the settings do not say, how much it holds. `start()` and `stop()`
+    are safe to call twice.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to ask."""
+        if self._tasks:
+            return
+        name = self._endpoint.name
+        services = {"health": self._watch_health, "load": self._watch_load}
+        if self._endpoint.settings.max_in_flight is None:
+            services["capacity"] = self._learn_capacity
+        self._tasks = [
+            asyncio.create_task(self._for_ever(service), name=f"{what} of {name}")
+            for what, service in services.items()
+        ]
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _for_ever(self, service: Callable[[], Awaitable[None]]) -> None:
+        """An adapter of somebody else's may raise what it must not; that is no reason to stop asking."""
+        while True:
+            try:
+                await service()
+            except Exception:
+                logger.exception("endpoint %s cannot be watched; trying again", self._endpoint.name)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _watch_health(self) -> None:
+        endpoint = self._endpoint
+        health = await endpoint.worker.health()
+        for warning in health.warnings:
+            logger.warning("endpoint %s: %s", endpoint.name, warning)
+        if not health.ready:
+            endpoint.last_error = health.detail
+            endpoint.breaker.trip()
+        while True:
+            await endpoint.opened.wait()
+            await asyncio.sleep(endpoint.usable_in_s)
+            health = await endpoint.worker.health()
+            if not health.ready:
+                endpoint.last_error = health.detail
+            endpoint.breaker.probed(ready=health.ready)
+
+    async def _watch_load(self) -> None:
+        endpoint = self._endpoint
+        crowded = 0
+        while True:
+            await asyncio.sleep(LOAD_S * (0.5 + random.random()))
+            load = await endpoint.worker.load() if endpoint.window.in_flight else None
+            # A queue that is there twice is there to stay.
+            crowded = crowded + 1 if load and load.waiting > CROWDED_SHARE * load.running else 0
+            if crowded >= 2:
+                endpoint.crowded()
+
+    async def _learn_capacity(self) -> None:
+        endpoint = self._endpoint
+        while True:
+            capacity = await endpoint.worker.capacity()
+            if capacity:
+                endpoint.holds(capacity)
+            await asyncio.sleep(CAPACITY_S if endpoint.max_in_flight else UNTIL_KNOWN_S)
