@@ -268,13 +268,19 @@ def load_settings(
         ConfigError: naming the setting, where it came from and what to do.
     """
     environ = os.environ if environ is None else environ
-    path = config or environ.get(CONFIG_VARIABLE)
+    path = Path(config) if config else config_path(environ)
     _refuse_unknown_variables(environ)
-    layers = [overrides, _from_environment(environ), _from_file(Path(path)) if path else {}]
+    layers = [overrides, _from_environment(environ), _from_file(path) if path else {}]
     try:
         return Settings(**_merge(layers))
     except ValidationError as error:
         raise ConfigError(_explain(error, str(path) if path else None)) from None
+
+
+def config_path(environ: Mapping[str, str] | None = None) -> Path | None:
+    """The TOML file that `load_settings` reads without being told of another; None without one."""
+    path = (os.environ if environ is None else environ).get(CONFIG_VARIABLE)
+    return Path(path) if path else None
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -396,5 +402,6 @@ __all__ = [
     "RateSettings",
     "RouteSettings",
     "Settings",
+    "config_path",
     "load_settings",
 ]

@@ -31,11 +31,11 @@ from redis.exceptions import RedisError
 from scheduler.client import AsyncClient
 from scheduler.connection import AWAY, OLDEST, open_redis, socket_options, too_old, translate, unusable
 from scheduler.embedded import EmbeddedServer
-from scheduler.engine import Engine
+from scheduler.engine import Engine, SettingsReloader
 from scheduler.errors import ConfigError, InvalidRequest, ResultTimeout, SchedulerError
 from scheduler.model import PromptRequest
 from scheduler.queue.keys import Keys
-from scheduler.settings import EMBEDDED, Settings, load_settings
+from scheduler.settings import EMBEDDED, Settings, config_path, load_settings
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +173,7 @@ class _Host:
         self._server = server
         self._engine: Engine | None = None
         self._client: AsyncClient | None = None
+        self._reloader: SettingsReloader | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._leaving = asyncio.Event()
 
@@ -189,6 +190,8 @@ class _Host:
             logger.error("%s", error if isinstance(error, SchedulerError) else translate(error, self._url))
             await self.on_shutdown(context)
             os._exit(2 if isinstance(error, ConfigError) else 1)
+        self._reloader = SettingsReloader(self._engine, load_settings, config_path())
+        await self._reloader.start()
         self._take_signals(asyncio.current_task())
         if _arq_option("burst"):
             await self._engine.run_until_drained()
@@ -197,6 +200,8 @@ class _Host:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, signal.Signals(number), main)
+        if self._reloader is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._reloader.reload_soon)
 
     def _on_signal(self, number: signal.Signals, main: asyncio.Task[Any] | None) -> None:
         if self._stopping is not None:
@@ -210,6 +215,8 @@ class _Host:
         """Drain, then end arq's main task: its own handler has been seen to skip on_shutdown."""
         self._leaving.set()
         try:
+            if self._reloader is not None:
+                await self._reloader.stop()
             if self._engine is not None:
                 await self._engine.stop()
         finally:
@@ -226,6 +233,8 @@ class _Host:
     async def on_shutdown(self, context: dict[str, Any]) -> None:
         """Stop what `on_startup` started. Safe to call twice."""
         self._leaving.set()
+        if self._reloader is not None:
+            await self._reloader.stop()
         if self._engine is not None:
             await self._engine.stop()
             await self._engine.queue.redis.aclose()

@@ -19,14 +19,14 @@ from rich.logging import RichHandler
 
 from scheduler.cli.events import event_text
 from scheduler.cli.output import console
-from scheduler.cli.session import redis_errors, session
+from scheduler.cli.session import Session, redis_errors, session
 from scheduler.connection import check_server, mask, open_redis
 from scheduler.embedded import EmbeddedServer
-from scheduler.engine import Engine
+from scheduler.engine import Engine, SettingsReloader
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.events import Delta, decode_event
 from scheduler.queue import PromptQueue
-from scheduler.settings import EMBEDDED, Settings
+from scheduler.settings import EMBEDDED, Settings, config_path
 
 DRAIN_S = 5.0  # unless drain_s is set: somebody sits before it and waits
 LISTEN_AGAIN_S = 1.0
@@ -56,13 +56,14 @@ def dev(
     Where a Redis is configured that is used instead. Ctrl-C lets running jobs finish and ends all of it; once
     more ends it at once.
     """
-    settings = session(ctx).settings
+    at = session(ctx)
+    settings = at.settings
     if "redis_url" in settings.model_fields_set and settings.redis_url != EMBEDDED:
         if port is not None or data_dir is not None:
             raise ConfigError(
                 "--port and --data-dir are for the private server, but redis_url is set: leave out either"
             )
-        _run_until_signalled(_serve(settings, settings.redis_url, quiet=quiet))
+        _run_until_signalled(_serve(at, settings.redis_url, quiet=quiet))
         return
     with EmbeddedServer(data_dir or settings.data_dir, port=port or USUAL_PORT) as server:
         if port is not None and _port(server.url) != port:
@@ -70,7 +71,7 @@ def dev(
                 f"--port {port}: the server could only be had on {_port(server.url)}; "
                 "leave the option out, or stop what listens there"
             )
-        _run_until_signalled(_serve(settings, server.url, private=True, quiet=quiet))
+        _run_until_signalled(_serve(at, server.url, private=True, quiet=quiet))
 
 
 def _port(url: str) -> int:
@@ -112,7 +113,8 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
             raise
 
 
-async def _serve(settings: Settings, url: str, *, private: bool = False, quiet: bool) -> None:
+async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -> None:
+    settings = at.settings
     shown = console(stderr=True)
     _log_to(shown)
     redis = open_redis(url)
@@ -124,6 +126,9 @@ async def _serve(settings: Settings, url: str, *, private: bool = False, quiet: 
         await engine.start()
         drain_s = settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S
         stack.push_async_callback(engine.stop, drain_s=drain_s)
+        reloader = SettingsReloader(engine, at.load, at.config or config_path())
+        await reloader.start()
+        stack.push_async_callback(reloader.stop)
         _say_how_to_use(shown, settings, engine.queue, url, private=private)
         if quiet:
             await asyncio.Event().wait()

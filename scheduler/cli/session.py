@@ -34,7 +34,15 @@ class Session:
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings, with the options over them.
+        """The settings, with the options over them, as they were when they were first asked for.
+
+        Raises:
+            ConfigError: they are wrong.
+        """
+        return self.load()
+
+    def load(self) -> Settings:
+        """Read the settings anew.
 
         Raises:
             ConfigError: they are wrong.

@@ -1,0 +1,91 @@
+"""Watches the settings' file, and lets the engine go on with what is in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from scheduler.engine.engine import Engine
+from scheduler.errors import ConfigError
+from scheduler.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+
+_Stamp: TypeAlias = tuple[int, int, int] | None
+
+
+class SettingsReloader:
+    """Reloads the settings when their file changes, or when told to by `reload_soon()`.
+
+    Settings that are invalid change nothing: the reason is logged. `load` reads the settings anew. `start()`
+    and `stop()` are safe to call twice.
+    """
+
+    def __init__(self, engine: Engine, load: Callable[[], Settings], path: Path | None) -> None:
+        self._engine = engine
+        self._load = load
+        self._path = path
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stamp = self._look()
+
+    def reload_soon(self) -> None:
+        """Reload although the file has not changed: environment variables stay as they were at the start."""
+        self._wanted.set()
+
+    async def start(self) -> None:
+        """Begin to watch."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._watch(), name="settings")
+
+    async def stop(self) -> None:
+        """Watch no more; a reload that is under way is finished."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while True:
+            await self._wait()
+            await asyncio.shield(asyncio.ensure_future(self._reload()))
+
+    async def _wait(self) -> None:
+        """Until the file has changed, or somebody wants it. Its time and number tell, also behind a link."""
+        while not self._wanted.is_set():
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._wanted.wait()
+            except TimeoutError:
+                stamp = self._look()
+                if stamp != self._stamp and stamp is not None:
+                    self._stamp = stamp
+                    return
+        self._wanted.clear()
+        self._stamp = self._look()
+
+    def _look(self) -> _Stamp:
+        try:
+            found = self._path.stat() if self._path else None
+        except OSError:
+            return None  # it is being replaced; or it has gone, and what it said still holds
+        return (found.st_mtime_ns, found.st_size, found.st_ino) if found else None
+
+    async def _reload(self) -> None:
+        try:
+            settings = await asyncio.to_thread(self._load)
+            if settings == self._engine.settings:
+                logger.info("settings reloaded: nothing has changed")
+                return
+            await self._engine.reload(settings)
+        except ConfigError as error:
+            logger.error("settings not reloaded, the old ones stay: %s", error)
+        except Exception:
+            logger.exception("settings not reloaded, the old ones stay")
+        else:
+            logger.info("settings reloaded; serving %s", ", ".join(self._engine.routes))
