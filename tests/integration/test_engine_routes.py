@@ -1,0 +1,318 @@
+"""Routes at work: failover, fallbacks, breakers, shares of several processes, settings that change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler import AsyncClient, ConfigError, JobState, Retrying, Settings
+from scheduler.engine import Engine, SettingsReloader
+from scheduler.engine import reload as reload_module
+from scheduler.routing import BreakerState
+from scheduler.settings import load_settings
+from tests.integration.engine_room import (
+    SOON_S,
+    Puppet,
+    Room,
+    puppet_of,
+    puppet_route,
+    room_with,
+    settings_of,
+    until,
+)
+from workers.base import Health
+from workers.errors import RequestRejected, WorkerAuthError, WorkerOverloaded, WorkerUnavailable
+
+BREAKER = {"failures": 1, "open_s": 0.05}
+
+
+@pytest.fixture
+async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
+    async with room_with(monkeypatch) as room:
+        yield room
+
+
+def puppet_at(engine: Engine, at: int, route: str = "echo") -> Puppet:
+    worker = engine.routes[route].endpoints[at].worker
+    assert isinstance(worker, Puppet)
+    return worker
+
+
+def endpoint(**values: Any) -> dict[str, Any]:
+    return {"backend": "puppet", "max_in_flight": 4, "breaker": BREAKER, **values}
+
+
+def two_endpoints(**values: Any) -> Settings:
+    return settings_of(routes={"echo": {"endpoints": [endpoint(), endpoint()]}}, retry_base_s=0.01, **values)
+
+
+class Switch:
+    """Says for a puppet whether it is ready."""
+
+    def __init__(self, puppet: Puppet, *, ready: bool = False) -> None:
+        self.ready = ready
+        puppet.health = self._health  # type: ignore[method-assign]
+
+    async def _health(self) -> Health:
+        return Health(ready=self.ready, detail="" if self.ready else "loading")
+
+
+# Failover
+
+
+@pytest.mark.parametrize(
+    "error", [WorkerUnavailable("gone"), WorkerAuthError("no key"), WorkerOverloaded("x")]
+)
+async def test_endpoint_that_fails_before_its_first_token_is_followed_by_the_next(
+    room: Room, error: Exception
+) -> None:
+    engine = await room.engine(two_endpoints())
+    client = await room.client()
+    job = await client.enqueue("one", max_attempts=1)
+    (await puppet_at(engine, 0).next_call()).fail(error)
+    (await puppet_at(engine, 1).next_call()).finish("answer")
+    result = await job.result(timeout_s=SOON_S)
+    assert (result.text, result.endpoint, result.attempts) == ("answer", "echo.1", 1)
+
+
+async def test_answer_that_breaks_off_is_begun_again_in_a_new_attempt(room: Room) -> None:
+    engine = await room.engine(two_endpoints())
+    Switch(puppet_at(engine, 0))
+    client = await room.client()
+    job = await client.enqueue("one")
+    call = await puppet_at(engine, 0).next_call()
+    call.say("half")
+    call.fail(WorkerUnavailable("gone"))
+    (await puppet_at(engine, 1).next_call()).finish("answer")
+    seen = [type(event) async for event in job.events()]
+    assert Retrying in seen
+    assert (await job.result(timeout_s=SOON_S)).text == "answer"
+
+
+async def test_request_that_is_refused_goes_to_no_other_endpoint(room: Room) -> None:
+    engine = await room.engine(two_endpoints())
+    client = await room.client()
+    job = await client.enqueue("one")
+    (await puppet_at(engine, 0).next_call()).fail(RequestRejected("too hot"))
+    await until(lambda: engine.running == 0)
+    assert (await job.info()).state is JobState.FAILED
+    assert puppet_at(engine, 1).calls.empty()
+
+
+async def test_fallback_answers_while_no_endpoint_of_its_own_can(room: Room) -> None:
+    routes = {
+        "echo": {"endpoints": [endpoint()], "fallbacks": ["small"]},
+        "small": {"endpoints": [endpoint(model="little")]},
+    }
+    engine = await room.engine(settings_of(routes=routes))
+    Switch(puppet_of(engine))
+    client = await room.client()
+    first = await client.enqueue("one")
+    (await puppet_of(engine).next_call()).fail(WorkerUnavailable("gone"))
+    call = await puppet_of(engine, "small").next_call()
+    assert call.generation.model == "little"
+    call.finish("answer")
+    assert (await first.result(timeout_s=SOON_S)).endpoint == "small.0"
+
+    second = await client.enqueue("two")
+    (await puppet_of(engine, "small").next_call()).finish("again")
+    assert (await second.result(timeout_s=SOON_S)).text == "again"
+    assert puppet_of(engine).calls.empty()
+
+
+# Breakers
+
+
+async def test_job_whose_every_endpoint_is_down_waits_in_redis_and_runs_when_one_is_back(room: Room) -> None:
+    settings = settings_of(routes={"echo": {"endpoints": [endpoint()]}}, retry_base_s=0.01)
+    engine = await room.engine(settings)
+    switch = Switch(puppet_of(engine))
+    client = await room.client()
+    broken = await client.enqueue("one", max_attempts=2)
+    (await puppet_of(engine).next_call()).fail(WorkerUnavailable("gone"))
+    await until(lambda: engine.routes["echo"].endpoints[0].breaker.state is BreakerState.OPEN)
+    late = await client.enqueue("two", max_attempts=1)
+    await asyncio.sleep(0.3)  # several probes find it away
+    assert (await late.info()).state is JobState.WAITING
+    assert (await late.info()).attempts == 0
+
+    switch.ready = True
+    for _ in range(2):
+        (await puppet_of(engine).next_call()).finish("back")
+    assert (await broken.result(timeout_s=SOON_S)).attempts == 2
+    assert (await late.result(timeout_s=SOON_S)).attempts == 1
+
+
+async def test_endpoint_that_is_half_open_gets_one_prompt_at_a_time(room: Room) -> None:
+    settings = settings_of(routes={"echo": {"endpoints": [endpoint()]}}, retry_base_s=0.01)
+    engine = await room.engine(settings)
+    client = await room.client()
+    jobs = [await client.enqueue("one")]
+    (await puppet_of(engine).next_call()).fail(WorkerUnavailable("gone"))
+    jobs += [await client.enqueue(f"p {n}") for n in range(5)]
+    probe = await puppet_of(engine).next_call()
+    await asyncio.sleep(0.1)
+    assert puppet_of(engine).calls.empty()
+    assert engine.routes["echo"].endpoints[0].breaker.state is BreakerState.HALF_OPEN
+    probe.finish()
+    for _ in range(5):
+        (await puppet_of(engine).next_call()).finish()
+    for job in jobs:
+        await job.result(timeout_s=SOON_S)
+
+
+async def test_endpoint_that_is_not_ready_at_the_start_gets_nothing_until_it_is(
+    room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await room.engine(settings_of(routes={"echo": {"endpoints": [endpoint()]}}), start=False)
+    switch = Switch(puppet_of(engine))
+    with caplog.at_level(logging.INFO):
+        await engine.start()
+        await until(lambda: engine.routes["echo"].free == 0)
+        client = await room.client()
+        job = await client.enqueue("one")
+        switch.ready = True
+        (await puppet_of(engine).next_call()).finish()
+        await job.result(timeout_s=SOON_S)
+    assert "endpoint echo.0 is left alone" in caplog.text
+    assert "loading" in caplog.text
+    assert "endpoint echo.0 is well again" in caplog.text
+
+
+async def test_wait_that_the_back_end_asks_for_is_kept_and_costs_no_attempt(room: Room) -> None:
+    settings = settings_of(routes={"echo": {"endpoints": [endpoint()]}}, retry_base_s=0.0)
+    engine = await room.engine(settings)
+    client = await room.client()
+    job = await client.enqueue("one", max_attempts=1)
+    (await puppet_of(engine).next_call()).fail(WorkerOverloaded("slow down", retry_after_s=0.3))
+    await until(lambda: engine.routes["echo"].endpoints[0].paused)
+    other = await client.enqueue("two")
+    await asyncio.sleep(0.1)
+    assert (await other.info()).state is JobState.WAITING
+    for _ in range(2):
+        (await puppet_of(engine).next_call()).finish()
+    assert (await job.result(timeout_s=SOON_S)).attempts == 2
+    assert (await job.info()).failures == 0
+    await other.result(timeout_s=SOON_S)
+
+
+# Shares
+
+
+async def test_two_processes_together_keep_max_in_flight(room: Room) -> None:
+    settings = settings_of(routes={"echo": puppet_route(4)}, lease_s=0.6)
+    engines = [await room.engine(settings), await room.engine(settings)]
+    client = await room.client()
+    for n in range(12):
+        await client.enqueue(f"p {n}")
+    limits = [engine.routes["echo"].endpoints[0] for engine in engines]
+    await until(lambda: [one.limit for one in limits] == [2, 2])
+    assert (
+        sum(engine.running for engine in engines) <= 4 + 4
+    )  # the first may have had all when the second came
+
+    await engines[1].stop(drain_s=0)
+    await until(lambda: limits[0].limit == 4)
+
+
+async def test_newcomer_takes_nothing_until_the_others_have_made_room(room: Room) -> None:
+    settings = settings_of(routes={"echo": puppet_route(4)}, lease_s=60.0)
+    first = await room.engine(settings)
+    second = await room.engine(settings)
+    assert first.routes["echo"].endpoints[0].limit == 4
+    assert second.routes["echo"].free == 0
+    client = await room.client()
+    for n in range(8):
+        await client.enqueue(f"p {n}")
+    await until(lambda: first.running == 4)
+    await asyncio.sleep(0.1)
+    assert second.running == 0
+
+
+# Settings that change
+
+
+def settings_with(**routes: dict[str, Any]) -> Settings:
+    return settings_of(routes=routes)
+
+
+async def finished(job: Any) -> str:
+    return (await job.result(timeout_s=SOON_S)).text  # type: ignore[no-any-return]
+
+
+async def test_new_route_is_served_after_a_reload_and_others_keep_their_endpoints(room: Room) -> None:
+    engine = await room.engine(settings_with(echo=puppet_route()))
+    kept = engine.routes["echo"]
+    await engine.reload(settings_with(echo=puppet_route(), more=puppet_route()))
+    assert engine.routes["echo"] is kept
+    client: AsyncClient = await room.client(settings_with(echo=puppet_route(), more=puppet_route()))
+    job = await client.enqueue("one", model="more")
+    (await puppet_of(engine, "more").next_call()).finish("new")
+    assert await finished(job) == "new"
+    assert set(await engine.queue.routes()) == {"echo", "more"}
+
+
+async def test_route_that_changes_finishes_what_it_has_with_the_old_settings(room: Room) -> None:
+    engine = await room.engine(settings_with(echo=puppet_route()))
+    client = await room.client()
+    old = puppet_of(engine)
+    first = await client.enqueue("one")
+    call = await old.next_call()
+    await engine.reload(settings_with(echo=puppet_route(3)))
+    assert puppet_of(engine) is not old
+    second = await client.enqueue("two")
+    (await puppet_of(engine).next_call()).finish("new")
+    assert await finished(second) == "new"
+    assert not old.closed
+    call.finish("old")
+    assert await finished(first) == "old"
+    await until(lambda: old.closed)
+
+
+async def test_reload_that_fails_changes_nothing(room: Room) -> None:
+    engine = await room.engine(settings_with(echo=puppet_route()))
+    before = dict(engine.routes)
+    bad = {"endpoints": [{"backend": "puppet"}], "rag": {"documents": "/nowhere"}}
+    with pytest.raises(ConfigError, match="nowhere"):
+        await engine.reload(settings_with(echo=puppet_route(3), bad=bad))
+    assert engine.routes == before
+    client = await room.client()
+    job = await client.enqueue("one")
+    (await puppet_of(engine).next_call()).finish("still")
+    assert await finished(job) == "still"
+
+
+async def test_what_takes_a_restart_is_said_and_stays(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    engine = await room.engine(settings_with(echo=puppet_route()))
+    await engine.reload(settings_of(routes={"echo": puppet_route()}, lease_s=5.0, max_running=3))
+    assert "lease_s: to change this takes a restart" in caplog.text
+    assert (engine.settings.lease_s, engine.settings.max_running) == (2.0, 3)
+
+
+async def test_changed_file_is_taken_up_and_an_invalid_one_is_explained(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reload_module, "LOOK_S", 0.02)
+    path = tmp_path / "settings.toml"
+    one = '[[routes.echo.endpoints]]\nbackend = "puppet"\n'
+    path.write_text(one)
+    engine = await room.engine(load_settings(path, environ={}))
+    reloader = SettingsReloader(engine, lambda: load_settings(path, environ={}), path)
+    await reloader.start()
+    try:
+        path.write_text(f"{one}[[routes.more.endpoints]]\nbackend = 'puppet'\n")
+        await until(lambda: "more" in engine.routes)
+        path.write_text("[routes.echo]\nendpoint = 1\n")
+        await until(lambda: "settings not reloaded, the old ones stay" in caplog.text)
+        assert "did you mean endpoints?" in caplog.text
+        assert set(engine.routes) == {"echo", "more"}
+        path.write_text(one)
+        await until(lambda: "more" not in engine.routes)
+    finally:
+        await reloader.stop()
+        await reloader.stop()
