@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from scheduler.model import DEFAULT_TENANT, DedupMode, JobInfo, JobState
 from scheduler.queue.dedup import dedup_hash
+from scheduler.queue.endpoint_status import summarize
 from scheduler.queue.job_info import FIELDS, HISTORY, make_job_info
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.ranking import claim_rank, explain_place
@@ -84,7 +85,7 @@ class QueueInspector:
         return info.model_copy(update={"place": place}) if place else info
 
     async def status(self) -> QueueStatus:
-        """How the queue stands. Two round trips, and one more for every 50 lanes beyond the first 50."""
+        """How the queue stands. Four round trips, and one more for every 50 lanes beyond the first 50."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.smembers(self._keys.fixed("lanes"))
             pipe.hkeys(self._keys.fixed("routes"))
@@ -144,6 +145,7 @@ class QueueInspector:
                 name[2:].decode(): int(count) for name, count in sorted(meta.items()) if name[:2] == b"t:"
             },
             lanes=lanes,
+            endpoints=summarize(await self.workers()),
         )
 
     async def now_ms(self) -> int:

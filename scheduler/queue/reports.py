@@ -24,6 +24,23 @@ class LaneStatus(Frozen):
     max_waiting: int | None = None
 
 
+class EndpointStatus(Frozen):
+    """An endpoint, as the worker processes that use it say together.
+
+    `limit` is what they let it hold at this moment, `max_in_flight` what they never exceed; None where nobody
+    has said. `breakers` counts worker processes by the state of their breaker: closed, open, half_open.
+    """
+
+    name: str
+    backend: str
+    workers: int
+    in_flight: int
+    limit: int
+    max_in_flight: int | None = None
+    breakers: dict[str, int] = Field(default_factory=dict)
+    last_error: str = ""
+
+
 class QueueStatus(Frozen):
     """How a queue stands, all of it at one moment.
 
@@ -47,6 +64,7 @@ class QueueStatus(Frozen):
     ended_per_s: float | None = None
     totals: dict[str, int] = Field(default_factory=dict)
     lanes: list[LaneStatus] = Field(default_factory=list)
+    endpoints: list[EndpointStatus] = Field(default_factory=list)
 
 
 class DedupKey(Frozen):

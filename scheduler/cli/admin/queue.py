@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from scheduler.admin import known_lanes, purge
@@ -19,7 +21,7 @@ from scheduler.cli.output import (
 )
 from scheduler.cli.session import Session, run, session
 from scheduler.queue.inspection import QueueInspector
-from scheduler.queue.reports import QueueStatus
+from scheduler.queue.reports import EndpointStatus, QueueStatus
 
 LaneName: TypeAlias = Annotated[
     str | None, typer.Argument(metavar="[LANE]", help="The lane; named after its route.", show_default=False)
@@ -73,6 +75,27 @@ def _show_status(status: QueueStatus) -> None:
             Text("paused", "yellow") if lane.paused else "",
         )
     console().print(lanes)
+    if status.endpoints:
+        console().print(_endpoints(status.endpoints))
+
+
+def _endpoints(endpoints: Sequence[EndpointStatus]) -> Table:
+    shown = table("endpoint", "backend", "prompts", "limit", "breaker", "last error", right="prompts limit")
+    for one in endpoints:
+        most = "" if one.max_in_flight is None else f" of {one.max_in_flight:,}"
+        shown.add_row(
+            one.name, one.backend, f"{one.in_flight:,}", f"{one.limit:,}{most}", _breaker(one), one.last_error
+        )
+    return shown
+
+
+def _breaker(one: EndpointStatus) -> Text:
+    """Its state where all worker processes agree, else in how many it is what."""
+    states = one.breakers
+    said = (
+        next(iter(states)) if len(states) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
+    )
+    return Text(said.replace("_", "-"), "green" if set(states) == {"closed"} else "bold red")
 
 
 @app.command("pause")

@@ -54,7 +54,5 @@ def _routes(worker: WorkerInfo) -> str:
 
 
 def _route(about: dict[str, Any]) -> str:
-    endpoints = (
-        f"{one['name']} {one['in_flight']}/{one['max_in_flight']}" for one in about.get("endpoints", ())
-    )
+    endpoints = (f"{one['name']} {one['in_flight']}/{one['limit']}" for one in about.get("endpoints", ()))
     return f"{about.get('running', 0)} ({', '.join(endpoints)})"
