@@ -180,9 +180,11 @@ class _Host:
     async def on_startup(self, context: dict[str, Any]) -> None:
         """Start the engine, and take the signals over from arq."""
         _show_logs()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         redis = open_redis(self._url)
         try:
             self._engine = Engine(self._settings, redis)
+            self._reloader = SettingsReloader(self._engine, load_settings, config_path())
             self._client = AsyncClient(self._url, settings=self._settings)
             await self._client.connect()
             await self._engine.start()
@@ -190,18 +192,19 @@ class _Host:
             logger.error("%s", error if isinstance(error, SchedulerError) else translate(error, self._url))
             await self.on_shutdown(context)
             os._exit(2 if isinstance(error, ConfigError) else 1)
-        self._reloader = SettingsReloader(self._engine, load_settings, config_path())
         await self._reloader.start()
         self._take_signals(asyncio.current_task())
         if _arq_option("burst"):
             await self._engine.run_until_drained()
 
+    def _reload(self) -> None:
+        if self._reloader is not None:  # else it is only starting, with the settings as they are
+            self._reloader.reload_soon()
+
     def _take_signals(self, main: asyncio.Task[Any] | None) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, signal.Signals(number), main)
-        if self._reloader is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._reloader.reload_soon)
 
     def _on_signal(self, number: signal.Signals, main: asyncio.Task[Any] | None) -> None:
         if self._stopping is not None:

@@ -26,6 +26,7 @@ from scheduler.engine.retry import RetryPolicy
 from scheduler.engine.routes import Route, build_routes, describe_routes, rebuild_routes
 from scheduler.engine.shares import Shares
 from scheduler.errors import SchedulerError
+from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, Publication, Return, WriteOutcome
 from scheduler.results.subscriptions import Subscriptions
@@ -470,9 +471,18 @@ class Engine:
             task = asyncio.create_task(self._retire(route), name=f"retire {route.name}")
             self._retiring[task] = route
             task.add_done_callback(self._retiring.pop)
-        await self._patience.until_done(self._publish_settings)
-        await self._patience.until_done(lambda: self._shares.update(self._endpoints))
+        gone = [route.name for route in old if route.name not in routes]
+        await self._patience.until_done(lambda: self._republish(gone))
         self._news.set()
+
+    async def _republish(self, gone: Sequence[str]) -> None:
+        await self._publish_settings()
+        await self._renew(())
+        await self._shares.update(self._endpoints)
+        if gone:
+            others = await QueueInspector(self.queue).workers()
+            served = {name for worker in others for name in worker.routes}
+            await self.queue.forget_routes([name for name in gone if name not in served])
 
     async def _retire(self, route: Route) -> None:
         while route.busy:  # noqa: ASYNC110  it is rare, and may take minutes

@@ -80,6 +80,11 @@ class PromptQueue:
             pipe.hset(self.keys.fixed("routes"), mapping=dict(routes))
             await pipe.execute()
 
+    async def forget_routes(self, names: Sequence[str]) -> None:
+        """Take routes off the list that nobody serves any more: clients refuse prompts for them then."""
+        if names:
+            await self.redis.hdel(self.keys.fixed("routes"), *names)  # type: ignore[misc]
+
     async def routes(self) -> dict[str, dict[str, Any]]:
         """The routes that worker processes have published."""
         raw: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("routes"))  # type: ignore[misc]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import orjson
 import pytest
@@ -157,6 +158,21 @@ async def test_a_second_signal_ends_the_process_at_once(valkey_url: str, start_w
         await asyncio.to_thread(wait_for_line, worker, "no more claims")
         worker.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(worker.wait, 5) == 1
+
+
+async def test_sighup_and_a_changed_file_bring_new_settings(
+    valkey_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    worker = start_worker(valkey_url, toml=slow_echo(0))
+    config = tmp_path / "worker0.toml"
+    config.write_text(f"{slow_echo(0)}[[routes.second.endpoints]]\nbackend = 'echo'\n")
+    worker.send_signal(signal.SIGHUP)
+    assert "echo, second" in wait_for_line(worker, "settings reloaded")
+    async with AsyncClient(valkey_url) as client:
+        assert (await client.run("hello", model="second")).text == "hello"
+        config.write_text("[routes]\nmistake")
+        assert "is not valid TOML" in wait_for_line(worker, "settings not reloaded, the old ones stay")
+        assert (await client.run("still", model="second")).text == "still"
 
 
 async def test_burst_drains_the_queue_and_exits(valkey_url: str, start_worker: StartWorker) -> None:

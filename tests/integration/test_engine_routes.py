@@ -220,6 +220,20 @@ async def test_two_processes_together_keep_max_in_flight(room: Room) -> None:
     await until(lambda: limits[0].limit == 4)
 
 
+async def test_twenty_processes_do_not_mean_twenty_times_the_load(room: Room) -> None:
+    settings = settings_of(routes={"echo": puppet_route(6)}, lease_s=0.6)
+    engines = [await room.engine(settings) for _ in range(20)]
+    endpoints = [engine.routes["echo"].endpoints[0] for engine in engines]
+    await until(lambda: sum(one.limit for one in endpoints) == 6)
+    client = await room.client()
+    for n in range(40):
+        await client.enqueue(f"p {n}")
+    await until(lambda: sum(engine.running for engine in engines) == 6)
+    await asyncio.sleep(0.5)
+    assert sum(engine.running for engine in engines) == 6
+    assert sum(one.limit for one in endpoints) == 6
+
+
 async def test_newcomer_takes_nothing_until_the_others_have_made_room(room: Room) -> None:
     settings = settings_of(routes={"echo": puppet_route(4)}, lease_s=60.0)
     first = await room.engine(settings)
@@ -255,6 +269,15 @@ async def test_new_route_is_served_after_a_reload_and_others_keep_their_endpoint
     (await puppet_of(engine, "more").next_call()).finish("new")
     assert await finished(job) == "new"
     assert set(await engine.queue.routes()) == {"echo", "more"}
+
+
+async def test_route_that_goes_is_taken_off_the_list_once_nobody_serves_it(room: Room) -> None:
+    both = settings_with(echo=puppet_route(), more=puppet_route())
+    first, second = await room.engine(both), await room.engine(both)
+    await first.reload(settings_with(echo=puppet_route()))
+    assert set(await first.queue.routes()) == {"echo", "more"}
+    await second.reload(settings_with(echo=puppet_route()))
+    assert set(await first.queue.routes()) == {"echo"}
 
 
 async def test_route_that_changes_finishes_what_it_has_with_the_old_settings(room: Room) -> None:
