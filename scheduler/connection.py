@@ -26,6 +26,16 @@ OLDEST = (7, 0)
 AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.BusyLoadingError, OSError)
 """What redis-py raises while a server cannot be reached; the same call may succeed later."""
 
+# What a whole server says for a while: after a failover, with a full disk or memory, without its replicas.
+_SERVER_ERRORS = (
+    redis_errors.ReadOnlyError,
+    redis_errors.MasterDownError,
+    redis_errors.ClusterDownError,
+    redis_errors.TryAgainError,
+    redis_errors.OutOfMemoryError,
+)
+_SERVER_CODES = ("MISCONF ", "NOREPLICAS ", "BUSY ", "MASTERDOWN ")
+
 _AUTH = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redis_errors.NoPermissionError)
 
 
@@ -52,6 +62,17 @@ def open_redis(url: str, *, retries: int = 3) -> Redis:
         return client
     except (ValueError, AttributeError):
         raise unusable(url) from None
+
+
+def passes(error: BaseException) -> bool:
+    """Whether it is the server's trouble and not the command's: the same command may go through later."""
+    return isinstance(error, (*AWAY, *_SERVER_ERRORS)) or str(error).startswith(_SERVER_CODES)
+
+
+async def leave_demoted(redis: Redis, error: BaseException) -> None:
+    """Close idle connections to a server that has become a replica: new ones may find the primary."""
+    if isinstance(error, redis_errors.ReadOnlyError | redis_errors.MasterDownError):
+        await redis.connection_pool.disconnect(inuse_connections=False)
 
 
 def socket_options(url: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Engine:
         self._shares = Shares(self.queue, self.id, lease_ms=self.lease_ms)
         self._attempts: dict[int, Attempt] = {}  # by token, until the end is written
         self._running = 0
-        self._patience = Patience()
+        self._patience = Patience(redis)
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
         self._writer = EventWriter(
             _PatientWrites(self.queue, self._patience),

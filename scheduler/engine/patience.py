@@ -8,7 +8,10 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from scheduler.connection import AWAY
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from scheduler.connection import leave_demoted, passes
 
 logger = logging.getLogger(__name__)
 
@@ -16,9 +19,13 @@ T = TypeVar("T")
 
 
 class Patience:
-    """Repeats calls while Redis is away. Shared by the loops of a process: one log line a change of state."""
+    """Repeats calls while Redis is away, or takes no writes.
 
-    def __init__(self) -> None:
+    Shared by the loops of a process: one log line a change of state.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
         self._away = False
 
     async def until_done(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -27,8 +34,11 @@ class Patience:
         while True:
             try:
                 reply = await call()
-            except AWAY as error:
+            except (RedisError, OSError) as error:
+                if not passes(error):
+                    raise
                 self._went(error)
+                await leave_demoted(self._redis, error)
                 await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
                 delay_s = min(1.0, delay_s * 2)
             else:
@@ -39,7 +49,8 @@ class Patience:
         if not self._away:
             self._away = True
             logger.warning(
-                "Redis is away (%s); what runs goes on, and so will the rest", type(error).__name__
+                "Redis is away (%s); what runs goes on, and so will the rest",
+                str(error) if isinstance(error, ResponseError) else type(error).__name__,
             )
 
     def _came(self) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import orjson
 
-from scheduler.connection import AWAY
+from scheduler.connection import passes
 from scheduler.errors import JobNotFound, SchedulerError
 from scheduler.events import Done, Event, decode_event, ended_error, parse_event_id
 from scheduler.model import JobResult
@@ -113,7 +113,9 @@ async def _replay(queue: ReplayPort, job_id: str, cursor: Cursor) -> Replay:
     while True:
         try:
             replay = await queue.replay(job_id, cursor)
-        except AWAY:
+        except Exception as error:
+            if not passes(error):
+                raise
             await asyncio.sleep(delay_s)
             delay_s = min(1.0, delay_s * 2)
         else:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError
-
-from scheduler.connection import AWAY
+from scheduler.connection import passes
 from scheduler.model import JobState
 from scheduler.queue.records import ClaimedJob, Ending, Publication, Return
 from scheduler.results.encoding import EventEncoder, encode_error
@@ -28,10 +26,6 @@ BATCH_BYTES = 1 << 20
 PENDING_BYTES = 64 << 20
 
 DEFAULT_RESULT_TTL_MS = 3_600_000
-
-# What a whole server says for a while: after a failover, with a full disk, or while it lacks replicas.
-_SERVER_ERRORS = (ReadOnlyError, ClusterDownError, TryAgainError, OutOfMemoryError)
-_SERVER_CODES = ("MISCONF ", "NOREPLICAS ", "BUSY ")
 
 Callback = Callable[[str, int], None]
 
@@ -341,7 +335,7 @@ class EventWriter:
                     publications=batch.publications, returns=batch.returns, endings=batch.endings
                 )
             except Exception as error:
-                if not _passes(error):
+                if not passes(error):
                     await self._isolate(batch, error)
                     return
                 self._went(error)
@@ -390,8 +384,3 @@ class EventWriter:
         if self._away:
             self._away = False
             logger.info("events are written again")
-
-
-def _passes(error: Exception) -> bool:
-    """Whether it is the server's trouble and not the job's: the same write may go through later."""
-    return isinstance(error, (*AWAY, *_SERVER_ERRORS)) or str(error).startswith(_SERVER_CODES)
