@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from scheduler import Client, DedupMode, JobState, PromptRequest
 from scheduler.cli import app
-from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
+from tests.acceptance.conftest import StartWorker, slow_echo
 
 PROGRAM = [sys.executable, "-m", "scheduler"]
 
@@ -261,6 +261,7 @@ def test_json_of_the_admin_commands_has_the_keys_that_are_documented(
     said = [
         program.json("admin", "queue", "status"),
         program.json("admin", "queue", "status")["lanes"][0],
+        program.json("admin", "queue", "status")["endpoints"][0],
         program.json("admin", "queue", "pause", "echo")[0],
         program.json("admin", "queue", "purge", "echo", "--yes"),
         program.json("admin", "jobs", "list")[0],
@@ -363,88 +364,3 @@ def test_a_reader_that_goes_away_is_no_matter(program: Program, start_worker: St
         process.stdout.close()
         assert process.wait(15) == 1
         assert process.stderr.read() == ""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_dev_is_everything_in_one_process_and_leaves_nothing_behind(
-    number: signal.Signals, tmp_path: Path
-) -> None:
-    environ = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(
-        [*PROGRAM, "dev"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
-    )
-    with process:
-        url = wait_for_line(process, "Redis at ").split()[-1]
-        assert "enqueue 'Why is the sky blue?'" in wait_for_line(process, "enqueue")
-        wait_for_line(process, "Ctrl-C")
-        assert Program(url)("enqueue", "hello", "--stream").stdout == "hello\n"
-        assert "done" in wait_for_line(process, " done ")
-        process.send_signal(number)
-        rest, _ = process.communicate(timeout=15)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in rest
-    assert Program(url)("admin", "queue", "status").exit_code == 1, "the server has gone"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_dev_uses_the_redis_that_is_configured(program: Program) -> None:
-    with program.start("dev", "--quiet") as process:
-        assert process.stderr
-        for line in process.stderr:
-            if "Ctrl-C" in line:
-                break
-        assert program("enqueue", "hello").stdout == "hello\n"
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=15)
-    assert process.returncode == 130
-    assert program.json("admin", "workers", "list") == []
-
-
-def _demo(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PROGRAM, "demo", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-
-
-def _left_behind(tmp_path: Path) -> list[str]:
-    """What is in the folder that the demo had for its files, and the processes that name it."""
-    # with their environments, where it stands for all of them
-    listed = subprocess.run(["ps", "axeww", "-o", "args="], capture_output=True, text=True, check=True).stdout
-    processes = [line for line in listed.splitlines() if str(tmp_path) in line]
-    return processes + [path.name for path in tmp_path.iterdir()]
-
-
-def test_demo_shows_what_it_promises_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    with _demo(tmp_path, "--delay", "0.003") as process:
-        out, err = process.communicate(timeout=50)
-    assert process.returncode == 0, out + err
-    verdict = [line for line in out.splitlines() if line.startswith("ok ")]
-    assert len(verdict) == 4
-    assert "200 prompts sent, 200 answered" in verdict[0]
-    assert "160 runs; 40 duplicates shared one" in verdict[1]
-    assert err == ""
-    assert _left_behind(tmp_path) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
-    with _demo(tmp_path, "--delay", "0.2") as process:
-        assert process.stdout
-        url = process.stdout.readline().split()[2].rstrip(";")
-        process.send_signal(number)
-        _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (128 + number, "")
-    assert Program(url)("admin", "queue", "status").exit_code == 1, "the server has gone"
-    assert _left_behind(tmp_path) == []
-
-
-def test_demo_of_llama_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LLAMA_SERVER", raising=False)
-    with _demo(tmp_path, "--engine", "llama") as process:
-        _, err = process.communicate(timeout=20)
-    assert process.returncode == 2
-    assert err.startswith("prompt-scheduler: LLAMA_SERVER is not set")
