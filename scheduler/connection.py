@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
@@ -21,6 +21,7 @@ from scheduler.errors import (
     RedisTooOld,
     RedisUnavailable,
 )
+from scheduler.sentinel import SentinelUrl, is_sentinel
 
 OLDEST = (7, 0)
 AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.BusyLoadingError, OSError)
@@ -43,7 +44,7 @@ _AUTH = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redi
 # one that waits for an answer, for a wake token, or for a message. Linux has them all, others some.
 _DEAD_PEER = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 
-_PASSWORD = re.compile(r"([?&]password=)[^&]*", re.IGNORECASE)
+_PASSWORD = re.compile(r"([?&](?:sentinel_)?password=)[^&]*", re.IGNORECASE)
 
 
 def open_redis(url: str, *, retries: int = 3) -> Redis:
@@ -54,14 +55,31 @@ def open_redis(url: str, *, retries: int = 3) -> Redis:
     Raises:
         ConfigError: the URL cannot be used.
     """
-    retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries)
+    client: Redis = Redis.from_pool(connection_pool(url, retries=retries))
+    return client
+
+
+def connection_pool(url: str, *, retries: int) -> ConnectionPool:
+    """Make the connections of a client; none is opened yet.
+
+    Raises:
+        ConfigError: the URL cannot be used.
+    """
+    options = {
+        "retry": Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
+        "retry_on_error": list(AWAY),
+        **socket_options(url),
+    }
+    if is_sentinel(url):
+        try:
+            return SentinelUrl.parse(url).pool(**options)
+        except ValueError as error:
+            raise ConfigError(f"redis_url: {mask(url)} {error}") from None
     try:
-        client: Redis = Redis.from_url(
-            url, retry=retry, retry_on_error=list(AWAY), health_check_interval=0, **socket_options(url)
-        )
-        return client
+        pool: ConnectionPool = ConnectionPool.from_url(url, **options)
     except (ValueError, AttributeError):
         raise unusable(url) from None
+    return pool
 
 
 def passes(error: BaseException) -> bool:

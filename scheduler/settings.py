@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from scheduler.errors import ConfigError
 from scheduler.model import Name
+from scheduler.sentinel import SCHEMES as SENTINEL_SCHEMES
 
 ENV_PREFIX = "SCHEDULER_"
 CONFIG_VARIABLE = "SCHEDULER_CONFIG"
@@ -240,8 +241,10 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, url: str) -> str:
-        if url != EMBEDDED and not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("give redis://, rediss:// or unix://, or 'embedded' for a private server")
+        if url != EMBEDDED and not url.startswith(("redis://", "rediss://", "unix://", *SENTINEL_SCHEMES)):
+            raise ValueError(
+                "give redis://, rediss://, redis+sentinel:// or unix://, or 'embedded' for a private server"
+            )
         return url
 
     @classmethod

@@ -19,22 +19,19 @@ from typing import Any
 
 import click
 import orjson
-import redis as blocking_redis
 from arq import Retry as ArqRetry
 from arq import func
 from arq.connections import ArqRedis, RedisSettings
-from redis.asyncio.connection import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
 
 from scheduler.client import AsyncClient
-from scheduler.connection import AWAY, OLDEST, open_redis, socket_options, too_old, translate, unusable
+from scheduler.connection import check_server, connection_pool, open_redis, translate
 from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine, SettingsReloader
-from scheduler.errors import ConfigError, InvalidRequest, ResultTimeout, SchedulerError
+from scheduler.errors import ConfigError, InvalidRequest, RedisUnavailable, ResultTimeout, SchedulerError
 from scheduler.model import PromptRequest
 from scheduler.queue.keys import Keys
+from scheduler.sentinel import SentinelUrl, is_sentinel
 from scheduler.settings import EMBEDDED, Settings, config_path, load_settings
 
 logger = logging.getLogger(__name__)
@@ -44,6 +41,11 @@ RUN_PROMPT_WAIT_S = 60.0
 RUN_PROMPT_TIMEOUT_S = 75.0
 RUN_PROMPT_TRIES = 100_000
 RUN_PROMPT_MAX = 1000
+
+# arq ends when its Redis is away for longer than its client is patient.
+ARQ_RETRIES = 1000
+
+FIRST_ANSWER_S = 2.0
 
 # The engine has stopped: how long arq may take to end as well.
 FAREWELL_S = 5.0
@@ -89,7 +91,7 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
                 keep_result=settings.result_ttl_s,
             )
         ],
-        "redis_settings": RedisSettings.from_dsn(url),
+        "redis_settings": _arq_settings(url),
         "redis_pool": None,
         "queue_name": keys.fixed("arq"),
         "health_check_key": keys.of("health", f"{socket.gethostname()}:{settings.worker_name or ''}"),
@@ -108,16 +110,29 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
     return type("WorkerSettings", (), attributes)
 
 
+def _arq_settings(url: str) -> RedisSettings:
+    """What `arq --check` connects by."""
+    if not is_sentinel(url):
+        return RedisSettings.from_dsn(url)
+    at = SentinelUrl.parse(url)
+    return RedisSettings(
+        host=list(at.sentinels),
+        sentinel=True,
+        sentinel_master=at.service,
+        database=at.db,
+        username=at.username,
+        password=at.password,
+        ssl=at.tls,
+    )
+
+
 def _arq_pool(url: str, queue_name: str) -> ArqRedis:
     """A pool on which arq lives through outages of Redis. It has been seen to answer: it may be patient."""
-    pool = ConnectionPool.from_url(
-        url,
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 1000),
-        retry_on_error=list(AWAY),
-        **socket_options(url),
-    )
     return ArqRedis(
-        pool, default_queue_name=queue_name, job_serializer=encode_arq, job_deserializer=orjson.loads
+        connection_pool(url, retries=ARQ_RETRIES),
+        default_queue_name=queue_name,
+        job_serializer=encode_arq,
+        job_deserializer=orjson.loads,
     )
 
 
@@ -139,29 +154,24 @@ def wait_for_redis(url: str, limit_s: float) -> None:
         RedisUnavailable: none did within `limit_s` seconds.
         RedisAuthError, RedisTooOld, ConfigError: at once.
     """
+    asyncio.run(_until_redis_answers(url, limit_s))
+
+
+async def _until_redis_answers(url: str, limit_s: float) -> None:
     give_up_at = time.monotonic() + limit_s
-    try:
-        client = blocking_redis.Redis.from_url(
-            url, socket_connect_timeout=2, socket_timeout=2, retry=blocking_redis.retry.Retry(NoBackoff(), 0)
-        )
-    except (ValueError, AttributeError):
-        raise unusable(url) from None
+    redis = open_redis(url, retries=0)
     try:
         while True:
             try:
-                version = str(client.info("server")["redis_version"])  # type: ignore[index]
-            except AWAY as error:
-                if isinstance(error, blocking_redis.AuthenticationError) or time.monotonic() >= give_up_at:
-                    raise translate(error, url) from None
-                time.sleep(0.2)
-            except blocking_redis.RedisError as error:
-                raise translate(error, url) from None
-            else:
-                if int(version.partition(".")[0]) < OLDEST[0]:
-                    raise too_old(version, url)
+                async with asyncio.timeout(FIRST_ANSWER_S):
+                    await check_server(redis, url)
                 return
+            except (RedisUnavailable, TimeoutError) as error:
+                if time.monotonic() >= give_up_at:
+                    raise translate(error, url) if isinstance(error, TimeoutError) else error from None
+                await asyncio.sleep(0.2)
     finally:
-        client.close()
+        await redis.aclose()
 
 
 class _Host:

@@ -21,7 +21,7 @@ LUA = SCHEDULER / "queue" / "lua"
 
 # A part may import the parts of the rows above its own; of its own row only itself and what is said below.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model", "events", "settings", "connection", "_supervisor", "embedded"}),
+    frozenset({"errors", "model", "events", "settings", "connection", "sentinel", "_supervisor", "embedded"}),
     frozenset({"queue", "results", "batching"}),
     frozenset({"routing"}),
     frozenset({"stages"}),
@@ -35,8 +35,8 @@ LAYERS: tuple[frozenset[str], ...] = (
 WITHIN = {
     "model": {"errors"},
     "events": {"errors", "model"},
-    "settings": {"errors", "model"},
-    "connection": {"errors"},
+    "settings": {"errors", "model", "sentinel"},
+    "connection": {"errors", "sentinel"},
     "embedded": {"errors", "_supervisor"},
     "results": {"queue"},
     "__main__": {"cli"},

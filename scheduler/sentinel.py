@@ -1,0 +1,115 @@
+"""Redis behind Sentinel: `redis+sentinel://[user:password@]host[:port][,host[:port]…]/service[/db]`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+
+DEFAULT_PORT = 26379
+SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
+
+_HOST = re.compile(r"^(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/?#@\s]+)(:(?P<port>\d{1,5}))?$")
+_QUERY = ("sentinel_username", "sentinel_password")
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelUrl:
+    """The sentinels to ask, and for which service. Credentials before the `@` are the server's.
+
+    `rediss+sentinel://` means TLS to all of them. The sentinels have their credentials in the query:
+    `?sentinel_username=…&sentinel_password=…`.
+    """
+
+    sentinels: tuple[tuple[str, int], ...]
+    service: str
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> SentinelUrl:
+        """Take a URL apart.
+
+        Raises:
+            ValueError: it is not of this form. Its message repeats no credentials.
+        """
+        scheme, _, rest = url.partition("://")
+        address, _, query = rest.partition("?")
+        authority, _, path = address.partition("/")
+        credentials, _, hosts = authority.rpartition("@")
+        username, _, password = credentials.partition(":")
+        service, _, db = path.partition("/")
+        if not service:
+            raise ValueError("names no service; it stands after the hosts: …:26379/mymaster")
+        if db and not db.isdecimal():
+            raise ValueError("the database after the service is no number")
+        return cls(
+            sentinels=tuple(_host(one) for one in hosts.split(",")),
+            service=unquote(service),
+            db=int(db or 0),
+            username=unquote(username) or None,
+            password=unquote(password) or None,
+            tls=scheme.startswith("rediss"),
+            **_sentinel_credentials(query),
+        )
+
+    def pool(self, **connection: Any) -> ConnectionPool:
+        """Connections to whichever server is the primary; `connection` are redis-py's options for each."""
+        kept = {name: value for name, value in connection.items() if name.startswith("socket_")}
+        own = {
+            "username": self.sentinel_username,
+            "password": self.sentinel_password,
+            "ssl": self.tls,
+            **kept,
+        }
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            self.sentinels, sentinel_kwargs={name: value for name, value in own.items() if value}
+        )
+        return _Pool(  # type: ignore[no-untyped-call]
+            self.service,
+            sentinel,
+            db=self.db,
+            username=self.username,
+            password=self.password,
+            ssl=self.tls,
+            **connection,
+        )
+
+
+class _Pool(SentinelConnectionPool):
+    """redis-py leaves the connections to the sentinels open."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:  # the client is being closed
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.aclose()
+
+
+def is_sentinel(url: str) -> bool:
+    """Whether a URL is of this kind."""
+    return url.startswith(SCHEMES)
+
+
+def _host(text: str) -> tuple[str, int]:
+    match = _HOST.match(text)
+    port = int((match and match["port"]) or DEFAULT_PORT)
+    if match is None or not 0 < port < 65_536:
+        raise ValueError("has a sentinel that is not of the form host or host:port")
+    return match["host"].strip("[]"), port
+
+
+def _sentinel_credentials(query: str) -> dict[str, str]:
+    given = parse_qs(query, keep_blank_values=True)
+    for name in given:
+        if name not in _QUERY:
+            raise ValueError(f"knows {' and '.join(_QUERY)} after the ?, and nothing else")
+    return {name: values[-1] for name, values in given.items()}

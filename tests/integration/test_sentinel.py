@@ -1,0 +1,90 @@
+"""Redis behind Sentinel: the primary is found, and found again after a failover."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from scheduler import AsyncClient, ConfigError, load_settings
+from scheduler.connection import mask, open_redis
+from scheduler.engine import Engine
+from scheduler.sentinel import SentinelUrl
+from tests.integration.engine_room import install_puppet, puppet_of, settings_of
+from tests.integration.sentinel_servers import sentinel_servers
+
+
+def test_url_says_which_sentinels_and_which_service() -> None:
+    url = "rediss+sentinel://us%40er:pa%2Fss@a.example,b:26380,[::1]:1/my%20name/3"
+    url += "?sentinel_username=watch&sentinel_password=dog"
+    assert SentinelUrl.parse(url) == SentinelUrl(
+        sentinels=(("a.example", 26379), ("b", 26380), ("::1", 1)),
+        service="my name",
+        db=3,
+        username="us@er",
+        password="pa/ss",
+        tls=True,
+        sentinel_username="watch",
+        sentinel_password="dog",
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis+sentinel://a:26379", "names no service"),
+        ("redis+sentinel:///mymaster", "host:port"),
+        ("redis+sentinel://a:b:c/mymaster", "host:port"),
+        ("redis+sentinel://a:99999/mymaster", "host:port"),
+        ("redis+sentinel://a/mymaster/x", "database"),
+        ("redis+sentinel://:secret@a/mymaster?password=secret", "sentinel_username and sentinel_password"),
+    ],
+)
+def test_mistake_in_the_url_is_explained_without_its_secrets(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        open_redis(url)
+    assert "secret" not in str(caught.value)
+    assert str(caught.value).startswith("redis_url: ")
+
+
+def test_passwords_in_the_url_are_masked() -> None:
+    masked = mask("redis+sentinel://u:one@a,b/m?sentinel_username=w&sentinel_password=two")
+    assert masked == "redis+sentinel://u:***@a,b/m?sentinel_username=w&sentinel_password=***"
+
+
+def test_settings_take_such_a_url() -> None:
+    url = "redis+sentinel://a:26379/mymaster"
+    assert load_settings(environ={"SCHEDULER_REDIS_URL": url}).redis_url == url
+
+
+@pytest.mark.timeout(90)
+async def test_primary_may_die_while_prompts_run(
+    valkey_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    install_puppet(monkeypatch)
+    with sentinel_servers(valkey_binary, tmp_path) as servers:
+        settings = settings_of(redis_url=servers.url)
+        engine = Engine(settings, open_redis(servers.url))
+        await engine.start()
+        try:
+            async with AsyncClient(servers.url, settings=settings) as client:
+                before = await client.enqueue("before")
+                call = await puppet_of(engine).next_call()
+                await client.queue.redis.execute_command("WAIT", 1, 5000)  # type: ignore[no-untyped-call]
+                old = servers.primary()
+                servers.kill(old)
+                call.finish("ran on")
+                assert (await before.result(timeout_s=45)).text == "ran on"
+                after = await client.enqueue("after")
+                (await puppet_of(engine).next_call()).finish("as well")
+                assert (await after.result(timeout_s=20)).text == "as well"
+                assert servers.primary() != old
+        finally:
+            await engine.stop(drain_s=0)
+            await engine.queue.redis.aclose()
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len([said for said in warnings if "Redis is away" in said]) == 1, warnings
+    await asyncio.sleep(0)
