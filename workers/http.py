@@ -45,6 +45,9 @@ _KEEPALIVE_S = 4.0
 _DRAIN_S = 1.0
 
 _CONTEXT_KINDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
+_CONTEXT_WORDS = ("maximum context length", "maximum model length")  # vLLM gives it no name
+_ACCOUNT_KINDS = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_BUSY_KINDS = frozenset({"rate_limit_exceeded", "rate_limit_error", "overloaded_error"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +67,23 @@ Translator = Callable[[Refusal], type[WorkerError]]
 
 
 def error_class(refusal: Refusal) -> type[WorkerError]:
-    """Which error a refusal is, for servers that have no peculiarities."""
-    status = refusal.status
-    if status in {429, 503, 529}:
-        return WorkerOverloaded
-    if status in {401, 403}:
+    """Which error a refusal is, for servers that have no peculiarities.
+
+    Its kind goes before its status, which an error inside a stream often has not got. An account without
+    money is one whose key is refused, although OpenAI answers 429: no wait helps.
+    """
+    status, kind = refusal.status, refusal.kind
+    if status in {401, 402, 403} or kind in _ACCOUNT_KINDS:
         return WorkerAuthError
-    if refusal.kind in _CONTEXT_KINDS:
+    if status in {429, 503, 529} or kind in _BUSY_KINDS:
+        return WorkerOverloaded
+    if kind in _CONTEXT_KINDS or (status == 400 and any(words in refusal.words for words in _CONTEXT_WORDS)):
         return ContextOverflow
     if status in {408, 504}:
         return WorkerTimeout
-    if status >= 500:
+    if kind == "invalid_request_error":
+        return RequestRejected
+    if status >= 500 or status == 409:
         return WorkerUnavailable
     return RequestRejected if status >= 400 else WorkerProtocolError
 
@@ -95,6 +104,7 @@ class HttpEndpoint:
         translate: Translator = error_class,
     ) -> None:
         url = check_base_url(config.base_url if base_url is None else base_url)
+        self._engine = engine
         self._name = f"{engine} at {url}"
         self._api_key = config.api_key
         self._timeout_s = config.timeout_s
@@ -116,13 +126,25 @@ class HttpEndpoint:
         Raises:
             WorkerError: it did not come.
         """
+        return self._json(await self.get_bytes(path))
+
+    async def get_bytes(self, path: str) -> bytes:
+        """GET something that is not JSON, such as a server's metrics, within `PROBE_TIMEOUT_S`.
+
+        Raises:
+            WorkerError: it did not come.
+        """
         limit = _Limit(_now() + PROBE_TIMEOUT_S, f"no answer within {PROBE_TIMEOUT_S:g} s")
         async with self._answer(self._client.build_request("GET", path), limit) as response:
-            return self._json(await self._body(response, limit, MAX_BODY_BYTES))
+            return await self._body(response, limit, MAX_BODY_BYTES)
 
     @asynccontextmanager
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[EventStream, None]:
+    async def stream(
+        self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[EventStream, None]:
         """POST some JSON and read the event stream that answers it. Leaving early closes the connection.
+
+        `headers` are this request's alone.
 
         Raises:
             WorkerError: the server did not answer, or not with an event stream.
@@ -134,7 +156,7 @@ class HttpEndpoint:
                 f"no token within first_token_timeout_s = {self._first_token_timeout_s:g}",
             )
         )
-        async with self._answer(self._request(path, body), limit) as response:
+        async with self._answer(self._request(path, body, headers), limit) as response:
             content_type = response.headers.get("content-type", "nothing")
             if not content_type.startswith("text/event-stream"):
                 raise self.protocol_error(f"sent {content_type[:80]} where an event stream was asked for")
@@ -149,7 +171,7 @@ class HttpEndpoint:
         words = self._without_key(refusal.words or refusal.kind)
         said = f": {words}" if words else ""
         error = self._translate(refusal)
-        hint = "; check api_key_env" if error is WorkerAuthError else ""
+        hint = "; check api_key_env" if refusal.status in {401, 403} else ""
         return error(
             f"{self._name} answered {refusal.status}{said}{hint}", retry_after_s=refusal.retry_after_s
         )
@@ -158,6 +180,16 @@ class HttpEndpoint:
         """The error for an answer that breaks the protocol."""
         return WorkerProtocolError(f"{self._name} {what}")
 
+    def malformed(self) -> WorkerProtocolError:
+        """The error for an answer that has not the fields that such a server sends."""
+        return self.protocol_error(
+            f"sent an answer that is not what {self._engine} sends; is base_url right?"
+        )
+
+    def cut_off(self, missing: int, total: int) -> WorkerProtocolError:
+        """The error for a stream that ended while `missing` of its `total` prompts had no end."""
+        return self.protocol_error(f"ended its answer before the end of {missing} of {total} prompts")
+
     def timed_out(self, limit: _Limit) -> WorkerTimeout:
         """The error for a time limit that has passed."""
         return WorkerTimeout(f"{self._name}: {limit.message}")
@@ -165,12 +197,14 @@ class HttpEndpoint:
     def _whole_call(self) -> _Limit:
         return _Limit(_now() + self._timeout_s, f"no end within timeout_s = {self._timeout_s:g}")
 
-    def _request(self, path: str, body: Mapping[str, Any]) -> httpx.Request:
+    def _request(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None
+    ) -> httpx.Request:
         try:
             content = orjson.dumps(body)
         except TypeError as error:  # a lone surrogate, a number beyond 64 bits
             raise RequestRejected(f"the request cannot be written as JSON: {error}") from None
-        return self._client.build_request("POST", path, content=content)
+        return self._client.build_request("POST", path, content=content, headers=headers)
 
     @asynccontextmanager
     async def _answer(self, request: httpx.Request, limit: _Limit) -> AsyncGenerator[httpx.Response, None]:
@@ -186,7 +220,7 @@ class HttpEndpoint:
     async def _send(self, request: httpx.Request, limit: _Limit) -> httpx.Response:
         try:
             async with asyncio.timeout_at(limit.at):
-                return await self._client.send(request, stream=True)
+                return await self._send_where_it_is_heard(request)
         except TimeoutError:
             raise self.timed_out(limit) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -196,6 +230,20 @@ class HttpEndpoint:
             ) from None
         except httpx.HTTPError as error:
             raise WorkerUnavailable(f"{self._name}: the connection failed ({type(error).__name__})") from None
+
+    async def _send_where_it_is_heard(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, again for each connection of the pool that the server has meanwhile closed.
+
+        What goes to a connection that is new is sent once.
+        """
+        while True:
+            route = _Route()
+            request.extensions["trace"] = route
+            try:
+                return await self._client.send(request, stream=True)
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                if not route.used_before:
+                    raise
 
     async def _refusal(self, response: httpx.Response, limit: _Limit) -> Refusal:
         try:
@@ -239,6 +287,25 @@ class _Limit:
 
     def or_sooner(self, other: _Limit) -> _Limit:
         return min(self, other, key=lambda limit: limit.at)
+
+
+class _Route:
+    """Notes on what connection a request went. httpcore calls it for each step of its work."""
+
+    def __init__(self) -> None:
+        self._connected = False
+        self._sent = False
+
+    @property
+    def used_before(self) -> bool:
+        """Whether the request went to a connection that was there before."""
+        return self._sent and not self._connected
+
+    async def __call__(self, step: str, _: Any) -> None:
+        if step.endswith("connect_tcp.started"):
+            self._connected = True
+        elif step.endswith("send_request_headers.started"):
+            self._sent = True
 
 
 class EventStream:

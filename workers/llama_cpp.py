@@ -13,9 +13,7 @@ Source: tools/server/README.md of llama.cpp.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 from workers.base import (
@@ -29,16 +27,12 @@ from workers.base import (
     Piece,
     TokenUsage,
 )
-from workers.errors import (
-    RequestRejected,
-    WorkerError,
-    WorkerOverloaded,
-    WorkerProtocolError,
-    WorkerUnavailable,
-)
+from workers.calls import answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
+from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
 from workers.http import HttpEndpoint, Refusal, bearer, check_base_url, error_class
-from workers.openai_chat import ChatStream, chat_body
+from workers.openai_wire import OURS, ChatReader, chat_body, model_names
 from workers.options import refuse_unknown_options
+from workers.prometheus import load_of
 
 _COMPLETION = "/completion"
 _CHAT = "/v1/chat/completions"
@@ -57,8 +51,8 @@ _LAST_FIELDS = (
     "tokens_evaluated",
     "timings/cache_n",
 )
-_OURS = frozenset({"messages", "model", "prompt", "response_fields", "stream", "stream_options"})
-_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+_OURS = OURS | {"response_fields"}
+_COUNTS = ("n", "n_cmpl")
 
 
 class LlamaCppWorker:
@@ -87,17 +81,15 @@ class LlamaCppWorker:
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
-        first = batch[0]
-        if first.messages is not None and len(batch) > 1:
-            raise ValueError("llama.cpp takes one chat in a call; lists are for plain prompts")
-        outputs = self._prompts(batch) if first.messages is None else self._chat(first)
-        return outputs if first.stream else _whole(outputs)
+        refuse_chats_in_a_list(batch)
+        outputs = self._complete(batch) if batch[0].messages is None else self._chat(batch[0])
+        return outputs if batch[0].stream else whole(outputs)
 
     async def health(self) -> Health:
         """Ready when the model is loaded and the server takes our key."""
         try:
             await self._endpoint.get("/health")
-            models = _model_names(await self._endpoint.get("/v1/models"))
+            models = await model_names(self._endpoint, "/v1/models")
             await self._settings()
         except WorkerError as error:
             return Health(ready=False, detail=str(error))
@@ -112,8 +104,13 @@ class LlamaCppWorker:
         return slots if isinstance(slots, int) and slots > 0 else None
 
     async def load(self) -> Load | None:
-        """Nothing yet."""
-        return None
+        """What its metrics say; None where it was started without --metrics."""
+        return await load_of(
+            self._endpoint,
+            "/metrics",
+            running="llamacpp:requests_processing",
+            waiting="llamacpp:requests_deferred",
+        )
 
     async def aclose(self) -> None:
         """Close connections. Safe to call twice."""
@@ -127,38 +124,9 @@ class LlamaCppWorker:
             return {}
         return settings if isinstance(settings, dict) else {}
 
-    async def _prompts(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
-        waiting = set(range(len(batch)))
-        async with self._endpoint.stream(_COMPLETION, self._completion_body(batch)) as stream:
-            async for events in stream:
-                for event in events:
-                    for output in self._read_completion(event, waiting):
-                        stream.output_began()
-                        yield output
-                if not waiting:
-                    return
-        raise self._cut_off(len(waiting), len(batch))
-
-    async def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
-        chat = ChatStream()
-        async with self._endpoint.stream(_CHAT, self._chat_body(generation)) as stream:
-            async for events in stream:
-                for event in events:
-                    try:
-                        piece = chat.read(event)
-                    except _MALFORMED:
-                        raise self._malformed() from None
-                    if piece:
-                        stream.output_began()
-                        yield piece
-        if not chat.ended:
-            raise self._cut_off(1, 1)
-        yield chat.end()
-
-    def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
+    def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         first = batch[0]
-        if first.tools or first.tool_choice is not None:
-            raise RequestRejected("tools: need a chat; give messages instead of prompt")
+        refuse_tools(first)
         prompts = [generation.prompt for generation in batch]
         body: dict[str, Any] = {
             "prompt": prompts if len(prompts) > 1 else prompts[0],
@@ -167,73 +135,49 @@ class LlamaCppWorker:
         }
         if schema := _json_schema(first.response_format):
             body["json_schema"] = schema
-        return self._with_parameters(body, first, _COMPLETION_NAMES)
+        self._set_parameters(body, first, _COMPLETION_NAMES)
+        return answers(self._endpoint, _COMPLETION, body, _CompletionReader(len(batch)))
 
-    def _chat_body(self, generation: Generation) -> dict[str, Any]:
-        return self._with_parameters(chat_body(generation), generation, _OWN_NAMES)
+    def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        body = chat_body(generation)
+        self._set_parameters(body, generation, _OWN_NAMES)
+        return answers(self._endpoint, _CHAT, body, ChatReader())
 
-    def _with_parameters(
-        self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]
-    ) -> dict[str, Any]:
+    def _set_parameters(self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]) -> None:
         body["model"] = self._model or generation.model
-        for name, value in generation.params.items():
-            body[names.get(name, name)] = value
-        for name, value in generation.extra_body.items():
-            if name in _OURS:
-                raise RequestRejected(f"extra_body.{name}: is set from the request itself; leave it out")
-            if name in {"n", "n_cmpl"} and value != 1:
-                raise RequestRejected(
-                    f"extra_body.{name}: a job has one answer; enqueue the prompt several times"
-                )
-            body[name] = value
-        return body
+        set_parameters(body, generation, names=names, ours=_OURS, counts=_COUNTS)
 
-    def _read_completion(self, event: Mapping[str, Any], waiting: set[int]) -> Sequence[Output]:
-        """What an event says; a member that has ended leaves `waiting`."""
-        try:
-            member, text = event["index"], event["content"]
-            if member not in waiting or not isinstance(text, str):
-                raise self._malformed()
-            pieces = (Piece(member, text),) if text else ()
-            if not event["stop"]:
-                return pieces
-            end = _completed(member, event)
-        except _MALFORMED:
-            raise self._malformed() from None
-        waiting.remove(member)
+
+class _CompletionReader:
+    """Takes the answers of `/completion` apart; each member's last event has its usage."""
+
+    __slots__ = ("_waiting", "total")
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._waiting = set(range(total))
+
+    @property
+    def missing(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def complete(self) -> bool:
+        return not self._waiting
+
+    def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
+        member, text = event["index"], event["content"]
+        if member not in self._waiting or not isinstance(text, str):
+            raise ValueError("no such member, or no text")
+        pieces = (Piece(member, text),) if text else ()
+        if not event["stop"]:
+            return pieces
+        end = _completed(member, event)
+        self._waiting.remove(member)
         return (*pieces, end)
 
-    def _malformed(self) -> WorkerProtocolError:
-        return self._endpoint.protocol_error(
-            "sent an answer that is not what llama-server sends; is base_url right?"
-        )
-
-    def _cut_off(self, missing: int, total: int) -> WorkerProtocolError:
-        return self._endpoint.protocol_error(
-            f"ended its answer before the end of {missing} of {total} prompts"
-        )
-
-
-async def _whole(outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output, None]:
-    """The same answers, each in one piece."""
-    pieces: defaultdict[int, list[Piece]] = defaultdict(list)
-    async with aclosing(outputs):
-        async for output in outputs:
-            if isinstance(output, Piece):
-                pieces[output.member].append(output)
-                continue
-            if said := pieces.pop(output.member, None):
-                yield _joined(output.member, said)
-            yield output
-
-
-def _joined(member: int, pieces: Sequence[Piece]) -> Piece:
-    return Piece(
-        member,
-        "".join(piece.text for piece in pieces),
-        "".join(piece.reasoning for piece in pieces),
-        tuple(call for piece in pieces for call in piece.tool_calls),
-    )
+    def finish(self) -> Sequence[Output]:
+        return ()
 
 
 def _completed(member: int, event: Mapping[str, Any]) -> Completed:
@@ -261,13 +205,6 @@ def _json_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any]
             f"response_format.type: is {kind!r}; llama.cpp takes text, json_object and json_schema"
         )
     return schema or {"type": "object"}
-
-
-def _model_names(answer: Any) -> tuple[str, ...]:
-    try:
-        return tuple(str(model["id"]) for model in answer["data"])
-    except _MALFORMED:
-        return ()
 
 
 def _error_class(refusal: Refusal) -> type[WorkerError]:

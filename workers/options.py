@@ -54,6 +54,18 @@ def count_option(config: EndpointConfig, name: str) -> int | None:
     return value
 
 
+def flag_option(config: EndpointConfig, name: str, *, default: bool) -> bool:
+    """Read true or false.
+
+    Raises:
+        WorkerConfigError: it is something else.
+    """
+    value = config.options.get(name, default)
+    if not isinstance(value, bool):
+        raise WorkerConfigError(f"options.{name}: is {value!r}; give true or false")
+    return value
+
+
 def text_option(config: EndpointConfig, name: str) -> str | None:
     """Read some text; None where the option is not set.
 

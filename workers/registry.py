@@ -20,8 +20,11 @@ ENTRY_POINT_GROUP = "prompt_scheduler.workers"
 WorkerFactory: TypeAlias = Callable[[EndpointConfig], ModelWorker]
 
 _BUILT_IN = {
+    "anthropic": "workers.anthropic:AnthropicWorker",
     "echo": "workers.echo:EchoWorker",
     "llama_cpp": "workers.llama_cpp:LlamaCppWorker",
+    "openai": "workers.openai:OpenAIWorker",
+    "vllm": "workers.vllm:VllmWorker",
 }
 
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
 import httpx
-import orjson
 import pytest
 
+from tests.contracts.wire import (
+    FakeServer,
+    answer,
+    error_of,
+    event,
+    listening,
+    outputs_of,
+    stream,
+    write_chunk,
+)
 from workers import (
     Completed,
     ContextOverflow,
     EndpointConfig,
     Generation,
+    Load,
     Piece,
     RequestRejected,
     TokenUsage,
@@ -30,7 +39,7 @@ from workers import (
     WorkerUnavailable,
 )
 from workers.contract import collect, start
-from workers.http import MAX_BODY_BYTES, HttpEndpoint
+from workers.http import MAX_BODY_BYTES
 from workers.llama_cpp import LlamaCppWorker
 
 PROMPT = Generation("tiny", prompt="hello")
@@ -38,61 +47,10 @@ CHAT = Generation("tiny", messages=({"role": "user", "content": "hello"},))
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
 
-class FakeServer:
-    """Answers every connection's one request with `script`; remembers what was asked."""
-
-    def __init__(self) -> None:
-        self.script: Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
-        self.paths: list[str] = []
-        self.headers: list[str] = []
-        self.bodies: list[Any] = []
-        self.client_left = asyncio.Event()
-        self.connections: list[asyncio.Task[Any]] = []
-        self.base_url = ""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.connections.append(task)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        self.paths.append(head.split(" ", 2)[1])
-        self.headers.append(head.lower())
-        length = next(
-            (line[15:] for line in head.lower().split("\r\n") if line.startswith("content-length:")), "0"
-        )
-        body = await reader.readexactly(int(length))
-        self.bodies.append(orjson.loads(body) if body else None)
-        leaving = asyncio.create_task(self._see_client_leave(reader))
-        try:
-            assert self.script is not None
-            await self.script(writer)
-        except ConnectionError:
-            pass
-        finally:
-            await hang_up(writer)
-            await leaving
-
-    async def _see_client_leave(self, reader: asyncio.StreamReader) -> None:
-        with suppress(ConnectionError):
-            await reader.read()
-        self.client_left.set()
-
-
-async def hang_up(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with suppress(ConnectionError):
-        await writer.wait_closed()
-
-
 @pytest.fixture
 async def server() -> AsyncIterator[FakeServer]:
-    fake = FakeServer()
-    listener = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
-    fake.base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    yield fake
-    listener.close()
-    await asyncio.wait_for(asyncio.gather(*fake.connections), 5)
-    await listener.wait_closed()
+    async with listening(FakeServer()) as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -100,45 +58,6 @@ async def worker(server: FakeServer) -> AsyncIterator[LlamaCppWorker]:
     worker = LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url))
     yield worker
     await worker.aclose()
-
-
-def answer(status: int, body: Any, *headers: str) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
-    """One whole response; `body` is JSON, or bytes as they are."""
-    content = body if isinstance(body, bytes) else orjson.dumps(body)
-    head = "\r\n".join([f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}", *headers])
-
-    async def script(writer: asyncio.StreamWriter) -> None:
-        writer.write(f"{head}\r\n\r\n".encode() + content)
-        await writer.drain()
-
-    return script
-
-
-def stream(
-    *chunks: Any, end: bool = True, content_type: str = "text/event-stream"
-) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
-    """An event stream in HTTP chunks; what is not bytes becomes an event. `end=False` cuts it off."""
-
-    async def script(writer: asyncio.StreamWriter) -> None:
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
-        writer.write(head.encode())
-        for chunk in chunks:
-            write_chunk(writer, chunk)
-            await writer.drain()
-        if end:
-            writer.write(b"0\r\n\r\n")
-        await writer.drain()
-
-    return script
-
-
-def write_chunk(writer: asyncio.StreamWriter, chunk: Any) -> None:
-    data = chunk if isinstance(chunk, bytes) else event(chunk)
-    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-
-
-def event(content: Any) -> bytes:
-    return b"data: " + orjson.dumps(content) + b"\n\n"
 
 
 def token(member: int, text: str) -> dict[str, Any]:
@@ -160,17 +79,6 @@ def last(member: int, stop_type: str = "limit", **more: Any) -> dict[str, Any]:
 
 def delta(finish_reason: str | None = None, **content: Any) -> dict[str, Any]:
     return {"model": "m", "choices": [{"index": 0, "delta": content, "finish_reason": finish_reason}]}
-
-
-async def outputs_of(worker: LlamaCppWorker, *batch: Generation) -> list[Any]:
-    async with aclosing(start(worker, batch)) as outputs:
-        return [output async for output in outputs]
-
-
-async def error_of(worker: LlamaCppWorker, *batch: Generation) -> WorkerError:
-    with pytest.raises(WorkerError) as caught:
-        await outputs_of(worker, *batch)
-    return caught.value
 
 
 async def test_interleaved_members_are_told_apart(server: FakeServer, worker: LlamaCppWorker) -> None:
@@ -560,34 +468,6 @@ async def test_closing_the_iterator_hangs_up_at_once(server: FakeServer, worker:
     await asyncio.wait_for(server.client_left.wait(), 5)
 
 
-async def test_connection_serves_again_when_a_stream_has_been_read_to_its_end() -> None:
-    connections = []
-    all_left = asyncio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append(writer)
-        with suppress(asyncio.IncompleteReadError):
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-                await stream({"n": 1}, b"data: [DONE]\n\n", end=False)(writer)
-                await asyncio.sleep(0.01)  # the end comes in a packet of its own
-                writer.write(b"0\r\n\r\n")
-        await hang_up(writer)
-        all_left.set()
-
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    endpoint = HttpEndpoint(EndpointConfig("any", base_url), engine="any")
-    for _ in range(2):
-        async with endpoint.stream("/", {}) as events:
-            assert [event async for event in events] == [[{"n": 1}]]
-    assert len(connections) == 1
-    await endpoint.aclose()
-    await asyncio.wait_for(all_left.wait(), 5)
-    listener.close()
-    await listener.wait_closed()
-
-
 async def test_time_out_does_not_strike_a_slow_reader(server: FakeServer) -> None:
     server.script = stream(token(0, "a"), last(0))
     worker = worker_with(server, first_token_timeout_s=0.05, timeout_s=0.1)
@@ -596,6 +476,19 @@ async def test_time_out_does_not_strike_a_slow_reader(server: FakeServer) -> Non
     await asyncio.sleep(0.15)  # the reader's own time, past the worker's limit
     await outputs.aclose()
     await worker.aclose()
+
+
+async def test_load_is_what_the_metrics_say(server: FakeServer, worker: LlamaCppWorker) -> None:
+    server.script = answer(200, b"llamacpp:requests_processing 3\nllamacpp:requests_deferred 2\n")
+    assert await worker.load() == Load(running=3, waiting=2)
+    assert server.paths == ["/metrics"]
+
+
+async def test_load_of_a_server_without_metrics_is_unknown(
+    server: FakeServer, worker: LlamaCppWorker
+) -> None:
+    server.script = answer(501, {"error": {"type": "not_supported_error", "message": "start with --metrics"}})
+    assert await worker.load() is None
 
 
 async def test_key_goes_into_the_header_and_into_no_message(server: FakeServer) -> None:

@@ -46,7 +46,7 @@ async def test_built_in_workers_are_made_by_name() -> None:
 def test_installed_worker_is_made_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, mine=f"{__name__}:make_installed")
     assert isinstance(make_worker(EndpointConfig("mine")), EchoWorker)
-    assert known_backends() == ("echo", "llama_cpp", "mine")
+    assert known_backends() == ("anthropic", "echo", "llama_cpp", "mine", "openai", "vllm")
 
 
 def test_package_cannot_take_over_a_built_in_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_near_miss_gets_a_suggestion(name: str) -> None:
 
 
 def test_unknown_backend_names_the_known_ones() -> None:
-    with pytest.raises(UnknownBackend, match=r"There are echo, llama_cpp;"):
+    with pytest.raises(UnknownBackend, match=r"There are anthropic, echo, llama_cpp, openai, vllm;"):
         make_worker(EndpointConfig("zzz"))
 
 

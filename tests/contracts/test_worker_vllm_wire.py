@@ -1,0 +1,396 @@
+"""The vLLM worker against a scripted server, for what the real one cannot be made to do."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.contracts.openai_server import OpenAIServer
+from tests.contracts.wire import (
+    DONE,
+    FakeServer,
+    Request,
+    answer,
+    error_of,
+    event,
+    listening,
+    outputs_of,
+    stream,
+)
+from workers import (
+    Completed,
+    ContextOverflow,
+    EndpointConfig,
+    Generation,
+    Load,
+    MemberFailed,
+    ModelWorker,
+    Piece,
+    RequestRejected,
+    TokenUsage,
+    WorkerAuthError,
+    WorkerConfigError,
+    WorkerError,
+    WorkerOverloaded,
+    WorkerProtocolError,
+    WorkerUnavailable,
+)
+from workers.contract import WorkerContract, collect
+from workers.vllm import NO_PRIORITIES, VllmWorker
+
+PROMPT = Generation("tiny", prompt="hello")
+CHAT = Generation("tiny", messages=({"role": "user", "content": "hello"},))
+METRICS = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="tiny"} 3.0
+vllm:num_requests_running{engine="1",model_name="tiny"} 2.0
+vllm:num_requests_waiting{engine="0",model_name="tiny"} 1.0
+vllm:num_requests_waiting{engine="1",model_name="tiny"} 0.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="capacity"} 1.0
+"""
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    async with listening(FakeServer()) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def worker(server: FakeServer) -> AsyncIterator[VllmWorker]:
+    worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+    yield worker
+    await worker.aclose()
+
+
+def text(index: int, said: str, finish_reason: str | None = None, *tokens: int) -> dict[str, Any]:
+    choice = {"index": index, "text": said, "finish_reason": finish_reason}
+    usage = dict(zip(("prompt_tokens", "completion_tokens"), tokens, strict=False))
+    return {"model": "tiny", "choices": [choice], "usage": usage}
+
+
+class TestVllmWorker(WorkerContract):
+    @pytest.fixture
+    async def worker(self) -> AsyncIterator[ModelWorker]:
+        async with listening(OpenAIServer()) as self.server:
+            worker = VllmWorker(EndpointConfig("vllm", self.server.base_url))
+            yield worker
+            await worker.aclose()
+
+    @pytest.fixture
+    def unreachable_worker(self) -> ModelWorker:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        return VllmWorker(EndpointConfig("vllm", f"http://127.0.0.1:{port}"))
+
+    def refused(self) -> Generation:
+        return self.generation(params={"temperature": "hot"})
+
+    async def generating(self, worker: ModelWorker) -> int:
+        return self.server.generating
+
+
+async def test_interleaved_members_are_told_apart(server: FakeServer, worker: VllmWorker) -> None:
+    server.script = stream(
+        text(1, "b", None, 4, 1),
+        text(0, "a", None, 2, 1),
+        text(1, "", "stop", 4, 2),
+        text(0, "A", "length", 2, 2),
+        {"choices": [], "usage": {"prompt_tokens": 6, "completion_tokens": 4}},
+        DONE,
+    )
+    assert await outputs_of(worker, PROMPT, PROMPT) == [
+        Piece(1, "b"),
+        Piece(0, "a"),
+        Completed(1, "stop", TokenUsage(4, 2), "tiny"),
+        Piece(0, "A"),
+        Completed(0, "length", TokenUsage(2, 2), "tiny"),
+    ]
+
+
+async def test_list_request_has_what_was_asked(server: FakeServer, worker: VllmWorker) -> None:
+    server.script = stream(text(0, "", "stop"), text(1, "", "stop"), DONE)
+    extra = {"structured_outputs": {"choice": ["yes", "no"]}, "ignore_eos": True}
+    batch = [
+        Generation(
+            "tiny",
+            prompt=prompt,
+            params={"max_tokens": 7, "repetition_penalty": 1.1},
+            extra_body=extra,
+            priority=priority,
+            request_id=f"job-{prompt}",
+        )
+        for prompt, priority in (("a", 3), ("b", 8))
+    ]
+    await outputs_of(worker, *batch)
+    assert server.paths == ["/v1/completions"]
+    assert "x-request-id: job-a" in server.headers[0]
+    assert server.bodies == [
+        {
+            "model": "tiny",
+            "prompt": ["a", "b"],
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            "priority": -3,
+            "max_tokens": 7,
+            "repetition_penalty": 1.1,
+            "structured_outputs": {"choice": ["yes", "no"]},
+            "ignore_eos": True,
+        }
+    ]
+
+
+async def test_chat_request_has_tools_and_response_format(server: FakeServer, worker: VllmWorker) -> None:
+    server.script = stream({"choices": [{"delta": {}, "finish_reason": "stop"}]}, DONE)
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    chat = Generation(
+        "tiny",
+        messages=CHAT.messages,
+        tools=tools,
+        tool_choice="required",
+        response_format={"type": "json_object"},
+        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+        priority=1,
+    )
+    await outputs_of(worker, chat)
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.bodies == [
+        {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "hello"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "tools": list(tools),
+            "tool_choice": "required",
+            "response_format": {"type": "json_object"},
+            "chat_template_kwargs": {"enable_thinking": False},
+            "priority": 4,
+        }
+    ]
+
+
+async def test_more_urgent_prompts_have_lower_numbers_and_normal_is_zero(
+    server: FakeServer, worker: VllmWorker
+) -> None:
+    server.script = stream(text(0, "", "stop"), DONE)
+    for priority in range(10):
+        await outputs_of(worker, Generation("tiny", prompt="a", priority=priority))
+    assert [body["priority"] for body in server.bodies] == [5, 4, 3, 2, 1, 0, -1, -2, -3, -4]
+
+
+async def test_priority_is_left_out_by_option(server: FakeServer) -> None:
+    server.script = stream(text(0, "", "stop"), DONE)
+    worker = VllmWorker(EndpointConfig("vllm", server.base_url, options={"priority": False}))
+    await outputs_of(worker, PROMPT)
+    assert "priority" not in server.bodies[0]
+    assert not worker.capabilities.priority
+    await worker.aclose()
+
+
+async def test_json_schema_of_a_plain_prompt_is_passed_on(server: FakeServer, worker: VllmWorker) -> None:
+    server.script = stream(text(0, "{}", "stop"), DONE)
+    response_format = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+    await outputs_of(worker, Generation("tiny", prompt="a", response_format=response_format))
+    assert server.bodies[0]["response_format"] == response_format
+
+
+async def test_single_prompts_usage_has_its_cached_tokens(server: FakeServer, worker: VllmWorker) -> None:
+    usage = {"prompt_tokens": 4, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 3}}
+    server.script = stream(text(0, "a", "length"), {"choices": [], "usage": usage}, DONE)
+    (got,) = await collect(worker, [PROMPT])
+    assert got.completed.usage == TokenUsage(4, 1, 3)
+
+
+@pytest.mark.parametrize("name", ["priority", "prompt", "stream_options"])
+async def test_extra_body_may_not_replace_what_the_request_is(worker: VllmWorker, name: str) -> None:
+    error = await error_of(worker, Generation("tiny", prompt="a", extra_body={name: 1}))
+    assert type(error) is RequestRejected
+    assert f"extra_body.{name}" in str(error)
+
+
+async def test_tools_for_a_plain_prompt_are_refused(worker: VllmWorker) -> None:
+    error = await error_of(worker, Generation("tiny", prompt="a", tools=({"type": "function"},)))
+    assert "give messages" in str(error)
+
+
+async def test_aborted_member_fails_alone_and_may_be_tried_again(
+    server: FakeServer, worker: VllmWorker
+) -> None:
+    server.script = stream(text(1, "b"), text(1, "", "abort"), text(0, "a", "stop", 2, 1), DONE)
+    piece, failed, *rest = await outputs_of(worker, PROMPT, PROMPT)
+    assert piece == Piece(1, "b")
+    assert isinstance(failed, MemberFailed)
+    assert failed.member == 1
+    assert type(failed.error) is WorkerUnavailable
+    assert rest == [Piece(0, "a"), Completed(0, "stop", TokenUsage(2, 1), "tiny")]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ({"message": "Internal server error", "type": "InternalServerError", "code": 500}, WorkerUnavailable),
+        ({"message": "please retry", "type": "ServiceUnavailableError", "code": 503}, WorkerOverloaded),
+        ({"message": "bad", "type": "BadRequestError", "param": None, "code": 400}, RequestRejected),
+    ],
+)
+async def test_error_inside_the_stream_fails_the_members_without_an_end(
+    server: FakeServer, worker: VllmWorker, error: dict[str, Any], expected: type[WorkerError]
+) -> None:
+    server.script = stream(text(1, "b", "stop"), text(0, "a"), {"error": error}, DONE)
+    caught = await error_of(worker, PROMPT, PROMPT)
+    assert type(caught) is expected
+    assert error["message"] in str(caught)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (
+            503,
+            {
+                "error": {
+                    "message": "The engine is currently busy",
+                    "type": "Service Unavailable",
+                    "code": 503,
+                }
+            },
+            WorkerOverloaded,
+        ),
+        (
+            400,
+            {"error": {"message": "This model's maximum context length is 1024 tokens.", "code": 400}},
+            ContextOverflow,
+        ),
+        (
+            400,
+            {"error": {"message": "is longer than the maximum model length of 9", "code": 400}},
+            ContextOverflow,
+        ),
+        (400, {"error": {"message": "temperature must be non-negative", "code": 400}}, RequestRejected),
+        (404, {"error": {"message": "The model `x` does not exist.", "code": 404}}, RequestRejected),
+        (401, {"error": "Unauthorized"}, WorkerAuthError),
+        (500, {"error": {"message": "EngineDeadError", "code": 500}}, WorkerUnavailable),
+    ],
+)
+async def test_status_and_words_decide_the_error(
+    server: FakeServer, worker: VllmWorker, status: int, body: dict[str, Any], expected: type[WorkerError]
+) -> None:
+    server.script = answer(status, body)
+    assert type(await error_of(worker, PROMPT)) is expected
+
+
+@pytest.mark.parametrize("end", [True, False])
+async def test_stream_that_ends_before_its_members_is_a_protocol_error(
+    server: FakeServer, worker: VllmWorker, end: bool
+) -> None:
+    server.script = stream(text(1, "b", "stop"), text(0, "a"), end=end)
+    caught = await error_of(worker, PROMPT, PROMPT)
+    assert type(caught) is WorkerProtocolError
+    assert caught.retryable
+
+
+@pytest.mark.parametrize("index", [2, -1, "0", None, []])
+async def test_index_that_is_no_member_is_a_protocol_error(
+    server: FakeServer, worker: VllmWorker, index: Any
+) -> None:
+    server.script = stream(text(index, "a"), DONE)
+    assert type(await error_of(worker, PROMPT, PROMPT)) is WorkerProtocolError
+
+
+async def test_member_that_speaks_after_its_end_is_a_protocol_error(
+    server: FakeServer, worker: VllmWorker
+) -> None:
+    server.script = stream(text(0, "a", "stop"), text(0, "more"), DONE)
+    assert type(await error_of(worker, PROMPT, PROMPT)) is WorkerProtocolError
+
+
+async def test_members_split_over_reads_are_put_together(server: FakeServer, worker: VllmWorker) -> None:
+    wire = event(text(1, "🌱", "stop")) + event(text(0, "grün", "stop")) + DONE
+    server.script = stream(*(wire[at : at + 1] for at in range(len(wire))))
+    first, second = await collect(worker, [PROMPT, PROMPT])
+    assert (first.text, second.text) == ("grün", "🌱")
+
+
+async def test_load_is_summed_over_the_engines(server: FakeServer, worker: VllmWorker) -> None:
+    server.script = answer(200, METRICS)
+    assert await worker.load() == Load(running=5, waiting=1)
+
+
+@pytest.mark.parametrize("reply", [answer(404, {}), answer(200, b"# nothing here\n"), answer(200, b"\xff")])
+async def test_load_without_such_metrics_is_unknown(
+    server: FakeServer, worker: VllmWorker, reply: Any
+) -> None:
+    server.script = reply
+    assert await worker.load() is None
+
+
+async def test_key_comes_from_the_environment_and_is_in_no_message(server: FakeServer) -> None:
+    server.script = answer(401, {"error": "Unauthorized: sk-secret"})
+    config = EndpointConfig("vllm", f"{server.base_url}/v1/", environ={"VLLM_API_KEY": "sk-secret"})
+    worker = VllmWorker(config)
+    caught = await error_of(worker, PROMPT)
+    assert type(caught) is WorkerAuthError
+    assert "sk-secret" not in str(caught)
+    assert "authorization: bearer sk-secret" in server.headers[0]
+    await worker.aclose()
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({}, "base_url"),
+        ({"base_url": "http://host", "options": {"priorities": False}}, "did you mean priority"),
+        ({"base_url": "http://host", "options": {"priority": 1}}, "options.priority"),
+    ],
+)
+def test_wrong_configuration_is_named(config: dict[str, Any], named: str) -> None:
+    with pytest.raises(WorkerConfigError, match=named):
+        VllmWorker(EndpointConfig("vllm", **config))
+
+
+class InformingServer(FakeServer):
+    """Says of itself what `info` is; without it, it has no such page."""
+
+    info: Any = None
+
+    async def respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        replies = {
+            "/health": answer(200, b""),
+            "/v1/models": answer(200, {"data": [{"id": "tiny"}]}),
+            "/server_info?config_format=json": answer(200, self.info) if self.info else answer(404, {}),
+        }
+        await replies.get(request.path, answer(404, {}))(writer)
+
+
+@pytest.mark.parametrize(
+    ("info", "warnings"),
+    [
+        ({"vllm_config": {"scheduler_config": {"policy": "fcfs"}}}, (NO_PRIORITIES,)),
+        ({"vllm_config": {"scheduler_config": {"policy": "priority"}}}, ()),
+        ({"vllm_config": "model='tiny', …"}, ()),
+        (None, ()),
+    ],
+)
+async def test_health_warns_of_a_server_that_says_it_knows_no_priorities(
+    info: Any, warnings: tuple[str, ...]
+) -> None:
+    async with listening(InformingServer()) as server:
+        server.info = info
+        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        health = await worker.health()
+        assert health.ready
+        assert health.models == ("tiny",)
+        assert health.warnings == warnings
+        await worker.aclose()
+
+
+async def test_dead_engine_is_not_ready(server: FakeServer, worker: VllmWorker) -> None:
+    server.script = answer(503, b"")
+    health = await worker.health()
+    assert not health.ready
+    assert "503" in health.detail

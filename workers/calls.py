@@ -1,0 +1,139 @@
+"""What adapters share in asking for an answer and in reading it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from workers.base import Generation, Output, Piece
+from workers.errors import RequestRejected
+from workers.http import HttpEndpoint
+
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What reading the fields of an answer raises when they are not what they should be."""
+
+
+class AnswerReader(Protocol):
+    """Makes outputs of the events of one answer; what it raises out of `MALFORMED` is the server's mistake.
+
+    `missing` of `total` prompts have no end yet; `complete`: nothing more needs to be read.
+    """
+
+    total: int
+
+    @property
+    def missing(self) -> int: ...
+
+    @property
+    def complete(self) -> bool: ...
+
+    def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
+        """What one event says."""
+        ...
+
+    def finish(self) -> Sequence[Output]:
+        """The ends that had to wait for the end of the stream."""
+        ...
+
+
+async def answers(
+    endpoint: HttpEndpoint,
+    path: str,
+    body: Mapping[str, Any],
+    reader: AnswerReader,
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> AsyncGenerator[Output, None]:
+    """Make one call and yield what `reader` makes of its events.
+
+    Raises:
+        WorkerError: the call failed, was cut off, or its answer is malformed.
+    """
+    async with endpoint.stream(path, body, headers=headers) as stream:
+        async for events in stream:
+            for event in events:
+                try:
+                    outputs = reader.read(event)
+                except MALFORMED:
+                    raise endpoint.malformed() from None
+                for output in outputs:
+                    stream.output_began()
+                    yield output
+            if reader.complete:
+                return
+    if reader.missing:
+        raise endpoint.cut_off(reader.missing, reader.total)
+    for output in reader.finish():
+        yield output
+
+
+async def whole(outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output, None]:
+    """The same answers, each in one piece."""
+    pieces: defaultdict[int, list[Piece]] = defaultdict(list)
+    async with aclosing(outputs):
+        async for output in outputs:
+            if isinstance(output, Piece):
+                pieces[output.member].append(output)
+                continue
+            if said := pieces.pop(output.member, None):
+                yield _joined(output.member, said)
+            yield output
+
+
+def set_parameters(
+    body: dict[str, Any],
+    generation: Generation,
+    *,
+    names: Mapping[str, str],
+    ours: Collection[str],
+    counts: Collection[str] = ("n",),
+) -> None:
+    """Put the sampling parameters and `extra_body` into a request.
+
+    `names` are the parameters that the engine calls otherwise, `ours` the fields that only the adapter sets,
+    `counts` those that ask for several answers.
+
+    Raises:
+        RequestRejected: `extra_body` has what it must not.
+    """
+    for name, value in generation.params.items():
+        body[names.get(name, name)] = value
+    for name, value in generation.extra_body.items():
+        if name in ours:
+            raise RequestRejected(f"extra_body.{name}: is set from the request itself; leave it out")
+        if name in counts and value != 1:
+            raise RequestRejected(
+                f"extra_body.{name}: a job has one answer; enqueue the prompt several times"
+            )
+        body[name] = value
+
+
+def refuse_tools(generation: Generation) -> None:
+    """Check that a plain completion has none.
+
+    Raises:
+        RequestRejected: it has.
+    """
+    if generation.tools or generation.tool_choice is not None:
+        raise RequestRejected("tools: need a chat; give messages instead of prompt")
+
+
+def refuse_chats_in_a_list(batch: Sequence[Generation]) -> None:
+    """Check that only plain prompts share the call.
+
+    Raises:
+        ValueError: they do not, which is the caller's mistake.
+    """
+    if len(batch) > 1 and batch[0].messages is not None:
+        raise ValueError("takes one chat in a call; lists are for plain prompts")
+
+
+def _joined(member: int, pieces: Sequence[Piece]) -> Piece:
+    return Piece(
+        member,
+        "".join(piece.text for piece in pieces),
+        "".join(piece.reasoning for piece in pieces),
+        tuple(call for piece in pieces for call in piece.tool_calls),
+    )

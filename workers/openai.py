@@ -1,0 +1,171 @@
+"""OpenAI, and every server that speaks its chat completions.
+
+Each answer is streamed on the wire, also when it is wanted whole: that is how a call is stopped when it is
+cancelled, and how the limit of the first token is kept.
+
+Source: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import httpx
+
+from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
+from workers.calls import AnswerReader, answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
+from workers.errors import RequestRejected, WorkerConfigError, WorkerError
+from workers.http import HttpEndpoint, bearer, check_base_url
+from workers.openai_wire import (
+    OURS,
+    ChatReader,
+    CompletionReader,
+    chat_body,
+    completion_body,
+    model_names,
+    request_id_header,
+)
+from workers.options import flag_option, refuse_unknown_options, text_option
+
+BASE_URL = "https://api.openai.com/v1"
+OPTIONS = ("completions", "lists", "organization", "project")
+
+_CHAT = "/chat/completions"
+_COMPLETION = "/completions"
+_OPENAI_HOSTS = (".api.openai.com", ".openai.azure.com")  # also eu.api.openai.com
+_OPENAI_CHAT_NAMES = {"max_tokens": "max_completion_tokens"}  # its newer models refuse the old name
+
+
+class OpenAIWorker:
+    """The adapter to OpenAI or a server that is compatible with it.
+
+    `base_url` is what the SDK takes: the URL that `/chat/completions` is appended to. One without a path gets
+    `/v1`. Without one it is that of `OPENAI_BASE_URL`, or OpenAI's own.
+
+    Options: `completions`, send plain prompts to the legacy `/completions`, instead of as a chat with one
+    message; `lists`, let several of them share a call; `organization` and `project`, the ids that OpenAI
+    counts the usage for.
+    """
+
+    def __init__(self, config: EndpointConfig) -> None:
+        refuse_unknown_options(config, OPTIONS)
+        self._completions = flag_option(config, "completions", default=False)
+        self._lists = flag_option(config, "lists", default=False)
+        if self._lists and not self._completions:
+            raise WorkerConfigError("options.lists: needs completions = true; a chat takes no list")
+        self._model = config.model
+        base_url = _base_url(config)
+        config = replace(config, api_key=_api_key(config, base_url))
+        self._chat_names = _OPENAI_CHAT_NAMES if _is_openai(base_url) else {}
+        self._endpoint = HttpEndpoint(
+            config,
+            engine="openai",
+            base_url=base_url,
+            headers={**bearer(config), **_account(config, base_url)},
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Chats with tools; lists by option; its queue knows no priorities."""
+        return Capabilities(lists=self._lists, streaming=True, chat=True, tools=True, priority=False)
+
+    def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
+        refuse_chats_in_a_list(batch)
+        first = batch[0]
+        plain = self._completions and first.messages is None
+        outputs = self._complete(batch) if plain else self._chat(first)
+        return outputs if first.stream else whole(outputs)
+
+    async def health(self) -> Health:
+        """Ready when the server takes our key. One that has no list of models is taken to be."""
+        try:
+            models = await model_names(self._endpoint, "/models")
+        except RequestRejected:
+            models = ()
+        except WorkerError as error:
+            return Health(ready=False, detail=str(error))
+        return Health(ready=True, models=models)
+
+    async def capacity(self) -> int | None:
+        """None: it does not say."""
+        return None
+
+    async def load(self) -> Load | None:
+        """None: it does not say."""
+        return None
+
+    async def aclose(self) -> None:
+        """Close connections. Safe to call twice."""
+        await self._endpoint.aclose()
+
+    def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        body = chat_body(generation)
+        self._set_parameters(body, generation, self._chat_names)
+        return self._answers(_CHAT, body, ChatReader(), generation)
+
+    def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        refuse_tools(batch[0])
+        body = completion_body(batch)
+        self._set_parameters(body, batch[0], {})
+        return self._answers(_COMPLETION, body, CompletionReader(len(batch)), batch[0])
+
+    def _set_parameters(self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]) -> None:
+        body["model"] = self._model or generation.model
+        set_parameters(body, generation, names=names, ours=OURS)
+
+    def _answers(
+        self, path: str, body: Mapping[str, Any], reader: AnswerReader, generation: Generation
+    ) -> AsyncGenerator[Output, None]:
+        headers = request_id_header("X-Client-Request-Id", generation)
+        return answers(self._endpoint, path, body, reader, headers=headers)
+
+
+def _base_url(config: EndpointConfig) -> str:
+    base_url = config.base_url or config.environ.get("OPENAI_BASE_URL") or BASE_URL
+    base_url = check_base_url(base_url)
+    return base_url if httpx.URL(base_url).path.strip("/") else f"{base_url}/v1"
+
+
+def _api_key(config: EndpointConfig, base_url: str) -> str | None:
+    """The key of `api_key_env`, else OpenAI's own where it may go.
+
+    Raises:
+        WorkerConfigError: there is none, and OpenAI needs one.
+    """
+    if config.api_key:
+        return config.api_key
+    key = config.environ.get("OPENAI_API_KEY") if _may_have_openais_key(config, base_url) else None
+    if not key and _is_openai(base_url):
+        raise WorkerConfigError(
+            "api_key_env: OpenAI needs a key; set OPENAI_API_KEY, or name another variable in api_key_env"
+        )
+    return key or None
+
+
+def _account(config: EndpointConfig, base_url: str) -> dict[str, str]:
+    environ = config.environ if _may_have_openais_key(config, base_url) else {}
+    ids = {
+        "OpenAI-Organization": text_option(config, "organization") or environ.get("OPENAI_ORG_ID"),
+        "OpenAI-Project": text_option(config, "project") or environ.get("OPENAI_PROJECT_ID"),
+    }
+    return {name: value for name, value in ids.items() if value}
+
+
+def _may_have_openais_key(config: EndpointConfig, base_url: str) -> bool:
+    # Where the settings name some other provider, OpenAI's key would be given away.
+    return not config.base_url or _is_openai(base_url) or _is_loopback(httpx.URL(base_url).host)
+
+
+def _is_openai(base_url: str) -> bool:
+    return f".{httpx.URL(base_url).host}".endswith(_OPENAI_HOSTS)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

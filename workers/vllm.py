@@ -1,0 +1,147 @@
+"""vLLM's OpenAI-compatible server.
+
+Plain prompts go to `/v1/completions`, many in one call: `choices[].index` is the prompt's, as only one answer
+is asked for, and with `continuous_usage_stats` each chunk has its own prompt's usage. The engine batches
+continuously whatever comes; what a list saves is HTTP and parsing.
+
+Every answer is streamed on the wire, also when it is wanted whole: so the limit of the first token holds.
+vLLM stops a call when its client hangs up; it cannot stop one member of a list.
+
+Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
+from workers.calls import answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
+from workers.errors import RequestRejected, WorkerError
+from workers.http import HttpEndpoint, bearer, check_base_url
+from workers.openai_wire import (
+    OURS,
+    ChatReader,
+    CompletionReader,
+    chat_body,
+    completion_body,
+    model_names,
+    request_id_header,
+)
+from workers.options import flag_option, refuse_unknown_options
+from workers.prometheus import load_of
+from workers.vllm_priority import says_priority, shows_priority
+
+OPTIONS = ("priority", "try_priority")
+
+_CHAT = "/v1/chat/completions"
+_COMPLETION = "/v1/completions"
+_REQUEST_ID = "X-Request-Id"
+_OURS = OURS | {"priority"}
+_NORMAL = 5
+
+NO_PRIORITIES = (
+    "vLLM was started without --scheduling-policy priority: inside it urgent prompts do not overtake others; "
+    "start it with that, or set options = { priority = false }"
+)
+
+
+class VllmWorker:
+    """The adapter to one vLLM server.
+
+    `base_url` is the server's root; a `/v1` at its end is taken off. Without `api_key_env` the key is that of
+    `VLLM_API_KEY`, if it is set.
+
+    Options: `priority`, tell the server each prompt's priority (default true); `try_priority`, find out by
+    a trial whether it minds them, when it is idle and does not say (default true).
+    """
+
+    def __init__(self, config: EndpointConfig) -> None:
+        refuse_unknown_options(config, OPTIONS)
+        self._priority = flag_option(config, "priority", default=True)
+        self._try_priority = flag_option(config, "try_priority", default=True)
+        self._minds_priority: bool | None = None
+        self._model = config.model
+        config = replace(config, api_key=config.api_key or config.environ.get("VLLM_API_KEY"))
+        self._endpoint = HttpEndpoint(
+            config,
+            engine="vllm",
+            base_url=check_base_url(config.base_url).removesuffix("/v1"),
+            headers=bearer(config),
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """All, priorities by option."""
+        return Capabilities(lists=True, streaming=True, chat=True, tools=True, priority=self._priority)
+
+    def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
+        refuse_chats_in_a_list(batch)
+        outputs = self._complete(batch) if batch[0].messages is None else self._chat(batch[0])
+        return outputs if batch[0].stream else whole(outputs)
+
+    async def health(self) -> Health:
+        """Ready when the engine lives and the server takes our key; warns of a server without priorities."""
+        try:
+            with suppress(RequestRejected):  # a proxy that passes on only /v1
+                await self._endpoint.get_bytes("/health")
+            models = await model_names(self._endpoint, "/v1/models")
+        except WorkerError as error:
+            self._minds_priority = None  # it may come back with other settings
+            return Health(ready=False, detail=str(error))
+        return Health(ready=True, models=models, warnings=await self._warnings(models))
+
+    async def capacity(self) -> int | None:
+        """None: vLLM does not say."""
+        return None
+
+    async def load(self) -> Load | None:
+        """What its metrics say, summed over its engines."""
+        return await load_of(
+            self._endpoint,
+            "/metrics",
+            running="vllm:num_requests_running",
+            waiting="vllm:num_requests_waiting",
+        )
+
+    async def aclose(self) -> None:
+        """Close connections. Safe to call twice."""
+        await self._endpoint.aclose()
+
+    def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        refuse_tools(batch[0])
+        body = completion_body(batch)
+        if len(batch) > 1:
+            body["stream_options"]["continuous_usage_stats"] = True
+        self._set_parameters(body, batch)
+        reader = CompletionReader(len(batch))
+        headers = request_id_header(_REQUEST_ID, batch[0])
+        return answers(self._endpoint, _COMPLETION, body, reader, headers=headers)
+
+    def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        body = chat_body(generation)
+        self._set_parameters(body, [generation])
+        headers = request_id_header(_REQUEST_ID, generation)
+        return answers(self._endpoint, _CHAT, body, ChatReader(), headers=headers)
+
+    def _set_parameters(self, body: dict[str, Any], batch: Sequence[Generation]) -> None:
+        body["model"] = self._model or batch[0].model
+        if self._priority:
+            # vLLM runs the lowest first, and takes 0 where a request says nothing: that is our normal. A list
+            # has one priority; the most urgent member must not wait for the others' sake.
+            body["priority"] = _NORMAL - max(generation.priority for generation in batch)
+        set_parameters(body, batch[0], names={}, ours=_OURS)
+
+    async def _warnings(self, models: Sequence[str]) -> tuple[str, ...]:
+        if not self._priority:
+            return ()
+        if self._minds_priority is None:
+            self._minds_priority = await says_priority(self._endpoint)
+        if self._minds_priority is None and self._try_priority and (self._model or models):
+            self._minds_priority = await shows_priority(
+                self._endpoint, model=self._model or models[0], load=await self.load()
+            )
+        return (NO_PRIORITIES,) if self._minds_priority is False else ()
