@@ -1,4 +1,4 @@
-"""What adapters over HTTP share: one client an endpoint, time limits, bounds, and errors translated once.
+"""What adapters over HTTP share: connections, time limits, bounds, and errors translated once.
 
 Time limits are deadlines on the event loop's clock. They surround single reads, never a `yield`: a time-out
 must strike the worker and not the code that reads its outputs.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from workers.errors import (
     WorkerTimeout,
     WorkerUnavailable,
 )
+from workers.lanes import Lanes
 from workers.sse import SseDecoder
 
 CONNECT_TIMEOUT_S = 5.0
@@ -110,15 +112,12 @@ class HttpEndpoint:
         self._timeout_s = config.timeout_s
         self._first_token_timeout_s = config.first_token_timeout_s
         self._translate = translate
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            headers={"Accept-Encoding": "identity", "Content-Type": "application/json", **(headers or {})},
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S
-            ),
-            verify=_tls(url),
+        self._url = url
+        self._headers = httpx.Headers(
+            {"Accept-Encoding": "identity", "Content-Type": "application/json", **(headers or {})}
         )
+        self._tls = _tls(url)
+        self._lanes = Lanes(self._client, idle_s=_KEEPALIVE_S, clock=time.monotonic)
 
     async def get(self, path: str) -> Any:
         """GET some JSON, such as a server's state, within `PROBE_TIMEOUT_S`.
@@ -135,7 +134,7 @@ class HttpEndpoint:
             WorkerError: it did not come.
         """
         limit = _Limit(_now() + PROBE_TIMEOUT_S, f"no answer within {PROBE_TIMEOUT_S:g} s")
-        async with self._answer(self._client.build_request("GET", path), limit) as response:
+        async with self._answer("GET", path, None, limit) as response:
             return await self._body(response, limit, MAX_BODY_BYTES)
 
     @asynccontextmanager
@@ -156,7 +155,7 @@ class HttpEndpoint:
                 f"no token within first_token_timeout_s = {self._first_token_timeout_s:g}",
             )
         )
-        async with self._answer(self._request(path, body, headers), limit) as response:
+        async with self._answer("POST", path, _encoded(body), limit, headers) as response:
             content_type = response.headers.get("content-type", "nothing")
             if not content_type.startswith("text/event-stream"):
                 raise self.protocol_error(f"sent {content_type[:80]} where an event stream was asked for")
@@ -164,7 +163,7 @@ class HttpEndpoint:
 
     async def aclose(self) -> None:
         """Close all connections. Safe to call twice."""
-        await self._client.aclose()
+        await self._lanes.aclose()
 
     def error(self, refusal: Refusal) -> WorkerError:
         """The error that a refusal is, in the server's own words."""
@@ -197,30 +196,39 @@ class HttpEndpoint:
     def _whole_call(self) -> _Limit:
         return _Limit(_now() + self._timeout_s, f"no end within timeout_s = {self._timeout_s:g}")
 
-    def _request(
-        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None
-    ) -> httpx.Request:
-        try:
-            content = orjson.dumps(body)
-        except TypeError as error:  # a lone surrogate, a number beyond 64 bits
-            raise RequestRejected(f"the request cannot be written as JSON: {error}") from None
-        return self._client.build_request("POST", path, content=content, headers=headers)
+    def _client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self._url,
+            headers=self._headers,
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEPALIVE_S),
+            verify=self._tls,
+        )
 
     @asynccontextmanager
-    async def _answer(self, request: httpx.Request, limit: _Limit) -> AsyncGenerator[httpx.Response, None]:
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        limit: _Limit,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[httpx.Response, None]:
         """The response to a request, with its head read, if it is a good one."""
-        response = await self._send(request, limit)
-        async with aclosing(response):
-            if response.status_code != 200:
-                raise self.error(await self._refusal(response, limit))
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise self.protocol_error("sent a compressed answer, which was not asked for")
-            yield response
+        async with self._lanes.one() as client:
+            request = client.build_request(method, path, content=content, headers=headers)
+            response = await self._send(client, request, limit)
+            async with aclosing(response):
+                if response.status_code != 200:
+                    raise self.error(await self._refusal(response, limit))
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise self.protocol_error("sent a compressed answer, which was not asked for")
+                yield response
 
-    async def _send(self, request: httpx.Request, limit: _Limit) -> httpx.Response:
+    async def _send(self, client: httpx.AsyncClient, request: httpx.Request, limit: _Limit) -> httpx.Response:
         try:
             async with asyncio.timeout_at(limit.at):
-                return await self._send_where_it_is_heard(request)
+                return await _send_where_it_is_heard(client, request)
         except TimeoutError:
             raise self.timed_out(limit) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -230,20 +238,6 @@ class HttpEndpoint:
             ) from None
         except httpx.HTTPError as error:
             raise WorkerUnavailable(f"{self._name}: the connection failed ({type(error).__name__})") from None
-
-    async def _send_where_it_is_heard(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, again for each connection of the pool that the server has meanwhile closed.
-
-        What goes to a connection that is new is sent once.
-        """
-        while True:
-            route = _Route()
-            request.extensions["trace"] = route
-            try:
-                return await self._client.send(request, stream=True)
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                if not route.used_before:
-                    raise
 
     async def _refusal(self, response: httpx.Response, limit: _Limit) -> Refusal:
         try:
@@ -463,10 +457,33 @@ def _number(text: str | None) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
-def _tls(url: str) -> ssl.SSLContext | bool:
+async def _send_where_it_is_heard(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """Send a request, again where it met an idle connection that the server has meanwhile closed.
+
+    What goes to a connection that is new is sent once.
+    """
+    while True:
+        route = _Route()
+        request.extensions["trace"] = route
+        try:
+            return await client.send(request, stream=True)
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            if not route.used_before:
+                raise
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:  # a lone surrogate, a number beyond 64 bits
+        raise RequestRejected(f"the request cannot be written as JSON: {error}") from None
+
+
+def _tls(url: str) -> ssl.SSLContext:
     # Loading the system's certificates takes some 20 ms an endpoint. A plain URL needs none, and an empty
     # context trusts nobody.
-    return True if url.startswith("https://") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    https = url.startswith("https://")
+    return httpx.create_ssl_context() if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _now() -> float:

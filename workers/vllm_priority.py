@@ -16,7 +16,7 @@ from typing import Any
 from workers.base import Load
 from workers.calls import MALFORMED
 from workers.errors import WorkerError
-from workers.http import HttpEndpoint
+from workers.http import EventStream, HttpEndpoint
 
 TRIAL_TIMEOUT_S = 4.0
 
@@ -25,8 +25,8 @@ _COMPLETION = "/v1/completions"
 # vLLM runs the lowest first. These are the ends of what the scheduler itself sends.
 _LEAST_URGENT, _MOST_URGENT = 5, -4
 _CROWDS = (128, 1024, 8192)
+_CROWD_TOKENS = 8
 _WAVES = 8  # a crowd must be so many times what the server runs at once
-_ANSWER_TOKENS = 8
 
 
 async def says_priority(endpoint: HttpEndpoint) -> bool | None:
@@ -45,45 +45,64 @@ async def shows_priority(endpoint: HttpEndpoint, *, model: str, load: Load | Non
     with suppress(WorkerError, TimeoutError, *MALFORMED):
         async with asyncio.timeout(TRIAL_TIMEOUT_S):
             for size in _CROWDS:
-                overtaken = await _overtakes(endpoint, model, size)
-                if overtaken is not None:
-                    return overtaken
+                overtakes = await _overtakes(endpoint, model, size)
+                if overtakes is not None:
+                    return overtakes
     return None
 
 
 async def _overtakes(endpoint: HttpEndpoint, model: str, size: int) -> bool | None:
-    """One trial; None where the crowd was too small to make anyone wait."""
+    """One trial; None where the crowd was too small to make anyone wait for long."""
+    crowd = _answers(model, size, _CROWD_TOKENS, _LEAST_URGENT)
     started: set[int] = set()
-    urgent: asyncio.Task[None] | None = None
+    race: asyncio.Task[bool] | None = None
     try:
-        async with endpoint.stream(_COMPLETION, _crowd(model, size)) as crowd:
-            async for events in crowd:
-                crowd.output_began()
+        async with endpoint.stream(_COMPLETION, crowd) as stream:  # leaving it sends the crowd away
+            async for events in stream:
                 speaking = [choice["index"] for event in events for choice in event["choices"]]
-                first_wave_is_over = not started.isdisjoint(speaking)
+                first_wave_speaks_again = not started.isdisjoint(speaking)
                 started.update(speaking)
-                if urgent is None and first_wave_is_over:
+                if race is None and first_wave_speaks_again:
                     if len(started) * _WAVES > size:
                         return None
-                    urgent = asyncio.create_task(_ask_urgently(endpoint, model))
-                if urgent is not None and urgent.done():
-                    urgent.result()
-                    return len(started) < size - size // _WAVES
+                    race = asyncio.create_task(_urgent_wins(endpoint, model))
+                if race is not None and race.done():
+                    break
+        return await race if race is not None else None
     finally:
-        if urgent is not None:
-            urgent.cancel()
-            await asyncio.wait([urgent])
-    return None if urgent is None else False
+        await _end(race)
 
 
-async def _ask_urgently(endpoint: HttpEndpoint, model: str) -> None:
-    async with endpoint.stream(_COMPLETION, _answers(model, 1, 1, _MOST_URGENT)) as stream:
-        async for _ in stream:
-            pass
+async def _urgent_wins(endpoint: HttpEndpoint, model: str) -> bool:
+    """Whether two urgent prompts are answered, one after the other, before one that is not but came first.
+
+    In a first-come, first-served queue the patient one may be seen later than the first that is urgent, as
+    both may start in the same step, but not later than the second.
+    """
+    patient = _answers(model, 1, 1, _LEAST_URGENT)
+    async with endpoint.stream(_COMPLETION, patient) as stream:
+        answered = asyncio.create_task(_read(stream))
+        try:
+            for _ in range(2):
+                async with endpoint.stream(_COMPLETION, _answers(model, 1, 1, _MOST_URGENT)) as urgent:
+                    await _read(urgent)
+            if answered.done():
+                answered.result()
+                return False
+            return True
+        finally:
+            await _end(answered)
 
 
-def _crowd(model: str, size: int) -> Mapping[str, Any]:
-    return _answers(model, size, _ANSWER_TOKENS, _LEAST_URGENT)
+async def _read(stream: EventStream) -> None:
+    async for _ in stream:
+        pass
+
+
+async def _end(task: asyncio.Task[Any] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _answers(model: str, count: int, tokens: int, priority: int) -> Mapping[str, Any]:

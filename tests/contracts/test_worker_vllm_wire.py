@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from tests.contracts.openai_server import OpenAIServer
+from tests.contracts.vllm_scheduler import SchedulingServer, scheduling
 from tests.contracts.wire import (
     DONE,
     FakeServer,
@@ -39,7 +41,7 @@ from workers import (
     WorkerProtocolError,
     WorkerUnavailable,
 )
-from workers.contract import WorkerContract, collect
+from workers.contract import WorkerContract, collect, start
 from workers.vllm import NO_PRIORITIES, VllmWorker
 
 PROMPT = Generation("tiny", prompt="hello")
@@ -386,6 +388,57 @@ async def test_health_warns_of_a_server_that_says_it_knows_no_priorities(
         assert health.ready
         assert health.models == ("tiny",)
         assert health.warnings == warnings
+        await worker.aclose()
+
+
+@pytest.mark.parametrize("priorities", [True, False])
+async def test_health_finds_out_by_a_trial_whether_urgent_prompts_overtake(priorities: bool) -> None:
+    async with scheduling(SchedulingServer(slots=8, priorities=priorities)) as server:
+        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        assert (await worker.health()).warnings == (() if priorities else (NO_PRIORITIES,))
+        asked = server.asked
+        assert asked
+        assert (await worker.health()).warnings == (() if priorities else (NO_PRIORITIES,))
+        assert server.asked == asked, "it knows already"
+        await worker.aclose()
+
+
+async def test_trial_takes_a_larger_crowd_where_nobody_has_to_wait() -> None:
+    async with scheduling(SchedulingServer(slots=40, priorities=False)) as server:
+        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        assert (await worker.health()).warnings == (NO_PRIORITIES,)
+        assert max(body.get("n", 1) for body in server.bodies if body) == 1024
+        await worker.aclose()
+
+
+async def test_trial_leaves_a_server_alone_that_has_work() -> None:
+    async with scheduling(SchedulingServer(slots=8, priorities=False)) as server:
+        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        async with aclosing(
+            start(worker, [Generation("tiny", prompt="a", params={"max_tokens": 10**6})])
+        ) as work:
+            await anext(work)
+            assert (await worker.health()).warnings == ()
+            assert server.asked == 1
+        await worker.aclose()
+
+
+@pytest.mark.parametrize("option", ["priority", "try_priority"])
+async def test_trial_is_left_out_by_option(option: str) -> None:
+    async with scheduling(SchedulingServer(slots=8, priorities=False)) as server:
+        worker = VllmWorker(EndpointConfig("vllm", server.base_url, options={option: False}))
+        assert (await worker.health()).warnings == ()
+        assert server.asked == 0
+        await worker.aclose()
+
+
+async def test_trial_that_takes_too_long_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.vllm_priority.TRIAL_TIMEOUT_S", 0.01)
+    async with scheduling(SchedulingServer(slots=1, priorities=False)) as server:
+        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        health = await worker.health()
+        assert health.ready
+        assert health.warnings == ()
         await worker.aclose()
 
 

@@ -1,0 +1,69 @@
+"""Clients are lent to one call at a time, the last used first, and closed when idle."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from workers.lanes import Lanes
+
+
+class Clients:
+    """Makes clients and remembers them; `now` is the time."""
+
+    def __init__(self) -> None:
+        self.made: list[httpx.AsyncClient] = []
+        self.now = 0.0
+        self.lanes = Lanes(self.make, idle_s=4.0, clock=lambda: self.now)
+
+    def make(self) -> httpx.AsyncClient:
+        self.made.append(httpx.AsyncClient())
+        return self.made[-1]
+
+    @property
+    def closed(self) -> list[bool]:
+        return [client.is_closed for client in self.made]
+
+
+@pytest.fixture
+def clients() -> Clients:
+    return Clients()
+
+
+async def test_calls_at_the_same_time_have_a_client_each_and_later_ones_reuse_them(clients: Clients) -> None:
+    async with clients.lanes.one() as first, clients.lanes.one() as second:
+        assert first is not second
+    async with clients.lanes.one() as again:
+        assert again is first, "the one that came back last"
+    assert len(clients.made) == 2
+    await clients.lanes.aclose()
+
+
+async def test_client_that_was_idle_for_long_is_closed_when_another_comes_back(clients: Clients) -> None:
+    async with clients.lanes.one():
+        async with clients.lanes.one():
+            pass
+        clients.now = 5.0
+    assert clients.closed == [False, True]
+    await clients.lanes.aclose()
+
+
+async def test_client_comes_back_from_a_call_that_fails_or_is_cancelled(clients: Clients) -> None:
+    for error in (ValueError, asyncio.CancelledError):
+        with pytest.raises(error):
+            async with clients.lanes.one():
+                raise error
+    assert len(clients.made) == 1
+    await clients.lanes.aclose()
+
+
+async def test_closing_closes_all_and_those_in_use_when_they_come_back(clients: Clients) -> None:
+    async with clients.lanes.one():
+        async with clients.lanes.one():
+            pass
+        await clients.lanes.aclose()
+        await clients.lanes.aclose()
+        assert clients.closed == [False, True]
+    assert clients.closed == [True, True]
