@@ -137,6 +137,16 @@ class HttpEndpoint:
         async with self._answer("GET", path, None, limit) as response:
             return await self._body(response, limit, MAX_BODY_BYTES)
 
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """POST some JSON and read the JSON that answers it, within the time of a whole call.
+
+        Raises:
+            WorkerError: it did not come.
+        """
+        limit = self._whole_call()
+        async with self._answer("POST", path, _encoded(body), limit) as response:
+            return self._json(await self._body(response, limit, MAX_BODY_BYTES))
+
     @asynccontextmanager
     async def stream(
         self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None

@@ -4,9 +4,10 @@ Plain prompts go to its own `/completion` and not to `/v1/completions`: only the
 come with its own token counts (the OpenAI endpoint's `usage` for a whole answer is the first prompt's alone).
 Chats go to `/v1/chat/completions`, which applies the model's template and parses tool calls.
 
-Every answer is streamed on the wire, also when it is wanted whole: a busy llama-server looks only between two
-events of a stream whether its client is still there, so that a call without a stream would run on when it is
-cancelled.
+Answers are streamed on the wire, also those that are wanted whole: a busy llama-server looks only between
+two events of a stream whether its client is still there, so that a call without a stream would run on when
+it is cancelled. Short ones that are wanted whole are not: there is little to run on, and a stream costs the
+server a third of its rate.
 
 Source: tools/server/README.md of llama.cpp.
 """
@@ -27,7 +28,7 @@ from workers.base import (
     Piece,
     TokenUsage,
 )
-from workers.calls import answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
+from workers.calls import MALFORMED, answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
 from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
 from workers.http import HttpEndpoint, Refusal, bearer, check_base_url, error_class
 from workers.openai_wire import OURS, ChatReader, chat_body, model_names
@@ -53,6 +54,8 @@ _LAST_FIELDS = (
 )
 _OURS = OURS | {"response_fields"}
 _COUNTS = ("n", "n_cmpl")
+
+SHORT_TOKENS = 64
 
 
 class LlamaCppWorker:
@@ -82,8 +85,11 @@ class LlamaCppWorker:
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
         refuse_chats_in_a_list(batch)
-        outputs = self._complete(batch) if batch[0].messages is None else self._chat(batch[0])
-        return outputs if batch[0].stream else whole(outputs)
+        first = batch[0]
+        if first.messages is None and not first.stream and _is_short(first):
+            return self._complete_at_once(batch)
+        outputs = self._complete(batch) if first.messages is None else self._chat(first)
+        return outputs if first.stream else whole(outputs)
 
     async def health(self) -> Health:
         """Ready when the model is loaded and the server takes our key."""
@@ -125,6 +131,23 @@ class LlamaCppWorker:
         return settings if isinstance(settings, dict) else {}
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        body = self._completion_body(batch)
+        return answers(self._endpoint, _COMPLETION, body, _CompletionReader(len(batch)))
+
+    async def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        body = {**self._completion_body(batch), "stream": False}
+        reader = _CompletionReader(len(batch))
+        answer = await self._endpoint.post(_COMPLETION, body)
+        try:
+            outputs = [output for one in _as_list(answer) for output in reader.read(one)]
+        except MALFORMED:
+            raise self._endpoint.malformed() from None
+        for output in outputs:
+            yield output
+        if reader.missing:
+            raise self._endpoint.cut_off(reader.missing, reader.total)
+
+    def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         first = batch[0]
         refuse_tools(first)
         prompts = [generation.prompt for generation in batch]
@@ -136,7 +159,7 @@ class LlamaCppWorker:
         if schema := _json_schema(first.response_format):
             body["json_schema"] = schema
         self._set_parameters(body, first, _COMPLETION_NAMES)
-        return answers(self._endpoint, _COMPLETION, body, _CompletionReader(len(batch)))
+        return body
 
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
@@ -178,6 +201,16 @@ class _CompletionReader:
 
     def finish(self) -> Sequence[Output]:
         return ()
+
+
+def _is_short(generation: Generation) -> bool:
+    tokens = generation.params.get("max_tokens")
+    return isinstance(tokens, int) and tokens <= SHORT_TOKENS
+
+
+def _as_list(answer: Any) -> list[Any]:
+    """llama-server answers a list with a list, and a single prompt with its answer alone."""
+    return answer if isinstance(answer, list) else [answer]
 
 
 def _completed(member: int, event: Mapping[str, Any]) -> Completed:

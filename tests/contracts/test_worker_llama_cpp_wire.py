@@ -98,7 +98,7 @@ async def test_request_has_what_was_asked_under_the_engines_names(
     server: FakeServer, worker: LlamaCppWorker
 ) -> None:
     server.script = stream(last(0), last(1))
-    params = {"max_tokens": 7, "repetition_penalty": 1.1, "stop": ["x"]}
+    params = {"max_tokens": 700, "repetition_penalty": 1.1, "stop": ["x"]}
     extra = {"id_slot": 3}
     batch = [Generation("tiny", prompt=text, params=params, extra_body=extra, stream=False) for text in "ab"]
     await outputs_of(worker, *batch)
@@ -110,11 +110,37 @@ async def test_request_has_what_was_asked_under_the_engines_names(
         "prompt": ["a", "b"],
         "stream": True,
         "model": "tiny",
-        "n_predict": 7,
+        "n_predict": 700,
         "repeat_penalty": 1.1,
         "stop": ["x"],
         "id_slot": 3,
     }
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_short_answers_that_are_wanted_whole_are_not_streamed(
+    server: FakeServer, worker: LlamaCppWorker, count: int
+) -> None:
+    said = [{**last(member), "content": f"answer {member}"} for member in range(count)]
+    server.script = answer(200, said if count > 1 else said[0])
+    batch = [
+        Generation("tiny", prompt=text, params={"max_tokens": 64}, stream=False) for text in "ab"[:count]
+    ]
+    outputs = await outputs_of(worker, *batch)
+    assert server.bodies[0]["stream"] is False
+    assert [output.text for output in outputs if isinstance(output, Piece)] == [
+        f"answer {member}" for member in range(count)
+    ]
+    assert [output.member for output in outputs if isinstance(output, Completed)] == list(range(count))
+
+
+@pytest.mark.parametrize("said", [b"[]", b"5", b'[{"index": 7}]', b"{}"])
+async def test_whole_answer_that_is_none_is_a_protocol_error(
+    server: FakeServer, worker: LlamaCppWorker, said: bytes
+) -> None:
+    server.script = answer(200, said)
+    short = Generation("tiny", prompt="a", params={"max_tokens": 1}, stream=False)
+    assert type(await error_of(worker, short)) is WorkerProtocolError
 
 
 async def test_chat_request_has_tools_and_asks_for_usage(server: FakeServer, worker: LlamaCppWorker) -> None:
