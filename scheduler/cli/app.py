@@ -58,8 +58,8 @@ def _told() -> Iterator[None]:
         if type(error).show is not _UsageError.show:  # it shows the help, for want of arguments
             raise
         command = error.ctx.command_path if error.ctx else "prompt-scheduler"
-        message = error.format_message().removeprefix("Invalid value: ").rstrip(".")
-        raise _exit(f"{message}; see {command} --help", EXIT_MISTAKE) from None
+        message = error.format_message().removeprefix("Invalid value: ").replace(" Value error,", "")
+        raise _exit(f"{message.rstrip('.')}; see {command} --help", EXIT_MISTAKE) from None
     except OSError as error:
         if error.errno == errno.EPIPE:  # whoever read has gone, and knows
             raise

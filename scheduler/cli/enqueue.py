@@ -32,7 +32,7 @@ def enqueue(
     text: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TEXT]", help="The prompt; - reads it from standard input.", show_default=False
+            metavar="TEXT", help="The prompt; - reads it from standard input.", show_default=False
         ),
     ] = None,
     *,

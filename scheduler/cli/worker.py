@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scheduler.cli.session import session
+from scheduler.cli.session import redis_errors, session
 
 
 def worker(
@@ -19,7 +19,9 @@ def worker(
     """Run a worker process, as `arq scheduler.WorkerSettings` does."""
     from arq.cli import cli as arq  # noqa: PLC0415  the other commands do without
 
-    session(ctx).export()
+    at = session(ctx)
+    at.export()
     flags = {"--burst": burst, "--check": check, "--verbose": verbose}
     given = [flag for flag, wanted in flags.items() if wanted]
-    arq.main(["scheduler.WorkerSettings", *given], prog_name="prompt-scheduler worker")
+    with redis_errors(at.settings.redis_url):
+        arq.main(["scheduler.WorkerSettings", *given], prog_name="prompt-scheduler worker")

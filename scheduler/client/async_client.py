@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -38,6 +38,7 @@ MAX_CHUNK_BYTES = 8 << 20
 class RequestFields(TypedDict, total=False):
     """The fields of `PromptRequest` as keyword arguments."""
 
+    prompt: str
     messages: Sequence[Message | dict[str, Any]]
     model: str
     priority: int
@@ -63,7 +64,7 @@ class AsyncClient:
     """Enqueues prompts and reads their events and results. One connection serves all subscriptions.
 
     `redis_url` overrides that of the settings; "embedded" starts a private server that ends with the client.
-    Use it as an async context manager.
+    Use it as an async context manager. It belongs to the event loop in which it was connected.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class AsyncClient:
         self._routes: dict[str, tuple[str, bool]] = {}
         self._routes_read_at = -math.inf
         self._connecting = asyncio.Lock()
-        self._commands = asyncio.Semaphore(MAX_COMMANDS)
-        self._space_waits = asyncio.Semaphore(MAX_SPACE_WAITS)
+        # Made anew by each connect, for the event loop that it runs in.
+        self._loop: asyncio.AbstractEventLoop
+        self._commands: asyncio.Semaphore
+        self._space_waits: asyncio.Semaphore
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -113,6 +116,7 @@ class AsyncClient:
         """
         async with self._connecting:
             if self._queue is not None:
+                self._check_usable()
                 return
             if self._given is not None:
                 self._attach(self._given, script_flags=False)
@@ -136,11 +140,25 @@ class AsyncClient:
         self._attach(redis, script_flags=True)
 
     def _attach(self, redis: Redis, *, script_flags: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._commands = asyncio.Semaphore(MAX_COMMANDS)
+        self._space_waits = asyncio.Semaphore(MAX_SPACE_WAITS)
         self._queue = PromptQueue(redis, self.settings.queue, script_flags=script_flags)
         self._subscriptions = Subscriptions(redis)
 
+    def _check_usable(self) -> None:
+        if self._queue is None:
+            raise not_connected()
+        if self._loop is not asyncio.get_running_loop():
+            raise SchedulerError(
+                "the client was connected in another event loop: make one for each loop, "
+                "or use Client, which threads may share"
+            )
+
     async def aclose(self) -> None:
         """Close the connections; who still reads gets a `SchedulerError`. Jobs go on. Safe to call twice."""
+        if self._queue is not None:
+            self._check_usable()
         queue, self._queue = self._queue, None
         subscriptions, self._subscriptions = self._subscriptions, None
         if subscriptions is not None:
@@ -157,6 +175,7 @@ class AsyncClient:
     @asynccontextmanager
     async def commands(self) -> AsyncIterator[PromptQueue]:
         """The queue, for a few callers at a time, with redis-py's errors raised as those of this package."""
+        self._check_usable()
         async with self._commands:
             with translated(self.redis_url):
                 yield self.queue
@@ -164,6 +183,7 @@ class AsyncClient:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[tuple[ReplayPort, Subscriptions]]:
         """What reading events needs, with redis-py's errors raised as those of this package."""
+        self._check_usable()
         queue, subscriptions = self.queue, self._subscriptions
         if subscriptions is None:
             raise not_connected()
@@ -187,19 +207,24 @@ class AsyncClient:
                 raise InvalidRequest("give a PromptRequest or fields, not both")
             request = prompt
         else:
+            if prompt is not None and "prompt" in fields:
+                raise InvalidRequest("prompt: is given twice; leave out one of them", field="prompt")
             request = PromptRequest.parse(**({} if prompt is None else {"prompt": prompt}), **fields)
         outcome = (await self.enqueue_many([request]))[0]
         if isinstance(outcome, SchedulerError):
             raise outcome
         return outcome
 
-    async def enqueue_many(self, requests: Sequence[PromptRequest]) -> list[Job | SchedulerError]:
+    async def enqueue_many(self, requests: Iterable[PromptRequest]) -> list[Job | SchedulerError]:
         """Put many prompts into the queue; one outcome each, in order: its job, or why there is none.
 
         Raises:
+            InvalidRequest: something among them is no `PromptRequest`; nothing was enqueued.
             RedisUnavailable, RedisOutOfMemory: Redis did not take them all. Those before the failure are in;
                 give each request a `job_id` to send all again safely.
         """
+        requests = list(requests)
+        _refuse_others(requests)
         outcomes: dict[int, Job | SchedulerError] = {}
         chunk: dict[int, NewJob] = {}
         size = 0
@@ -303,7 +328,15 @@ class AsyncClient:
         self._routes_read_at = time.monotonic()
 
     def job(self, job_id: str) -> Job:
-        """Attach to a job by its id. The handle holds no ticket, so only `cancel(force=True)` ends it."""
+        """Attach to a job by its id. The handle holds no ticket, so only `cancel(force=True)` ends it.
+
+        Raises:
+            InvalidRequest: it is no text.
+        """
+        if not isinstance(job_id, str):
+            raise InvalidRequest(
+                f"job_id: give the id of a job as text, not {type(job_id).__name__}", field="job_id"
+            )
         return Job(self, job_id)
 
     async def run(
@@ -338,6 +371,14 @@ class _Replays:
 
     def channel(self, job_id: str) -> str:
         return self._queue.channel(job_id)
+
+
+def _refuse_others(requests: list[PromptRequest]) -> None:
+    for at, request in enumerate(requests):
+        if not isinstance(request, PromptRequest):
+            raise InvalidRequest(
+                f"requests.{at}: give a PromptRequest, not {type(request).__name__}", field="requests"
+            )
 
 
 def not_connected() -> SchedulerError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
@@ -30,15 +30,24 @@ class _LoopThread:
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
         self._open = True
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="prompt-scheduler-client", daemon=True
-        )
+        self._thread = threading.Thread(target=self._work, name="prompt-scheduler-client", daemon=True)
         self._thread.start()
 
     @property
     def open(self) -> bool:
         """Whether coroutines can be run: not after `stop`, and not in a process that was forked since."""
         return self._open and self._thread.is_alive()
+
+    def _work(self) -> None:
+        self._loop.run_forever()
+        # Here, and not in stop(): whoever calls that may have a running loop of its own.
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self._loop.run_until_complete(asyncio.wait(left))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = Future()
@@ -82,13 +91,6 @@ class _LoopThread:
             return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        left = asyncio.all_tasks(self._loop)
-        for task in left:
-            task.cancel()
-        if left:
-            self._loop.run_until_complete(asyncio.wait(left))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
 
 
 def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -214,7 +216,7 @@ class Client:
         """See `AsyncClient.enqueue`."""
         return SyncJob(self._running.run(self._client.enqueue(prompt, **fields)), self._running)
 
-    def enqueue_many(self, requests: Sequence[PromptRequest]) -> list[SyncJob | SchedulerError]:
+    def enqueue_many(self, requests: Iterable[PromptRequest]) -> list[SyncJob | SchedulerError]:
         """See `AsyncClient.enqueue_many`."""
         outcomes = self._running.run(self._client.enqueue_many(requests))
         return [
@@ -223,7 +225,8 @@ class Client:
 
     def job(self, job_id: str) -> SyncJob:
         """See `AsyncClient.job`."""
-        return SyncJob(self._client.job(job_id), self._running)
+        thread = self._running
+        return SyncJob(self._client.job(job_id), thread)
 
     def run(
         self,

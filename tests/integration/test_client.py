@@ -109,6 +109,24 @@ async def test_a_request_and_fields_together_are_refused(client: AsyncClient) ->
         await client.enqueue(PromptRequest(prompt="x"), model="echo")
 
 
+async def test_a_prompt_that_is_given_twice_is_refused(client: AsyncClient) -> None:
+    with pytest.raises(InvalidRequest, match="prompt: is given twice"):
+        await client.enqueue("x", prompt="y")
+
+
+@pytest.mark.parametrize("requests", [["x"], [PromptRequest(prompt="x"), {"prompt": "y"}], "xyz"])
+async def test_many_that_are_no_requests_are_refused_whole(client: AsyncClient, requests: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"requests\.\d: give a PromptRequest, not (str|dict)"):
+        await client.enqueue_many(requests)
+    assert await client.queue.unfinished(["echo"]) == 0
+
+
+async def test_a_job_is_named_by_text(client: AsyncClient) -> None:
+    job: Any = await client.enqueue("x")
+    with pytest.raises(InvalidRequest, match="job_id: give the id of a job as text, not Job"):
+        client.job(job)
+
+
 async def test_an_unknown_model_does_not_ask_redis_each_time(client: AsyncClient) -> None:
     read, asked = client.queue.routes, 0
 
@@ -170,6 +188,14 @@ async def test_an_unconnected_client_says_what_to_do() -> None:
         await client.job("x").result()
 
 
+async def test_a_client_of_another_event_loop_says_so(client: AsyncClient) -> None:
+    job = await client.enqueue("x")
+    for call in (client.connect, client.aclose, job.info, job.result, lambda: client.enqueue("y")):
+        with pytest.raises(SchedulerError, match="another event loop"):
+            await asyncio.to_thread(lambda call=call: asyncio.run(call()))
+    assert (await job.info()).state is JobState.WAITING
+
+
 # What is taken
 
 
@@ -198,7 +224,7 @@ async def test_more_than_a_script_takes_go_in_several(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await client.enqueue_many([]) == []
-    outcomes = await client.enqueue_many([PromptRequest(prompt=f"p {n}") for n in range(300)])
+    outcomes = await client.enqueue_many(PromptRequest(prompt=f"p {n}") for n in range(300))
     assert len({outcome.id for outcome in outcomes if isinstance(outcome, Job)}) == 300
     monkeypatch.setattr(async_client, "MAX_CHUNK_BYTES", 1000)
     sizes: list[int] = []

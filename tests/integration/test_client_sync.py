@@ -146,6 +146,18 @@ def test_connecting_and_closing_twice_does_no_harm() -> None:
         client.run("y")
 
 
+async def test_it_may_be_used_and_closed_inside_an_async_program() -> None:
+    before = threading.active_count()
+    with local_client() as client:
+        assert client.run("x", timeout_s=5).text == "x"
+    assert threading.active_count() == before
+
+
+def test_an_unconnected_client_says_what_to_do() -> None:
+    with pytest.raises(SchedulerError, match="with Client"):
+        Client(settings=load_settings(environ={})).job("x")
+
+
 def test_a_handle_outlives_its_client_with_a_clear_error() -> None:
     with local_client() as client:
         job = client.enqueue("x")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from redis.exceptions import AuthenticationError
 from typer.testing import CliRunner
 
 from scheduler import __main__, __version__
@@ -102,6 +103,7 @@ def assert_mistake(done: Any) -> None:
     assert done.exit_code == 2
     assert done.stderr.startswith("prompt-scheduler: ")
     assert done.stderr.count("\n") == 1
+    assert "Value error" not in done.stderr, "those are pydantic's words"
     assert done.stdout == ""
 
 
@@ -229,6 +231,19 @@ def test_without_redis_a_command_says_so_in_one_line_and_exits_with_1(arguments:
     assert done.stderr.startswith(f"prompt-scheduler: no Redis answers at {NOWHERE}")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_worker_tells_what_arq_could_not_do_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDULER_REDIS_URL", NOWHERE)  # the command sets it, and it is to be set back
+
+    def refused(*arguments: Any, **options: Any) -> None:
+        raise AuthenticationError("WRONGPASS invalid username-password pair")
+
+    monkeypatch.setattr("arq.cli.cli.main", refused)
+    done = CliRunner().invoke(app, ["--redis-url", "redis://:secret@127.0.0.1:1", "worker", "--check"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("prompt-scheduler: Redis at redis://:***@127.0.0.1:1 refused the cred")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])
