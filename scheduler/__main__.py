@@ -15,7 +15,10 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from scheduler.cli import app  # noqa: PLC0415  an extra
+    try:
+        from scheduler.cli import app  # noqa: PLC0415  an extra
+    except KeyboardInterrupt:  # importing it takes a moment
+        raise SystemExit(130) from None
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         # an answer may hold what the terminal's encoding cannot say

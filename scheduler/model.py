@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from datetime import timedelta
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal, TypeAlias
@@ -98,7 +99,7 @@ Level: TypeAlias = Annotated[StrictInt, BeforeValidator(_level), Field(ge=0, le=
 class Frozen(BaseModel):
     """Base of what crosses an edge: immutable, and strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Message(Frozen):
@@ -209,8 +210,22 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     if not path and ": " in message:
         path, message = message.split(": ", 1)
     if first["type"] == "extra_forbidden":
-        message = "no such field; see PromptRequest for those there are"
+        message = f"no such field; {_meant(path)}"
+    elif first["type"] == "string_pattern_mismatch":
+        signs = ". _ : -" if path == "job_id" else ". _ : / @ + -"
+        message = f"begin with a letter or a digit; then come at most 127 letters, digits and {signs}"
     return InvalidRequest(f"{path}: {message}" if path else message, field=path or None)
+
+
+def _meant(path: str) -> str:
+    """Which field may have been meant."""
+    parent, _, name = path.rpartition(".")
+    parameters = tuple(GenerationParams.model_fields)
+    fields = parameters if parent == "params" else tuple(PromptRequest.model_fields)
+    if not parent and name in parameters:
+        return f"params has it: params={{'{name}': …}}"
+    near = difflib.get_close_matches(name, fields, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
 
 
 def _is_union_tag(part: int | str) -> bool:

@@ -101,7 +101,8 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
         "job_timeout": RUN_PROMPT_TIMEOUT_S,
         "max_tries": RUN_PROMPT_TRIES,
         "job_serializer": encode_arq,
-        "job_deserializer": orjson.loads,
+        "job_deserializer": decode_arq,
+        "log_results": False,
         "on_startup": host.on_startup,
         "on_shutdown": host.on_shutdown,
     }
@@ -132,13 +133,30 @@ def _arq_pool(url: str, queue_name: str) -> ArqRedis:
         connection_pool(url, retries=ARQ_RETRIES),
         default_queue_name=queue_name,
         job_serializer=encode_arq,
-        job_deserializer=orjson.loads,
+        job_deserializer=decode_arq,
     )
 
 
 def encode_arq(value: Any) -> bytes:
     """What arq stores of a job, as JSON. An exception becomes its `code` and `message`."""
     return orjson.dumps(value, default=_error_fields)
+
+
+class _Unsaid(dict[str, Any]):
+    """A request as arq shows it in its log: not at all."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
+def decode_arq(data: bytes) -> dict[str, Any]:
+    """What arq stored of a job. Its log has the arguments' `repr`: prompts stay out of it."""
+    job: dict[str, Any] = orjson.loads(data)
+    if isinstance(job.get("a"), list):
+        job["a"] = [_Unsaid(one) if isinstance(one, dict) else one for one in job["a"]]
+    if isinstance(job.get("k"), dict):
+        job["k"] = {name: _Unsaid(one) if isinstance(one, dict) else one for name, one in job["k"].items()}
+    return job
 
 
 def _error_fields(value: Any) -> dict[str, str]:

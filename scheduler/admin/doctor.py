@@ -235,7 +235,7 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
     finally:
         await _close(endpoint)
     if not health.ready:
-        fix = "start the engine, or correct base_url; the other endpoints of the route serve meanwhile"
+        fix = "start the engine, or correct base_url and api_key_env"
         return Finding(Level.FAIL, subject, f"{where}: {health.detail or 'not ready'}", fix)
     models = ", ".join(health.models) or "unknown models"
     if endpoint.settings.model and health.models and endpoint.settings.model not in health.models:

@@ -12,6 +12,7 @@ import click
 import orjson
 import pytest
 from arq import Retry as ArqRetry
+from arq.utils import args_to_string
 from arq.worker import Worker
 
 import scheduler
@@ -203,3 +204,14 @@ async def test_arq_cannot_hold_up_the_end_while_redis_is_away(monkeypatch: pytes
     await host._stop(None)
     await asyncio.wait_for(left.wait(), 5)
     assert codes == [0]
+
+
+def test_prompts_stay_out_of_the_log_of_arq() -> None:
+    job = host_module.decode_arq(
+        encode_arq(
+            {"f": "run_prompt", "a": [{"prompt": "secret"}, 1], "k": {"request": {"prompt": "secret"}}}
+        )
+    )
+    assert job["a"][0] == {"prompt": "secret"}
+    assert "secret" not in args_to_string(job["a"], job["k"])
+    assert args_to_string(job["a"], job["k"]) == "…, 1, request=…"
