@@ -9,6 +9,7 @@ ARGS   ?=
 BIN          := $(VENV)/bin
 PIP          := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 LLAMA_SERVER ?= $(CACHE)/llama-server/bin/llama-server
+VLLM_PYTHON  ?= $(CACHE)/vllm/bin/python
 
 # The stamps: an environment of this Python; what the checks need in it; what the engines need on top.
 MADE      := $(VENV)/.made-$(notdir $(PYTHON))
@@ -17,22 +18,23 @@ ENGINES   := $(VENV)/.engines
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines lint format bench clean llama-server
+.PHONY: help demo test test-engines lint format bench clean llama-server vllm
 
 help: ## List what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Settings: PYTHON=$(PYTHON), ENGINE=$(ENGINE), ARGS for the demo, pytest and the benchmark."
 
-demo: $(INSTALLED) ## Watch 200 prompts go through; ENGINE=llama runs a real model server
-	@case "$(ENGINE)" in echo|llama) ;; *) echo "ENGINE is echo or llama, not $(ENGINE)" >&2; exit 2;; esac
+demo: $(INSTALLED) ## Watch 200 prompts go through; ENGINE=llama or vllm runs a real model server
+	@case "$(ENGINE)" in echo|llama|vllm) ;; *) echo "ENGINE is echo, llama or vllm, not $(ENGINE)" >&2; exit 2;; esac
 	@if [ "$(ENGINE)" = llama ]; then $(MAKE) --no-print-directory llama-server $(ENGINES); fi
-	@LLAMA_SERVER="$(LLAMA_SERVER)" $(BIN)/prompt-scheduler demo --engine $(ENGINE) $(ARGS)
+	@if [ "$(ENGINE)" = vllm ]; then $(MAKE) --no-print-directory vllm; fi
+	@LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/prompt-scheduler demo --engine $(ENGINE) $(ARGS)
 
 test: $(INSTALLED) ## Run all tests but those that need a model server
 	$(BIN)/pytest tests --ignore=tests/engines $(ARGS)
 
-test-engines: $(INSTALLED) $(ENGINES) llama-server ## Build llama-server if need be, and run the tests against it
-	LLAMA_SERVER="$(LLAMA_SERVER)" REQUIRE_ENGINES=1 $(BIN)/pytest tests/engines $(ARGS)
+test-engines: $(INSTALLED) $(ENGINES) llama-server vllm ## Get llama-server and vLLM if need be, and test against them
+	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" REQUIRE_ENGINES=1 $(BIN)/pytest tests/engines $(ARGS)
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .
@@ -46,7 +48,7 @@ format: $(INSTALLED) ## Put the code into shape
 bench: $(INSTALLED) ## Measure throughput and latency
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
-clean: ## Remove the environment and all that was made here; the built llama-server stays in its cache
+clean: ## Remove the environment and all that was made here; llama-server and vLLM stay in their cache
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -54,6 +56,12 @@ clean: ## Remove the environment and all that was made here; the built llama-ser
 llama-server:
 ifeq ($(origin LLAMA_SERVER),file)
 	@PYTHON="$(PYTHON)" sh examples/engines/build_llama_server.sh "$(CACHE)/llama-server"
+endif
+
+# The same for a VLLM_PYTHON: the Python of an environment with vLLM.
+vllm:
+ifeq ($(origin VLLM_PYTHON),file)
+	@sh examples/engines/install_vllm.sh "$(CACHE)/vllm"
 endif
 
 $(MADE):

@@ -210,7 +210,9 @@ class WorkerContract:
                     await asyncio.sleep(0)  # the reader's own work is where the cancellation can strike, too
 
         reader = asyncio.create_task(read())
-        await began.wait()
+        first = asyncio.create_task(began.wait())
+        await asyncio.wait({reader, first}, return_when=asyncio.FIRST_COMPLETED)
+        assert not reader.done(), "the answer ended before it could be cancelled"
         reader.cancel()
         with suppress(asyncio.CancelledError):
             await reader

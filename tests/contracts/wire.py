@@ -61,7 +61,11 @@ class FakeServer:
         task = asyncio.current_task()
         assert task is not None
         self.connections.append(task)
-        request = await read_request(reader)
+        try:
+            request = await read_request(reader)
+        except (asyncio.IncompleteReadError, ConnectionError):  # the client left before it had said all
+            await hang_up(writer)
+            return
         self.requests.append(request)
         leaving = asyncio.create_task(self._see_client_leave(reader, request))
         try:

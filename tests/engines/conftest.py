@@ -1,24 +1,33 @@
-"""A real llama-server with a tiny model of random weights, one for the whole run."""
+"""Real servers with tiny models of random weights, one of each kind for the whole run."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 import pytest
 
 pytest.register_assert_rewrite("workers.contract")
 
-MAKE_TINY_GGUF = Path(__file__).parents[2] / "examples" / "engines" / "make_tiny_gguf.py"
+ENGINES = Path(__file__).parents[2] / "examples" / "engines"
+MAKE_TINY_GGUF = ENGINES / "make_tiny_gguf.py"
+MAKE_TINY_HF = ENGINES / "make_tiny_hf.py"
+SERVE_VLLM = ENGINES / "serve_vllm.sh"
 START_TIMEOUT_S = 30.0
+VLLM_START_TIMEOUT_S = 300.0  # it imports for half a minute, and longer on a machine that is busy
+VLLM_CONTEXT = 1024
+VLLM_RUNS = 16
 SLOT_TOKENS = 32_768
 
 
@@ -31,6 +40,26 @@ class LlamaServer:
     slot_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class VllmServer:
+    """A running server. `context` is the most tokens of a prompt and its answer, `runs` what runs at once."""
+
+    base_url: str
+    context: int = VLLM_CONTEXT
+    runs: int = VLLM_RUNS
+
+
+def _cached(*path: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache.joinpath("prompt-scheduler", *path)
+
+
+def _missing(what: str) -> NoReturn:
+    if os.environ.get("CI") or os.environ.get("REQUIRE_ENGINES"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
 @pytest.fixture(scope="session")
 def llama_server_binary() -> Path:
     """Where llama-server is: the variable LLAMA_SERVER, the PATH, or what `make test-engines` has built."""
@@ -38,15 +67,11 @@ def llama_server_binary() -> Path:
         if not os.access(named, os.X_OK):
             pytest.fail(f"LLAMA_SERVER names {named}, which is no program that can be run")
         return Path(named)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    built = cache / "prompt-scheduler" / "llama-server" / "bin" / "llama-server"
+    built = _cached("llama-server", "bin", "llama-server")
     found = shutil.which("llama-server") or (str(built) if os.access(built, os.X_OK) else None)
     if found:
         return Path(found)
-    missing = "no llama-server: run `make test-engines`, which builds one, or name yours in LLAMA_SERVER"
-    if os.environ.get("CI") or os.environ.get("REQUIRE_ENGINES"):
-        pytest.fail(missing)
-    pytest.skip(missing)
+    _missing("no llama-server: run `make test-engines`, which builds one, or name yours in LLAMA_SERVER")
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +96,7 @@ def start_llama_server(
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*flags: str, slots: int, slot_tokens: int) -> LlamaServer:
-        port = _free_port()
+        port = free_port()
         log = tmp_path_factory.mktemp("llama-server") / "log"
         # --poll 0: its threads must not spin on the cores that the tests need.
         command = [
@@ -83,7 +108,7 @@ def start_llama_server(
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         processes.append(process)
         server = LlamaServer(f"http://127.0.0.1:{port}", slots, slot_tokens)
-        _wait_until_ready(server, process, log)
+        _wait_until_ready("llama-server", server.base_url, process, log, START_TIMEOUT_S)
         return server
 
     yield start
@@ -98,26 +123,69 @@ def llama_server(start_llama_server: StartServer) -> LlamaServer:
     return start_llama_server(slots=4, slot_tokens=SLOT_TOKENS)
 
 
-def _free_port() -> int:
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """The Python beside vLLM: the variable VLLM_PYTHON, or the one that `make test-engines` has made."""
+    if named := os.environ.get("VLLM_PYTHON"):
+        if not os.access(named, os.X_OK):
+            pytest.fail(f"VLLM_PYTHON names {named}, which is no program that can be run")
+        return Path(named)
+    made = _cached("vllm", "bin", "python")
+    if os.access(made, os.X_OK):
+        return made
+    _missing(
+        "no vLLM: run `make test-engines`, which installs it, or name the Python of yours in VLLM_PYTHON"
+    )
+
+
+@pytest.fixture(scope="session")
+def vllm_server(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    """A server with priority scheduling."""
+    folder = tmp_path_factory.mktemp("vllm")
+    model, log = folder / "tiny", folder / "log"
+    made = subprocess.run(
+        [str(vllm_python), str(MAKE_TINY_HF), str(model)], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.fail(f"the tiny model could not be made: {made.stderr.strip()}")
+    port = free_port()
+    command = ["sh", str(SERVE_VLLM), str(vllm_python), str(model), str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    server = VllmServer(f"http://127.0.0.1:{port}")
+    try:
+        _wait_until_ready("vLLM", server.base_url, process, log, VLLM_START_TIMEOUT_S)
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its engine is a process of its own
+        process.wait()
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_until_ready(server: LlamaServer, process: subprocess.Popen[bytes], log: Path) -> None:
-    give_up_at = time.monotonic() + START_TIMEOUT_S
-    with httpx.Client(base_url=server.base_url, timeout=2.0, trust_env=False) as client:
+def _wait_until_ready(
+    name: str, base_url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float
+) -> None:
+    give_up_at = time.monotonic() + timeout_s
+    with httpx.Client(base_url=base_url, timeout=2.0, trust_env=False) as client:
         while time.monotonic() < give_up_at:
             if process.poll() is not None:
-                pytest.fail(f"llama-server ended with {process.returncode}:\n{_tail(log)}")
+                pytest.fail(f"{name} ended with {process.returncode}:\n{_tail(log)}")
             try:
                 if client.get("/health").status_code == 200:
                     return
             except httpx.TransportError:
                 pass
             time.sleep(0.05)
-    pytest.fail(f"llama-server was not ready within {START_TIMEOUT_S:g} s:\n{_tail(log)}")
+    pytest.fail(f"{name} was not ready within {timeout_s:g} s:\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:

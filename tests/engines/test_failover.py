@@ -18,7 +18,7 @@ from scheduler import AsyncClient, Done, PromptRequest
 from scheduler.client import Job
 from scheduler.queue.inspection import QueueInspector
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
-from tests.engines.conftest import _free_port
+from tests.engines.conftest import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
@@ -30,7 +30,7 @@ class Server:
     """A llama-server on a port of its own, which may be killed and started again."""
 
     def __init__(self, binary: Path, model: Path, log: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._command = [
             *(
                 str(binary),

@@ -51,7 +51,7 @@ def test_requests_and_results_have_the_promised_fields() -> None:
 
 
 def test_enqueue_takes_every_field_of_a_request_by_name() -> None:
-    assert set(get_type_hints(RequestFields)) == set(REQUEST_FIELDS) - {"prompt"}
+    assert set(get_type_hints(RequestFields)) == set(REQUEST_FIELDS)
 
 
 def test_priorities_have_the_promised_levels() -> None:
