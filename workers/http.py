@@ -408,13 +408,20 @@ def bearer(config: EndpointConfig) -> dict[str, str]:
     Raises:
         WorkerConfigError: the key cannot stand in a header.
     """
-    if not config.api_key:
-        return {}
-    if not config.api_key.isascii() or not config.api_key.isprintable() or " " in config.api_key:
+    return {"Authorization": f"Bearer {check_key(config.api_key)}"} if config.api_key else {}
+
+
+def check_key(key: str) -> str:
+    """The key, once it is known to fit into a header.
+
+    Raises:
+        WorkerConfigError: it does not.
+    """
+    if not key.isascii() or not key.isprintable() or " " in key:
         raise WorkerConfigError(
             "api_key: has characters that no API key has, a line end perhaps; check api_key_env"
         )
-    return {"Authorization": f"Bearer {config.api_key}"}
+    return key
 
 
 def read_refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: datetime) -> Refusal:

@@ -1,0 +1,147 @@
+"""Anthropic, and every server that speaks its Messages API.
+
+Each answer is streamed on the wire, also when it is wanted whole: that is how a call is stopped when it is
+cancelled, and how the limit of the first token is kept.
+
+Source: https://docs.anthropic.com/en/api/messages-streaming
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import httpx
+
+from workers.anthropic_messages import MessageReader, chat_fields, format_fields, tool_fields
+from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
+from workers.calls import answers, set_parameters, whole
+from workers.errors import ContextOverflow, RequestRejected, WorkerConfigError, WorkerError
+from workers.http import HttpEndpoint, Refusal, check_base_url, check_key, error_class
+from workers.openai_wire import model_names
+from workers.options import count_option, refuse_unknown_options, text_option
+
+BASE_URL = "https://api.anthropic.com"
+VERSION = "2023-06-01"
+MAX_TOKENS = 4096
+OPTIONS = ("beta", "max_tokens")
+
+_MESSAGES = "/v1/messages"
+_MODELS = "/v1/models"
+_NAMES = {"stop": "stop_sequences"}
+_KNOWN = frozenset({"max_tokens", "stop", "temperature", "top_k", "top_p"})
+_OURS = frozenset({"messages", "model", "stream", "system", "tools", "tool_choice"})
+
+
+class AnthropicWorker:
+    """The adapter to Anthropic or a server that is compatible with it.
+
+    `base_url` is the server's root, a `/v1` at its end is taken off; without one it is that of
+    `ANTHROPIC_BASE_URL`, or Anthropic's own. Without `api_key_env` the key is that of `ANTHROPIC_API_KEY`,
+    else the token of `ANTHROPIC_AUTH_TOKEN`.
+
+    Options: `max_tokens`, for prompts that do not say (the API wants it said; 4096); `beta`, what the header
+    `anthropic-beta` is to hold.
+    """
+
+    def __init__(self, config: EndpointConfig) -> None:
+        refuse_unknown_options(config, OPTIONS)
+        self._model = config.model
+        self._max_tokens = count_option(config, "max_tokens") or MAX_TOKENS
+        base_url = check_base_url(
+            config.base_url or config.environ.get("ANTHROPIC_BASE_URL") or BASE_URL
+        ).removesuffix("/v1")
+        beta = text_option(config, "beta")
+        self._endpoint = HttpEndpoint(
+            config,
+            engine="anthropic",
+            base_url=base_url,
+            headers={
+                "anthropic-version": VERSION,
+                **({"anthropic-beta": beta} if beta else {}),
+                **_credentials(config, base_url),
+            },
+            translate=_error_class,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Chats with tools, one in a call; it knows no priorities."""
+        return Capabilities(lists=False, streaming=True, chat=True, tools=True, priority=False)
+
+    def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        """Run one generation; see `ModelWorker.generate`."""
+        if len(batch) > 1:
+            raise ValueError("takes one generation in a call")
+        outputs = answers(self._endpoint, _MESSAGES, self._body(batch[0]), MessageReader())
+        return outputs if batch[0].stream else whole(outputs)
+
+    async def health(self) -> Health:
+        """Ready when the server takes our key. One that has no list of models is taken to be."""
+        try:
+            models = await model_names(self._endpoint, _MODELS)
+        except RequestRejected:
+            models = ()
+        except WorkerError as error:
+            return Health(ready=False, detail=str(error))
+        return Health(ready=True, models=models)
+
+    async def capacity(self) -> int | None:
+        """None: it does not say."""
+        return None
+
+    async def load(self) -> Load | None:
+        """None: it does not say."""
+        return None
+
+    async def aclose(self) -> None:
+        """Close connections. Safe to call twice."""
+        await self._endpoint.aclose()
+
+    def _body(self, generation: Generation) -> dict[str, Any]:
+        for name in generation.params:
+            if name not in _KNOWN:
+                raise RequestRejected(
+                    f"params.{name}: Anthropic has no such parameter; leave it out, "
+                    "or put what it does have into extra_body"
+                )
+        body: dict[str, Any] = {
+            "model": self._model or generation.model,
+            "max_tokens": self._max_tokens,
+            "stream": True,
+            **chat_fields(generation),
+            **tool_fields(generation),
+            **format_fields(generation.response_format),
+        }
+        set_parameters(body, generation, names=_NAMES, ours=_OURS)
+        if isinstance(body.get("stop_sequences"), str):
+            body["stop_sequences"] = [body["stop_sequences"]]
+        return body
+
+
+def _credentials(config: EndpointConfig, base_url: str) -> dict[str, str]:
+    """The header with the key of `api_key_env`, else with Anthropic's own where it may go.
+
+    Raises:
+        WorkerConfigError: there is none, and Anthropic needs one.
+    """
+    if config.api_key:
+        return {"x-api-key": check_key(config.api_key)}
+    theirs = f".{httpx.URL(base_url).host}".endswith(".anthropic.com")
+    # Where the settings name some other server, Anthropic's key would be given away.
+    if not config.base_url or theirs:
+        if key := config.environ.get("ANTHROPIC_API_KEY"):
+            return {"x-api-key": check_key(key)}
+        if token := config.environ.get("ANTHROPIC_AUTH_TOKEN"):
+            return {"Authorization": f"Bearer {check_key(token)}"}
+    if theirs:
+        raise WorkerConfigError(
+            "api_key_env: Anthropic needs a key; set ANTHROPIC_API_KEY, or name another variable here"
+        )
+    return {}
+
+
+def _error_class(refusal: Refusal) -> type[WorkerError]:
+    if refusal.status == 413 or "prompt is too long" in refusal.words:
+        return ContextOverflow
+    return error_class(refusal)
