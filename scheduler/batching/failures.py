@@ -49,6 +49,16 @@ def no_end() -> WorkerProtocolError:
     return WorkerProtocolError("the answer stopped before this prompt had an end")
 
 
+def beside_a_refused() -> WorkerProtocolError:
+    """Say that a member's answer was cut off, perhaps because the engine refused another one of the call.
+
+    To ask for a wait makes the next attempt free of charge: the member is likely to be innocent.
+    """
+    return WorkerProtocolError(
+        "the engine refused a prompt of the same call, and ended the whole call", retry_after_s=0.0
+    )
+
+
 def closed() -> WorkerUnavailable:
     """Say that the batcher takes no more prompts."""
     return WorkerUnavailable("the endpoint is being closed in this process; try again elsewhere")

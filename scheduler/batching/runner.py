@@ -95,7 +95,10 @@ class CallRunner:
                 watched, len(call.members), error or (None if call.completed else call.error)
             )
         left = call.unended()
-        again = self._to_try_again(call, left) if isinstance(error, RequestRejected) else {}
+        refused = isinstance(error, RequestRejected)
+        again = self._to_try_again(call, left) if refused else {}
+        if refused and len(call.members) > 1:
+            error = failures.beside_a_refused()
         for member in left:
             if member not in again:
                 self._fail(call, member, error or failures.no_end())

@@ -632,13 +632,15 @@ async def test_rejected_list_keeps_its_places_while_it_is_split() -> None:
     bench.assert_empty()
 
 
-async def test_member_that_has_streamed_is_not_run_again() -> None:
+async def test_member_that_has_streamed_is_not_run_again_but_may_be_retried() -> None:
     bench = Bench()
     streamed, silent = bench.submit_many(2)
     call = await bench.worker.next_call()
     call.put(Piece(0, "half"), RequestRejected("no more"))
 
-    assert isinstance(await streamed.error(), RequestRejected)
+    error = await streamed.error()
+    assert isinstance(error, WorkerProtocolError)
+    assert error.retryable, "it was perhaps another member that the engine refused"
     again = await bench.worker.next_call()
     assert again.prompts == ["p1"]
     again.finish()
@@ -768,6 +770,110 @@ async def test_observer_that_raises_does_not_stop_the_call(caplog: pytest.LogCap
     assert "on_flush raised" in caplog.text
 
 
+# The watcher
+
+
+@dataclass
+class Watcher:
+    """Notes how calls begin and end. What it gives for a call is its number."""
+
+    began: int = 0
+    ended: list[tuple[int, int, WorkerError | None]] = field(default_factory=list)
+
+    def call_began(self) -> int:
+        self.began += 1
+        return self.began
+
+    def call_ended(self, call: int, prompts: int, error: WorkerError | None) -> None:
+        self.ended.append((call, prompts, error))
+
+
+def watched(**bench: Any) -> tuple[Bench, Watcher]:
+    made, watcher = Bench(**bench), Watcher()
+    made.batcher = Batcher(made.worker, BatchPolicy(), made.window, watcher=watcher)
+    return made, watcher
+
+
+async def test_watcher_hears_of_each_call_with_what_it_gave_for_it() -> None:
+    bench, watcher = watched(lists=False)
+    answers = bench.submit_many(2)
+    first, second = [await bench.worker.next_call() for _ in range(2)]
+    assert (watcher.began, watcher.ended) == (2, [])
+    second.finish()
+    await answers[1].end()
+    first.finish()
+    await bench.batcher.drain()
+    assert watcher.ended == [(2, 1, None), (1, 1, None)]
+
+
+async def test_watcher_hears_once_of_a_list() -> None:
+    bench, watcher = watched()
+    bench.submit_many(3)
+    (await bench.worker.next_call()).finish()
+    await bench.batcher.drain()
+    assert watcher.ended == [(1, 3, None)]
+
+
+@pytest.mark.parametrize("failure", [WorkerUnavailable("gone"), WorkerOverloaded("full", retry_after_s=2.0)])
+async def test_watcher_hears_why_a_call_failed_before_its_prompts_do(failure: WorkerError) -> None:
+    bench, watcher = watched()
+    answers = bench.submit_many(2)
+    (await bench.worker.next_call()).put(Piece(0, "half"), failure)
+    await answers[0].error()
+    assert watcher.ended == [(1, 2, failure)]
+
+
+async def test_watcher_hears_of_what_an_adapter_must_not_raise_as_of_a_failure() -> None:
+    bench, watcher = watched()
+    (answer,) = bench.submit_many(1)
+    (await bench.worker.next_call()).put(KeyError("x"))
+    await answer.error()
+    assert [(prompts, type(error)) for _, prompts, error in watcher.ended] == [(1, WorkerError)]
+
+
+@pytest.mark.parametrize("one_is_good", [True, False])
+async def test_list_has_failed_for_the_watcher_when_all_its_members_have(one_is_good: bool) -> None:
+    bench, watcher = watched()
+    bench.submit_many(2)
+    bad = WorkerUnavailable("gone")
+    last = Completed(1, "stop") if one_is_good else MemberFailed(1, bad)
+    (await bench.worker.next_call()).put(MemberFailed(0, bad), last, None)
+    await bench.batcher.drain()
+    assert watcher.ended == [(1, 2, None if one_is_good else bad)]
+
+
+async def test_watcher_hears_of_a_refused_list_and_of_the_calls_that_follow_it() -> None:
+    bench, watcher = watched()
+    answers = bench.submit_many(2)
+    refusal = RequestRejected("one of you")
+    (await bench.worker.next_call()).put(refusal)
+    for _ in range(2):
+        (await bench.worker.next_call()).finish()
+    for answer in answers:
+        await answer.end()
+    await bench.batcher.drain()
+    assert watcher.ended == [(1, 2, refusal), (2, 1, None), (3, 1, None)]
+
+
+async def test_watcher_does_not_hear_of_a_call_that_is_given_up() -> None:
+    bench, watcher = watched()
+    answers = bench.submit_many(2)
+    call = await bench.worker.next_call()
+    call.put(Piece(0, "half"))
+    for answer in answers:
+        await answer.cancel()
+    await bench.batcher.drain()
+    assert (watcher.began, watcher.ended) == (1, [])
+
+
+async def test_watcher_does_not_hear_of_calls_that_closing_ends() -> None:
+    bench, watcher = watched()
+    bench.submit("a")
+    await bench.worker.next_call()
+    await bench.batcher.aclose()
+    assert watcher.ended == []
+
+
 # Ending
 
 
@@ -853,7 +959,7 @@ async def test_close_tries_nothing_again_when_the_engine_rejects_meanwhile() -> 
     await bench.batcher.aclose()
 
     for answer in answers:
-        assert isinstance(await answer.error(), RequestRejected)
+        assert isinstance(await answer.error(), WorkerProtocolError)
     assert len(bench.worker.calls) == 1
     bench.assert_empty()
 
