@@ -1,4 +1,4 @@
-"""The demo with a real llama-server."""
+"""The demo with real engines."""
 
 from __future__ import annotations
 
@@ -26,3 +26,20 @@ def test_demo_with_llama_keeps_its_promises(llama_server_binary: Path) -> None:
     assert "FAIL" not in done.stdout
     left = subprocess.run(["pgrep", "-f", f"{llama_server_binary} .*--alias tiny -c 16384"], check=False)
     assert left.returncode == 1, "no llama-server is left behind"
+
+
+@pytest.mark.timeout(420)
+def test_demo_with_vllm_keeps_its_promises(vllm_python: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scheduler", "demo", "--engine", "vllm"],
+        env={**os.environ, "VLLM_PYTHON": str(vllm_python)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "200 prompts sent, 200 answered" in done.stdout
+    assert "FAIL" not in done.stdout
+    left = subprocess.run(["pgrep", "-f", "vllm.entrypoints.* --model .*prompt-scheduler-demo-"], check=False)
+    assert left.returncode == 1, "no vLLM is left behind"

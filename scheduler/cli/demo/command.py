@@ -63,7 +63,8 @@ def demo(
     """Show it all at work: 200 prompts, a server, a worker.
 
     Some prompts are sent twice. Exits with 0 if every prompt was answered, urgent ones first, and duplicates
-    ran once. With --engine llama the variable LLAMA_SERVER names a llama-server, LLAMA_MODEL a model for it.
+    ran once. With --engine llama LLAMA_SERVER names a llama-server and LLAMA_MODEL a model for it; with
+    --engine vllm VLLM_PYTHON names the Python of an environment that has vLLM.
     """
     if not run(perform(Show(engine, prompts, delay, plain), console())):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""What answers in the demo: the echo, or a llama-server of its own."""
+"""What answers in the demo: the echo, or a llama-server or vLLM of its own."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from scheduler.errors import ConfigError, SchedulerError
 from workers.base import EndpointConfig
 from workers.registry import make_worker
 
-MAKE_TINY_GGUF = Path(__file__).parents[3] / "examples" / "engines" / "make_tiny_gguf.py"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "engines"
+MAKE_TINY_GGUF = EXAMPLES / "make_tiny_gguf.py"
+MAKE_TINY_HF = EXAMPLES / "make_tiny_hf.py"
+SERVE_VLLM = EXAMPLES / "serve_vllm.sh"
 START_TIMEOUT_S = 60.0
+VLLM_START_TIMEOUT_S = 300.0  # it imports for half a minute, and longer on a machine that is busy
 SLOTS = 16
 PROMPTS_A_PLACE = 25
 BUILT = Path("prompt-scheduler", "llama-server", "bin", "llama-server")
+INSTALLED = Path("prompt-scheduler", "vllm", "bin", "python")
+ASKED = {"max_tokens": 128, "temperature": 0.8}
 
 
 class EngineKind(StrEnum):
@@ -31,6 +37,7 @@ class EngineKind(StrEnum):
 
     ECHO = "echo"
     LLAMA = "llama"
+    VLLM = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +58,12 @@ def open_engine(
     Few of the `prompts` run at once: most are to be seen waiting.
 
     Raises:
-        ConfigError: llama-server or a model is missing.
+        ConfigError: the engine or a model is missing.
     """
     at_once = prompts // PROMPTS_A_PLACE
-    return _llama(folder, os.environ, at_once) if kind is EngineKind.LLAMA else _echo(delay_s, at_once)
+    if kind is EngineKind.LLAMA:
+        return _llama(folder, os.environ, at_once)
+    return _vllm(folder, os.environ, at_once) if kind is EngineKind.VLLM else _echo(delay_s, at_once)
 
 
 @asynccontextmanager
@@ -79,15 +88,56 @@ async def _llama(folder: Path, environ: Mapping[str, str], at_once: int) -> Asyn
     where = ("--host", "127.0.0.1", "--port", str(port), "--alias", "tiny")
     async with child("llama-server", binary, "-m", model, *where, *flags, folder=folder) as server:
         base_url = f"http://127.0.0.1:{port}"
-        await _until_ready(server, base_url)
-        toml = f"""
+        await _until_ready(server, "llama_cpp", base_url, START_TIMEOUT_S)
+        yield DemoEngine("tiny", _route("llama_cpp", base_url, at_once), ASKED, (server,))
+
+
+@asynccontextmanager
+async def _vllm(folder: Path, environ: Mapping[str, str], at_once: int) -> AsyncIterator[DemoEngine]:
+    python = find_vllm(environ)
+    model = folder / "tiny"
+    async with child("model maker", python, MAKE_TINY_HF, model, folder=folder) as maker:
+        if await maker.wait():
+            raise ConfigError(f"no tiny model could be made:\n{maker.last_words()}")
+    port = _free_port()
+    async with child("vLLM", "sh", SERVE_VLLM, python, model, str(port), folder=folder) as server:
+        base_url = f"http://127.0.0.1:{port}"
+        await _until_ready(server, "vllm", base_url, VLLM_START_TIMEOUT_S)
+        yield DemoEngine("tiny", _route("vllm", base_url, at_once), ASKED, (server,))
+
+
+def _route(backend: str, base_url: str, at_once: int) -> str:
+    return f"""
 [[routes.tiny.endpoints]]
-backend = "llama_cpp"
+backend = "{backend}"
 base_url = "{base_url}"
 model = "tiny"
 max_in_flight = {min(at_once, SLOTS)}
 """
-        yield DemoEngine("tiny", toml, {"max_tokens": 128, "temperature": 0.8}, (server,))
+
+
+def find_vllm(environ: Mapping[str, str]) -> Path:
+    """The Python that can run vLLM: the one that VLLM_PYTHON names, else as the Makefile installs it.
+
+    Raises:
+        ConfigError: there is none, or nothing to make a model for it with.
+    """
+    if not SERVE_VLLM.is_file():
+        raise ConfigError("--engine vllm: works in a checkout of the project, which makes a model for it")
+    if named := environ.get("VLLM_PYTHON"):
+        if os.access(named, os.X_OK):
+            return Path(named).absolute()
+        said = f"VLLM_PYTHON names {named}, which cannot be run"
+    else:
+        installed = _cache(environ) / INSTALLED
+        if os.access(installed, os.X_OK):
+            return installed
+        said = "VLLM_PYTHON is not set: it is to name the Python of an environment with vLLM"
+    raise ConfigError(f"{said}; `make demo ENGINE=vllm` installs one")
+
+
+def _cache(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def find_llama_server(environ: Mapping[str, str]) -> Path:
@@ -103,7 +153,7 @@ def find_llama_server(environ: Mapping[str, str]) -> Path:
     else:
         if found := shutil.which("llama-server", path=environ.get("PATH")):
             return Path(found).absolute()
-        built = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / BUILT
+        built = _cache(environ) / BUILT
         if os.access(built, os.X_OK):
             return built
         said = "LLAMA_SERVER is not set, and there is no llama-server on PATH"
@@ -127,18 +177,19 @@ def _free_port() -> int:
         return port
 
 
-async def _until_ready(server: Child, base_url: str) -> None:
-    worker = make_worker(EndpointConfig(backend="llama_cpp", base_url=base_url))
+async def _until_ready(server: Child, backend: str, base_url: str, timeout_s: float) -> None:
+    options = {"try_priority": False} if backend == "vllm" else {}
+    worker = make_worker(EndpointConfig(backend=backend, base_url=base_url, options=options))
     ended = asyncio.create_task(server.wait())
     try:
-        async with asyncio.timeout(START_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             while not (await worker.health()).ready:
                 if ended.done():
                     raise await server.failed()
                 await asyncio.sleep(0.1)
     except TimeoutError:
         raise SchedulerError(
-            f"llama-server was not ready within {START_TIMEOUT_S:g} s:\n{server.last_words()}"
+            f"{server.name} was not ready within {timeout_s:g} s:\n{server.last_words()}"
         ) from None
     finally:
         ended.cancel()
