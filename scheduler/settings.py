@@ -107,6 +107,11 @@ class RateSettings(_Section):
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.requests_per_minute is not None or self.tokens_per_minute is not None
+
 
 class EndpointSettings(RateSettings):
     """One base URL that serves a route.

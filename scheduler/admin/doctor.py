@@ -272,8 +272,9 @@ def _queue(status: QueueStatus, workers: list[WorkerInfo], settings: Settings) -
         if route not in served:
             fix = "start one with these settings: prompt-scheduler worker"
             yield Finding(Level.WARN, f"serving {route}", "no live worker serves this route", fix)
-    bound = f"{status.waiting + status.delayed:,} of at most {status.max_waiting:,} jobs wait"
-    if status.waiting + status.delayed >= status.max_waiting:
+    unclaimed = status.waiting + status.delayed + status.held
+    bound = f"{unclaimed:,} of at most {status.max_waiting:,} jobs wait"
+    if unclaimed >= status.max_waiting:
         yield Finding(Level.WARN, "bound", bound, "add worker processes, or raise max_waiting")
     else:
         yield Finding(Level.OK, "bound", bound)

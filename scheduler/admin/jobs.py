@@ -15,7 +15,7 @@ async def requeue(queue: PromptQueue, job_id: str) -> None:
         SchedulerError: the stored request has gone.
     """
     match await queue.requeue(job_id):
-        case "waiting":
+        case "waiting" | "held":
             return
         case "not_found":
             raise JobNotFound(f"no job {job_id} in queue {queue.name!r}: unknown, or its record has expired")

@@ -22,6 +22,7 @@ WIDE = 250
 
 STATE_STYLES = {
     JobState.RUNNING: "cyan",
+    JobState.HELD: "magenta",
     JobState.DONE: "green",
     JobState.FAILED: "red",
     JobState.EXPIRED: "yellow",

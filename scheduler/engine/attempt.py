@@ -49,6 +49,7 @@ class Attempt:
     route: Route
     writer: JobWriter
     on_deadline: Callable[[int], None]
+    take_permit: Callable[[str], Awaitable[int]] | None = None
     expires_at: float | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     context: PromptContext | None = None
@@ -100,6 +101,7 @@ async def run_attempt(
         attempt.context = context = make_context(attempt)
         await attempt.route.pipeline.run(context)
         result = build_result(context, queue_ms=job.waited_ms, claimed_at=attempt.claimed_at)
+        writer.used_tokens = _tokens_of(context)
     except asyncio.CancelledError:
         if attempt.stop is not None:
             _stopped(attempt)
@@ -115,6 +117,14 @@ async def run_attempt(
         _unexpected(attempt, error, policy, max_attempts)
     else:
         writer.done(result)
+
+
+def _tokens_of(context: PromptContext) -> int | None:
+    """What the engine says that the attempt cost; None where it does not say."""
+    usage = context.completed.usage if context.completed else None
+    if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
+        return None
+    return (usage.input_tokens or 0) + (usage.output_tokens or 0)
 
 
 def settle(attempt: Attempt, task: asyncio.Task[None]) -> None:
@@ -148,6 +158,8 @@ def make_context(attempt: Attempt) -> PromptContext:
         params=request.get("params") or {},
         request=request,
         expires_at=attempt.expires_at,
+        permit=job.endpoint,
+        take_permit=attempt.take_permit,
         sink=attempt.writer.piece if request.get("stream", True) else None,
     )
 

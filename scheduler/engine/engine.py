@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
+from scheduler.engine.limits import limits_of, offers_of
 from scheduler.engine.patience import Patience
 from scheduler.engine.retry import RetryPolicy
 from scheduler.engine.routes import Route, build_routes, describe_routes, rebuild_routes
@@ -45,6 +46,7 @@ LAST_CLAIM_S = 2.0
 LET_GO_S = 5.0
 SAY_GOODBYE_S = 2.0
 
+NO_PERMIT_MS = 1000
 RETIRE_POLL_S = 0.2
 TELL_AGAIN_S = 0.5
 
@@ -70,6 +72,8 @@ class Engine:
         self.id = worker_id(settings)
         self.queue = PromptQueue(redis, settings.queue, script_flags=script_flags)
         self.routes: dict[str, Route] = build_routes(settings)
+        self._limits = limits_of(settings)
+        self._without_permit: set[str] = set()  # lanes whose endpoints have used up their rate limits
         self._shares = Shares(self.queue, self.id, lease_ms=self.lease_ms)
         self._attempts: dict[int, Attempt] = {}  # by token, until the end is written
         self._running = 0
@@ -248,7 +252,7 @@ class Engine:
     @property
     def _free(self) -> int:
         """How many jobs may be claimed now; of each lane its route says how many."""
-        if not any(route.free for route in self.routes.values()):
+        if not any(self._room_for(route) for route in self.routes.values()):
             return 0
         return min(self.settings.max_running - self._running, CLAIM_AT_ONCE)
 
@@ -265,12 +269,32 @@ class Engine:
                 return True
             for job in claim.jobs:
                 self._begin(job)
-        return claim.more and bool(claim.jobs)
+        for lane, wait_ms in claim.retry_ms.items():
+            self._leave_alone(lane, wait_ms / 1000)
+        return claim.more and (bool(claim.jobs) or bool(claim.retry_ms))
+
+    def _room_for(self, route: Route) -> int:
+        """How many more of its jobs may be claimed now: none while its endpoints have no permits."""
+        return 0 if route.name in self._without_permit else route.free
+
+    def _leave_alone(self, lane: str, wait_s: float) -> None:
+        if lane not in self._without_permit:
+            self._without_permit.add(lane)
+            asyncio.get_running_loop().call_later(wait_s, self._look_again, lane)
+
+    def _look_again(self, lane: str) -> None:
+        self._without_permit.discard(lane)
+        self._news.set()
 
     async def _ask(self, claim_id: str, limit: int) -> Claim:
         # Lanes without room are named too: the script passes their wake tokens on.
-        lanes = {name: route.free for name, route in self.routes.items()}
-        return await self.queue.claim(claim_id, self.id, lanes, limit=limit, lease_ms=self.lease_ms)
+        lanes = {name: self._room_for(route) for name, route in self.routes.items()}
+        offers: dict[str, dict[str, int]] = {}
+        if self._limits.endpoints:
+            offers = {name: offers_of(route) for name, route in self.routes.items()}
+        return await self.queue.claim(
+            claim_id, self.id, lanes, limit=limit, lease_ms=self.lease_ms, endpoints=offers
+        )
 
     async def _pass_on(self) -> None:
         """Claim nothing: the script wakes others where there is work."""
@@ -288,7 +312,7 @@ class Engine:
 
     async def _wait_for_work(self) -> None:
         """Until a wake token comes for a lane with room, room changes, or some seconds have gone."""
-        lanes = frozenset(name for name, route in self.routes.items() if route.free)
+        lanes = frozenset(name for name, route in self.routes.items() if self._room_for(route))
         if self._waker is not None and self._waker.done():
             self._waker = None
         if self._waker is not None and not lanes <= self._waker_lanes:
@@ -319,6 +343,8 @@ class Engine:
     def _begin(self, job: ClaimedJob) -> None:
         route = self.routes[job.lane]
         attempt = Attempt(job, route, self._writer.open(job, self.id), self._deadline_came)
+        if self._limits.endpoints:
+            attempt.take_permit = partial(self._take_permit, job)
         max_attempts = job.max_attempts or route.settings.max_attempts or self.settings.max_attempts
         self._attempts[job.token] = attempt
         self._running += 1
@@ -329,6 +355,13 @@ class Engine:
         attempt.task = task
         # A task cancelled before its first step never runs: what must happen in any case happens here.
         task.add_done_callback(partial(self._finished, attempt))
+
+    async def _take_permit(self, job: ClaimedJob, endpoint: str) -> int:
+        wait = await self._patience.until_done(lambda: self.queue.take_permit(job, endpoint))
+        if wait == "lost":
+            self._refused(job.id, job.token)
+            return NO_PERMIT_MS
+        return wait
 
     def _finished(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
         self._running -= 1
@@ -409,7 +442,9 @@ class Engine:
                 attempt.set_deadline(None if reply is None else now + reply / 1000)
 
     async def _publish_settings(self) -> None:
-        await self.queue.configure(conf=self._conf(), routes=describe_routes(self.routes))
+        await self.queue.configure(
+            conf=self._conf(), routes=describe_routes(self.routes), limits=self._limits
+        )
 
     async def _mend_settings(self) -> None:
         """Redis may have come back without its data: clients and scripts would miss what we serve."""
@@ -463,6 +498,7 @@ class Engine:
         async with self._claiming:
             old = [route for name, route in self.routes.items() if route is not routes.get(name)]
             self.settings, self.routes = settings, routes
+            self._limits = limits_of(settings)
             for route in routes.values():
                 route.fall_back_on(routes)
             self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)

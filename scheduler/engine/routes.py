@@ -51,11 +51,16 @@ class Route:
         return self.running > 0 or any(endpoint.outstanding for endpoint in self.endpoints)
 
     @property
-    def _room(self) -> int:
+    def in_use(self) -> tuple[Endpoint, ...]:
+        """The endpoints that take its jobs now: its own, or those of the first fallback that can; or none."""
         for route in (self, *self.fallbacks):
             if any(endpoint.capacity for endpoint in route.endpoints):
-                return sum(endpoint.room for endpoint in route.endpoints)
-        return 0
+                return route.endpoints
+        return ()
+
+    @property
+    def _room(self) -> int:
+        return sum(endpoint.room for endpoint in self.in_use)
 
     def fall_back_on(self, routes: Mapping[str, Route]) -> None:
         """Find the routes that the settings name as fallbacks."""

@@ -17,16 +17,18 @@ from redis.exceptions import ResponseError
 from scheduler.model import DEFAULT_TENANT, DedupMode, JobInfo, JobState
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.endpoint_status import summarize
+from scheduler.queue.held import read_held_lanes
 from scheduler.queue.job_info import FIELDS, HISTORY, make_job_info
+from scheduler.queue.limits import EVERY_TENANT, parse_limit
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.ranking import claim_rank, explain_place
-from scheduler.queue.reports import DedupKey, LaneStatus, QueueStatus, WorkerInfo
+from scheduler.queue.ranking import Hold, claim_rank, explain_place
+from scheduler.queue.reports import DedupKey, LaneStatus, LimitedTenant, QueueStatus, WorkerInfo
 
 PAGE = 200
 LANES_AT_ONCE = 50
 RATE_FRESH_MS = 60_000
 PRIORITIES = range(9, -1, -1)
-LIVE = (JobState.RUNNING, JobState.WAITING, JobState.DELAYED)
+LIVE = (JobState.RUNNING, JobState.WAITING, JobState.HELD, JobState.DELAYED)
 
 # Where the jobs of a state are listed, and whether the last in the list comes first.
 _LISTED = {
@@ -56,7 +58,7 @@ class QueueInspector:
     async def job(self, job_id: str) -> JobInfo | None:
         """All that is known of a job, its history included; None where there is no record of it.
 
-        One round trip; two for a job that waits.
+        One round trip; two for a job that waits, three for one that is held.
         """
         record = self._keys.of("record", job_id)
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -71,7 +73,7 @@ class QueueInspector:
             job_id,
             values,
             tickets=_count(tickets),
-            position=await self._queue.position(job_id) if values[0] == b"waiting" else None,
+            position=await self._queue.position(job_id) if values[0] in (b"waiting", b"held") else None,
             history=history or b"",
         )
         if info is None:
@@ -81,11 +83,20 @@ class QueueInspector:
             aging_ms=_aging_ms(aging),
             paused=info.model.encode() in paused,
             now_ms=_now_us(now) // 1000,
+            hold=await self._hold(info) if info.state is JobState.HELD else None,
         )
         return info.model_copy(update={"place": place}) if place else info
 
+    async def _hold(self, info: JobInfo) -> Hold:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(self._keys.fixed("limits"), [f"t:{info.tenant}", f"t:{EVERY_TENANT}"])
+            pipe.zscore(self._keys.fixed("limited"), self._keys.held_lane(info.model, info.tenant))
+            limits, look_at_ms = await pipe.execute()
+        return Hold(parse_limit(limits[0] or limits[1]), look_at_ms)
+
     async def status(self) -> QueueStatus:
-        """How the queue stands. Four round trips, and one more for every 50 lanes beyond the first 50."""
+        """How the queue stands. Five round trips, and one more for every 50 lanes or held lanes beyond 50."""
+        held = await read_held_lanes(self._redis, self._keys)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.smembers(self._keys.fixed("lanes"))
             pipe.hkeys(self._keys.fixed("routes"))
@@ -116,11 +127,15 @@ class QueueInspector:
             ) = await pipe.execute()
         levels += await self._levels(rest)
         now_us = _now_us(time)
+        held_by_lane: Counter[str] = Counter()
+        for one in held:
+            held_by_lane[one.lane] += one.jobs
         lanes = [
             _lane_status(
                 name,
                 levels[20 * at : 20 * at + 20],
                 unclaimed=int(meta.get(f"n:{name}".encode(), 0)),
+                held=held_by_lane[name],
                 paused=name.encode() in paused,
                 bound=conf.get(f"max_waiting:{name}".encode()),
                 now_us=now_us,
@@ -132,6 +147,7 @@ class QueueInspector:
             at_ms=now_us // 1000,
             waiting=sum(lane.waiting for lane in lanes),
             delayed=delayed,
+            held=held_by_lane.total(),
             running=running,
             dead=dead,
             finished=finished,
@@ -145,6 +161,15 @@ class QueueInspector:
                 name[2:].decode(): int(count) for name, count in sorted(meta.items()) if name[:2] == b"t:"
             },
             lanes=lanes,
+            limited=[
+                LimitedTenant(
+                    tenant=one.tenant,
+                    lane=one.lane,
+                    held=one.jobs,
+                    next_in_s=max(0, one.look_at_ms - now_us // 1000) / 1000,
+                )
+                for one in held
+            ],
             endpoints=summarize(await self.workers()),
         )
 
@@ -176,8 +201,8 @@ class QueueInspector:
     ) -> list[JobInfo]:
         """At most `limit` jobs, without their histories; of no state named: all that have not ended.
 
-        Waiting jobs come in the order of claiming, running ones by the end of their leases, delayed ones by
-        when they are due, ended ones the latest first.
+        Waiting and held jobs come in the order of claiming, running ones by the end of their leases, delayed
+        ones by when they are due, ended ones the latest first.
         """
         found: list[JobInfo] = []
         for one in LIVE if state is None else (state,):
@@ -190,8 +215,8 @@ class QueueInspector:
         return found
 
     async def _in_state(self, state: JobState, lane: str | None) -> AsyncGenerator[JobInfo, None]:
-        if state is JobState.WAITING:
-            listed = self._waiting(lane)
+        if state in (JobState.WAITING, JobState.HELD):
+            listed = self._ready(state, lane)
         elif state in _LISTED:
             listed = self._listed(state, *_LISTED[state])
         else:
@@ -211,13 +236,15 @@ class QueueInspector:
                 return
             start += PAGE
 
-    async def _waiting(self, lane: str | None) -> AsyncGenerator[JobInfo, None]:
-        """Waiting jobs with their positions, in the order of claiming: the levels merged by rank."""
+    async def _ready(self, state: JobState, lane: str | None) -> AsyncGenerator[JobInfo, None]:
+        """Waiting or held jobs with their positions, in the order of claiming: the levels merged by rank."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.smembers(self._keys.fixed("lanes"))
+            pipe.zrange(self._keys.fixed("limited"), 0, -1)
             pipe.hget(self._keys.fixed("conf"), "aging_ms")
-            used, aging = await pipe.execute()
-        lanes = sorted(name.decode() for name in used) if lane is None else [lane]
+            used, limited, aging = await pipe.execute()
+        names = sorted(name.decode() for name in (limited if state is JobState.HELD else used))
+        lanes = [name for name in names if lane in (None, self._keys.split_held_lane(name)[0])]
         merged = self._merged(
             [_Level(name, p) for name in lanes for p in PRIORITIES], _aging_ms(aging) * 1000
         )
@@ -229,7 +256,7 @@ class QueueInspector:
                     positions.append(seen[name])
                     seen[name] += 1
                 for info in await self._read([job_id for _, job_id in page], positions):
-                    if info is not None and info.state is JobState.WAITING:
+                    if info is not None and info.state is state:
                         yield info
 
     async def _merged(
@@ -398,9 +425,16 @@ def _rate(meta: dict[bytes, bytes], now_ms: int) -> float | None:
 
 
 def _lane_status(
-    name: str, levels: Sequence[Any], *, unclaimed: int, paused: bool, bound: bytes | None, now_us: int
+    name: str,
+    levels: Sequence[Any],
+    *,
+    unclaimed: int,
+    held: int,
+    paused: bool,
+    bound: bytes | None,
+    now_us: int,
 ) -> LaneStatus:
-    """`levels`: the size and the head of each level, from 9 down. `unclaimed` counts the delayed as well."""
+    """`levels`: the size and the head of each level, from 9 down. `unclaimed` counts all but running."""
     counts = {p: levels[2 * at] for at, p in enumerate(PRIORITIES) if levels[2 * at]}
     heads = [score for head in levels[1::2] for _, score in head]
     waiting = sum(counts.values())
@@ -408,7 +442,8 @@ def _lane_status(
         name=name,
         waiting=waiting,
         by_priority=counts,
-        delayed=max(0, unclaimed - waiting),
+        delayed=max(0, unclaimed - waiting - held),
+        held=held,
         paused=paused,
         oldest_s=max(0, now_us - int(min(heads))) / 1_000_000 if heads else None,
         max_waiting=int(bound) if bound else None,

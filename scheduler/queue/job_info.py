@@ -40,7 +40,7 @@ def make_job_info(
             model=record["l"],
             priority=int(record["p"]),
             tenant=record.get("t", DEFAULT_TENANT),
-            position=position if state is JobState.WAITING else None,
+            position=position if state in (JobState.WAITING, JobState.HELD) else None,
             attempts=int(record.get("n", 0)),
             failures=int(record.get("f", 0)),
             lost_leases=int(record.get("o", 0)),

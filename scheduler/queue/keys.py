@@ -13,7 +13,10 @@ from scheduler.model import DEFAULT_TENANT
 _KEYS: dict[str, str] = {
     "conf": "conf",  # HASH   settings of the queue: max_waiting, when_full, aging_ms, …
     "routes": "routes",  # HASH   route -> JSON, published by worker processes
+    "limits": "limits",  # HASH   t:<tenant>, t:*, e:<endpoint> -> "requests tokens" a minute, 0: no limit
     "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>)
+    "limited": "limited",  # ZSET   held lane, "<lane> <tenant>" -> when some of it may be released, ms
+    "released": "released",  # HASH   held lane -> the last job that was released of it
     "lanes": "lanes",  # SET    every lane that ever held a job
     "paused": "paused",  # SET    lanes that are not claimed from
     "delayed": "delayed",  # ZSET   job -> due, ms
@@ -32,6 +35,7 @@ _KEYS: dict[str, str] = {
     "result": "r:",  # STRING its result, JSON
     "tickets": "h:",  # SET    its tickets, from the second on
     "stream": "e:",  # STREAM its events
+    "bucket": "l:",  # STRING of t:<tenant> or e:<endpoint>: when all of its requests and tokens are back, us
     "alias": "a:",  # STRING the id that a joined caller proposed -> the job it joined
     "claimed": "c:",  # STRING what a worker process got from its last claim
     "users": "u:",  # HASH   of an endpoint: worker process that uses it -> when it counts as gone, ms
@@ -61,6 +65,17 @@ class Keys:
     def level(self, lane: str, priority: int) -> str:
         """ZSET: waiting jobs of a lane at one priority, by enqueue time in µs."""
         return f"{self.prefix}w:{priority}:{lane}"
+
+    @staticmethod
+    def held_lane(lane: str, tenant: str) -> str:
+        """The lane in which a tenant's held jobs of a lane stand. No name has a space."""
+        return f"{lane} {tenant}"
+
+    @staticmethod
+    def split_held_lane(held_lane: str) -> tuple[str, str]:
+        """The lane and the tenant in the name of a held lane."""
+        lane, _, tenant = held_lane.partition(" ")
+        return lane, tenant
 
     def dedup(self, tenant: str, dedup_hash: str) -> str:
         """STRING: the job that owns a dedup key. The default tenant is left out, to save memory."""

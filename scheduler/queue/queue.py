@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
+from scheduler.queue.limits import Limits
 from scheduler.queue.records import (
     START,
     Claim,
@@ -31,6 +32,9 @@ from scheduler.queue.scripts import Argument, Call, Scripts
 
 ENQUEUE_CHUNK = 128
 CLAIM_CHUNK = 1024
+
+NO_LIMITS = Limits()
+NO_ENDPOINTS: Mapping[str, Mapping[str, int]] = {}
 
 CancelReply: TypeAlias = Literal["cancelled", "ticket_returned", "ended", "not_found"]
 
@@ -72,12 +76,22 @@ class PromptQueue:
         counts = await self.redis.hmget(self.keys.fixed("meta"), counted)  # type: ignore[misc]
         return sum(int(count or 0) for count in counts)
 
-    async def configure(self, *, conf: Mapping[str, str | int | float], routes: Mapping[str, bytes]) -> None:
-        """Publish the queue's settings and the routes that a worker process serves."""
+    async def configure(
+        self,
+        *,
+        conf: Mapping[str, str | int | float],
+        routes: Mapping[str, bytes],
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        """Publish the queue's settings, its limits, and the routes that a worker process serves."""
         async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.delete(self.keys.fixed("conf"))
-            pipe.hset(self.keys.fixed("conf"), mapping=dict(conf))
+            pipe.delete(self.keys.fixed("conf"), self.keys.fixed("limits"))
+            pipe.hset(self.keys.fixed("conf"), mapping={**conf, "limits": limits.kinds})
             pipe.hset(self.keys.fixed("routes"), mapping=dict(routes))
+            if fields := limits.fields():
+                pipe.hset(self.keys.fixed("limits"), mapping=dict(fields))
+            # Under other limits the held jobs may have to wait no more: the next tick looks at all of them.
+            pipe.zunionstore(self.keys.fixed("limited"), {self.keys.fixed("limited"): 0})
             await pipe.execute()
 
     async def forget_routes(self, names: Sequence[str]) -> None:
@@ -115,14 +129,36 @@ class PromptQueue:
         await self.redis.blpop([self.keys.fixed("space")], timeout=timeout_s)  # type: ignore[misc, arg-type]
 
     async def claim(
-        self, claim_id: str, worker: str, lanes: Mapping[str, int], *, limit: int, lease_ms: int
+        self,
+        claim_id: str,
+        worker: str,
+        lanes: Mapping[str, int],
+        *,
+        limit: int,
+        lease_ms: int,
+        endpoints: Mapping[str, Mapping[str, int]] = NO_ENDPOINTS,
     ) -> Claim:
-        """Lease the best ready jobs: at most `limit`, and of each lane at most what `lanes` says."""
+        """Lease the best ready jobs: at most `limit`, and of each lane at most what `lanes` says.
+
+        For lanes with a limited endpoint, `endpoints` has those that may take jobs now, the first choice
+        first, and the room at each: every job gets the permit of one, or stays where it is.
+        """
         args: list[Argument] = [claim_id, worker, lease_ms, min(limit, CLAIM_CHUNK)]
         for lane, quota in lanes.items():
-            args += (lane, quota)
-        more, *rows = await self._scripts.run("claim", *args)
-        return Claim(tuple(_claimed(row) for row in rows), more=bool(more))
+            rooms = endpoints.get(lane)
+            offers = " ".join(f"{name} {room}" for name, room in rooms.items()) if rooms else ""
+            args += (lane, quota, offers)
+        more, waits, *rows = await self._scripts.run("claim", *args)
+        retry_ms = {lane.decode(): ms for lane, ms in zip(waits[::2], waits[1::2], strict=True)}
+        return Claim(tuple(_claimed(row) for row in rows), more=bool(more), retry_ms=retry_ms)
+
+    async def take_permit(self, job: ClaimedJob, endpoint: str) -> int | Literal["lost"]:
+        """Let an attempt move on to another endpoint: 0, or in how many ms that has a permit for it.
+
+        "lost": the job is not this token's any more. What the first endpoint was charged stays.
+        """
+        reply = int(await self._scripts.run("take_permit", job.id, job.token, endpoint))
+        return "lost" if reply < 0 else reply
 
     async def wait_for_work(self, lanes: Sequence[str], timeout_s: float) -> None:
         """Return when one of the lanes may have work, or after `timeout_s`."""
@@ -194,6 +230,7 @@ class PromptQueue:
         args: list[Argument] = []
         for one in returns:
             args += (one.job_id, one.token, one.seq, one.event, int(one.counts), one.delay_ms, one.error)
+            args.append(_optional(one.used_tokens))
         return "retry", args
 
     @staticmethod
@@ -210,7 +247,7 @@ class PromptQueue:
                 one.reason,
                 one.error,
             )
-            args.append(one.result_ttl_ms)
+            args += (one.result_ttl_ms, _optional(one.used_tokens))
         return "finish", args
 
     async def cancel(self, job_id: str, ticket: str | None = None) -> CancelReply:
@@ -233,7 +270,7 @@ class PromptQueue:
     async def requeue(self, job_id: str) -> str:
         """Let a job that ended without a result run again.
 
-        Returns "waiting"; or why not: the state it is in, "not_found" or "payload_lost".
+        Returns "waiting" or "held"; or why not: the state it is in, "not_found" or "payload_lost".
         """
         reply: bytes = await self._scripts.run("requeue", job_id)
         return reply.decode()
@@ -246,7 +283,7 @@ class PromptQueue:
         return TickReport(bool(leader), next_ms, *done)
 
     async def purge(self, lane: str, priority: int | None = None, *, chunk: int = 500) -> int:
-        """Cancel up to `chunk` waiting jobs of a lane; call again until it returns 0."""
+        """Cancel up to `chunk` waiting or held jobs of a lane; call again until it returns 0."""
         return int(await self._scripts.run("purge", lane, _optional(priority), chunk))
 
     async def replay(self, job_id: str, after: Cursor = START, limit: int = 1000) -> Replay | None:
@@ -258,7 +295,10 @@ class PromptQueue:
         return Replay(JobState(state.decode()), tuple(events), (int(token), int(seq)), more=bool(more))
 
     async def position(self, job_id: str) -> int | None:
-        """How many jobs of its lane would be claimed before it; None if it does not wait."""
+        """How many jobs of its lane would be claimed before it; None if it neither waits nor is held.
+
+        For a held job: how many of its tenant that are held in this lane.
+        """
         reply = int(await self._scripts.run("position", job_id))
         return reply if reply >= 0 else None
 
@@ -297,7 +337,21 @@ def _outcome(reply: list[Any]) -> EnqueueOutcome:
 
 
 def _claimed(row: list[bytes]) -> ClaimedJob:
-    job_id, token, attempt, failures, attempts, priority, lane, tenant, waited, remaining, ttl, payload = row
+    (
+        job_id,
+        token,
+        attempt,
+        failures,
+        attempts,
+        priority,
+        lane,
+        tenant,
+        waited,
+        remaining,
+        ttl,
+        endpoint,
+        payload,
+    ) = row
     return ClaimedJob(
         id=job_id.decode(),
         token=int(token),
@@ -311,4 +365,5 @@ def _claimed(row: list[bytes]) -> ClaimedJob:
         remaining_ms=_number(remaining),
         result_ttl_ms=_number(ttl),
         payload=payload,
+        endpoint=endpoint.decode(),
     )

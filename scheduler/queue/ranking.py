@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from scheduler.model import JobInfo, JobState
+from scheduler.queue.limits import RateLimit
 
 STRICT = 8
 """Priorities from here on go strictly first; those below age."""
@@ -19,8 +22,23 @@ def claim_rank(priority: int, enqueued_us: int, *, aging_us: int) -> tuple[int, 
     return 2, enqueued_us + (9 - priority) * aging_us, 9 - priority
 
 
-def explain_place(job: JobInfo, *, aging_ms: int, paused: bool, now_ms: int) -> str | None:
-    """Why a job that waits is at its place, in words; None for one that does not wait."""
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why a job is held: the limit of its tenant, and when some of what it holds may be released."""
+
+    limit: RateLimit | None
+    look_at_ms: float | None
+
+
+def explain_place(
+    job: JobInfo, *, aging_ms: int, paused: bool, now_ms: int, hold: Hold | None = None
+) -> str | None:
+    """Why a job that waits is at its place, in words; None for one that does not wait.
+
+    `hold` belongs to a held job.
+    """
+    if job.state is JobState.HELD:
+        return _explain_hold(job, hold, now_ms)
     if job.state is JobState.DELAYED:
         due_s = max(0, (job.due_at_ms or now_ms) - now_ms) / 1000
         why = "it has failed and is tried again" if job.attempts else "it was enqueued with a delay"
@@ -29,6 +47,23 @@ def explain_place(job: JobInfo, *, aging_ms: int, paused: bool, now_ms: int) -> 
         return None
     sentence = f"{_ahead(job.position)}: {_rule(job.priority, aging_ms)}"
     return f"{sentence}; lane {job.model!r} is paused, so nothing of it is claimed" if paused else sentence
+
+
+def _explain_hold(job: JobInfo, hold: Hold | None, now_ms: int) -> str:
+    if hold is None or hold.limit is None or hold.limit.unlimited:
+        return f"tenant {job.tenant!r} has no limit any more: it goes back to lane {job.model!r} in a moment"
+    before = "it is the next of them" if not job.position else f"{job.position} of them are before it"
+    next_s = max(0, (hold.look_at_ms or now_ms) - now_ms) / 1000
+    when = f"in {next_s:.{int(next_s < 10)}f} s" if next_s else "once those let go before it are claimed"
+    return (
+        f"tenant {job.tenant!r} has used what it may, {_limit(hold.limit)}, and its jobs in lane "
+        f"{job.model!r} are held: {before}; the next may begin {when}"
+    )
+
+
+def _limit(limit: RateLimit) -> str:
+    amounts = ((limit.requests, "requests"), (limit.tokens, "tokens"))
+    return " and ".join(f"{amount:,} {what}" for amount, what in amounts if amount) + " a minute"
 
 
 def _ahead(position: int) -> str:

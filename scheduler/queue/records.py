@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from scheduler.model import DedupMode, JobState
@@ -68,7 +69,8 @@ class ClaimedJob:
     """One attempt of one job, leased to this process. `token` fences every write about it.
 
     `remaining_ms` is the time to the deadline at the moment of the claim, None without one; `waited_ms` the
-    time since the job became ready to run.
+    time since the job became ready to run. `endpoint` is the one whose permit it has, "" where the claim
+    named no endpoints.
     """
 
     id: str
@@ -83,14 +85,20 @@ class ClaimedJob:
     remaining_ms: int | None
     result_ttl_ms: int | None
     payload: bytes
+    endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one claim brought. `more`: claimable work was left behind."""
+    """What one claim brought. `more`: claimable work was left behind.
+
+    `retry_ms` has the lanes whose work was left because no endpoint that was named for them has a permit,
+    and in how many ms one comes. They do not count as `more`, and nobody is woken for them.
+    """
 
     jobs: tuple[ClaimedJob, ...]
     more: bool
+    retry_ms: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,10 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The end of a job: its terminal event, its result (done) or error (otherwise) as JSON."""
+    """The end of a job: its terminal event, its result (done) or error (otherwise) as JSON.
+
+    `used_tokens` takes the place of what limits reckoned with for this attempt; None: nobody knows.
+    """
 
     job_id: str
     token: int
@@ -116,13 +127,14 @@ class Ending:
     reason: str = ""
     error: bytes = b""
     result_ttl_ms: int = 3_600_000
+    used_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Return:
     """A running job goes back: after a failure (`counts`), or given back at its own place.
 
-    `event` is the `retrying` event. `delay_ms` 0 means at once.
+    `event` is the `retrying` event. `delay_ms` 0 means at once. `used_tokens` as for an `Ending`.
     """
 
     job_id: str
@@ -132,6 +144,7 @@ class Return:
     counts: bool
     delay_ms: int = 0
     error: bytes = b""
+    used_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,5 +177,6 @@ class TickReport:
     promoted: int = 0
     reaped: int = 0
     expired: int = 0
+    released: int = 0
     rearmed: int = 0
     retained: int = 0

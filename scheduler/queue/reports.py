@@ -12,16 +12,30 @@ from scheduler.model import DedupMode, Frozen, JobState
 class LaneStatus(Frozen):
     """The waiting jobs of one route. `oldest_s`: how long the oldest has been ready to run, None without one.
 
-    `by_priority` has the levels in use, the most urgent first. `max_waiting` is the lane's own bound.
+    `held` are those whose tenants have used what they may. `by_priority` has the levels in use, the most
+    urgent first. `max_waiting` is the lane's own bound.
     """
 
     name: str
     waiting: int
     by_priority: dict[int, int] = Field(default_factory=dict)
     delayed: int = 0
+    held: int = 0
     paused: bool = False
     oldest_s: float | None = None
     max_waiting: int | None = None
+
+
+class LimitedTenant(Frozen):
+    """A tenant that has used what it may: its jobs that are held in a lane, and when the next may begin.
+
+    `next_in_s` 0: as soon as those that were let go before it have been claimed.
+    """
+
+    tenant: str
+    lane: str
+    held: int
+    next_in_s: float
 
 
 class EndpointStatus(Frozen):
@@ -53,6 +67,7 @@ class QueueStatus(Frozen):
     at_ms: int
     waiting: int
     delayed: int
+    held: int = 0
     running: int
     dead: int
     finished: int
@@ -64,6 +79,7 @@ class QueueStatus(Frozen):
     ended_per_s: float | None = None
     totals: dict[str, int] = Field(default_factory=dict)
     lanes: list[LaneStatus] = Field(default_factory=list)
+    limited: list[LimitedTenant] = Field(default_factory=list)
     endpoints: list[EndpointStatus] = Field(default_factory=list)
 
 

@@ -24,6 +24,7 @@ NAMES = (
     "claim",
     "renew",
     "attend",
+    "take_permit",
     "publish",
     "retry",
     "finish",

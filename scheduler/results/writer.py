@@ -50,6 +50,7 @@ class JobWriter:
         "refused",
         "streamed",
         "timer",
+        "used_tokens",
     )
 
     def __init__(self, writer: EventWriter, job: ClaimedJob, worker: str) -> None:
@@ -69,6 +70,7 @@ class JobWriter:
         self.streamed = False
         self.timer: asyncio.TimerHandle | None = None
         self.bytes = 0
+        self.used_tokens: int | None = None  # what the attempt cost, for the limits; to be set before its end
 
     def started(self) -> None:
         """The attempt has begun."""
@@ -118,7 +120,9 @@ class JobWriter:
         if self.end is None:
             error, seq = encode_error(code, message), self._close()
             event = self._encode.retrying(seq, error, delay_ms)
-            self.end = Return(self.job.id, self.job.token, seq, event, counts, delay_ms, error)
+            self.end = Return(
+                self.job.id, self.job.token, seq, event, counts, delay_ms, error, self.used_tokens
+            )
             self._writer.wake(self)
 
     def take(self) -> Publication | None:
@@ -163,7 +167,17 @@ class JobWriter:
     def _end(self, state: JobState, seq: int, event: bytes, *, result: bytes = b"", **why: Any) -> None:
         ttl_ms = self.job.result_ttl_ms or self._writer.result_ttl_ms
         job = self.job
-        self.end = Ending(job.id, job.token, state, seq, event, result, result_ttl_ms=ttl_ms, **why)
+        self.end = Ending(
+            job.id,
+            job.token,
+            state,
+            seq,
+            event,
+            result,
+            result_ttl_ms=ttl_ms,
+            used_tokens=self.used_tokens,
+            **why,
+        )
         self.bytes += len(event) + len(result)
         self._writer.pending_bytes += len(event) + len(result)
         self._writer.wake(self)

@@ -17,9 +17,9 @@ def choose_endpoint(endpoints: Iterable[Endpoint], *, session: str | None = None
     a prompt now.
     """
     usable = [endpoint for endpoint in endpoints if endpoint.admits]
-    if not usable:
-        return None
-    if session is not None and len(usable) > 1:
+    if len(usable) < 2:
+        return usable[0] if usable else None
+    if session is not None:
         home = max(usable, key=lambda endpoint: _affinity(session, endpoint))
         if home.room:
             return home
@@ -27,7 +27,8 @@ def choose_endpoint(endpoints: Iterable[Endpoint], *, session: str | None = None
 
 
 def _load(endpoint: Endpoint) -> tuple[bool, float]:
-    return endpoint.room == 0, (endpoint.outstanding + 1) / endpoint.weight
+    outstanding = endpoint.outstanding
+    return outstanding >= endpoint.limit, (outstanding + 1) / endpoint.weight
 
 
 def _affinity(session: str, endpoint: Endpoint) -> float:

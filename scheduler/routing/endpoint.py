@@ -64,6 +64,7 @@ class Endpoint:
         self.worker = worker
         self.weight = settings.weight
         self.shared = shared
+        self.rate_limited = settings.is_limited
         self.on_change: Callable[[], None] = lambda: None
         self.breaker = Breaker(settings.breaker, clock=clock, on_change=self._breaker_changed)
         self.opened = asyncio.Event()  # the breaker is open: somebody has to ask when the back end is ready
@@ -71,11 +72,13 @@ class Endpoint:
         self._clock = clock
         self._max_in_flight = max_in_flight
         self._processes, self._place = 1, 0
-        self._limit = AdaptiveLimit(
-            max_in_flight or UNKNOWN_CEILING, start=max_in_flight or UNKNOWN_START, clock=clock
+        self._adaptive = AdaptiveLimit(
+            self.share, start=None if max_in_flight else UNKNOWN_START, clock=clock
         )
+        self.limit = self._adaptive.value  # prompts that this process lets it hold while it is well
         self._paused_until = 0.0
-        self.window = Window(self._limit.value)
+        self._resume: asyncio.TimerHandle | None = None
+        self.window = Window(self.limit)
         self.batcher = Batcher(worker, batch, self.window, clock=clock, watcher=self)
 
     # What it may hold
@@ -96,16 +99,11 @@ class Endpoint:
         return share_of(total, processes=processes, place=place, name=self.name) if processes else 0
 
     @property
-    def limit(self) -> int:
-        """How many prompts this process lets it hold while it is well."""
-        return min(self.share, self._limit.value)
-
-    @property
     def capacity(self) -> int:
         """How many prompts it may hold for this process now."""
-        if self.breaker.state is BreakerState.OPEN or self.paused:
+        if self.paused or self.breaker.state is BreakerState.OPEN:
             return 0
-        return min(1, self.limit) if self.breaker.state is BreakerState.HALF_OPEN else self.limit
+        return self.limit if self.breaker.state is BreakerState.CLOSED else min(1, self.limit)
 
     @property
     def outstanding(self) -> int:
@@ -115,14 +113,16 @@ class Endpoint:
     @property
     def room(self) -> int:
         """How many more prompts would go without waiting for a place."""
-        if self.breaker.state is BreakerState.CLOSED:
-            return max(0, self.capacity - self.outstanding)
-        return int(self.admits)
+        if not self.admits:
+            return 0
+        room = max(0, self.limit - self.outstanding)
+        # A probe has no room either while what went before the breaker opened fills the window.
+        return room if self.breaker.state is BreakerState.CLOSED else min(1, room)
 
     @property
     def admits(self) -> bool:
         """Whether a prompt may be given to it now, if only to wait there for a place."""
-        return self.breaker.admits and self.capacity > 0
+        return self.limit > 0 and self.breaker.admits and not self.paused
 
     @property
     def paused(self) -> bool:
@@ -142,27 +142,32 @@ class Endpoint:
         if self.settings.max_in_flight is None and max_in_flight != self._max_in_flight:
             logger.info("endpoint %s holds %d prompts at once", self.name, max_in_flight)
             self._max_in_flight = max_in_flight
-            self._set_ceiling()
+            self._adaptive = AdaptiveLimit(self.share, clock=self._clock)
+            self._set_limit()
 
     def divide(self, processes: int, place: int) -> None:
         """Take the share of the process at `place`, from 0, among `processes`; among none it is nothing."""
         if (processes, place) != (self._processes, self._place):
             self._processes, self._place = processes, place
-            self._set_ceiling()
+            self._adaptive.ceiling = self.share
+            self._set_limit()
 
     def crowded(self) -> None:
         """Its engine has a queue of its own: give it less."""
-        self._limit.crowded()
-        self._set_window()
+        self._adaptive.crowded()
+        self._set_limit()
 
     def pause(self, wait_s: float) -> None:
         """Give it nothing for a while, as it has asked."""
         wait_s = min(wait_s, MAX_PAUSE_S)
         until = self._clock() + wait_s
-        if until > self._paused_until:
-            self._paused_until = until
-            asyncio.get_running_loop().call_later(wait_s, self._changed)
-            self._changed()
+        if until <= self._paused_until:
+            return
+        self._paused_until = until
+        if self._resume is not None:
+            self._resume.cancel()
+        self._resume = asyncio.get_running_loop().call_later(wait_s, self._changed)
+        self._changed()
 
     # What happens to its calls: see batching.runner.CallWatcher
 
@@ -173,13 +178,13 @@ class Endpoint:
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
         """A call has ended, well or with an error."""
         if isinstance(error, WorkerOverloaded):
-            self._limit.overloaded(call.began_at)
-            if error.retry_after_s:
+            self._adaptive.overloaded(call.began_at)
+            self._set_limit()
+            if error.retry_after_s is not None and error.retry_after_s > 0:
                 self.pause(error.retry_after_s)
-            self._set_window()
         elif error is None:
-            self._limit.succeeded(prompts, full=call.full)
-            self._set_window()
+            self._adaptive.succeeded(prompts, full=call.full)
+            self._set_limit()
         ok = error is None or isinstance(error, WorkerOverloaded | RequestRejected)
         if not ok:
             self.last_error = str(error)[:MAX_ERROR_CHARS]
@@ -201,6 +206,8 @@ class Endpoint:
 
     async def aclose(self) -> None:
         """Abort its calls and close its connections. Safe to call twice."""
+        if self._resume is not None:
+            self._resume.cancel()
         await self.batcher.aclose()
         await self.worker.aclose()
 
@@ -217,19 +224,14 @@ class Endpoint:
             logger.info("endpoint %s is well again", self.name)
         self._changed()
 
-    def _set_ceiling(self) -> None:
-        self._limit.ceiling = self.share
-        self._set_window()
-        self._changed()
-
-    def _set_window(self) -> None:
+    def _set_limit(self) -> None:
+        """Take over what has become of the adaptive limit or its ceiling."""
+        if self.limit == self._adaptive.value:
+            return
+        self.limit = self._adaptive.value
         # Prompts that are here already must get through, even where no more shall come.
-        limit = max(1, self.limit)
-        if limit != self.window.limit:
-            grows = limit > self.window.limit
-            self.window.limit = limit
-            if grows:
-                self._changed()
+        self.window.limit = max(1, self.limit)
+        self._changed()
 
     def _changed(self) -> None:
         self.on_change()

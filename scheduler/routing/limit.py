@@ -15,48 +15,39 @@ CROWDED_DECREASE = 0.9
 
 
 class AdaptiveLimit:
-    """A number of prompts, at least 1 and at most a ceiling, that finds out what an endpoint bears.
+    """A number of prompts that finds out what an endpoint bears; at most `ceiling`, which may be set.
 
-    A window of successes makes it twice as large until the endpoint has had too much for the first time, and
-    from then on larger by one; too much makes it half as large.
+    It begins with `start`, else with the ceiling. A window of successes makes it twice as large until the
+    endpoint has had too much for the first time, and from then on larger by one; too much makes it half as
+    large. Once it has reached the ceiling it moves with it. A lower ceiling does not make it forget what the
+    endpoint bears.
 
     Source: D.-M. Chiu, R. Jain, "Analysis of the increase and decrease algorithms for congestion avoidance",
     1989; the beginning is the slow start of V. Jacobson, "Congestion avoidance and control", 1988.
     """
 
-    __slots__ = ("_ceiling", "_clock", "_decreased_at", "_value")
+    __slots__ = ("_bears", "_clock", "_decreased_at", "ceiling")
 
     def __init__(
         self, ceiling: int, *, start: int | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._ceiling = max(1, ceiling)
-        self._value = float(min(self._ceiling, max(1, start or ceiling)))
+        self.ceiling = ceiling
+        self._bears = math.inf if start is None else float(max(1, start))  # inf: all that it may get
         self._clock = clock
         self._decreased_at = -math.inf
 
     @property
     def value(self) -> int:
         """The limit now."""
-        return int(self._value)
-
-    @property
-    def ceiling(self) -> int:
-        """What the limit does not exceed."""
-        return self._ceiling
-
-    @ceiling.setter
-    def ceiling(self, ceiling: int) -> None:
-        at_ceiling = self._value >= self._ceiling
-        self._ceiling = max(1, ceiling)
-        self._value = float(self._ceiling) if at_ceiling else min(self._value, float(self._ceiling))
+        return int(min(self._bears, self.ceiling))
 
     def succeeded(self, prompts: int, *, full: bool) -> None:
         """A call went well. Only while the window was `full` does that say that more would go well."""
-        if full:
+        if full and self._bears < self.ceiling:
             found_out = self._decreased_at > -math.inf
-            self._value = min(
-                float(self._ceiling), self._value + (prompts / self._value if found_out else prompts)
-            )
+            self._bears += prompts / self._bears if found_out else prompts
+            if self._bears >= self.ceiling:
+                self._bears = math.inf
 
     def overloaded(self, began_at: float) -> None:
         """A call that began at `began_at` was too much; one from before the last decrease is no news."""
@@ -69,7 +60,7 @@ class AdaptiveLimit:
 
     def _decrease(self, factor: float) -> None:
         self._decreased_at = self._clock()
-        self._value = max(1.0, self._value * factor)
+        self._bears = max(1.0, min(self._bears, self.ceiling) * factor)
 
 
 def share_of(total: int, *, processes: int, place: int, name: str = "") -> int:

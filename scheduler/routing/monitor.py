@@ -8,13 +8,17 @@ import random
 from collections.abc import Awaitable, Callable
 
 from scheduler.routing.endpoint import Endpoint
+from workers.base import Health
 
 logger = logging.getLogger(__name__)
+
+ASK_S = 30.0
+"""The longest that an adapter may take to find out whether its back end is ready; vLLM's may try prompts."""
 
 CAPACITY_S = 30.0
 UNTIL_KNOWN_S = 2.0
 LOAD_S = 1.0
-AGAIN_S = 1.0
+AGAIN_S = 30.0
 
 CROWDED_SHARE = 0.1
 """A queue inside the engine that is longer than this part of what it runs is more than what a step leaves
@@ -32,6 +36,7 @@ class EndpointMonitor:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._tasks: list[asyncio.Task[None]] = []
+        self._warnings: tuple[str, ...] = ()
 
     async def start(self) -> None:
         """Begin to ask."""
@@ -58,25 +63,44 @@ class EndpointMonitor:
         while True:
             try:
                 await service()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                logger.error("endpoint %s: its model worker cancelled who asked it", self._endpoint.name)
             except Exception:
                 logger.exception("endpoint %s cannot be watched; trying again", self._endpoint.name)
             await asyncio.sleep(AGAIN_S)
 
     async def _watch_health(self) -> None:
         endpoint = self._endpoint
-        health = await endpoint.worker.health()
-        for warning in health.warnings:
-            logger.warning("endpoint %s: %s", endpoint.name, warning)
-        if not health.ready:
-            endpoint.last_error = health.detail
+        if not await self._ready():
             endpoint.breaker.trip()
         while True:
             await endpoint.opened.wait()
             await asyncio.sleep(endpoint.usable_in_s)
-            health = await endpoint.worker.health()
-            if not health.ready:
-                endpoint.last_error = health.detail
-            endpoint.breaker.probed(ready=health.ready)
+            endpoint.breaker.probed(ready=await self._ready())
+
+    async def _ready(self) -> bool:
+        health = await self._health()
+        if not health.ready:
+            self._endpoint.last_error = health.detail
+        elif health.warnings != self._warnings:
+            self._warnings = health.warnings
+            for warning in health.warnings:
+                logger.warning("endpoint %s: %s", self._endpoint.name, warning)
+        return health.ready
+
+    async def _health(self) -> Health:
+        """Who raises, or says nothing, is not ready: to ask again is cheap, and a prompt is not."""
+        try:
+            async with asyncio.timeout(ASK_S):
+                return await self._endpoint.worker.health()
+        except TimeoutError:
+            return Health(ready=False, detail="its model worker did not answer health() in time")
+        except Exception as error:
+            logger.debug("endpoint %s: health() failed", self._endpoint.name, exc_info=True)
+            return Health(ready=False, detail=f"its model worker raised {type(error).__name__}")
 
     async def _watch_load(self) -> None:
         endpoint = self._endpoint

@@ -6,7 +6,7 @@ itself. What it wants to do to the answer while it streams goes into an `AnswerF
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,8 +33,10 @@ class PromptContext:
 
     Before inference, stages change `prompt` or `messages` (exactly one is set) and `passages`. Inference
     calls `deliver` for each piece; what comes out of the filters is kept in `texts` and handed to `sink`.
-    Reasoning goes through `reasoning_filters` in the same way; tool calls pass as they are.
-    `expires_at` is on the clock of `time.monotonic`, None without a deadline.
+    Reasoning goes through `reasoning_filters` in the same way; tool calls pass as they are. `expires_at` is
+    on the clock of `time.monotonic`, None without a deadline. `permit` names the endpoint whose rate limit
+    the attempt has passed, "" where none limits it; `take_permit(name)` asks for that of another: 0, or in
+    how many milliseconds there is one.
     """
 
     job_id: str
@@ -48,6 +50,9 @@ class PromptContext:
     request: Mapping[str, Any]
     expires_at: float | None = None
     passages: list[Source] = field(default_factory=list)
+
+    permit: str = ""
+    take_permit: Callable[[str], Awaitable[int]] | None = None
 
     sink: Callable[[Piece], None] | None = None
     filters: list[AnswerFilter] = field(default_factory=list)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from scheduler.routing import Endpoint, choose_endpoint
 from scheduler.stages.base import PromptContext
 from scheduler.stages.messages import text_of
 from scheduler.stages.tokens import estimate_tokens
 from workers.base import Completed, Generation, Piece
-from workers.errors import WorkerAuthError, WorkerError, WorkerUnavailable
+from workers.errors import WorkerAuthError, WorkerError, WorkerOverloaded, WorkerUnavailable
 
 
 class InferenceStage:
@@ -45,6 +45,7 @@ class InferenceStage:
             if endpoint is None:
                 raise self._none_left(context, failed)
             try:
+                await _pass_rate_limit(context, endpoint)
                 await self._ask(context, endpoint)
             except WorkerError as error:
                 if not _another_may_do_better(context, error):
@@ -57,6 +58,8 @@ class InferenceStage:
         session = context.request.get("session")
         for group in (self.endpoints, *self.fallbacks):
             untried = [endpoint for endpoint in group if endpoint not in failed] if failed else group
+            if context.permit and (own := _named(context.permit, untried)):
+                return own
             if endpoint := choose_endpoint(untried, session=session):
                 return endpoint
         return None
@@ -85,6 +88,25 @@ class InferenceStage:
         return WorkerUnavailable(
             f"no endpoint of route {context.route} can be used now", retry_after_s=wait_s
         )
+
+
+def _named(name: str, endpoints: Iterable[Endpoint]) -> Endpoint | None:
+    return next((endpoint for endpoint in endpoints if endpoint.name == name and endpoint.admits), None)
+
+
+async def _pass_rate_limit(context: PromptContext, endpoint: Endpoint) -> None:
+    """Get a permit where the endpoint needs one and the claim has not brought it.
+
+    Raises:
+        WorkerOverloaded: there is none now; it says when.
+    """
+    if not endpoint.rate_limited or endpoint.name == context.permit or context.take_permit is None:
+        return
+    if wait_ms := await context.take_permit(endpoint.name):
+        raise WorkerOverloaded(
+            f"endpoint {endpoint.name} has used up its rate limit", retry_after_s=wait_ms / 1000
+        )
+    context.permit = endpoint.name
 
 
 def _another_may_do_better(context: PromptContext, error: WorkerError) -> bool:

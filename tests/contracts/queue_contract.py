@@ -60,8 +60,8 @@ async def reach(q: QueueDriver, state: JobState, name: str = "a", **fields: Any)
     assert await q.state(name) == state.value
 
 
-class QueueContract:
-    """The behaviour of a `PromptQueue`."""
+class OnQueue:
+    """What the contracts of a queue have in common: a driver, and an audit at the end."""
 
     @pytest.fixture
     async def queue(self) -> PromptQueue:
@@ -76,6 +76,10 @@ class QueueContract:
     @pytest.fixture
     def untidy(self) -> None:
         """The test leaves garbage behind, so that an audit would find it."""
+
+
+class QueueContract(OnQueue):
+    """The behaviour of a `PromptQueue`."""
 
     # Order
 
@@ -1471,13 +1475,6 @@ class QueueContract:
 
     # Repetition: a reply that got lost on a retrying connection sends the script again.
 
-    async def _repeat(self, q: QueueDriver, call: Callable[[], Awaitable[Any]]) -> Any:
-        first = await call()
-        before = _steady(await q.dump())
-        assert await call() == first
-        assert _steady(await q.dump()) == before
-        return first
-
     @pytest.mark.parametrize(
         "fields",
         [
@@ -1500,19 +1497,19 @@ class QueueContract:
         await q.finish(await q.running("done", key="done", dedup=DedupMode.WINDOW))
         await q.enqueue(new_job("waiting", key="waiting", deadline_ms=60_000))
         await q.enqueue(new_job("delayed", key="delayed", delay_ms=60_000))
-        await self._repeat(q, lambda: q.enqueue(new_job("x", **fields), new_job("y", 7)))
+        await repeat(q, lambda: q.enqueue(new_job("x", **fields), new_job("y", 7)))
 
     async def test_an_enqueue_that_sheds_may_be_repeated(self, q: QueueDriver) -> None:
         await q.configure(max_waiting=2, when_full="shed")
         await q.enqueue(new_job("a", 1), new_job("b", 1))
-        assert await self._repeat(q, lambda: q.enqueue(new_job("x", 5))) == [Enqueued("x")]
+        assert await repeat(q, lambda: q.enqueue(new_job("x", 5))) == [Enqueued("x")]
         assert [await q.state(name) for name in ("a", "b")] == ["waiting", "shed"]
 
     @pytest.mark.parametrize("policy", ["reject", "shed", "block"])
     async def test_an_enqueue_that_is_refused_may_be_repeated(self, q: QueueDriver, policy: str) -> None:
         await q.configure(max_waiting=1, when_full=policy)
         await q.enqueue(new_job("a", 5))
-        await self._repeat(q, lambda: q.enqueue(new_job("x", 5)))
+        await repeat(q, lambda: q.enqueue(new_job("x", 5)))
 
     async def test_a_claim_may_be_repeated(self, q: QueueDriver) -> None:
         await q.enqueue(*[new_job(f"j{i}") for i in range(5)], new_job("late", 9, deadline_ms=1))
@@ -1522,7 +1519,7 @@ class QueueContract:
             claim = await q.queue.claim("same", "w1", {LANE: 3}, limit=3, lease_ms=LEASE_MS)
             return [(job.id, job.token, job.attempt, job.payload) for job in claim.jobs], claim.more
 
-        jobs, more = await self._repeat(q, claim)
+        jobs, more = await repeat(q, claim)
         assert [job[0] for job in jobs] == ["j0", "j1", "j2"]
         assert more
 
@@ -1542,12 +1539,12 @@ class QueueContract:
     async def test_renewing_may_be_repeated(self, q: QueueDriver) -> None:
         job = await q.running("a")
         held = [("a", job.token), ("b", 1)]
-        await self._repeat(q, lambda: q.queue.renew("w1", held, lease_ms=LEASE_MS, about=b"{}"))
+        await repeat(q, lambda: q.queue.renew("w1", held, lease_ms=LEASE_MS, about=b"{}"))
 
     async def test_publishing_may_be_repeated(self, q: QueueDriver) -> None:
         job = await q.running("a")
         other = Publication("b", 1, 1, (b"{}",))
-        await self._repeat(q, lambda: q.queue.write(publications=[deltas(job, "x", "y"), other]))
+        await repeat(q, lambda: q.queue.write(publications=[deltas(job, "x", "y"), other]))
 
     async def test_a_repeated_event_is_published_once(self, q: QueueDriver) -> None:
         job = await q.running("a")
@@ -1566,7 +1563,7 @@ class QueueContract:
     @pytest.mark.parametrize("state", [JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED])
     async def test_finishing_may_be_repeated(self, q: QueueDriver, state: JobState) -> None:
         job = await q.running("a", key="K", dedup=DedupMode.WINDOW)
-        outcome = await self._repeat(q, lambda: q.queue.write(endings=[ending(job, state)]))
+        outcome = await repeat(q, lambda: q.queue.write(endings=[ending(job, state)]))
         assert outcome == WriteOutcome()
 
     @pytest.mark.parametrize("delay_ms", [0, 60_000])
@@ -1574,14 +1571,14 @@ class QueueContract:
     async def test_returning_may_be_repeated(self, q: QueueDriver, counts: bool, delay_ms: int) -> None:
         job = await q.running("a")
         one = returning(job, counts=counts, delay_ms=delay_ms)
-        assert await self._repeat(q, lambda: q.queue.write(returns=[one])) == WriteOutcome()
+        assert await repeat(q, lambda: q.queue.write(returns=[one])) == WriteOutcome()
 
     @pytest.mark.parametrize("end", ["done", "retry"])
     async def test_a_whole_round_of_writes_may_be_repeated(self, q: QueueDriver, end: str) -> None:
         job = await q.running("a")
         endings, returns = [ending(job, seq=3)], [returning(job, seq=3)]
         writes = {"endings": endings} if end == "done" else {"returns": returns}
-        outcome = await self._repeat(
+        outcome = await repeat(
             q,
             lambda: q.queue.write(publications=[deltas(job, "x", "y")], **writes),
         )
@@ -1601,15 +1598,15 @@ class QueueContract:
         await reach(q, state, key="K")
         if state is not JobState.DONE:
             await q.enqueue(new_job("b", key="K"))
-        await self._repeat(q, lambda: q.queue.cancel("a", ticket))
+        await repeat(q, lambda: q.queue.cancel("a", ticket))
 
     async def test_reprioritizing_may_be_repeated(self, q: QueueDriver) -> None:
         await q.enqueue(new_job("a", 3))
-        await self._repeat(q, lambda: q.queue.set_priority("a", 7))
+        await repeat(q, lambda: q.queue.set_priority("a", 7))
 
     async def test_requeueing_may_be_repeated(self, q: QueueDriver) -> None:
         await reach(q, JobState.FAILED, key="K")
-        await self._repeat(q, lambda: q.queue.requeue("a"))
+        await repeat(q, lambda: q.queue.requeue("a"))
 
     async def test_pausing_and_resuming_may_be_repeated(self, q: QueueDriver) -> None:
         await q.enqueue(new_job("a"))
@@ -1628,7 +1625,61 @@ class QueueContract:
         assert _steady(await q.dump()) == before
 
     async def test_configuring_may_be_repeated(self, q: QueueDriver) -> None:
-        await self._repeat(q, lambda: q.configure(max_waiting=5))
+        await repeat(q, lambda: q.configure(max_waiting=5))
+
+    # Who uses which endpoint
+
+    async def test_processes_are_counted_for_each_endpoint_and_have_their_places_by_name(
+        self, q: QueueDriver
+    ) -> None:
+        for worker, endpoints in {"b": ["x", "y"], "c": ["x"], "a": ["y", "x"]}.items():
+            await q.queue.attend(worker, endpoints, holds_ms=60_000)
+        assert await q.queue.attend("a", ["x", "y"], holds_ms=60_000) == [(3, 0), (2, 0)]
+        assert await q.queue.attend("b", ["x", "y"], holds_ms=60_000) == [(3, 1), (2, 1)]
+        assert await q.queue.attend("c", ["x"], holds_ms=60_000) == [(3, 2)]
+
+    async def test_process_that_leaves_counts_no_more_for_what_it_names(self, q: QueueDriver) -> None:
+        for worker in "ab":
+            await q.queue.attend(worker, ["x", "y"], holds_ms=60_000)
+        await q.queue.attend("a", ["x"], holds_ms=0)
+        assert await q.queue.attend("b", ["x", "y"], holds_ms=60_000) == [(1, 0), (2, 1)]
+
+    async def test_process_that_is_silent_for_too_long_counts_no_more(self, q: QueueDriver) -> None:
+        await q.queue.attend("silent", ["x"], holds_ms=20)
+        await q.queue.attend("a", ["x"], holds_ms=60_000)
+        await q.pass_ms(20)
+        assert await q.queue.attend("b", ["x"], holds_ms=60_000) == [(2, 1)]
+        assert await q.queue.attend("silent", ["x"], holds_ms=60_000) == [(3, 2)]
+
+    async def test_nobody_is_asked_about_no_endpoint(self, q: QueueDriver) -> None:
+        before = await q.dump()
+        assert await q.queue.attend("a", [], holds_ms=60_000) == []
+        assert await q.dump() == before
+
+    async def test_endpoint_that_nobody_uses_any_more_leaves_nothing_behind(self, q: QueueDriver) -> None:
+        before = await q.dump()
+        await q.queue.attend("a", ["x"], holds_ms=60_000)
+        await q.queue.attend("a", ["x"], holds_ms=0)
+        assert await q.dump() == before
+        await q.queue.attend("a", ["x"], holds_ms=2)
+        await q.pass_ms(20)
+        assert await q.dump() == before
+
+    @pytest.mark.parametrize("holds_ms", [0, 60_000])
+    async def test_attending_may_be_repeated(self, q: QueueDriver, holds_ms: int) -> None:
+        await q.queue.attend("a", ["x"], holds_ms=60_000)
+        first = await q.queue.attend("b", ["x", "y"], holds_ms=holds_ms)
+        assert await q.queue.attend("b", ["x", "y"], holds_ms=holds_ms) == first
+        assert await q.queue.attend("a", ["x"], holds_ms=60_000) == [(2 if holds_ms else 1, 0)]
+
+
+async def repeat(q: QueueDriver, call: Callable[[], Awaitable[Any]]) -> Any:
+    """Make a call twice: the second answers the same and changes nothing. Returns the answer."""
+    first = await call()
+    before = _steady(await q.dump())
+    assert await call() == first
+    assert _steady(await q.dump()) == before
+    return first
 
 
 def _steady(found: dict[str, Any]) -> dict[str, Any]:

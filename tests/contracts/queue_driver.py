@@ -7,12 +7,14 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from scheduler.model import JobState
-from scheduler.queue.queue import PromptQueue
+from scheduler.queue.keys import Keys
+from scheduler.queue.limits import Limits, RateLimit
+from scheduler.queue.queue import NO_ENDPOINTS, PromptQueue
 from scheduler.queue.records import (
     START,
     Claim,
@@ -29,7 +31,10 @@ from scheduler.queue.records import (
 
 LANE = "chat"
 LEASE_MS = 60_000
+UNCLAIMED = frozenset({"waiting", "delayed", "held"})
 ENDED = frozenset(state.value for state in JobState if state.ended)
+
+NO_LIMITS: Mapping[str, RateLimit] = {}
 
 _claim_ids = itertools.count(1)
 
@@ -73,7 +78,14 @@ def ending(job: ClaimedJob, state: JobState = JobState.DONE, *, seq: int = 1, **
     return Ending(job.id, job.token, state, seq, event(state.value, job, seq, **said), **fields)
 
 
-def returning(job: ClaimedJob, *, counts: bool = True, delay_ms: int = 0, seq: int = 1) -> Return:
+def returning(
+    job: ClaimedJob,
+    *,
+    counts: bool = True,
+    delay_ms: int = 0,
+    seq: int = 1,
+    used_tokens: int | None = None,
+) -> Return:
     """A running job on its way back."""
     error = {"code": "busy", "message": "try later"}
     return Return(
@@ -84,6 +96,7 @@ def returning(job: ClaimedJob, *, counts: bool = True, delay_ms: int = 0, seq: i
         counts,
         delay_ms,
         orjson.dumps(error) if counts else b"",
+        used_tokens,
     )
 
 
@@ -105,23 +118,53 @@ class QueueDriver:
         """The connection underneath; its stubs mix replies with awaitables."""
         return self.queue.redis
 
-    async def configure(self, **conf: str | int) -> None:
-        """Set the queue's settings; a double underscore stands for a colon."""
+    async def configure(
+        self,
+        *,
+        tenants: Mapping[str, RateLimit] = NO_LIMITS,
+        endpoints: Mapping[str, RateLimit] = NO_LIMITS,
+        **conf: str | int,
+    ) -> None:
+        """Set the queue's settings and limits; a double underscore stands for a colon."""
         await self.queue.configure(
             conf={"max_waiting": 100_000} | {name.replace("__", ":"): value for name, value in conf.items()},
             routes={LANE: b"{}"},
+            limits=Limits(tenants, endpoints),
         )
+
+    async def renew_limits(self, *subjects: str) -> None:
+        """Let `t:<tenant>` and `e:<endpoint>` have all that they may use, as after some time."""
+        await self.redis.delete(*[self.queue.keys.of("bucket", subject) for subject in subjects])
+        await self.look_at_held()
+
+    async def look_at_held(self) -> None:
+        """Let the next tick look at all jobs that are held."""
+        limited = self.queue.keys.fixed("limited")
+        await self.redis.zunionstore(limited, {limited: 0})
+
+    async def drain_limit(self, subject: str, kind: Literal["requests", "tokens"] = "requests") -> None:
+        """Use up what a subject may use, for an hour."""
+        back_us = (await self.now_ms() + 3_600_000) * 1000
+        whole = f"{back_us} 0" if kind == "requests" else f"0 {back_us}"
+        await self.redis.set(self.queue.keys.of("bucket", subject), whole)
 
     async def enqueue(self, *jobs: NewJob) -> list[EnqueueOutcome]:
         return await self.queue.enqueue(jobs)
 
     async def claim_all(
-        self, limit: int = 1024, *, lanes: Mapping[str, int] | None = None, lease_ms: int = LEASE_MS
+        self,
+        limit: int = 1024,
+        *,
+        lanes: Mapping[str, int] | None = None,
+        lease_ms: int = LEASE_MS,
+        endpoints: Mapping[str, Mapping[str, int]] = NO_ENDPOINTS,
     ) -> Claim:
         """One claim with an id of its own."""
         claim_id = f"claim-{next(_claim_ids)}"
         lanes = {LANE: limit} if lanes is None else lanes
-        return await self.queue.claim(claim_id, self.worker, lanes, limit=limit, lease_ms=lease_ms)
+        return await self.queue.claim(
+            claim_id, self.worker, lanes, limit=limit, lease_ms=lease_ms, endpoints=endpoints
+        )
 
     async def claim(self, **options: Any) -> ClaimedJob:
         """Claim the next job, which has to be there."""
@@ -280,6 +323,7 @@ async def audit(queue: PromptQueue) -> Snapshot:
         if name.startswith("w:")
     }
     _audit_places(records, levels, found)
+    _audit_held(levels, found)
     _audit_counts(records, levels, text(found.get("meta", {})))
     _audit_dedup(queue, records, found)
     _audit_events(records, found)
@@ -305,15 +349,15 @@ def _audit_places(
     for job_id, record in records.items():
         member = job_id.encode()
         match record["s"]:
-            case "waiting":
-                waiting.setdefault((record["l"], int(record["p"])), {})[member] = float(record["q"])
+            case "waiting" | "held":
+                waiting.setdefault((place(record), int(record["p"])), {})[member] = float(record["q"])
             case "delayed":
                 expected["delayed"][member] = float(record["u"])
             case "running":
                 running.add(member)
             case _:
                 ended.add(member)
-        if record["s"] in {"waiting", "delayed"} and "x" in record:
+        if record["s"] in UNCLAIMED and "x" in record:
             expected["deadlines"][member] = float(record["x"])
     assert dict(levels) == waiting
     for name, members in expected.items():
@@ -324,10 +368,25 @@ def _audit_places(
     assert ended - failed <= set(found.get("finished", {}))
 
 
+def place(record: Mapping[str, str]) -> str:
+    """The lane in which a job stands that waits or is held."""
+    if record["s"] == "held":
+        return Keys.held_lane(record["l"], record.get("t", "default"))
+    return record["l"]
+
+
+def _audit_held(levels: Mapping[tuple[str, int], Any], found: Mapping[str, Any]) -> None:
+    held = {at.encode() for at, _ in levels if " " in at}
+    assert set(found.get("limited", {})) == held
+    assert set(found.get("released", {})) <= held
+    assert {name[2:] for name in found.get("meta", {}) if name[:2] == b"b:" and b" " in name} == held
+    assert {lane for lane in found.get("lanes", ()) if b" " in lane} == set()
+
+
 def _audit_counts(
     records: Mapping[str, Mapping[str, str]], levels: Mapping[tuple[str, int], Any], meta: Mapping[str, str]
 ) -> None:
-    counted = Counter(record["l"] for record in records.values() if record["s"] in {"waiting", "delayed"})
+    counted = Counter(record["l"] for record in records.values() if record["s"] in UNCLAIMED)
     assert int(meta.get("n", 0)) == counted.total()
     lanes = {name[2:] for name in meta if name[:2] in {"n:", "b:"}} | set(counted)
     for lane in lanes:

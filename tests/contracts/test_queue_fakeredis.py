@@ -8,11 +8,20 @@ import fakeredis
 import pytest
 
 from scheduler.queue.queue import PromptQueue
-from tests.contracts.queue_contract import QueueContract
+from tests.contracts.limits_contract import LimitsContract
+from tests.contracts.queue_contract import OnQueue, QueueContract
 
 
-class TestQueueOnFakeredis(QueueContract):
+class OnFakeredis(OnQueue):
     @pytest.fixture
     async def queue(self) -> AsyncIterator[PromptQueue]:
         async with fakeredis.FakeAsyncRedis() as redis:
             yield PromptQueue(redis, "fake", script_flags=False)
+
+
+class TestQueueOnFakeredis(OnFakeredis, QueueContract):
+    pass
+
+
+class TestLimitsOnFakeredis(OnFakeredis, LimitsContract):
+    pass

@@ -1,6 +1,6 @@
 """The scripts against a plain Python model of the queue, step by step, with an audit of Redis after each.
 
-Nothing here waits: deadlines, delays and leases are so long that they end only where a step says so.
+Nothing here waits: deadlines, delays, leases and limits are so long that they end only where a step says so.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 
 from scheduler.model import DedupMode, JobState
+from scheduler.queue.limits import RateLimit
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import ClaimedJob, Conflict, Enqueued, Full, NewJob, TickReport
 from tests.contracts.queue_driver import QueueDriver, audit, new_job, text
@@ -36,9 +37,42 @@ T = TypeVar("T")
 LANES = ("a", "b")
 FAR_MS = 10**9
 LEASE_MS = FAR_MS
-LIVE = ("waiting", "delayed", "running")
+LIVE = ("waiting", "delayed", "held", "running")
+
+# One request, and the next after a minute: until a step says that the minute is over.
+LIMIT = RateLimit(requests=1)
+LIMITED: dict[str, dict[str, RateLimit]] = {"nobody": {}, "t": {"t": LIMIT}, "everybody": {"*": LIMIT}}
+ENDPOINT = "a.0"
+SUBJECTS = st.sampled_from(["t:default", "t:default", "t:t", f"e:{ENDPOINT}"])
 
 names = itertools.count(1)
+
+# Lane, priority, dedup key, content, dedup mode, tenant, deadline, delay.
+SPEC = st.tuples(
+    st.sampled_from(LANES),
+    st.integers(0, 9),
+    st.sampled_from([None, "K", "K", "L"]),
+    st.sampled_from(["one", "one", "two"]),
+    st.sampled_from(DedupMode),
+    st.sampled_from(["default", "default", "t"]),
+    st.sampled_from([None, None, FAR_MS, 2 * FAR_MS]),
+    st.sampled_from([None, None, FAR_MS, 2 * FAR_MS]),
+)
+
+
+def job_of(spec: tuple[Any, ...]) -> NewJob:
+    """A job with a name of its own."""
+    lane, priority, key, content, mode, tenant, deadline_ms, delay_ms = spec
+    fields = {"key": key, "content": content, "dedup": mode} if key else {}
+    return new_job(
+        f"j{next(names)}",
+        priority,
+        lane=lane,
+        tenant=tenant,
+        deadline_ms=deadline_ms,
+        delay_ms=delay_ms,
+        **fields,
+    )
 
 
 @dataclass(slots=True)
@@ -63,7 +97,11 @@ class ModelJob:
 
     @property
     def counted(self) -> bool:
-        return self.state in {"waiting", "delayed"}
+        return self.state in {"waiting", "delayed", "held"}
+
+    @property
+    def held_lane(self) -> tuple[str, str]:
+        return self.lane, self.tenant
 
 
 class QueueModel(RuleBasedStateMachine):
@@ -88,6 +126,8 @@ class QueueModel(RuleBasedStateMachine):
         self.newest_rank = 0
         self.claims = 0
         self.last_claim: tuple[str, dict[str, int], int, list[tuple[str, int]]] | None = None
+        self.spent: set[str] = set()  # subjects that have used what they may
+        self.released: dict[tuple[str, str], ModelJob] = {}  # the last of a held lane
 
     def teardown(self) -> None:
         self.do(self.redis.aclose())
@@ -102,27 +142,70 @@ class QueueModel(RuleBasedStateMachine):
         lane_bound=st.sampled_from([2, 100]),
         when_full=st.sampled_from(["reject", "shed", "block"]),
         aging_ms=st.sampled_from([0, 30_000, 1_000_000]),
+        limited=st.sampled_from(["everybody", "everybody", "t", "nobody"]),
+        endpoint_limited=st.booleans(),
+        spent=st.booleans(),
+        specs=st.lists(SPEC, max_size=8),
     )
-    def configure(self, max_waiting: int, lane_bound: int, when_full: str, aging_ms: int) -> None:
+    def configure(
+        self,
+        *,
+        max_waiting: int,
+        lane_bound: int,
+        when_full: str,
+        aging_ms: int,
+        limited: str,
+        endpoint_limited: bool,
+        spent: bool,
+        specs: list[tuple[Any, ...]],
+    ) -> None:
         self.max_waiting, self.lane_bounds = max_waiting, {"a": max_waiting, "b": lane_bound}
         self.when_full, self.aging_us = when_full, aging_ms * 1000
-        conf: dict[str, str | int] = {
+        self.conf: dict[str, str | int] = {
             "max_waiting": max_waiting,
+            "max_waiting__b": lane_bound,
             "when_full": when_full,
             "aging_ms": aging_ms,
         }
         self.do(self.redis.flushall())
-        self.do(self.q.configure(**conf, max_waiting__b=lane_bound))
+        self.limit(limited, endpoint_limited)
+        for subject in ("t:default", "t:t") if spent else ():
+            self.spend_limit(subject)
+        self.send([job_of(spec) for spec in specs])
+
+    def limit(self, limited: str, endpoint_limited: bool) -> None:
+        self.limited, self.endpoint_limited = LIMITED[limited], endpoint_limited
+        endpoints = {ENDPOINT: LIMIT} if endpoint_limited else {}
+        self.do(self.q.configure(tenants=self.limited, endpoints=endpoints, **self.conf))
 
     # What the model expects
 
     def end(self, job: ModelJob, state: str, *, by_token: int = 0) -> None:
         """`by_token` is the attempt that ended it; any other end shuts all attempts out."""
-        job.state, job.token = state, by_token
+        self.move(job, state)
+        job.token = by_token
         owned = (job.tenant, job.key or "")
         keeps_window = state == "done" and job.mode is DedupMode.WINDOW
         if self.owners.get(owned) == job.id and not keeps_window:
             del self.owners[owned]
+
+    def move(self, job: ModelJob, state: str) -> None:
+        job.state = state
+        if not self.held(job.held_lane):
+            self.released.pop(job.held_lane, None)
+
+    def held(self, held_lane: tuple[str, str]) -> list[ModelJob]:
+        return [job for job in self.jobs.values() if job.state == "held" and job.held_lane == held_lane]
+
+    def may_begin(self, tenant: str) -> bool:
+        return not self.is_limited(tenant) or f"t:{tenant}" not in self.spent
+
+    def is_limited(self, tenant: str) -> bool:
+        return bool({tenant, "*"} & self.limited.keys())
+
+    def ready_state(self, job: ModelJob) -> str:
+        behind = self.is_limited(job.tenant) and self.held(job.held_lane)
+        return "held" if behind or not self.may_begin(job.tenant) else "waiting"
 
     def count(self, lane: str | None = None) -> int:
         return sum(job.counted and lane in {None, job.lane} for job in self.jobs.values())
@@ -148,7 +231,7 @@ class QueueModel(RuleBasedStateMachine):
                 return self.expected_join(owner, new)
         rank = 0
         if replaced is not None:
-            rank = replaced.rank if replaced.state == "waiting" and not new.delay_ms else 0
+            rank = replaced.rank if replaced.state != "delayed" and not new.delay_ms else 0
             self.end(replaced, "cancelled")
         elif not self.make_room(new):
             return "full", ""
@@ -169,7 +252,7 @@ class QueueModel(RuleBasedStateMachine):
         due = new.delay_ms or 0
         if owner.state == "delayed" and not owner.attempts and due < owner.due:
             owner.due, owner.rank = due, 0
-            owner.state = "delayed" if due else "waiting"
+            owner.state = "delayed" if due else self.ready_state(owner)
         if new.dedup is DedupMode.WINDOW:
             owner.mode = DedupMode.WINDOW
         return "joined", owner.id
@@ -183,7 +266,7 @@ class QueueModel(RuleBasedStateMachine):
         victims = [
             job
             for job in self.jobs.values()
-            if job.state == "waiting"
+            if job.state in {"waiting", "held"}
             and not job.attempts
             and job.priority < new.priority
             and (job.lane == new.lane or not lane_full)
@@ -204,10 +287,12 @@ class QueueModel(RuleBasedStateMachine):
             new.dedup,
             new.deadline_ms,
             new.delay_ms or 0,
-            "delayed" if new.delay_ms else "waiting",
+            "delayed",
             rank,
             tickets={new.job_id},
         )
+        if not new.delay_ms:
+            job.state = self.ready_state(job)
         self.jobs[job.id] = job
         if job.key is not None:
             self.owners[job.tenant, job.key] = job.id
@@ -224,39 +309,9 @@ class QueueModel(RuleBasedStateMachine):
 
     # Steps
 
-    @rule(
-        specs=st.lists(
-            st.tuples(
-                st.sampled_from(LANES),
-                st.integers(0, 9),
-                st.sampled_from([None, "K", "K", "L"]),
-                st.sampled_from(["one", "one", "two"]),
-                st.sampled_from(DedupMode),
-                st.sampled_from(["default", "default", "t"]),
-                st.sampled_from([None, None, FAR_MS, 2 * FAR_MS]),
-                st.sampled_from([None, None, FAR_MS, 2 * FAR_MS]),
-            ),
-            min_size=1,
-            max_size=3,
-        ),
-        again=st.booleans(),
-    )
+    @rule(specs=st.lists(SPEC, min_size=1, max_size=3), again=st.booleans())
     def enqueue(self, specs: list[tuple[Any, ...]], again: bool) -> None:
-        jobs = []
-        for lane, priority, key, content, mode, tenant, deadline_ms, delay_ms in specs:
-            fields = {"key": key, "content": content, "dedup": mode} if key else {}
-            name = f"j{next(names)}"
-            jobs.append(
-                new_job(
-                    name,
-                    priority,
-                    lane=lane,
-                    tenant=tenant,
-                    deadline_ms=deadline_ms,
-                    delay_ms=delay_ms,
-                    **fields,
-                )
-            )
+        jobs = [job_of(spec) for spec in specs]
         self.send(jobs)
         if again:
             self.send([job for job in jobs if job in self.sent])
@@ -284,18 +339,28 @@ class QueueModel(RuleBasedStateMachine):
     def send_again(self, data: st.DataObject) -> None:
         self.send([data.draw(st.sampled_from(self.sent))])
 
-    @rule(limit=st.integers(1, 6), quota_a=st.integers(0, 4), quota_b=st.integers(0, 4))
-    def claim(self, limit: int, quota_a: int, quota_b: int) -> None:
+    @rule(
+        limit=st.integers(1, 6),
+        quota_a=st.integers(0, 4),
+        quota_b=st.integers(0, 4),
+        room=st.sampled_from([None, None, 1, 9]),
+    )
+    def claim(self, limit: int, quota_a: int, quota_b: int, room: int | None) -> None:
         self.claims += 1
         quotas = {"a": quota_a, "b": quota_b}
         claim_id = f"c{self.claims}"
-        expected = self.expected_claim(dict(quotas), limit)
-        claim = self.do(self.q.queue.claim(claim_id, "w1", quotas, limit=limit, lease_ms=LEASE_MS))
+        expected, no_permit = self.expected_claim(dict(quotas), limit, room)
+        endpoints = {} if room is None else {"a": {ENDPOINT: room}}
+        claim = self.do(
+            self.q.queue.claim(claim_id, "w1", quotas, limit=limit, lease_ms=LEASE_MS, endpoints=endpoints)
+        )
         assert [job.id for job in claim.jobs] == expected
+        assert claim.retry_ms.keys() == no_permit
         assert claim.more == any(
-            job.state == "waiting" and job.lane not in self.paused for job in self.jobs.values()
+            job.state == "waiting" and job.lane not in self.paused | no_permit for job in self.jobs.values()
         )
         for got in claim.jobs:
+            assert got.endpoint == (ENDPOINT if endpoints and got.lane == "a" else "")
             job = self.jobs[got.id]
             assert got.token > self.newest_token
             self.newest_token = job.token = got.token
@@ -307,20 +372,57 @@ class QueueModel(RuleBasedStateMachine):
         if claim.jobs:
             self.last_claim = (claim_id, quotas, limit, [(got.id, got.token) for got in claim.jobs])
 
-    def expected_claim(self, quotas: dict[str, int], limit: int) -> list[str]:
+    def expected_claim(
+        self, quotas: dict[str, int], limit: int, room: int | None
+    ) -> tuple[list[str], set[str]]:
+        """The jobs that it takes, and the lanes that it leaves for want of a permit."""
         taken: list[str] = []
+        no_permit: set[str] = set()
         for job in sorted((job for job in self.jobs.values() if job.state == "waiting"), key=self.order):
             if len(taken) == limit:
                 break
-            if job.lane in self.paused or not quotas[job.lane]:
+            if job.lane in self.paused | no_permit or not quotas[job.lane]:
+                continue
+            bound = room is not None and job.lane == "a"
+            if bound and self.endpoint_limited and f"e:{ENDPOINT}" in self.spent:
+                # an endpoint without room is not asked for a permit
+                no_permit |= {"a"} if room else set()
+                quotas["a"] = 0
+                continue
+            if bound and not room:
                 continue
             if job.deadline == 0:
                 self.end(job, "expired")
                 continue
+            if not self.may_begin(job.tenant):
+                job.state = "held"
+                continue
             quotas[job.lane] -= 1
             job.state, job.attempts = "running", job.attempts + 1
+            self.spent.add(f"t:{job.tenant}")
+            if bound and room is not None:
+                self.spent.add(f"e:{ENDPOINT}")
+                room -= 1
             taken.append(job.id)
-        return taken
+        return taken, no_permit
+
+    @rule(subject=SUBJECTS)
+    def renew_limit(self, subject: str) -> None:
+        self.spent.discard(subject)
+        self.do(self.q.renew_limits(subject))
+
+    @rule(subject=SUBJECTS)
+    def spend_limit(self, subject: str) -> None:
+        self.spent.add(subject)
+        self.do(self.q.drain_limit(subject))
+
+    @rule(limited=st.sampled_from([None, None, None, *LIMITED]), endpoint_limited=st.booleans())
+    def change_limits(self, limited: str | None, endpoint_limited: bool) -> None:
+        if limited is None:
+            return
+        self.spent.clear()
+        self.do(self.q.renew_limits("t:default", "t:t", f"e:{ENDPOINT}"))
+        self.limit(limited, endpoint_limited)
 
     @precondition(lambda self: self.last_claim)
     @rule()
@@ -385,7 +487,7 @@ class QueueModel(RuleBasedStateMachine):
             accepted = self.do(self.q.give_back(attempt, counts=counts, delay_ms=delay_ms, seq=seq))
             assert accepted == (self.stands(attempt) or returned_by_it)
             if accepted and not returned_by_it:
-                job.state, job.due = ("delayed", delay_ms) if delay_ms else ("waiting", 0)
+                job.state, job.due = ("delayed", delay_ms) if delay_ms else (self.ready_state(job), 0)
                 job.failures += counts
                 self.seqs[attempt.token] = seq
                 returned_by_it = True
@@ -399,11 +501,12 @@ class QueueModel(RuleBasedStateMachine):
             job.deadline = 0
             self.do(self.redis.hset(self.q.queue.keys.of("record", job.id), "x", 1))
         self.do(self.q.lose_lease(attempt))
-        assert self.tick().reaped == 1
         if job.deadline == 0:
             self.end(job, "expired")
         else:
-            job.state, job.due = "waiting", 0
+            job.state, job.due = self.ready_state(job), 0
+        assert self.tick().reaped == 1
+        if job.deadline != 0:
             self.learn_token(job)
 
     def learn_token(self, job: ModelJob) -> None:
@@ -420,28 +523,54 @@ class QueueModel(RuleBasedStateMachine):
         job = data.draw(st.sampled_from(self.live("delayed")))
         self.do(self.redis.hset(self.q.queue.keys.of("record", job.id), "u", 1))
         self.do(self.redis.zadd(self.q.queue.keys.fixed("delayed"), {job.id: 1}))
-        job.state, job.due = "waiting", 0
+        job.state, job.due = self.ready_state(job), 0
         assert self.tick().promoted == 1
 
-    @precondition(lambda self: any(job.deadline for job in self.live("waiting", "delayed")))
+    @precondition(lambda self: any(job.deadline for job in self.jobs.values() if job.counted))
     @rule(data=st.data())
     def pass_deadline(self, data: st.DataObject) -> None:
-        job = data.draw(st.sampled_from([job for job in self.live("waiting", "delayed") if job.deadline]))
+        job = data.draw(st.sampled_from([job for job in self.jobs.values() if job.counted and job.deadline]))
         self.do(self.redis.hset(self.q.queue.keys.of("record", job.id), "x", 1))
         self.do(self.redis.zadd(self.q.queue.keys.fixed("deadlines"), {job.id: 1}))
         job.deadline = 0
 
-    @rule()
-    def maintain(self) -> None:
-        self.tick()
+    @rule(times=st.integers(1, 3))
+    def maintain(self, times: int) -> None:
+        for _ in range(times):
+            self.tick()
 
     def tick(self) -> TickReport:
+        self.do(self.q.look_at_held())
         report = self.do(self.q.tick(lease_ms=LEASE_MS, mend_ms=FAR_MS))
-        overdue = [job for job in self.live("waiting", "delayed") if job.deadline == 0]
+        overdue = [job for job in self.jobs.values() if job.counted and job.deadline == 0]
         assert report.expired == len(overdue)
         for job in overdue:
             self.end(job, "expired")
+        assert report.released == sum(self.release(tenant) for tenant in ("default", "t"))
         return report
+
+    def release(self, tenant: str) -> int:
+        """What a tick does with the held jobs of a tenant: of a limited one it lets one go, of others all."""
+        limited, released = self.is_limited(tenant), []
+        while not (limited and released) and self.may_begin(tenant):
+            held = [job for job in self.live("held") if job.tenant == tenant and self.goes_first(job)]
+            if not held:
+                break
+            released.append(min(held, key=self.order))
+            released[-1].state = "waiting"
+        for job in released:
+            if self.held(job.held_lane):
+                self.released[job.held_lane] = job
+            else:
+                self.released.pop(job.held_lane, None)
+        return len(released)
+
+    def goes_first(self, job: ModelJob) -> bool:
+        """Whether nobody who was released before it, and is to be claimed before it, still waits."""
+        last = self.released.get(job.held_lane)
+        if last is None or last.state != "waiting" or not self.is_limited(job.tenant):
+            return True
+        return self.order(job) < self.order(last)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), again=st.booleans())
@@ -484,9 +613,14 @@ class QueueModel(RuleBasedStateMachine):
 
     @rule(lane=st.sampled_from(LANES), priority=st.none() | st.integers(0, 9), chunk=st.integers(1, 3))
     def purge(self, lane: str, priority: int | None, chunk: int) -> None:
+        self.do(self.q.look_at_held())
         expected = sorted(
-            (job for job in self.live("waiting") if job.lane == lane and priority in {None, job.priority}),
-            key=lambda job: (job.priority, -job.rank),
+            (
+                job
+                for job in self.live("waiting", "held")
+                if job.lane == lane and priority in {None, job.priority}
+            ),
+            key=lambda job: (job.priority, job.tenant if job.state == "held" else "", -job.rank),
         )[:chunk]
         assert self.do(self.q.queue.purge(lane, priority, chunk=chunk)) == len(expected)
         for job in expected:
@@ -497,11 +631,12 @@ class QueueModel(RuleBasedStateMachine):
     def requeue(self, data: st.DataObject, again: bool) -> None:
         job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
         ended = job.state not in {*LIVE, "done"}
+        comes_to = self.ready_state(job) if ended else job.state
         for _ in range(1 + again):
-            assert self.do(self.q.queue.requeue(job.id)) == ("waiting" if ended else job.state)
+            assert self.do(self.q.queue.requeue(job.id)) == comes_to
         if not ended:
             return
-        job.state, job.rank, job.deadline, job.due, job.failures = "waiting", 0, None, 0, 0
+        job.state, job.rank, job.deadline, job.due, job.failures = comes_to, 0, None, 0, 0
         job.tickets = {job.id}
         if job.key is not None:
             self.owners.setdefault((job.tenant, job.key), job.id)
@@ -537,15 +672,19 @@ class QueueModel(RuleBasedStateMachine):
         self.newest_token = max(
             self.newest_token, int(text(found["meta"]).get("token", 0)) if "meta" in found else 0
         )
-        ranks = [job.rank for job in self.live("waiting", "delayed", "running")]
+        assert {name: job.decode() for name, job in found.get("released", {}).items()} == {
+            f"{lane} {tenant}".encode(): job.id for (lane, tenant), job in self.released.items()
+        }
+        ranks = [job.rank for job in self.live(*LIVE)]
         assert len(set(ranks)) == len(ranks)
 
-    @precondition(lambda self: self.live("waiting"))
+    @precondition(lambda self: self.live("waiting", "held"))
     @rule()
     def ask_positions(self) -> None:
-        for lane in LANES:
-            waiting = sorted((job for job in self.live("waiting") if job.lane == lane), key=self.order)
-            for at, job in enumerate(waiting):
+        lanes = [[job for job in self.live("waiting") if job.lane == lane] for lane in LANES]
+        lanes += [self.held((lane, tenant)) for lane in LANES for tenant in ("default", "t")]
+        for lane in lanes:
+            for at, job in enumerate(sorted(lane, key=self.order)):
                 assert self.do(self.q.queue.position(job.id)) == at
 
     @precondition(lambda self: self.jobs)
@@ -561,6 +700,13 @@ class QueueModel(RuleBasedStateMachine):
         for (token, seq), (next_token, next_seq) in itertools.pairwise(cursors):
             assert next_seq == (seq + 1 if next_token == token else 1)
         assert [event["type"] for event in events].count(job.state) == (job.state not in LIVE)
+
+
+class LimitsModel(QueueModel):
+    """The same with fewer kinds of steps: more of them meet jobs that are held."""
+
+    cancel = pause = resume = purge = requeue = None  # type: ignore[assignment]
+    publish = send_again = claim_again = read_events = change_limits = None  # type: ignore[assignment]
 
 
 def _run(machine: type[QueueModel], *, examples: int) -> None:
@@ -584,7 +730,16 @@ def test_the_scripts_do_what_the_model_does() -> None:
         connect = staticmethod(fakeredis.FakeAsyncRedis)
         script_flags = False
 
-    _run(OnFakeredis, examples=150)
+    _run(OnFakeredis, examples=120)
+
+
+@pytest.mark.timeout(180)
+def test_the_scripts_hold_and_release_as_the_model_does() -> None:
+    class OnFakeredis(LimitsModel):
+        connect = staticmethod(fakeredis.FakeAsyncRedis)
+        script_flags = False
+
+    _run(OnFakeredis, examples=120)
 
 
 @pytest.mark.timeout(180)

@@ -11,11 +11,12 @@ from redis.exceptions import OutOfMemoryError
 from scheduler.model import JobState
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import WriteOutcome
-from tests.contracts.queue_contract import QueueContract
+from tests.contracts.limits_contract import LimitsContract
+from tests.contracts.queue_contract import OnQueue, QueueContract
 from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, deltas, ending, new_job
 
 
-class TestQueueOnServers(QueueContract):
+class OnServers(OnQueue):
     @pytest.fixture
     async def queue(self, server_url: str) -> AsyncIterator[PromptQueue]:
         async with Redis.from_url(server_url) as redis:
@@ -23,6 +24,8 @@ class TestQueueOnServers(QueueContract):
             await queue.load()
             yield queue
 
+
+class TestQueueOnServers(OnServers, QueueContract):
     @pytest.fixture
     async def full(self, q: QueueDriver) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         """Fills the server's memory as far as it goes."""
@@ -102,3 +105,7 @@ class TestQueueOnServers(QueueContract):
         keys = [key async for key in q.redis.scan_iter()]
         assert len(keys) > 15
         assert all(key.startswith(b"ps:{real}:") for key in keys)
+
+
+class TestLimitsOnServers(OnServers, LimitsContract):
+    pass

@@ -13,6 +13,8 @@ from scheduler.model import DedupMode, JobState
 from scheduler.queue import PromptQueue
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.limits import RateLimit
+from scheduler.queue.records import NewJob
 from tests.contracts.queue_driver import LANE, QueueDriver, drain, new_job
 
 
@@ -172,6 +174,67 @@ async def test_a_waiting_job_says_why_it_is_at_its_place(q: QueueDriver, look: Q
     assert low is not None
     assert low.place is not None
     assert low.place.endswith("lane 'chat' is paused, so nothing of it is claimed")
+
+
+async def hold(q: QueueDriver, tenant: str, *jobs: NewJob) -> None:
+    """Enqueue jobs whose tenant has used what it may."""
+    await q.configure(tenants={"*": RateLimit(requests=60)})
+    await q.drain_limit(f"t:{tenant}")
+    await q.enqueue(*jobs)
+
+
+async def test_held_jobs_are_listed_in_the_order_in_which_they_are_released(
+    q: QueueDriver, look: QueueInspector
+) -> None:
+    names = [f"p{p}" for p in (5, 9, 0, 8, 7)]
+    await hold(q, "acme", *[new_job(name, int(name[1]), tenant="acme") for name in names])
+    await hold(q, "other", new_job("code", 9, lane="code", tenant="other"))
+    await q.enqueue(new_job("waits"), new_job("later", delay_ms=60_000))
+    listed = await look.jobs(state=JobState.HELD, lane=LANE)
+    assert [(info.id, info.position) for info in listed] == [
+        (name, at) for at, name in enumerate(["p9", "p8", "p7", "p5", "p0"])
+    ]
+    assert [info.id for info in await look.jobs(state=JobState.HELD, tenant="other")] == ["code"]
+    assert {info.state for info in listed} == {JobState.HELD}
+    everything = [info.id for info in await look.jobs()]
+    assert (everything[0], everything[-1]) == ("waits", "later")
+    assert len(everything) == 8
+
+
+async def test_a_held_job_says_why_and_until_when(q: QueueDriver, look: QueueInspector) -> None:
+    await hold(q, "acme", *[new_job(name, tenant="acme") for name in "ab"])
+    info = await look.job("b")
+    assert info is not None
+    assert (info.state, info.position) == (JobState.HELD, 1)
+    assert info.place is not None
+    assert info.place.startswith(
+        "tenant 'acme' has used what it may, 60 requests a minute, and its jobs in lane 'chat' are held: "
+        "1 of them are before it; the next may begin in 359"
+    )
+    await q.configure()
+    info = await look.job("b")
+    assert info is not None
+    assert "has no limit any more" in str(info.place)
+
+
+async def test_status_shows_who_is_limited_until_when(q: QueueDriver, look: QueueInspector) -> None:
+    await hold(q, "acme", new_job("a", tenant="acme"), new_job("b", lane="code", tenant="acme"))
+    await hold(q, "other", *[new_job(f"o{i}", tenant="other") for i in range(3)])
+    await q.enqueue(new_job("waits"), new_job("later", delay_ms=60_000))
+    await q.tick()
+    status = await look.status()
+    assert (status.waiting, status.delayed, status.held) == (1, 1, 5)
+    assert {lane.name: (lane.waiting, lane.delayed, lane.held) for lane in status.lanes} == {
+        "chat": (1, 1, 4),
+        "code": (0, 0, 1),
+    }
+    limited = {(one.tenant, one.lane): one for one in status.limited}
+    assert {name: one.held for name, one in limited.items()} == {
+        ("acme", "chat"): 1,
+        ("acme", "code"): 1,
+        ("other", "chat"): 3,
+    }
+    assert all(3000 < one.next_in_s <= 3600 for one in status.limited)
 
 
 async def test_status_adds_up(q: QueueDriver, look: QueueInspector) -> None:

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from scheduler.connection import open_redis
 from scheduler.model import DedupMode, JobState
+from scheduler.queue.limits import RateLimit
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Enqueued
 from tests.contracts.queue_driver import (
@@ -174,3 +175,46 @@ async def test_a_lost_lease_is_counted_once(q: QueueDriver, lossy: Lossy[Any]) -
     assert (await q.record("a"))["o"] == "1"
     assert await q.event_types("a") == ["queued", "retrying"]
     assert await q.claimed_ids() == ["a"]
+
+
+async def test_a_claim_takes_its_permits_once(q: QueueDriver, lossy: Lossy[Any]) -> None:
+    limit = RateLimit(requests=30)
+    await q.configure(tenants={"default": limit}, endpoints={"chat.0": limit})
+    await q.enqueue(*[new_job(f"j{i}") for i in range(5)])
+    offers = {LANE: {"chat.0": 9}}
+    first = await lossy(lambda: q.claim_all(2, endpoints=offers))
+    assert [(job.id, job.endpoint) for job in first.jobs] == [("j0", "chat.0"), ("j1", "chat.0")]
+    # three may go at once
+    assert [job.id for job in (await q.claim_all(endpoints=offers)).jobs] == ["j2"]
+
+
+async def test_parking_and_releasing_move_a_job_once(q: QueueDriver, lossy: Lossy[Any]) -> None:
+    await q.configure(tenants={"default": RateLimit(requests=1)})
+    await q.enqueue(*[new_job(f"j{i}") for i in range(4)])
+    await q.drain_limit("t:default")
+    assert not (await lossy(q.claim_all)).jobs
+    await q.renew_limits("t:default")
+    await lossy(q.tick)
+    assert [await q.state(f"j{i}") for i in range(4)] == ["waiting", "held", "held", "held"]
+
+
+async def test_used_tokens_are_counted_once(q: QueueDriver, lossy: Lossy[Any], direct: Redis) -> None:
+    await q.configure(tenants={"default": RateLimit(tokens=1000)})
+    bucket = q.queue.keys.of("bucket", "t:default")
+    job = await q.running("a")
+    before = await direct.get(bucket)
+    assert await lossy(lambda: q.finish(job, used_tokens=901))
+    assert before is not None
+    after = await direct.get(bucket)
+    assert after is not None
+    back_us = [int(value.split()[1]) for value in (before, after)]
+    estimate = len(job.payload) // 4
+    assert back_us[1] - back_us[0] == pytest.approx((901 - estimate) * 60_000_000 / 901, abs=2)
+
+
+async def test_a_permit_is_taken_once(q: QueueDriver, lossy: Lossy[Any]) -> None:
+    await q.configure(endpoints={"x": RateLimit(requests=1), "y": RateLimit(requests=1)})
+    job = await q.running("a")
+    assert await lossy(lambda: q.queue.take_permit(job, "y")) == 0
+    assert await q.queue.take_permit(job, "x") == 0
+    assert await q.queue.take_permit(job, "x") == 0

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from scheduler.model import JobInfo, JobState
 from scheduler.queue import PromptQueue
-from scheduler.queue.ranking import claim_rank, explain_place
+from scheduler.queue.limits import RateLimit
+from scheduler.queue.ranking import Hold, claim_rank, explain_place
 from tests.contracts.queue_driver import LANE, QueueDriver, new_job
 
 SECOND = 1_000_000
@@ -103,6 +104,31 @@ def place(job: JobInfo, *, aging_ms: int = 30_000, paused: bool = False) -> str 
 )
 def test_a_place_is_explained(job: JobInfo, aging_ms: int, said: str) -> None:
     assert said in str(place(job, aging_ms=aging_ms))
+
+
+@pytest.mark.parametrize(
+    ("hold", "position", "said"),
+    [
+        (
+            Hold(RateLimit(60, None), 12_500),
+            2,
+            "60 requests a minute, and its jobs in lane 'chat' are held: 2 of them are before it",
+        ),
+        (
+            Hold(RateLimit(None, 90_000), 40_000),
+            0,
+            "90,000 tokens a minute, and its jobs in lane 'chat' are held",
+        ),
+        (Hold(RateLimit(None, 90_000), 40_000), 0, "it is the next of them; the next may begin in 30 s"),
+        (Hold(RateLimit(6, 9000), 9_000), 1, "6 requests and 9,000 tokens a minute"),
+        (Hold(RateLimit(6, 9000), 9_000), 1, "begin once those let go before it are claimed"),
+        (Hold(None, 12_500), 1, "has no limit any more"),
+        (Hold(RateLimit(), 12_500), 1, "has no limit any more"),
+    ],
+)
+def test_a_hold_is_explained(hold: Hold, position: int, said: str) -> None:
+    job = info(JobState.HELD, position=position, tenant="acme")
+    assert said in str(explain_place(job, aging_ms=30_000, paused=False, now_ms=10_000, hold=hold))
 
 
 @pytest.mark.parametrize("state", [state for state in JobState if state.ended or state is JobState.RUNNING])

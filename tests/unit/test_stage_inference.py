@@ -1,73 +1,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
-from scheduler.batching import BatchPolicy
-from scheduler.routing import Endpoint, choose_endpoint
-from scheduler.settings import EndpointSettings
+from scheduler.engine.retry import Retry, RetryPolicy
+from scheduler.routing import BreakerState, Endpoint
 from scheduler.stages.base import PromptContext
 from scheduler.stages.inference import InferenceStage, generation_of, prompt_tokens
 from scheduler.stages.tokens import estimate_tokens
-from workers.base import Capabilities, Completed, Generation, Health, Output, Piece, TokenUsage
-from workers.errors import WorkerOverloaded
-
-
-class Worker:
-    """Answers every prompt with the same outputs, and then, if `hangs`, stays silent."""
-
-    def __init__(self, *outputs: Output, failure: Exception | None = None, hangs: bool = False) -> None:
-        self.capabilities = Capabilities(lists=True)
-        self.batches: list[list[Generation]] = []
-        self.closed = asyncio.Event()
-        self._outputs = outputs
-        self._failure = failure
-        self._hangs = hangs
-
-    async def generate(self, batch: Sequence[Generation]) -> AsyncIterator[Output]:
-        self.batches.append(list(batch))
-        try:
-            for output in self._outputs:
-                yield output
-            if self._failure:
-                raise self._failure
-            if self._hangs:
-                await asyncio.Event().wait()
-        finally:
-            self.closed.set()
-
-    async def health(self) -> Health:
-        return Health(ready=True)
-
-    async def capacity(self) -> int | None:
-        return None
-
-    async def load(self) -> None:
-        return None
-
-    async def aclose(self) -> None:
-        return None
-
-
-def endpoint(
-    name: str = "one",
-    *,
-    worker: Worker | None = None,
-    limit: int = 8,
-    weight: float = 1.0,
-    **settings: Any,
-) -> Endpoint:
-    return Endpoint(
-        name=name,
-        model="served",
-        settings=EndpointSettings(backend="scripted", weight=weight, **settings),
-        worker=worker or Worker(),
-        batch=BatchPolicy(),
-        max_in_flight=limit,
-    )
+from tests.unit.scripted_endpoint import Worker, endpoint, half_open, opened
+from workers.base import Completed, Generation, Piece, TokenUsage
+from workers.errors import (
+    ContextOverflow,
+    RequestRejected,
+    WorkerAuthError,
+    WorkerError,
+    WorkerOverloaded,
+    WorkerProtocolError,
+    WorkerTimeout,
+    WorkerUnavailable,
+)
 
 
 def context(**fields: Any) -> PromptContext:
@@ -180,12 +134,13 @@ async def test_claim_of_many_jobs_makes_one_call() -> None:
 
 async def test_failure_of_the_engine_comes_out_and_names_the_endpoint() -> None:
     worker = Worker(Piece(0, "half"), failure=WorkerOverloaded("full", retry_after_s=2.0))
-    prompt = context()
+    one, prompt = endpoint(worker=worker), context()
 
     with pytest.raises(WorkerOverloaded, match="full"):
-        await InferenceStage([endpoint(worker=worker)]).run(prompt)
+        await InferenceStage([one]).run(prompt)
     assert prompt.endpoint == "one"
     assert prompt.completed is None
+    await one.aclose()
 
 
 async def test_filter_that_has_seen_enough_ends_the_answer_and_the_call() -> None:
@@ -244,33 +199,6 @@ async def test_cancelled_job_ends_its_call() -> None:
 # Which endpoint
 
 
-def test_least_outstanding_work_is_chosen_and_of_equals_the_first() -> None:
-    first, second = endpoint("first"), endpoint("second")
-    assert choose_endpoint([first, second]) is first
-
-    first.window.acquire(1)
-    assert choose_endpoint([first, second]) is second
-
-
-def test_work_is_spread_by_weight() -> None:
-    light, heavy = endpoint("light", weight=1), endpoint("heavy", weight=3)
-    chosen = []
-    for _ in range(8):
-        one = choose_endpoint([light, heavy])
-        one.window.acquire(1)
-        chosen.append(one.name)
-
-    assert (chosen.count("light"), chosen.count("heavy")) == (2, 6)
-
-
-def test_endpoint_with_room_comes_before_one_without() -> None:
-    small, large = endpoint("small", limit=1, weight=100), endpoint("large", limit=64)
-    small.window.acquire(1)
-    large.window.acquire(32)
-
-    assert choose_endpoint([small, large]) is large
-
-
 async def test_gathered_prompts_count_as_outstanding() -> None:
     first, second = (
         endpoint("first", worker=Worker(hangs=True)),
@@ -286,6 +214,214 @@ async def test_gathered_prompts_count_as_outstanding() -> None:
     await asyncio.gather(*jobs, return_exceptions=True)
 
 
+# Failover
+
+
+RETRYABLE = [
+    WorkerUnavailable("gone"),
+    WorkerOverloaded("full", retry_after_s=60.0),
+    WorkerTimeout("no token"),
+    WorkerProtocolError("cut off"),
+]
+
+
+@pytest.mark.parametrize("error", [*RETRYABLE, WorkerAuthError("no key")])
+async def test_endpoint_that_fails_before_its_first_token_is_followed_by_the_next(error: WorkerError) -> None:
+    one, two = endpoint("one", worker=Worker(failure=error)), endpoint("two")
+    prompt = context()
+    await InferenceStage([one, two]).run(prompt)
+    assert prompt.endpoint == "two"
+    assert prompt.completed == Completed(0, "stop")
+    assert (one.outstanding, two.outstanding) == (0, 0)
+    await one.aclose()
+
+
+@pytest.mark.parametrize("error", [RequestRejected("bad"), ContextOverflow("too long")])
+async def test_request_that_is_refused_goes_to_no_other_endpoint(error: WorkerError) -> None:
+    other = Worker()
+    stage = InferenceStage([endpoint("one", worker=Worker(failure=error)), endpoint("two", worker=other)])
+    with pytest.raises(type(error)):
+        await stage.run(context())
+    assert other.batches == []
+
+
+@pytest.mark.parametrize("error", RETRYABLE)
+async def test_answer_that_breaks_off_is_begun_nowhere_else_in_the_same_attempt(error: WorkerError) -> None:
+    other = Worker()
+    one = endpoint("one", worker=Worker(Piece(0, "half"), failure=error))
+    with pytest.raises(type(error)):
+        await InferenceStage([one, endpoint("two", worker=other)]).run(context())
+    assert other.batches == []
+    await one.aclose()
+
+
+async def test_each_endpoint_is_asked_once_and_the_last_error_comes_out() -> None:
+    workers = [Worker(failure=WorkerUnavailable(f"gone {at}")) for at in range(3)]
+    endpoints = [endpoint(f"chat.{at}", worker=worker) for at, worker in enumerate(workers)]
+    with pytest.raises(WorkerUnavailable, match="gone 2"):
+        await InferenceStage(endpoints).run(context())
+    assert [len(worker.batches) for worker in workers] == [1, 1, 1]
+
+
+async def test_endpoint_that_keeps_failing_is_left_alone_and_the_others_answer() -> None:
+    away = Worker(failure=WorkerUnavailable("gone"))
+    one = endpoint("one", worker=away, breaker={"failures": 3})
+    stage = InferenceStage([one, endpoint("two")])
+    for _ in range(10):
+        await stage.run(context())
+    assert one.breaker.state is BreakerState.OPEN
+    assert len(away.batches) == 3
+
+
+async def test_job_that_is_cancelled_goes_to_no_other_endpoint() -> None:
+    first, other = Worker(hangs=True), Worker()
+    stage = InferenceStage([endpoint("one", worker=first), endpoint("two", worker=other)])
+    running = asyncio.ensure_future(stage.run(context()))
+    await first.began.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert running.cancelled()
+    assert other.batches == []
+
+
+# Fallbacks
+
+
+def stage_with(own: list[Endpoint], *fallbacks: list[Endpoint]) -> InferenceStage:
+    stage = InferenceStage(own)
+    stage.fallbacks = tuple(tuple(group) for group in fallbacks)
+    return stage
+
+
+async def answered_by(stage: InferenceStage, **request: Any) -> str | None:
+    prompt = context(request=request)
+    await stage.run(prompt)
+    return prompt.endpoint
+
+
+async def test_fallbacks_answer_in_their_order_and_only_while_none_of_its_own_can() -> None:
+    own, first, second = endpoint("own"), endpoint("first"), endpoint("second")
+    stage = stage_with([own], [first], [second])
+    assert await answered_by(stage) == "own"
+    opened(own)
+    assert await answered_by(stage) == "first"
+    opened(first)
+    assert await answered_by(stage) == "second"
+    own.breaker.probed(ready=True)
+    assert await answered_by(stage) == "own"
+    assert own.breaker.state is BreakerState.CLOSED
+
+
+async def test_endpoint_of_its_own_that_is_full_goes_before_a_fallback() -> None:
+    own, other = endpoint("own", limit=1), endpoint("other")
+    own.window.acquire(1)
+    stage = stage_with([own], [other])
+    running = asyncio.ensure_future(answered_by(stage))
+    await asyncio.sleep(0)
+    assert own.outstanding == 2
+    own.window.release(1)
+    assert await running == "own"
+
+
+async def test_fallback_answers_when_its_own_have_failed_in_this_attempt() -> None:
+    own = [endpoint(name, worker=Worker(failure=WorkerUnavailable("gone"))) for name in ("one", "two")]
+    assert await answered_by(stage_with(own, [endpoint("other")])) == "other"
+
+
+async def test_endpoint_that_several_routes_fall_back_on_is_asked_once_an_attempt() -> None:
+    away = Worker(failure=WorkerUnavailable("gone"))
+    shared = endpoint("shared", worker=away)
+    stage = stage_with([opened(endpoint("own"))], [shared], [shared])
+    with pytest.raises(WorkerUnavailable, match="gone"):
+        await stage.run(context())
+    assert len(away.batches) == 1
+
+
+# Nobody left
+
+
+async def test_prompt_that_nobody_may_be_asked_for_goes_back_at_no_cost() -> None:
+    workers = [Worker() for _ in range(3)]
+    down, longer, paused = (
+        endpoint("down", worker=workers[0], breaker={"open_s": 20}),
+        endpoint("longer", worker=workers[1], breaker={"open_s": 50}),
+        endpoint("paused", worker=workers[2]),
+    )
+    opened(down)
+    opened(longer)
+    paused.pause(40)
+    with pytest.raises(WorkerUnavailable, match="no endpoint of route chat can be used now") as raised:
+        await stage_with([down, longer], [paused]).run(context())
+    assert raised.value.retry_after_s == pytest.approx(20, abs=1)
+    assert [worker.batches for worker in workers] == [[], [], []]
+
+    decision = RetryPolicy().decide(2, 3, raised.value)
+    assert isinstance(decision, Retry)
+    assert not decision.counts
+    await paused.aclose()
+
+
+async def test_wait_that_the_only_endpoint_asks_for_costs_nothing() -> None:
+    one = endpoint(worker=Worker(failure=WorkerOverloaded("slow down", retry_after_s=60.0)))
+    stage = InferenceStage([one])
+    for expected in ("slow down", "no endpoint"):
+        with pytest.raises(WorkerError, match=expected) as raised:
+            await stage.run(context())
+        decision = RetryPolicy().decide(2, 3, raised.value)
+        assert isinstance(decision, Retry)
+        assert not decision.counts
+        assert decision.delay_s == pytest.approx(60, abs=1)
+    await one.aclose()
+
+
 def test_stage_without_endpoints_is_refused() -> None:
     with pytest.raises(ValueError, match="endpoints"):
         InferenceStage([])
+
+
+# Sessions
+
+
+async def test_prompts_of_a_session_go_to_one_endpoint_and_elsewhere_while_it_is_away() -> None:
+    endpoints = {f"chat.{at}": endpoint(f"chat.{at}") for at in range(4)}
+    stage = InferenceStage(list(endpoints.values()))
+    homes = {session: await answered_by(stage, session=session) for session in "abcdefgh"}
+    assert len(set(homes.values())) > 1
+    assert {session: await answered_by(stage, session=session) for session in "abcdefgh"} == homes
+
+    away = homes["a"]
+    assert away is not None
+    endpoints[away].worker.failure = WorkerUnavailable("gone")  # type: ignore[attr-defined]
+    assert await answered_by(stage, session="a") not in (None, away)
+
+
+# Probes
+
+
+async def test_half_open_endpoint_gets_one_prompt_and_the_next_go_to_others() -> None:
+    probed = Worker(hangs=True)
+    one = half_open(endpoint("one", worker=probed))
+    stage = InferenceStage([one, endpoint("two")])
+    running = asyncio.ensure_future(stage.run(context()))
+    await probed.began.wait()
+    for _ in range(3):
+        assert await answered_by(stage) == "two"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert one.breaker.state is BreakerState.HALF_OPEN
+    probed.hangs = False
+    assert await answered_by(stage) == "one"
+    assert one.breaker.state is BreakerState.CLOSED
+
+
+async def test_probe_that_fails_opens_the_endpoint_and_is_answered_by_another() -> None:
+    one = half_open(endpoint("one", worker=Worker(failure=WorkerTimeout("no token"))))
+    assert await answered_by(InferenceStage([one, endpoint("two")])) == "two"
+    assert one.breaker.state is BreakerState.OPEN
+
+
+async def test_probe_that_is_refused_shows_that_the_endpoint_is_well() -> None:
+    one = half_open(endpoint(worker=Worker(failure=RequestRejected("bad"))))
+    with pytest.raises(RequestRejected):
+        await InferenceStage([one]).run(context())
+    assert one.breaker.state is BreakerState.CLOSED

@@ -88,6 +88,8 @@ def _remark(job: JobInfo, now_ms: int) -> str:
     match job.state:
         case JobState.WAITING:
             return f"{job.position} before it"
+        case JobState.HELD:
+            return f"{job.position} of its tenant before it"
         case JobState.RUNNING:
             return job.worker or ""
         case JobState.DELAYED:

@@ -21,7 +21,9 @@ from scheduler.cli.output import (
 )
 from scheduler.cli.session import Session, run, session
 from scheduler.queue.inspection import QueueInspector
-from scheduler.queue.reports import EndpointStatus, QueueStatus
+from scheduler.queue.reports import EndpointStatus, LimitedTenant, QueueStatus
+
+LIMITED_SHOWN = 20
 
 LaneName: TypeAlias = Annotated[
     str | None, typer.Argument(metavar="[LANE]", help="The lane; named after its route.", show_default=False)
@@ -47,12 +49,13 @@ async def _status(at: Session) -> QueueStatus:
 
 
 def _show_status(status: QueueStatus) -> None:
-    waiting = status.waiting + status.delayed
+    waiting = status.waiting + status.delayed + status.held
+    parts = f"{status.delayed:,} of them delayed, {status.held:,} held"
     rate = "not known yet" if status.ended_per_s is None else f"{status.ended_per_s:g} jobs ended a second"
     print_fields(
         [
             ("queue", status.queue),
-            ("waiting", f"{waiting:,} of at most {status.max_waiting:,}, {status.delayed:,} of them delayed"),
+            ("waiting", f"{waiting:,} of at most {status.max_waiting:,}, {parts}"),
             ("when full", status.when_full),
             ("running", f"{status.running:,}"),
             ("workers", f"{status.workers:,}"),
@@ -62,7 +65,9 @@ def _show_status(status: QueueStatus) -> None:
             ("totals", ", ".join(f"{n:,} {what}" for what, n in status.totals.items()) or "none"),
         ]
     )
-    lanes = table("lane", "waiting", "by priority", "delayed", "oldest", "", right="waiting delayed oldest")
+    lanes = table(
+        "lane", "waiting", "by priority", "delayed", "held", "oldest", "", right="waiting delayed held oldest"
+    )
     for lane in status.lanes:
         levels = "  ".join(f"{p}: {n:,}" for p, n in lane.by_priority.items())
         bound = f" of {lane.max_waiting:,}" if lane.max_waiting else ""
@@ -71,12 +76,24 @@ def _show_status(status: QueueStatus) -> None:
             f"{lane.waiting:,}{bound}",
             levels,
             f"{lane.delayed:,}",
+            f"{lane.held:,}",
             age(lane.oldest_s),
             Text("paused", "yellow") if lane.paused else "",
         )
     console().print(lanes)
+    if status.limited:
+        console().print(_limited(status.limited))
     if status.endpoints:
         console().print(_endpoints(status.endpoints))
+
+
+def _limited(limited: Sequence[LimitedTenant]) -> Table:
+    shown = table("limited tenant", "lane", "held", "next in", right="held")
+    for one in limited[:LIMITED_SHOWN]:
+        shown.add_row(one.tenant, one.lane, f"{one.held:,}", age(one.next_in_s))
+    if len(limited) > LIMITED_SHOWN:
+        shown.add_row("…", f"{len(limited) - LIMITED_SHOWN:,} more; see --json", "", "")
+    return shown
 
 
 def _endpoints(endpoints: Sequence[EndpointStatus]) -> Table:
@@ -153,11 +170,12 @@ def purge_lane(
 ) -> None:
     """Cancel the waiting jobs of a lane.
 
-    Their callers are told. Running and delayed jobs are left alone.
+    Their callers are told. Held jobs go as well; running and delayed ones are left alone.
     """
     at = session(ctx)
-    waiting = run(_waiting(at, lane, priority))
-    confirm(f"Cancel {waiting:,} waiting jobs of lane {lane!r}?", yes=yes)
+    waiting, held = run(_waiting(at, lane, priority))
+    and_held = f" and up to {held:,} held ones" if held else ""
+    confirm(f"Cancel {waiting:,} waiting jobs of lane {lane!r}{and_held}?", yes=yes)
     purged = run(_purge(at, lane, priority))
     if as_json:
         print_json({"lane": lane, "priority": priority, "purged": purged})
@@ -165,12 +183,16 @@ def purge_lane(
         typer.echo(f"{lane}: {purged:,} jobs cancelled")
 
 
-async def _waiting(at: Session, lane: str, priority: int | None) -> int:
+async def _waiting(at: Session, lane: str, priority: int | None) -> tuple[int, int]:
+    """How many jobs of a lane wait at that priority, and how many are held at any."""
     async with at.client() as client:
         await known_lanes(client.queue, lane)
         status = await QueueInspector(client.queue).status()
-    levels = next((one.by_priority for one in status.lanes if one.name == lane), {})
-    return sum(levels.values()) if priority is None else levels.get(priority, 0)
+    found = next((one for one in status.lanes if one.name == lane), None)
+    if found is None:
+        return 0, 0
+    waiting = found.waiting if priority is None else found.by_priority.get(priority, 0)
+    return waiting, found.held
 
 
 async def _purge(at: Session, lane: str, priority: int | None) -> int:

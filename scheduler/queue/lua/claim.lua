@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
--- Lease the best jobs that are ready, over several lanes. May be repeated with the same claim id.
+-- Lease the best jobs that are ready, over several lanes; park those whose tenant has used what it may.
+-- May be repeated with the same claim id.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] claim id  ARGV[2] worker process  ARGV[3] lease, ms  ARGV[4] how many jobs at most
--- ARGV[5…] lane, how many of it at most, …
--- returns {more, {id, token, attempt, failures, max_attempts or '', priority, lane, tenant, waited ms,
---   remaining ms or '', result ttl ms or '', payload}, …}; more = 1: claimable work was left behind
+-- ARGV[5…] lane, how many of it at most, '' or where its jobs may go, the first choice first: 'endpoint room endpoint room …'; …
+-- returns {more, {lane, ms, …}, {id, token, attempt, failures, max_attempts or '', priority, lane, tenant, waited ms,
+--   remaining ms or '', result ttl ms or '', endpoint or '', payload}, …}
+--   more = 1: claimable work was left behind; lanes whose work was left for want of a permit, and when one comes
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/level"
@@ -13,22 +15,24 @@
 -- @include "lib/event"
 -- @include "lib/ending"
 -- @include "lib/garbage"
+-- @include "lib/limit"
+-- @include "lib/hold"
+-- @include "lib/order"
 
 local REMEMBER_CLAIM_MS = 120000
 local STARVED_EVERY = 20
-local CHUNK = 32
 local MAX_HINDERED = 256
 
 local claim_id, worker = ARGV[1], ARGV[2]
 local lease_ms, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
 
-local FIELDS = { 's', 'p', 'l', 't', 'q', 'x', 'n', 'f', 'a', 'g', 'd', 'm', 'j', 'k' }
+local FIELDS = { 's', 'p', 'l', 't', 'q', 'x', 'n', 'f', 'a', 'g', 'd', 'm', 'j', 'k', 'v' }
 
-local function entry(id, rec, token, payload)
+local function entry(id, rec, token, endpoint, payload)
   return {
     id, text(token), text(rec.n or 0), rec.f or '0', rec.a or '', rec.p, rec.l, rec.t or 'default',
     text(math.max(0, now_ms - math.floor(tonumber(rec.q) / 1000))),
-    rec.x and text(tonumber(rec.x) - now_ms) or '', rec.g or '', payload,
+    rec.x and text(tonumber(rec.x) - now_ms) or '', rec.g or '', endpoint, payload,
   }
 end
 
@@ -36,12 +40,12 @@ end
 local function repeated()
   local before = redis.call('GET', claimed_key(worker))
   if not before or string.sub(before, 1, #claim_id + 1) ~= claim_id .. '\n' then return nil end
-  local reply = { 1 }
-  for id, token in string.gmatch(before, '\n(%S+) (%d+)') do
+  local reply = { 1, {} }
+  for id, token, endpoint in string.gmatch(before, '\n(%S+) (%d+) ?(%S*)') do
     local rec = read(id, unpack(FIELDS))
     local payload = redis.call('GET', payload_key(id))
     if rec and rec.s == 'running' and rec.k == token and payload then
-      reply[#reply + 1] = entry(id, rec, tonumber(token), payload)
+      reply[#reply + 1] = entry(id, rec, tonumber(token), endpoint, payload)
     end
   end
   return reply
@@ -50,69 +54,56 @@ end
 local before = repeated()
 if before then return before end
 
--- A cursor walks one level of one lane.
-local cursors, quotas = {}, {}
-local aging_us = tonumber(redis.call('HGET', conf_key, 'aging_ms') or 30000) * 1000
-
-local function head(cursor)
-  if cursor.at > #cursor.ids then
-    if cursor.drained then return nil end
-    local stop = cursor.taken + cursor.chunk - 1
-    local page = redis.call('ZRANGE', cursor.key, cursor.taken, stop, 'WITHSCORES')
-    cursor.ids, cursor.at, cursor.drained = page, 1, #page < cursor.chunk * 2
-    cursor.chunk = math.min(CHUNK, limit)
-    if #page == 0 then return nil end
+-- Where the jobs of a lane may go: the endpoints that this worker process has room at.
+local function parse_offers(argument)
+  local list, offers = {}, {}
+  for endpoint, room in string.gmatch(argument, '(%S+) (%d+)') do
+    list[#list + 1] = { endpoint = endpoint, room = tonumber(room), gate = endpoint_gate(endpoint) }
   end
-  return cursor.ids[cursor.at], tonumber(cursor.ids[cursor.at + 1])
+
+  -- The first that has room and a permit; nil, and in how many ms a permit comes, if it is that.
+  function offers.first()
+    local wait_ms
+    for _, offer in ipairs(list) do
+      if offer.room > 0 then
+        if not offer.gate or offer.gate.passable() then return offer end
+        wait_ms = math.min(wait_ms or math.huge, offer.gate.passable_in_ms())
+      end
+    end
+    return nil, wait_ms
+  end
+
+  return offers
 end
 
 local paused = {}
 for _, lane in ipairs(redis.call('SMEMBERS', paused_key)) do paused[lane] = true end
-local lanes, fields = {}, { 'claims' }
-for i = 5, #ARGV, 2 do
-  if not paused[ARGV[i]] then
-    lanes[#lanes + 1] = ARGV[i]
-    fields[#fields + 1] = 'b:' .. ARGV[i]
-    quotas[ARGV[i]] = tonumber(ARGV[i + 1])
+local lanes, fields, quotas, offers = {}, { 'claims' }, {}, {}
+for i = 5, #ARGV, 3 do
+  local lane = ARGV[i]
+  if not paused[lane] then
+    lanes[#lanes + 1] = lane
+    fields[#fields + 1] = 'b:' .. lane
+    quotas[lane] = tonumber(ARGV[i + 1])
+    offers[lane] = ARGV[i + 2] ~= '' and parse_offers(ARGV[i + 2]) or nil
   end
 end
 local meta = redis.call('HMGET', meta_key, unpack(fields))
 local claims = tonumber(meta[1] or 0)
+local cursors = {}
 for i, lane in ipairs(lanes) do
-  local bits = tonumber(meta[i + 1] or 0)
-  for p = 9, 0, -1 do
-    if has_level(bits, p) then
-      cursors[#cursors + 1] = {
-        lane = lane, p = p, key = level_key(lane, p), ids = {}, at = 1, taken = 0,
-        chunk = #lanes == 1 and math.min(CHUNK, limit) or 1, picked = {},
-        class = (p >= 8 or aging_us == 0) and 9 - p or 2, bonus = (9 - p) * aging_us,
-      }
-    end
-  end
+  open_cursors(cursors, lane, tonumber(meta[i + 1] or 0), #lanes == 1 and math.min(CHUNK, limit) or 1)
 end
 
--- The next job by rank: 9, then 8, then whatever has the earliest enqueue time less its level's head start.
-local function best()
-  local chosen, chosen_rank
-  for _, cursor in ipairs(cursors) do
-    if quotas[cursor.lane] > 0 and (not chosen or cursor.class <= chosen.class) then
-      local id, score = head(cursor)
-      local rank = id and score + cursor.bonus
-      if id and (not chosen or cursor.class < chosen.class or rank < chosen_rank) then
-        chosen, chosen_rank = cursor, rank
-      end
-    end
-  end
-  return chosen
-end
+local function wanted_of(cursor) return quotas[cursor.lane] > 0 end
 
 -- The oldest job that has waited past its bound.
 local function starved()
   if aging_us == 0 then return nil end
   local chosen, chosen_score
   for _, cursor in ipairs(cursors) do
-    if quotas[cursor.lane] > 0 and cursor.p < 8 then
-      local id, score = head(cursor)
+    if wanted_of(cursor) and cursor.p < 8 then
+      local id, score = head(cursor, limit)
       if id and score + cursor.bonus < now_us and (not chosen or score < chosen_score) then
         chosen, chosen_score = cursor, score
       end
@@ -132,42 +123,63 @@ local function hindrance(job)
     return 'garbage'
   end
   if rec.x and tonumber(rec.x) <= now_ms then return 'expired' end
+  job.gate = tenant_gate(rec.t)
+  if job.gate and not job.gate.passable() then return 'held' end
   local payload = redis.pcall('GET', payload_key(job.id))
   if type(payload) ~= 'string' then return 'payload_lost' end
   job.payload = payload
 end
 
 -- Look at every record before the first write; what cannot run makes place for the next.
-local runnable, hindered = {}, {}
-while #runnable < limit and #hindered < MAX_HINDERED do
-  local cursor = (claims + #runnable + 1) % STARVED_EVERY == 0 and starved() or best()
-  if not cursor then break end
-  local job = { id = cursor.ids[cursor.at], lane = cursor.lane, p = cursor.p }
-  cursor.at, cursor.taken = cursor.at + 2, cursor.taken + 1
-  cursor.picked[#cursor.picked + 1] = job.id
+local runnable, hindered, no_permit = {}, {}, {}
+
+local function look_at(cursor)
+  local lane = cursor.lane
+  local offer, wait_ms
+  if offers[lane] then
+    offer, wait_ms = offers[lane].first()
+    if not offer then
+      quotas[lane], no_permit[lane] = 0, wait_ms
+      return
+    end
+  end
+  local job = { id = pick(cursor), lane = lane, p = cursor.p }
   job.rec = read(job.id, unpack(FIELDS))
   job.hindrance = hindrance(job)
   if job.hindrance then
     hindered[#hindered + 1] = job
-  else
-    runnable[#runnable + 1] = job
-    quotas[cursor.lane] = quotas[cursor.lane] - 1
+    return
   end
+  runnable[#runnable + 1] = job
+  quotas[lane] = quotas[lane] - 1
+  if job.gate then job.gate.charge(estimate_tokens(#job.payload)) end
+  if offer then
+    job.endpoint, job.limited, offer.room = offer.endpoint, offer.gate, offer.room - 1
+    if offer.gate then offer.gate.charge(estimate_tokens(#job.payload)) end
+  end
+end
+
+while #runnable < limit and #hindered < MAX_HINDERED do
+  local cursor = (claims + #runnable + 1) % STARVED_EVERY == 0 and starved() or best(cursors, limit, wanted_of)
+  if not cursor then break end
+  look_at(cursor)
 end
 
 -- Whether work is left is known before the levels change under the cursors.
 local more, left = 0, {}
 for _, cursor in ipairs(cursors) do
-  if not left[cursor.lane] and redis.call('ZCARD', cursor.key) > cursor.taken then
-    left[cursor.lane], more = true, 1
+  local lane = cursor.lane
+  if not left[lane] and not no_permit[lane] and redis.call('ZCARD', cursor.key) > cursor.taken then
+    left[lane], more = true, 1
   end
 end
 
-for _, cursor in ipairs(cursors) do
-  if #cursor.picked > 0 then leave_level(cursor.lane, cursor.p, unpack(cursor.picked)) end
-end
+leave_picked(cursors)
 for _, job in ipairs(hindered) do
-  if job.hindrance == 'garbage' then
+  if job.hindrance == 'held' then
+    redis.call('HSET', record_key(job.id), 's', 'held')
+    hold(job.id, job.rec)
+  elseif job.hindrance == 'garbage' then
     count_waiting(job.lane, -1)
     set_aside(job.id, job.rec, 'waiting')
   elseif job.hindrance == 'expired' then
@@ -177,7 +189,13 @@ for _, job in ipairs(hindered) do
   end
 end
 
-local reply, remembered, leases, last_token = { more }, { claim_id }, {}, 0
+local waits = {}
+for _, lane in ipairs(lanes) do
+  if no_permit[lane] then
+    waits[#waits + 1], waits[#waits + 2] = lane, no_permit[lane]
+  end
+end
+local reply, remembered, leases, last_token = { more, waits }, { claim_id }, {}, 0
 if #runnable > 0 then
   last_token = redis.call('HINCRBY', meta_key, 'token', #runnable)
   redis.call('HINCRBY', meta_key, 'claims', #runnable)
@@ -187,17 +205,23 @@ for i, job in ipairs(runnable) do
   local rec, token = job.rec, last_token - #runnable + i
   rec.n = (rec.n or 0) + 1
   redis.call('HSET', record_key(job.id), 's', 'running', 'k', text(token), 'w', worker, 'c', claimed_at, 'n', rec.n)
+  if job.limited then
+    redis.call('HSET', record_key(job.id), 'v', job.endpoint)
+  elseif rec.v then
+    redis.call('HDEL', record_key(job.id), 'v')
+  end
   leases[#leases + 1] = lease_end
   leases[#leases + 1] = job.id
   if rec.x then redis.call('ZREM', deadlines_key, job.id) end
   count_waiting(rec.l, -1)
-  remembered[#remembered + 1] = job.id .. ' ' .. text(token)
-  reply[#reply + 1] = entry(job.id, rec, token, job.payload)
+  remembered[#remembered + 1] = job.id .. ' ' .. text(token) .. ' ' .. (job.endpoint or '')
+  reply[#reply + 1] = entry(job.id, rec, token, job.endpoint or '', job.payload)
 end
 if #leases > 0 then
   redis.call('ZADD', leases_key, unpack(leases))
   redis.call('SET', claimed_key(worker), table.concat(remembered, '\n'), 'PX', REMEMBER_CLAIM_MS)
 end
+save_gates()
 save_counts()
 for lane in pairs(left) do wake(lane) end
 return reply

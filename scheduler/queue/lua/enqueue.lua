@@ -15,10 +15,13 @@
 -- @include "lib/wake"
 -- @include "lib/event"
 -- @include "lib/ending"
+-- @include "lib/limit"
+-- @include "lib/hold"
 -- @include "lib/ready"
 
 local ALIAS_MS = 3600000
 local SHED_LOOKS = 16
+local SHED_HELD_LANES = 64
 -- 60 bits of a base64 hash tell the contents of one key apart; more would make each record longer.
 local CONTENT_CHARS = 10
 
@@ -49,10 +52,11 @@ end
 
 -- The newest job of a level that never ran, and its rank.
 local function newest_unrun(lane, p)
+  local state = is_held(lane) and 'held' or 'waiting'
   local ids = redis.call('ZREVRANGE', level_key(lane, p), 0, SHED_LOOKS - 1, 'WITHSCORES')
   for i = 1, #ids, 2 do
     local rec = read(ids[i], unpack(ENDING))
-    if sound(rec) and rec.s == 'waiting' and rec.l == lane and tonumber(rec.p) == p and not rec.n then
+    if sound(rec) and rec.s == state and place_of(rec) == lane and tonumber(rec.p) == p and not rec.n then
       return { id = ids[i], rec = rec, rank = tonumber(ids[i + 1]) }
     end
   end
@@ -72,12 +76,21 @@ local function victim(priority, lanes)
   end
 end
 
+-- The lanes to look through for one to shed: a full lane alone or all, and the held ones with the longest to wait.
+local function lanes_to_shed(only)
+  local lanes = only and { only } or redis.call('SMEMBERS', lanes_key)
+  for _, held in ipairs(redis.call('ZREVRANGE', limited_key, 0, SHED_HELD_LANES - 1)) do
+    if not only or lane_of(held) == only then lanes[#lanes + 1] = held end
+  end
+  return lanes
+end
+
 local function make_room(job)
   local lane_full = lane_totals[job.lane] >= lane_bounds[job.lane]
   if total < max_waiting and not lane_full then return nil end
   if when_full == 'shed' then
     -- One goes for one that comes: returned jobs may have gone past the bound, and are not made to pay for it.
-    local one = victim(job.priority, lane_full and { job.lane } or redis.call('SMEMBERS', lanes_key))
+    local one = victim(job.priority, lanes_to_shed(lane_full and job.lane))
     if one then
       known_lane(one.rec.l)
       end_job(one.id, one.rec, 'shed', 'queue_full')
@@ -95,9 +108,8 @@ end
 
 local function raise_priority(id, rec, priority)
   if priority <= tonumber(rec.p) then return end
-  if rec.s == 'waiting' then
-    leave_level(rec.l, rec.p, id)
-    enter_level(rec.l, priority, id, tonumber(rec.q))
+  if rec.s == 'waiting' or rec.s == 'held' then
+    move_level(place_of(rec), rec.p, priority, id, tonumber(rec.q))
   end
   redis.call('HSET', record_key(id), 'p', priority)
   rec.p = priority
@@ -106,10 +118,12 @@ end
 local function extend_deadline(id, rec, deadline_ms)
   if not rec.x then return end
   if deadline_ms == '' then
+    rec.x = nil
     redis.call('HDEL', record_key(id), 'x')
     redis.call('ZREM', deadlines_key, id)
   elseif now_ms + tonumber(deadline_ms) > tonumber(rec.x) then
     local at = text(now_ms + tonumber(deadline_ms))
+    rec.x = at
     redis.call('HSET', record_key(id), 'x', at)
     if rec.s ~= 'running' then redis.call('ZADD', deadlines_key, at, id) end
   end
@@ -129,9 +143,8 @@ local function hasten(id, rec, delay_ms)
     rec.q = unique_us()
     redis.call('HSET', record_key(id), 'q', text(rec.q))
     redis.call('HDEL', record_key(id), 'u')
-    enter_level(rec.l, rec.p, id, rec.q)
-    redis.call('HSET', record_key(id), 's', 'waiting')
-    to_wake[rec.l] = true
+    make_ready(id, rec)
+    if rec.s == 'waiting' then to_wake[rec.l] = true end
   end
 end
 
@@ -160,7 +173,7 @@ local function settle(job)
     known_lane(rec.l)
     end_job(owner, rec, 'cancelled', 'replaced')
     counted(rec.l, -1)
-    return nil, true, rec.s == 'waiting' and tonumber(rec.q) or nil
+    return nil, true, rec.s ~= 'delayed' and tonumber(rec.q) or nil
   end
   local window_hit = rec.s == 'done' and rec.m == 'window' and job.mode == 'window'
   if not live and not window_hit then return nil end
@@ -177,7 +190,8 @@ local function create(job, rank)
   local delayed = delay_ms > 0
   -- A delayed job ages from when it is due.
   if delayed or not rank then rank = unique_us() + delay_ms * 1000 end
-  local fields = { 's', delayed and 'delayed' or 'waiting', 'p', job.priority, 'l', job.lane, 'q', text(rank) }
+  local state = delayed and 'delayed' or ready_state(job.lane, job.tenant)
+  local fields = { 's', state, 'p', job.priority, 'l', job.lane, 'q', text(rank) }
   local function set(name, value)
     fields[#fields + 1] = name
     fields[#fields + 1] = value
@@ -204,9 +218,11 @@ local function create(job, rank)
   end
   redis.call('HSET', record_key(job.id), unpack(fields))
   redis.call('SET', payload_key(job.id), job.payload)
-  if not delayed then
+  if state == 'waiting' then
     enter_level(job.lane, job.priority, job.id, rank)
     to_wake[job.lane] = true
+  elseif state == 'held' then
+    hold(job.id, { l = job.lane, t = job.tenant, p = job.priority, q = rank })
   end
   count_waiting(job.lane, 1)
   counted(job.lane, 1)

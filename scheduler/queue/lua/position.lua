@@ -1,19 +1,20 @@
 #!lua flags=no-writes
--- How many jobs of its lane would be claimed before a waiting job.
+-- How many jobs of its lane would be claimed before a waiting job; before a held one, how many of its tenant in its lane.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job
--- returns the number, -1 for a job that does not wait, -2 for an unknown one
+-- returns the number, -1 for a job that neither waits nor is held, -2 for an unknown one
 -- @include "lib/record"
 
-local rec = read(ARGV[1], 's', 'p', 'l', 'q')
+local rec = read(ARGV[1], 's', 'p', 'l', 't', 'q')
 if not sound(rec) or not rec.q then return -2 end
-if rec.s ~= 'waiting' then return -1 end
+if rec.s ~= 'waiting' and rec.s ~= 'held' then return -1 end
+local lane = place_of(rec)
 local p, rank = tonumber(rec.p), tonumber(rec.q)
 local aging_us = tonumber(redis.call('HGET', conf_key, 'aging_ms') or 30000) * 1000
 local strict = p >= 8 or aging_us == 0
-local before = redis.call('ZRANK', level_key(rec.l, p), ARGV[1]) or 0
+local before = redis.call('ZRANK', level_key(lane, p), ARGV[1]) or 0
 for level = 0, 9 do
-  local key = level_key(rec.l, level)
+  local key = level_key(lane, level)
   if level > p and (level >= 8 or strict) then
     before = before + redis.call('ZCARD', key)
   elseif level ~= p and not strict then

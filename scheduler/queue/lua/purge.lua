@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Cancel waiting jobs of a lane, the last in order first. One bounded chunk a call.
+-- Cancel waiting and held jobs of a lane, the least urgent level and the last in it first. One bounded chunk a call.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] lane  ARGV[2] priority, '' for every level  ARGV[3] how many at most
 -- returns how many were cancelled
@@ -13,18 +13,30 @@
 
 local lane, only, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local purged = 0
+
+local function purge_level(place, p)
+  for _, id in ipairs(redis.call('ZREVRANGE', level_key(place, p), 0, limit - purged - 1)) do
+    local rec = read(id, unpack(ENDING))
+    local state = place == lane and 'waiting' or 'held'
+    if sound(rec) and rec.s == state and place_of(rec) == place and tonumber(rec.p) == p then
+      end_job(id, rec, 'cancelled', 'purged')
+    else
+      leave_level(place, p, id)
+      count_waiting(lane, -1)
+      set_aside(id, rec, state)
+    end
+    purged = purged + 1
+  end
+end
+
+local places = { lane }
+for _, held in ipairs(redis.call('ZRANGE', limited_key, 0, -1)) do
+  if lane_of(held) == lane then places[#places + 1] = held end
+end
 for p = 0, 9 do
-  if (only == '' or tonumber(only) == p) and purged < limit then
-    for _, id in ipairs(redis.call('ZREVRANGE', level_key(lane, p), 0, limit - purged - 1)) do
-      local rec = read(id, unpack(ENDING))
-      if sound(rec) and rec.s == 'waiting' and rec.l == lane and tonumber(rec.p) == p then
-        end_job(id, rec, 'cancelled', 'purged')
-      else
-        leave_level(lane, p, id)
-        count_waiting(lane, -1)
-        set_aside(id, rec, 'waiting')
-      end
-      purged = purged + 1
+  for _, place in ipairs(places) do
+    if (only == '' or tonumber(only) == p) and purged < limit and has_level(level_bits(place), p) then
+      purge_level(place, p)
     end
   end
 end

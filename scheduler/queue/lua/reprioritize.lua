@@ -10,14 +10,11 @@
 -- @include "lib/wake"
 
 local id, priority = ARGV[1], tonumber(ARGV[2])
-local rec = read(id, 's', 'p', 'l', 'q', 'y')
+local rec = read(id, 's', 'p', 'l', 't', 'q', 'y')
 if not sound(rec) then return 'not_found' end
 if ENDED[rec.s] or tonumber(rec.p) == priority then return rec.s end
-if rec.s == 'waiting' then
-  leave_level(rec.l, rec.p, id)
-  enter_level(rec.l, priority, id, tonumber(rec.q))
-  wake(rec.l)
-end
+if rec.s == 'waiting' or rec.s == 'held' then move_level(place_of(rec), rec.p, priority, id, tonumber(rec.q)) end
+if rec.s == 'waiting' then wake(rec.l) end
 redis.call('HSET', record_key(id), 'p', priority)
 remember(id, rec.y, 'priority', nil, nil, rec.p .. ' to ' .. priority)
 return rec.s

@@ -2,7 +2,7 @@
 -- Let a job that ended without a result run again, with its failures forgotten. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job
--- returns 'waiting' | the job's state if it cannot be requeued | 'not_found' | 'payload_lost'
+-- returns 'waiting' | 'held' | the job's state if it cannot be requeued | 'not_found' | 'payload_lost'
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/history"
@@ -10,6 +10,8 @@
 -- @include "lib/count"
 -- @include "lib/wake"
 -- @include "lib/event"
+-- @include "lib/limit"
+-- @include "lib/hold"
 -- @include "lib/ready"
 
 local id = ARGV[1]
@@ -33,5 +35,5 @@ make_ready(id, rec)
 count_waiting(rec.l, 1)
 add('t:requeued', 1)
 save_counts()
-wake(rec.l)
-return 'waiting'
+if rec.s == 'waiting' then wake(rec.l) end
+return rec.s

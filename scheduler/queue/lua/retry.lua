@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Give running jobs back to their lanes: after a failure, or unharmed, at their own place. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV, 7 a job: job, token, seq, retrying event JSON, 1 if it counts as a failure, delay (ms), error JSON or ''
+-- ARGV, 8 a job: job, token, seq, retrying event JSON, 1 if it counts as a failure, delay (ms), error JSON or '',
+--   tokens that the attempt has used or '' where nobody knows
 -- returns, a job: 1 | 0 refused, the job is not this token's any more
 -- @include "lib/clock"
 -- @include "lib/record"
@@ -10,27 +11,31 @@
 -- @include "lib/count"
 -- @include "lib/wake"
 -- @include "lib/event"
+-- @include "lib/limit"
+-- @include "lib/hold"
 -- @include "lib/ready"
+-- @include "lib/settle"
 
 local to_wake = {}
 
 local function give_back(at)
   local id, token, seq, counts = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4] == '1'
   local delay_ms, error = tonumber(ARGV[at + 5]), ARGV[at + 6]
-  local rec = read(id, 's', 'k', 'l', 'p', 'q', 'x', 'f', 'n', 'w', 'y')
+  local rec = read(id, 's', 'k', 'l', 'p', 't', 'q', 'x', 'f', 'n', 'w', 'y', 'v')
   if not rec or rec.k ~= token then return 0 end
-  if rec.s == 'waiting' or rec.s == 'delayed' then return 1 end
+  if rec.s == 'waiting' or rec.s == 'delayed' or rec.s == 'held' then return 1 end
   if rec.s ~= 'running' or not sound(rec) or not rec.q then return 0 end
   emit(id, token, seq, ARGV[at + 3])
   redis.call('ZREM', leases_key, id)
   if counts then redis.call('HINCRBY', record_key(id), 'f', 1) end
   if error ~= '' then redis.call('HSET', record_key(id), 'i', error) end
+  settle_usage(id, rec, ARGV[at + 7])
   remember(id, rec.y, counts and 'failed' or 'given_back', rec.w, rec.n, error)
   if delay_ms > 0 then
     make_delayed(id, rec, now_ms + delay_ms)
   else
     make_ready(id, rec)
-    to_wake[rec.l] = true
+    if rec.s == 'waiting' then to_wake[rec.l] = true end
   end
   count_waiting(rec.l, 1)
   add(counts and 't:retried' or 't:given_back', 1)
@@ -38,7 +43,8 @@ local function give_back(at)
 end
 
 local replies = {}
-for at = 1, #ARGV, 7 do replies[#replies + 1] = give_back(at) end
+for at = 1, #ARGV, 8 do replies[#replies + 1] = give_back(at) end
+save_gates()
 save_counts()
 for lane in pairs(to_wake) do wake(lane) end
 return replies

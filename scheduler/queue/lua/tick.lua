@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- Maintenance, by whichever worker process holds the lock: promote, reap, expire, retain, re-arm. In bounded chunks.
+-- Maintenance, by whichever worker process holds the lock: promote, reap, expire, release, retain, re-arm.
+-- In bounded chunks.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] worker process  ARGV[2] lock, ms  ARGV[3] lease, ms  ARGV[4] how many jobs of each kind at most
 -- ARGV[5] how often the counts and bitmaps are made anew, ms
--- returns {leader (1 or 0), next tick in ms, promoted, reaped, expired, rearmed, retained}
+-- returns {leader (1 or 0), next tick in ms, promoted, reaped, expired, released, rearmed, retained}
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/history"
@@ -13,7 +14,10 @@
 -- @include "lib/event"
 -- @include "lib/ending"
 -- @include "lib/garbage"
+-- @include "lib/limit"
+-- @include "lib/hold"
 -- @include "lib/ready"
+-- @include "lib/order"
 
 local IDLE_MS = 250
 local FORGET_AT_ONCE = 5000
@@ -24,7 +28,7 @@ local lease_ms, chunk, mend_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(
 
 local leader = redis.call('GET', leader_key)
 if leader and leader ~= worker then
-  return { 0, math.max(50, redis.call('PTTL', leader_key)), 0, 0, 0, 0, 0 }
+  return { 0, math.max(50, redis.call('PTTL', leader_key)), 0, 0, 0, 0, 0, 0 }
 end
 redis.call('SET', leader_key, worker, 'PX', lock_ms)
 
@@ -92,9 +96,96 @@ local function expire()
   for _, id in ipairs(ids) do
     local rec = read(id, unpack(ENDING))
     redis.call('ZREM', deadlines_key, id)
-    if sound(rec) and (rec.s == 'waiting' or rec.s == 'delayed') then end_job(id, rec, 'expired', 'deadline') end
+    if sound(rec) and rec.s ~= 'running' and not ENDED[rec.s] then end_job(id, rec, 'expired', 'deadline') end
   end
   return #ids
+end
+
+-- The class and rank of the last job that was released of a held lane, while it waits for a worker process.
+local function last_released(held)
+  local id = redis.call('HGET', released_key, held)
+  local rec = id and read(id, 's', 'p', 'l', 'q')
+  if not (sound(rec) and rec.q and rec.s == 'waiting') then return nil end
+  local p = tonumber(rec.p)
+  local class, bonus = order_of(p)
+  return { class = class, rank = tonumber(rec.q) + bonus }
+end
+
+local function release_job(id, held)
+  local rec = read(id, 's', 'q', unpack(ENDING))
+  if sound(rec) and rec.q and rec.s == 'held' and place_of(rec) == held then
+    redis.call('HSET', record_key(id), 's', 'waiting')
+    enter_level(rec.l, rec.p, id, tonumber(rec.q))
+  else
+    count_waiting(lane_of(held), -1)
+    set_aside(id, rec, 'held')
+  end
+end
+
+-- Say when to look at a held lane again.
+local function look_again(held, gate, stuck)
+  if level_bits(held) == 0 then
+    redis.call('ZREM', limited_key, held)
+  elseif gate and not gate.passable() then
+    redis.call('ZADD', limited_key, gate.passable_at_ms(), held)
+  else
+    redis.call('ZADD', limited_key, text(now_ms + (stuck and IDLE_MS or 0)), held)
+  end
+end
+
+-- Release as many jobs of a tenant as it may begin now, in the order of claiming over its lanes. Returns how many.
+local function release_tenant(tenant, lanes, at_most)
+  local gate, cursors, last = tenant_gate(tenant), {}, {}
+  for _, held in ipairs(lanes) do
+    open_cursors(cursors, held, level_bits(held), CHUNK)
+    last[held] = gate and last_released(held)
+  end
+  -- While those released before wait for a worker process, only who is more urgent goes after them.
+  local stuck = {}
+  local function outranks(cursor)
+    local other = last[cursor.lane]
+    if not other then return true end
+    local id, score = head(cursor, CHUNK)
+    if not id then return false end
+    if cursor.class < other.class then return true end
+    if cursor.class == other.class and score + cursor.bonus < other.rank then return true end
+    stuck[cursor.lane] = true
+    return false
+  end
+  local released, newest = {}, {}
+  while #released < at_most and (not gate or gate.passable()) do
+    local cursor = best(cursors, CHUNK, outranks)
+    if not cursor then break end
+    local job = { id = pick(cursor), held = cursor.lane }
+    released[#released + 1], newest[job.held] = job, job.id
+    -- Reckoned with here, and saved nowhere: claim charges for good.
+    if gate then gate.charge(estimate_tokens(redis.call('STRLEN', payload_key(job.id)))) end
+  end
+  leave_picked(cursors)
+  for _, job in ipairs(released) do release_job(job.id, job.held) end
+  for _, held in ipairs(lanes) do
+    look_again(held, gate, stuck[held])
+    if newest[held] then
+      wake(lane_of(held))
+      if level_bits(held) > 0 then redis.call('HSET', released_key, held, newest[held]) end
+    end
+  end
+  return #released
+end
+
+local function release()
+  local tenants, lanes, n = {}, {}, 0
+  for _, held in ipairs(due(limited_key)) do
+    local tenant = string.match(held, '%S+$')
+    if not lanes[tenant] then
+      tenants[#tenants + 1], lanes[tenant] = tenant, {}
+    end
+    table.insert(lanes[tenant], held)
+  end
+  for _, tenant in ipairs(tenants) do
+    if n < chunk then n = n + release_tenant(tenant, lanes[tenant], chunk - n) end
+  end
+  return n
 end
 
 local function drop_old(key)
@@ -118,20 +209,29 @@ local function forget()
   return gone
 end
 
--- Make the level bitmaps and the counts anew from what is there, and put back lost wake tokens.
+-- Make a lane's bitmap anew; returns how many jobs stand in it.
+local function mend_levels(lane)
+  local jobs, bits = 0, 0
+  for p = 0, 9 do
+    local n = redis.call('ZCARD', level_key(lane, p))
+    jobs = jobs + n
+    if n > 0 then bits = bits + 2 ^ p end
+  end
+  put_bits(lane, bits)
+  return jobs
+end
+
+-- Make the level bitmaps and the counts anew from what is there.
 local function mend()
-  local total, delayed = 0, redis.call('ZCARD', delayed_key)
+  local total, delayed, held = 0, redis.call('ZCARD', delayed_key), {}
+  for _, held_lane in ipairs(redis.call('ZRANGE', limited_key, 0, -1)) do
+    local lane = lane_of(held_lane)
+    held[lane] = (held[lane] or 0) + mend_levels(held_lane)
+  end
   for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
-    local waiting, bits = 0, 0
-    for p = 0, 9 do
-      local n = redis.call('ZCARD', level_key(lane, p))
-      waiting = waiting + n
-      if n > 0 then bits = bits + 2 ^ p end
-    end
-    bitmaps[lane] = bits
-    redis.call('HSET', meta_key, 'b:' .. lane, text(bits))
-    if delayed == 0 then redis.call('HSET', meta_key, 'n:' .. lane, text(waiting)) end
-    total = total + waiting
+    local jobs = mend_levels(lane) + (held[lane] or 0)
+    if delayed == 0 then redis.call('HSET', meta_key, 'n:' .. lane, text(jobs)) end
+    total = total + jobs
   end
   redis.call('HSET', meta_key, 'n', text(total + delayed), 'mended', text(now_ms))
 end
@@ -160,7 +260,7 @@ local function sample()
   redis.call('HSET', meta_key, 'sampled', text(now_ms))
 end
 
-local promoted, reaped, expired = promote(), reap(), expire()
+local promoted, reaped, expired, released = promote(), reap(), expire(), release()
 local retained = forget()
 save_counts()
 if now_ms - tonumber(meta[3] or 0) >= mend_ms then mend() end
@@ -169,7 +269,9 @@ if now_ms - tonumber(meta[4] or 0) >= 10000 then sample() end
 
 -- A leader that ticks less often than twice a lease would look like an outage.
 local next_ms = math.min(IDLE_MS, math.floor(lease_ms / 4))
-local soonest = redis.call('ZRANGE', delayed_key, 0, 0, 'WITHSCORES')
-if soonest[2] then next_ms = math.min(next_ms, math.max(0, tonumber(soonest[2]) - now_ms)) end
+for _, key in ipairs({ delayed_key, limited_key }) do
+  local soonest = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  if soonest[2] then next_ms = math.min(next_ms, math.max(0, tonumber(soonest[2]) - now_ms)) end
+end
 if promoted == chunk or reaped == chunk or expired == chunk or retained >= FORGET_AT_ONCE then next_ms = 0 end
-return { 1, next_ms, promoted, reaped, expired, rearmed, retained }
+return { 1, next_ms, promoted, reaped, expired, released, rearmed, retained }

@@ -29,8 +29,8 @@ end
 
 -- Take a live job from where it stands.
 local function detach(id, rec)
-  if rec.s == 'waiting' then
-    leave_level(rec.l, rec.p, id)
+  if rec.s == 'waiting' or rec.s == 'held' then
+    leave_level(place_of(rec), rec.p, id)
   elseif rec.s == 'delayed' then
     redis.call('ZREM', delayed_key, id)
   elseif rec.s == 'running' then

@@ -9,12 +9,24 @@ local function level_bits(lane)
   return bitmaps[lane]
 end
 
+-- A held lane is forgotten when it is empty.
+local function put_bits(lane, bits)
+  bitmaps[lane] = bits
+  if bits == 0 and is_held(lane) then
+    redis.call('HDEL', meta_key, 'b:' .. lane)
+    redis.call('ZREM', limited_key, lane)
+    redis.call('HDEL', released_key, lane)
+  else
+    redis.call('HSET', meta_key, 'b:' .. lane, text(bits))
+    if is_held(lane) then redis.call('ZADD', limited_key, 'NX', text(now_ms), lane) end
+  end
+end
+
 local function set_level(lane, p, used)
   local bits = level_bits(lane)
   if has_level(bits, p) == used then return end
-  bitmaps[lane] = bits + (used and 2 ^ p or -(2 ^ p))
-  redis.call('HSET', meta_key, 'b:' .. lane, text(bitmaps[lane]))
-  if used then redis.call('SADD', lanes_key, lane) end
+  put_bits(lane, bits + (used and 2 ^ p or -(2 ^ p)))
+  if used then redis.call('SADD', lanes_key, lane_of(lane)) end
 end
 
 local function enter_level(lane, p, id, rank)
@@ -26,4 +38,10 @@ local function leave_level(lane, p, ...)
   local key = level_key(lane, p)
   redis.call('ZREM', key, ...)
   if redis.call('EXISTS', key) == 0 then set_level(lane, p, false) end
+end
+
+-- Enter first: a held lane that is empty in between would be forgotten.
+local function move_level(lane, from, to, id, rank)
+  enter_level(lane, to, id, rank)
+  leave_level(lane, from, id)
 end

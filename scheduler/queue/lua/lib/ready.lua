@@ -1,7 +1,19 @@
--- A job goes (back) to its lane, at the place that its rank gives it.
+-- A job that can run goes (back) to its lane, at the place that its rank gives it; or is held, where its tenant has
+-- used what it may, or has jobs that are held and were there before.
+local function ready_state(lane, tenant)
+  local gate = tenant_gate(tenant)
+  if not gate or (gate.passable() and level_bits(held_lane(lane, tenant)) == 0) then return 'waiting' end
+  return 'held'
+end
+
 local function make_ready(id, rec)
-  redis.call('HSET', record_key(id), 's', 'waiting')
-  enter_level(rec.l, rec.p, id, tonumber(rec.q))
+  rec.s = ready_state(rec.l, rec.t)
+  redis.call('HSET', record_key(id), 's', rec.s)
+  if rec.s == 'held' then
+    hold(id, rec)
+  else
+    enter_level(rec.l, rec.p, id, tonumber(rec.q))
+  end
   if rec.x then redis.call('ZADD', deadlines_key, rec.x, id) end
 end
 

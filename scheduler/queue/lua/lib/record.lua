@@ -2,7 +2,7 @@
 --   s state   p priority  l lane   t tenant (absent: default)   q rank: enqueued or due, us   b enqueued, ms, where q is not
 --   d dedup hash   h start of the content hash, where it differs   m dedup mode, where not until_finished   j how many joined
 --   x deadline, ms   u due, ms   a max_attempts   g result ttl, ms
---   n attempts   f failures   o lost leases   k token   w worker   c claimed, ms
+--   n attempts   f failures   o lost leases   k token   w worker   c claimed, ms   v limited endpoint that it may use
 --   e ended, ms   r reason   i error, JSON   z seq of the terminal event   y history, JSON without its brackets
 
 -- The named fields of a job, or nil where there is no record that can be read.
@@ -15,8 +15,17 @@ local function read(id, ...)
   return rec
 end
 
-local LIVE = { waiting = true, delayed = true, running = true }
+local LIVE = { waiting = true, delayed = true, held = true, running = true }
 local ENDED = { done = true, failed = true, cancelled = true, expired = true, shed = true }
+
+-- The jobs of a tenant that a limit holds back stand in a lane of their own. No name has a space.
+local function held_lane(lane, tenant) return lane .. ' ' .. (tenant or 'default') end
+
+local function is_held(lane) return string.find(lane, ' ', 1, true) ~= nil end
+local function lane_of(held) return string.match(held, '^%S+') end
+
+-- The lane in which a job stands that waits or is held.
+local function place_of(rec) return rec.s == 'held' and held_lane(rec.l, rec.t) or rec.l end
 
 -- Fields that other scripts or Python take for whole numbers.
 local NUMBERS = { 'q', 'x', 'u', 'n', 'f', 'o', 'a', 'g', 'k' }

@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- Let a running attempt move on to another endpoint, if that has a permit left. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] job  ARGV[2] token  ARGV[3] endpoint
+-- returns 0 taken, or the endpoint has no limit | in how many ms a permit comes | -1 refused, the job is not this token's any more
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/limit"
+
+local id, endpoint = ARGV[1], ARGV[3]
+local rec = read(id, 's', 'k', 'v')
+if not rec or rec.s ~= 'running' or rec.k ~= ARGV[2] then return -1 end
+if rec.v == endpoint then return 0 end
+local gate = endpoint_gate(endpoint)
+if gate then
+  if not gate.passable() then return gate.passable_in_ms() end
+  gate.charge(estimate_tokens(redis.call('STRLEN', payload_key(id))))
+  redis.call('HSET', record_key(id), 'v', endpoint)
+  save_gates()
+elseif rec.v then
+  redis.call('HDEL', record_key(id), 'v')
+end
+return 0

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import timeit
+from collections import Counter
+
+import pytest
+
+from scheduler.routing import BreakerState, Endpoint, choose_endpoint
+from tests.unit.scripted_endpoint import endpoint, half_open, opened
+
+SESSIONS = [f"session {n}" for n in range(600)]
+
+
+def homes(endpoints: list[Endpoint]) -> dict[str, Endpoint | None]:
+    return {session: choose_endpoint(endpoints, session=session) for session in SESSIONS}
+
+
+# Least outstanding work
+
+
+def test_of_equals_the_first_is_chosen() -> None:
+    first, second = endpoint("first"), endpoint("second")
+    assert choose_endpoint([first, second]) is first
+
+
+def test_least_outstanding_work_is_chosen() -> None:
+    first, second = endpoint("first"), endpoint("second")
+    first.window.acquire(1)
+    assert choose_endpoint([first, second]) is second
+
+
+def test_work_is_spread_by_weight() -> None:
+    light, heavy = endpoint("light", weight=1), endpoint("heavy", weight=3)
+    chosen: Counter[str] = Counter()
+    for _ in range(8):
+        one = choose_endpoint([light, heavy])
+        assert one is not None
+        one.window.acquire(1)
+        chosen[one.name] += 1
+    assert chosen == {"light": 2, "heavy": 6}
+
+
+def test_endpoint_with_room_comes_before_one_without() -> None:
+    small, large = endpoint("small", limit=1, weight=100), endpoint("large", limit=64)
+    small.window.acquire(1)
+    large.window.acquire(32)
+    assert choose_endpoint([small, large]) is large
+
+
+def test_full_endpoints_are_still_chosen_among() -> None:
+    fuller, full = endpoint("fuller", limit=2), endpoint("full", limit=1)
+    fuller.window.acquire(2)
+    full.window.acquire(1)
+    assert choose_endpoint([fuller, full]) is full
+
+
+# Who is left alone
+
+
+async def test_endpoint_that_is_open_paused_or_without_a_share_is_passed_over() -> None:
+    down, paused, divided = opened(endpoint("down")), endpoint("paused"), endpoint("divided")
+    paused.pause(60)
+    divided.divide(0, 0)
+    last = endpoint("last")
+    assert choose_endpoint([down, paused, divided, last]) is last
+    assert choose_endpoint([down, paused, divided]) is None
+    await paused.aclose()
+
+
+def test_nobody_is_chosen_where_there_is_nobody() -> None:
+    assert choose_endpoint([]) is None
+
+
+def test_endpoint_that_is_half_open_gets_one_prompt_and_the_others_the_rest() -> None:
+    other, probed = endpoint("other"), half_open(endpoint("probed"))
+    other.window.acquire(1)
+    assert choose_endpoint([other, probed]) is probed
+    probed.breaker.admit()
+    assert choose_endpoint([other, probed]) is other
+    assert choose_endpoint([probed]) is None
+
+
+# Sessions
+
+
+def test_prompts_of_a_session_stay_together_and_sessions_spread() -> None:
+    endpoints = [endpoint(f"chat.{at}") for at in range(4)]
+    found = homes(endpoints)
+    for at, one in enumerate(endpoints):
+        one.window.acquire(at + 1)
+    assert homes(endpoints) == found, "however much each of them has to do"
+    assert homes(endpoints[::-1]) == found, "and in whatever order they are"
+    for count in Counter(one.name for one in found.values() if one).values():
+        assert 90 < count < 220
+
+
+def test_sessions_are_spread_by_weight() -> None:
+    found = homes([endpoint("light", weight=1), endpoint("heavy", weight=3)])
+    heavy = sum(one is not None and one.name == "heavy" for one in found.values())
+    assert 390 < heavy < 510, "three of four"
+
+
+def test_only_the_sessions_of_an_endpoint_that_goes_move_and_they_come_back() -> None:
+    endpoints = [endpoint(f"chat.{at}") for at in range(4)]
+    before = homes(endpoints)
+    gone = opened(endpoints[1])
+    during = homes(endpoints)
+    moved = {session for session in SESSIONS if during[session] is not before[session]}
+    assert moved == {session for session in SESSIONS if before[session] is gone}
+    assert len(set(during.values())) == 3
+
+    gone.breaker.probed(ready=True)
+    gone.breaker.record(gone.breaker.begin(), ok=True)
+    assert gone.breaker.state is BreakerState.CLOSED
+    assert homes(endpoints) == before
+
+
+def test_session_yields_when_its_endpoint_is_full() -> None:
+    endpoints = [endpoint(f"chat.{at}") for at in range(3)]
+    home = choose_endpoint(endpoints, session="s")
+    assert home is not None
+    home.window.acquire(home.room)
+    assert choose_endpoint(endpoints, session="s") not in (home, None)
+    home.window.release(1)
+    assert choose_endpoint(endpoints, session="s") is home
+
+
+@pytest.mark.parametrize("session", [None, "session 1"])
+def test_choosing_among_four_is_cheap(session: str | None) -> None:
+    endpoints = [endpoint(f"chat.{at}", limit=32) for at in range(4)]
+    times = timeit.repeat(lambda: choose_endpoint(endpoints, session=session), number=200, repeat=10)
+    assert min(times) / 200 < 200e-6  # some 6 µs on a quiet machine

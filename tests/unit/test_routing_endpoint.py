@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from scheduler.routing import BreakerState, Endpoint
+from tests.unit.scripted_endpoint import Clock, Worker, endpoint, fail, half_open, opened
+from workers.base import Generation
+from workers.errors import (
+    ContextOverflow,
+    RequestRejected,
+    WorkerAuthError,
+    WorkerError,
+    WorkerOverloaded,
+    WorkerProtocolError,
+    WorkerTimeout,
+    WorkerUnavailable,
+)
+
+HALF_OPEN = BreakerState.HALF_OPEN
+
+
+def end(one: Endpoint, error: WorkerError | None = None, *, prompts: int = 1) -> None:
+    """A call that begins and ends."""
+    one.call_ended(one.call_began(), prompts, error)
+
+
+# Shares
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, 8), (2, 4), (8, 1), (0, 0)])
+def test_process_lets_in_its_share(processes: int, expected: int) -> None:
+    one = endpoint(limit=8)
+    one.divide(processes, 0)
+    assert (one.limit, one.room, one.share) == (expected, expected, expected)
+    assert one.admits is (expected > 0)
+
+
+def test_share_of_nothing_lets_through_what_is_here_already() -> None:
+    one = endpoint(limit=1)
+    one.divide(0, 0)
+    assert one.window.free == 1
+
+
+def test_share_that_shrinks_leaves_no_room_until_prompts_have_ended() -> None:
+    one = endpoint(limit=8)
+    one.window.acquire(6)
+    one.divide(2, 0)
+    assert (one.limit, one.room) == (4, 0)
+    one.window.release(3)
+    assert one.room == 1
+
+
+def test_share_that_grows_is_told_of_even_from_nothing_to_one() -> None:
+    one = endpoint(limit=1)
+    one.divide(0, 0)
+    told = []
+    one.on_change = lambda: told.append(one.limit)
+    one.divide(1, 0)
+    assert told == [1]
+
+
+# What the back end says that it holds
+
+
+def test_what_the_back_end_says_replaces_the_guess_at_once() -> None:
+    one = endpoint(limit=None)
+    assert (one.limit, one.max_in_flight) == (8, None)
+    one.holds(96)
+    assert (one.limit, one.max_in_flight) == (96, 96)
+    one.divide(2, 0)
+    one.holds(6)
+    assert one.limit == 3
+
+
+def test_settings_go_before_what_the_back_end_says() -> None:
+    one = endpoint(limit=4)
+    one.holds(96)
+    assert (one.limit, one.max_in_flight) == (4, 4)
+
+
+def test_same_answer_again_changes_nothing() -> None:
+    one = endpoint(limit=None)
+    one.holds(16)
+    end(one, WorkerOverloaded("full"))
+    assert one.limit == 8
+    one.holds(16)
+    assert one.limit == 8
+
+
+# The adaptive limit
+
+
+def test_refusal_halves_the_limit_and_says_nothing_against_the_endpoint() -> None:
+    one = endpoint(limit=8, breaker={"failures": 1})
+    end(one, WorkerOverloaded("full"))
+    assert (one.limit, one.window.limit) == (4, 4)
+    assert one.breaker.state is BreakerState.CLOSED
+    assert one.admits
+
+
+def test_limit_grows_back_while_the_window_is_full_and_only_then() -> None:
+    one = endpoint(limit=8)
+    end(one, WorkerOverloaded("full"))
+    for _ in range(20):
+        end(one)
+    assert one.limit == 4
+    one.window.acquire(4)
+    told = []
+    one.on_change = lambda: told.append(one.limit)
+    end(one, prompts=4)
+    assert one.limit == 5
+    assert told == [5]
+    end(one)
+    assert one.limit == 5, "the window has a free place now"
+
+
+def test_crowded_engine_gets_less() -> None:
+    one = endpoint(limit=20)
+    one.crowded()
+    assert one.limit == 18
+
+
+# The breaker
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WorkerUnavailable("gone"),
+        WorkerTimeout("no token"),
+        WorkerProtocolError("cut off after a minute"),
+        WorkerAuthError("no key"),
+        WorkerError("odd"),
+    ],
+)
+def test_failed_call_counts_against_the_endpoint(error: WorkerError) -> None:
+    one = endpoint(breaker={"failures": 2})
+    end(one, error)
+    end(one, error)
+    assert one.breaker.state is BreakerState.OPEN
+    assert one.describe()["last_error"] == str(error)
+
+
+@pytest.mark.parametrize(
+    "error", [None, RequestRejected("bad"), ContextOverflow("long"), WorkerOverloaded("")]
+)
+def test_call_that_the_endpoint_did_its_part_in_counts_for_it(error: WorkerError | None) -> None:
+    one = endpoint(breaker={"failures": 2})
+    for _ in range(3):
+        fail(one)
+        end(one, error)
+    assert one.breaker.state is BreakerState.CLOSED
+    half_open(one)
+    end(one, error)
+    assert one.breaker.state is BreakerState.CLOSED
+    assert one.describe()["last_error"] == ""
+
+
+def test_call_that_is_given_up_says_nothing() -> None:
+    one = half_open(endpoint())
+    one.call_began()
+    assert one.breaker.state is HALF_OPEN
+
+
+def test_open_endpoint_has_no_room_and_says_when_to_look_again() -> None:
+    clock = Clock()
+    one = opened(endpoint(breaker={"open_s": 3}, clock=clock))
+    assert (one.room, one.admits, one.usable_in_s) == (0, False, 3.0)
+    assert one.opened.is_set()
+    clock.now += 2
+    assert one.usable_in_s == 1.0
+    clock.now += 2
+    assert one.usable_in_s == 0.0
+
+
+def test_half_open_endpoint_has_room_for_a_probe() -> None:
+    one = half_open(endpoint())
+    assert (one.room, one.admits) == (1, True)
+    assert not one.opened.is_set()
+    admission = one.breaker.admit()
+    assert (one.room, one.admits) == (0, False)
+    one.breaker.release(admission)
+    assert one.room == 1
+
+
+def test_half_open_endpoint_has_no_room_behind_old_calls_that_fill_its_window() -> None:
+    one = endpoint(limit=2)
+    one.window.acquire(2)
+    half_open(one)
+    assert one.room == 0
+    one.window.release(1)
+    assert one.room == 1
+
+
+def test_half_open_endpoint_without_a_share_admits_nobody() -> None:
+    one = half_open(endpoint())
+    one.divide(0, 0)
+    assert (one.room, one.admits) == (0, False)
+
+
+def test_it_tells_of_each_change_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    one = endpoint("chat.0", breaker={"failures": 1})
+    states = []
+    one.on_change = lambda: states.append(one.breaker.state)
+    with caplog.at_level(logging.INFO):
+        fail(one)
+        one.breaker.probed(ready=True)
+        end(one)
+    assert states == [BreakerState.OPEN, HALF_OPEN, BreakerState.CLOSED]
+    assert "endpoint chat.0 is left alone for 2 s: gone" in caplog.text
+    assert "endpoint chat.0 is well again" in caplog.text
+
+
+# Pauses
+
+
+async def test_wait_that_the_back_end_asks_for_is_kept() -> None:
+    clock = Clock()
+    one = endpoint(clock=clock)
+    end(one, WorkerOverloaded("slow down", retry_after_s=5.0))
+    assert (one.paused, one.admits, one.room, one.usable_in_s) == (True, False, 0, 5.0)
+    clock.now += 5
+    assert (one.paused, one.admits) == (False, True)
+    await one.aclose()
+
+
+@pytest.mark.parametrize("wait_s", [None, 0.0, -1.0])
+async def test_refusal_without_a_wait_pauses_nothing(wait_s: float | None) -> None:
+    one = endpoint()
+    end(one, WorkerOverloaded("full", retry_after_s=wait_s))
+    assert not one.paused
+
+
+async def test_longest_wait_counts_and_there_is_an_end_to_it() -> None:
+    one = endpoint(clock=Clock())
+    one.pause(5)
+    one.pause(2)
+    assert one.usable_in_s == 5.0
+    one.pause(1e9)
+    assert one.usable_in_s == 3600.0
+    await one.aclose()
+
+
+async def test_end_of_a_pause_is_told() -> None:
+    one = endpoint()
+    over = asyncio.Event()
+    one.on_change = lambda: None if one.paused else over.set()
+    one.pause(0.01)
+    one.pause(0.02)
+    await asyncio.wait_for(over.wait(), 5)
+    assert one.admits
+
+
+async def test_closed_endpoint_leaves_no_timer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def call_later(delay: float, callback: Any, *args: Any) -> asyncio.TimerHandle:
+        timers.append(loop.call_at(loop.time() + delay, callback, *args))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    one = endpoint()
+    for wait_s in (1, 2, 3):
+        one.pause(wait_s)
+    await one.aclose()
+    await one.aclose()
+    assert [timer.cancelled() for timer in timers] == [True] * 3
+
+
+@pytest.mark.parametrize(("pause_s", "expected"), [(1, 4.0), (9, 9.0)])
+async def test_open_and_paused_it_is_left_alone_for_the_longer_of_the_two(
+    pause_s: float, expected: float
+) -> None:
+    clock = Clock()
+    one = opened(endpoint(breaker={"open_s": 4}, clock=clock))
+    one.pause(pause_s)
+    assert one.usable_in_s == expected
+    one.breaker.probed(ready=True)
+    assert not one.admits, "half open, but asked to be left alone"
+    clock.now += expected
+    assert one.room == 1
+    await one.aclose()
+
+
+async def test_refusal_of_a_probe_shows_that_it_lives() -> None:
+    one = half_open(endpoint())
+    end(one, WorkerOverloaded("slow down", retry_after_s=5.0))
+    assert one.breaker.state is BreakerState.CLOSED
+    assert not one.admits
+    await one.aclose()
+
+
+# What administrators see
+
+
+def test_description_says_how_it_is_and_no_more() -> None:
+    one = endpoint(
+        "chat.0", limit=8, base_url="http://user:secret@host", breaker={"failures": 1, "open_s": 7}
+    )
+    one.window.acquire(2)
+    one.call_ended(one.call_began(), 1, WorkerUnavailable("x" * 5000))
+    seen = one.describe()
+    assert {**seen, "last_error": len(seen["last_error"]), "usable_in_s": round(seen["usable_in_s"])} == {
+        "name": "chat.0",
+        "backend": "scripted",
+        "in_flight": 2,
+        "gathered": 0,
+        "limit": 8,
+        "max_in_flight": 8,
+        "breaker": "open",
+        "usable_in_s": 7,
+        "last_error": 200,
+    }
+    assert "secret" not in str(seen)
+
+
+# Through its batcher
+
+
+async def test_calls_of_its_batcher_are_watched() -> None:
+    one = endpoint(worker=Worker(failure=WorkerUnavailable("gone")), breaker={"failures": 2})
+    for _ in range(2):
+        with pytest.raises(WorkerUnavailable):
+            await one.batcher.run(Generation(model="m", prompt="x"), lambda _: None, tokens=1)
+    assert one.breaker.state is BreakerState.OPEN
+    assert one.outstanding == 0
