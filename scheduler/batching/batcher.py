@@ -14,6 +14,7 @@ from scheduler.batching.policy import BatchPolicy, Cut, FlushReason, ration, sha
 from scheduler.batching.runner import CallRunner, CallWatcher
 from scheduler.batching.window import Window
 from workers.base import Completed, Generation, ModelWorker
+from workers.errors import WorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,16 @@ class Batcher:
             await self._give_up(member)
             raise
 
+    def turn_away(self, error: WorkerError) -> None:
+        """Fail the prompts that wait for their call; what has gone goes on, and new ones may come."""
+        for group in self._groups.values():
+            for member in group.members:
+                if not member.future.done():
+                    member.future.set_exception(failures.own_copy(error))
+        self._groups.clear()
+        self._gathered = 0
+        self._check_quiet()
+
     async def drain(self) -> None:
         """Send what is gathered without waiting for more, and wait until nothing runs. Safe to call twice."""
         self._drains += 1
@@ -128,7 +139,7 @@ class Batcher:
             self._closed = True
             self._window.on_room.remove(self._wake)
             self._cancel_timer()
-            self._fail_gathered()
+            self.turn_away(failures.closed())
         await self._runner.aclose()
 
     def _new_member(
@@ -250,15 +261,6 @@ class Batcher:
             return
         if group := self._groups.get(member.key):
             self._drop_cancelled(group)
-        self._check_quiet()
-
-    def _fail_gathered(self) -> None:
-        for group in self._groups.values():
-            for member in group.members:
-                if not member.future.done():
-                    member.future.set_exception(failures.closed())
-        self._groups.clear()
-        self._gathered = 0
         self._check_quiet()
 
     def _check_quiet(self) -> None:

@@ -115,7 +115,8 @@ _urgency = attrgetter("urgency")
 class Call:
     """Members that the engine works on together. `open` and `listening` count those of them that are so.
 
-    `completed`: a member has ended well; `error` is the last that a single member ended with.
+    `completed`: the engine has done its part for a member; `error` is the last that a single member ended
+    with.
     """
 
     __slots__ = ("completed", "error", "listening", "members", "open", "task")

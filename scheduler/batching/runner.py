@@ -90,7 +90,7 @@ class CallRunner:
     async def _carry_out(self, call: Call) -> None:
         watched = self._watcher.call_began() if self._watcher is not None else None
         error = await self._read(call)
-        if self._watcher is not None and (error is not None or not call.abandoned):
+        if self._watcher is not None and (error is not None or call.completed or not call.abandoned):
             self._watcher.call_ended(
                 watched, len(call.members), error or (None if call.completed else call.error)
             )
@@ -151,6 +151,7 @@ class CallRunner:
         try:
             member.deliver(piece)
         except Exception as error:
+            call.completed = True  # the engine did its part, whatever became of it here
             self._refuse(call, member, error)
 
     def _complete(self, call: Call, member: Member, completed: Completed) -> None:

@@ -54,7 +54,7 @@ class Route:
     def in_use(self) -> tuple[Endpoint, ...]:
         """The endpoints that take its jobs now: its own, or those of the first fallback that can; or none."""
         for route in (self, *self.fallbacks):
-            if any(endpoint.capacity for endpoint in route.endpoints):
+            if any(endpoint.admits for endpoint in route.endpoints):
                 return route.endpoints
         return ()
 

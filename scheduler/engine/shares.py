@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from scheduler.queue.queue import PromptQueue
 from scheduler.routing import Endpoint
@@ -10,27 +12,46 @@ from scheduler.routing import Endpoint
 HELD_FOR_LEASES = 1.5
 """A process that has not been heard of for so long has lost its share."""
 
+KNOWN_IN_LEASES = 0.3
+"""After so long every process has asked again: each does so three times a lease."""
+
+
+class _View(NamedTuple):
+    """How many processes there are and which of them this is; since when, on the clock, it has been so."""
+
+    division: tuple[int, int]
+    since: float
+
 
 class Shares:
     """Divides endpoints among the worker processes that use them.
 
-    A share that shrinks does so at once. One that grows does so when the division is still the same the
-    next time: by then every other process has heard of it, and together they do not exceed the limit. A
-    newcomer among others begins with nothing, unless nobody has said what the limit is.
+    A share that shrinks does so at once. One that grows does so when the division has been the same for so
+    long that every other process has heard of it: together they do not exceed the limit. A newcomer among
+    others begins with nothing, unless nobody has said what the limit is.
     """
 
-    def __init__(self, queue: PromptQueue, worker: str, *, lease_ms: int) -> None:
+    def __init__(
+        self,
+        queue: PromptQueue,
+        worker: str,
+        *,
+        lease_ms: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._queue = queue
         self._worker = worker
         self._holds_ms = round(lease_ms * HELD_FOR_LEASES)
-        self._seen: dict[str, tuple[int, int]] = {}
+        self._known_in_s = lease_ms / 1000 * KNOWN_IN_LEASES
+        self._clock = clock
+        self._seen: dict[str, _View] = {}
 
     async def update(self, endpoints: Sequence[Endpoint]) -> None:
         """Tell the others of these endpoints, and divide them; to be called some three times a lease."""
         shared = [endpoint for endpoint in endpoints if endpoint.shared]
         names = [endpoint.name for endpoint in shared]
         divisions = await self._queue.attend(self._worker, names, holds_ms=self._holds_ms)
-        seen, self._seen = self._seen, dict(zip(names, divisions, strict=True))
+        seen, self._seen = self._seen, {}
         for endpoint, division in zip(shared, divisions, strict=True):
             self._divide(endpoint, division, seen.get(endpoint.name))
 
@@ -39,12 +60,12 @@ class Shares:
         names = [endpoint.name for endpoint in endpoints if endpoint.shared]
         await self._queue.attend(self._worker, names, holds_ms=0)
 
-    @staticmethod
-    def _divide(endpoint: Endpoint, division: tuple[int, int], before: tuple[int, int] | None) -> None:
+    def _divide(self, endpoint: Endpoint, division: tuple[int, int], before: _View | None) -> None:
+        now = self._clock()
+        view = before if before is not None and before.division == division else _View(division, now)
+        self._seen[endpoint.name] = view
         processes, place = division
-        if processes == 1 or division == before:
-            endpoint.divide(processes, place)
-        elif before is None and endpoint.max_in_flight is not None:
-            endpoint.divide(0, 0)
-        elif endpoint.share_among(processes, place) <= endpoint.share:
+        settled = processes == 1 or now - view.since >= self._known_in_s
+        unlimited = before is None and endpoint.max_in_flight is None
+        if settled or unlimited or endpoint.share_among(processes, place) <= endpoint.share:
             endpoint.divide(processes, place)

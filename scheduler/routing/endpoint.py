@@ -14,7 +14,7 @@ from scheduler.routing.breaker import Breaker, BreakerState
 from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.settings import EndpointSettings
 from workers.base import ModelWorker
-from workers.errors import RequestRejected, WorkerError, WorkerOverloaded
+from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Endpoint:
     `max_in_flight` prompts, over all processes, of which this one has a share; below it the limit adapts.
     The breaker leaves the endpoint alone while it fails, a pause while it has asked for one. `on_change` is
     called when any of it has changed. `model` is the endpoint's own name for the model. `shared` is false
-    for what lives in this process alone and is divided with nobody.
+    for what lives in this process alone and is divided with nobody; others have nothing until `divide`.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Endpoint:
         self.last_error = ""
         self._clock = clock
         self._max_in_flight = max_in_flight
-        self._processes, self._place = 1, 0
+        self._processes, self._place = (0 if shared else 1), 0
         self._adaptive = AdaptiveLimit(
             self.share, start=None if max_in_flight else UNKNOWN_START, clock=clock
         )
         self.limit = self._adaptive.value  # prompts that this process lets it hold while it is well
         self._paused_until = 0.0
         self._resume: asyncio.TimerHandle | None = None
-        self.window = Window(self.limit)
+        self.window = Window(max(1, self.limit))
         self.batcher = Batcher(worker, batch, self.window, clock=clock, watcher=self)
 
     # What it may hold
@@ -97,13 +97,6 @@ class Endpoint:
         """What the share of the process at `place` is among so many; 0 among none."""
         total = self._max_in_flight or UNKNOWN_CEILING
         return share_of(total, processes=processes, place=place, name=self.name) if processes else 0
-
-    @property
-    def capacity(self) -> int:
-        """How many prompts it may hold for this process now."""
-        if self.paused or self.breaker.state is BreakerState.OPEN:
-            return 0
-        return self.limit if self.breaker.state is BreakerState.CLOSED else min(1, self.limit)
 
     @property
     def outstanding(self) -> int:
@@ -167,6 +160,7 @@ class Endpoint:
         if self._resume is not None:
             self._resume.cancel()
         self._resume = asyncio.get_running_loop().call_later(wait_s, self._changed)
+        self._turn_away()
         self._changed()
 
     # What happens to its calls: see batching.runner.CallWatcher
@@ -217,12 +211,19 @@ class Endpoint:
             logger.warning(
                 "endpoint %s is left alone for %.3g s: %s", self.name, self.usable_in_s, self.last_error
             )
+            self._turn_away()
         else:
             self.opened.clear()
         if state is BreakerState.CLOSED:
             self.last_error = ""
             logger.info("endpoint %s is well again", self.name)
         self._changed()
+
+    def _turn_away(self) -> None:
+        """Let the prompts that are gathered here go elsewhere, at no cost: to send them now is of no use."""
+        self.batcher.turn_away(
+            WorkerUnavailable(f"endpoint {self.name} is left alone now", retry_after_s=self.usable_in_s)
+        )
 
     def _set_limit(self) -> None:
         """Take over what has become of the adaptive limit or its ceiling."""

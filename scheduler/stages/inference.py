@@ -46,6 +46,8 @@ class InferenceStage:
                 raise self._none_left(context, failed)
             try:
                 await _pass_rate_limit(context, endpoint)
+                if not endpoint.admits:  # while the permit was on its way it has opened, or got its probe
+                    continue
                 await self._ask(context, endpoint)
             except WorkerError as error:
                 if not _another_may_do_better(context, error):
@@ -80,11 +82,13 @@ class InferenceStage:
             endpoint.breaker.release(admitted)
 
     def _none_left(self, context: PromptContext, failed: Mapping[Endpoint, WorkerError]) -> WorkerError:
-        """The last failure; without one nobody was asked, and the prompt waits for who may be asked."""
-        if failed:
-            return list(failed.values())[-1]
-        endpoints = [endpoint for group in (self.endpoints, *self.fallbacks) for endpoint in group]
-        wait_s = min(endpoint.usable_in_s for endpoint in endpoints)
+        """The last failure that is worth a retry; else the prompt waits for who was not asked, if anybody."""
+        groups = (self.endpoints, *self.fallbacks)
+        unasked = [endpoint for group in groups for endpoint in group if endpoint not in failed]
+        retryable = [error for error in failed.values() if error.retryable]
+        if retryable or not unasked:
+            return (retryable or list(failed.values()))[-1]
+        wait_s = min(endpoint.usable_in_s for endpoint in unasked)
         return WorkerUnavailable(
             f"no endpoint of route {context.route} can be used now", retry_after_s=wait_s
         )

@@ -79,6 +79,7 @@ def endpoint(
     limit: int | None = 8,
     weight: float = 1.0,
     max_size: int = 32,
+    shared: bool = False,
     clock: Callable[[], float] | None = None,
     **settings: Any,
 ) -> Endpoint:
@@ -89,6 +90,7 @@ def endpoint(
         worker=worker or Worker(),
         batch=BatchPolicy(max_size=max_size),
         max_in_flight=limit,
+        shared=shared,
         **({} if clock is None else {"clock": clock}),
     )
 

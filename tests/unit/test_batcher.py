@@ -855,6 +855,20 @@ async def test_watcher_hears_of_a_refused_list_and_of_the_calls_that_follow_it()
     assert watcher.ended == [(1, 2, refusal), (2, 1, None), (3, 1, None)]
 
 
+async def test_answer_that_its_reader_ends_went_well_for_the_watcher() -> None:
+    bench, watcher = watched()
+
+    def enough(_: Piece) -> None:
+        raise KeyError("enough")
+
+    answer = bench.submit("a", deliver=enough)
+    call = await bench.worker.next_call()
+    call.put(Piece(0, "half"))
+    assert isinstance(await answer.error(), KeyError)
+    await bench.batcher.drain()
+    assert watcher.ended == [(1, 1, None)]
+
+
 async def test_watcher_does_not_hear_of_a_call_that_is_given_up() -> None:
     bench, watcher = watched()
     answers = bench.submit_many(2)
@@ -918,6 +932,39 @@ async def test_drain_of_an_empty_batcher_returns_and_it_stays_usable() -> None:
     (await bench.worker.next_call()).finish()
 
     assert (await answer.end()).finish_reason == "stop"
+
+
+async def test_gathered_prompts_that_are_turned_away_fail_and_others_go_on() -> None:
+    bench = Bench(limit=1)
+    busy = bench.submit("busy")
+    call = await bench.worker.next_call()
+    gathered = bench.submit_many(2)
+    await turns()
+    reason = WorkerUnavailable("left alone", retry_after_s=3.0)
+    bench.batcher.turn_away(reason)
+    errors = [await answer.error() for answer in gathered]
+    assert [(str(error), error.retry_after_s) for error in errors] == [("left alone", 3.0)] * 2  # type: ignore[attr-defined]
+    assert len({id(error) for error in [reason, *errors]}) == 3
+
+    call.finish()
+    assert (await busy.end()).finish_reason == "stop"
+    later = bench.submit("later")
+    (await bench.worker.next_call()).finish()
+    await later.end()
+    await bench.batcher.drain()
+    bench.assert_empty()
+
+
+async def test_drain_ends_when_what_it_waits_for_is_turned_away() -> None:
+    bench = Bench(limit=1)
+    bench.window.acquire()
+    answer = bench.submit("a")
+    await turns()
+    drain = asyncio.ensure_future(bench.batcher.drain())
+    await turns()
+    bench.batcher.turn_away(WorkerUnavailable("left alone"))
+    await asyncio.wait_for(drain, 5)
+    assert isinstance(await answer.error(), WorkerUnavailable)
 
 
 async def test_close_fails_the_gathered_and_the_running_with_a_retryable_error() -> None:

@@ -16,6 +16,10 @@ LEASE_S = 9.0
 ROUND_S = LEASE_S / 3
 
 
+def shared(name: str, *, limit: int | None) -> Endpoint:
+    return endpoint(name, limit=limit, shared=True)
+
+
 class Registry:
     """What `PromptQueue.attend` does, in plain Python."""
 
@@ -41,10 +45,12 @@ class Registry:
 class Process:
     def __init__(self, registry: Registry, worker: str, *endpoints: Endpoint) -> None:
         self.worker = worker
-        self.endpoints = endpoints or (endpoint("chat.0", limit=8),)
+        self.endpoints = endpoints
         self.updated_at = -1.0
         self._clock = registry.clock
-        self._shares = Shares(cast("PromptQueue", registry), worker, lease_ms=round(LEASE_S * 1000))
+        self._shares = Shares(
+            cast("PromptQueue", registry), worker, lease_ms=round(LEASE_S * 1000), clock=registry.clock
+        )
 
     @property
     def limit(self) -> int:
@@ -68,7 +74,7 @@ class Fleet:
         self._limit = limit
 
     def process(self, worker: str) -> Process:
-        return Process(self.registry, worker, endpoint("chat.0", limit=self._limit))
+        return Process(self.registry, worker, shared("chat.0", limit=self._limit))
 
     async def round(self, *processes: Process) -> list[int]:
         self.clock.now += ROUND_S
@@ -88,6 +94,15 @@ async def test_newcomer_begins_with_nothing_and_has_its_share_when_the_others_ha
     await fleet.round(a)
     assert await b.update() == 0
     assert a.limit == 8
+    assert await fleet.round(a, b) == [4, 4]
+
+
+async def test_asking_out_of_turn_gives_a_newcomer_nothing_sooner() -> None:
+    fleet = Fleet()
+    a, b = fleet.process("a"), fleet.process("b")
+    await fleet.round(a)
+    for _ in range(3):
+        assert await b.update() == 0
     assert await fleet.round(a, b) == [4, 4]
 
 
@@ -130,8 +145,8 @@ async def test_newcomer_need_not_wait_where_nobody_has_said_what_the_limit_is() 
 
 async def test_each_endpoint_is_divided_among_those_that_use_it() -> None:
     fleet = Fleet()
-    a = Process(fleet.registry, "a", endpoint("chat.0", limit=8), endpoint("code.0", limit=6))
-    b = Process(fleet.registry, "b", endpoint("chat.0", limit=8))
+    a = Process(fleet.registry, "a", shared("chat.0", limit=8), shared("code.0", limit=6))
+    b = Process(fleet.registry, "b", shared("chat.0", limit=8))
     for _ in range(2):
         await fleet.round(a, b)
     assert [one.limit for one in (*a.endpoints, *b.endpoints)] == [4, 6, 4]
@@ -140,7 +155,6 @@ async def test_each_endpoint_is_divided_among_those_that_use_it() -> None:
 async def test_endpoint_that_lives_in_the_process_is_divided_with_nobody() -> None:
     fleet = Fleet()
     own = endpoint("echo.0", limit=8)
-    own.shared = False
     a = Process(fleet.registry, "a", own)
     await a.update()
     await a.leave()
@@ -148,13 +162,14 @@ async def test_endpoint_that_lives_in_the_process_is_divided_with_nobody() -> No
     assert fleet.registry.asked == [[], []]
 
 
-async def test_endpoint_made_anew_under_its_name_takes_the_share_that_there_was() -> None:
+async def test_endpoint_made_anew_takes_the_share_that_there_was_once_it_is_divided() -> None:
     fleet = Fleet()
     a, b = fleet.process("a"), fleet.process("b")
-    for _ in range(2):
+    for _ in range(3):
         await fleet.round(a, b)
-    a.endpoints = (endpoint("chat.0", limit=8),)
-    assert await fleet.round(a, b) == [4, 4]
+    a.endpoints = (shared("chat.0", limit=8),)
+    assert a.limit == 0
+    assert await a.update() == 4
 
 
 # Whatever comes and goes

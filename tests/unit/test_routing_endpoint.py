@@ -39,6 +39,13 @@ def test_process_lets_in_its_share(processes: int, expected: int) -> None:
     assert one.admits is (expected > 0)
 
 
+def test_endpoint_that_is_shared_has_nothing_until_it_is_divided() -> None:
+    one = endpoint(limit=8, shared=True)
+    assert (one.limit, one.room, one.admits) == (0, 0, False)
+    one.divide(2, 0)
+    assert one.limit == 4
+
+
 def test_share_of_nothing_lets_through_what_is_here_already() -> None:
     one = endpoint(limit=1)
     one.divide(0, 0)

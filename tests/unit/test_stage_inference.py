@@ -284,6 +284,19 @@ async def test_job_that_is_cancelled_goes_to_no_other_endpoint() -> None:
     assert other.batches == []
 
 
+async def test_endpoint_that_is_left_alone_while_a_permit_is_asked_for_is_passed_over() -> None:
+    one, other = endpoint("one", requests_per_minute=60), endpoint("other")
+
+    async def take_permit(name: str) -> int:
+        assert name == "one"
+        opened(one)
+        return 0
+
+    prompt = context(take_permit=take_permit)
+    await InferenceStage([one, other]).run(prompt)
+    assert prompt.endpoint == "other"
+
+
 # Fallbacks
 
 
@@ -337,6 +350,55 @@ async def test_endpoint_that_several_routes_fall_back_on_is_asked_once_an_attemp
     assert len(away.batches) == 1
 
 
+# Prompts that are gathered for an endpoint that is left alone meanwhile
+
+
+async def gather_behind_a_full_window(stage: InferenceStage, count: int) -> list[asyncio.Task[None]]:
+    (one, *_) = stage.endpoints
+    one.window.acquire(one.window.free)
+    tasks = [asyncio.ensure_future(stage.run(context())) for _ in range(count)]
+    await asyncio.sleep(0)
+    assert one.batcher.gathered == count
+    return tasks
+
+
+def leave_alone(one: Endpoint, how: str) -> None:
+    if how == "open":
+        opened(one)
+    else:
+        one.pause(60.0)
+
+
+@pytest.mark.parametrize("how", ["open", "paused"])
+async def test_gathered_prompts_go_to_another_endpoint_when_theirs_is_left_alone(how: str) -> None:
+    worker = Worker()
+    one, other = endpoint("one", worker=worker), endpoint("other", worker=Worker(*[Completed(0, "stop")]))
+    stage = stage_with([one], [other])
+    tasks = await gather_behind_a_full_window(stage, 1)
+    leave_alone(one, how)
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    assert worker.batches == []
+    await one.aclose()
+
+
+@pytest.mark.parametrize("how", ["open", "paused"])
+async def test_gathered_prompts_that_nobody_else_takes_go_back_at_no_cost(how: str) -> None:
+    worker = Worker()
+    one = endpoint(worker=worker, breaker={"open_s": 60})
+    tasks = await gather_behind_a_full_window(InferenceStage([one]), 3)
+    leave_alone(one, how)
+    errors = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    for error in errors:
+        assert isinstance(error, WorkerUnavailable)
+        decision = RetryPolicy().decide(2, 3, error)
+        assert isinstance(decision, Retry)
+        assert not decision.counts
+        assert decision.delay_s == pytest.approx(60, abs=1)
+    assert worker.batches == []
+    assert one.batcher.gathered == 0
+    await one.aclose()
+
+
 # Nobody left
 
 
@@ -359,6 +421,22 @@ async def test_prompt_that_nobody_may_be_asked_for_goes_back_at_no_cost() -> Non
     assert isinstance(decision, Retry)
     assert not decision.counts
     await paused.aclose()
+
+
+async def test_final_failure_counts_only_when_no_other_endpoint_may_do_better_later() -> None:
+    refuses = endpoint("refuses", worker=Worker(failure=WorkerAuthError("no key")))
+    down = endpoint("down", breaker={"open_s": 20})
+    stage = InferenceStage([refuses, opened(down)])
+    with pytest.raises(WorkerUnavailable, match="no endpoint") as raised:
+        await stage.run(context())
+    assert raised.value.retry_after_s == pytest.approx(20, abs=1)
+
+    away = endpoint("away", worker=Worker(failure=WorkerUnavailable("gone")))
+    for endpoints in ([refuses, away], [away, refuses]):
+        with pytest.raises(WorkerUnavailable, match="gone"):
+            await InferenceStage(endpoints).run(context())
+    with pytest.raises(WorkerAuthError):
+        await InferenceStage([refuses]).run(context())
 
 
 async def test_wait_that_the_only_endpoint_asks_for_costs_nothing() -> None:
@@ -424,4 +502,20 @@ async def test_probe_that_is_refused_shows_that_the_endpoint_is_well() -> None:
     one = half_open(endpoint(worker=Worker(failure=RequestRejected("bad"))))
     with pytest.raises(RequestRejected):
         await InferenceStage([one]).run(context())
+    assert one.breaker.state is BreakerState.CLOSED
+
+
+async def test_probe_that_a_filter_ends_shows_that_the_endpoint_is_well() -> None:
+    class StopAtOnce:
+        def feed(self, text: str) -> str:
+            prompt.stopped = True
+            return text
+
+        def flush(self) -> str:
+            return ""
+
+    prompt = context(filters=[StopAtOnce()])
+    one = half_open(endpoint(worker=Worker(Piece(0, "enough"), hangs=True)))
+    await InferenceStage([one]).run(prompt)
+    await one.batcher.drain()
     assert one.breaker.state is BreakerState.CLOSED
