@@ -20,16 +20,14 @@ class SseDecoder:
     true and the rest is ignored. An event that the stream does not finish is never given out.
     """
 
-    __slots__ = ("_at_start", "_data", "_held", "_max_bytes", "_size", "_skip_newline", "done")
+    __slots__ = ("_at_start", "_data", "_line", "_max_bytes", "_size", "_skip_newline", "done")
 
     def __init__(self, *, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.done = False
         self._max_bytes = max_event_bytes
-        self._held: list[
-            bytes
-        ] = []  # parts of a line that has not ended; joined once, so a slow drip stays linear
+        self._line = bytearray()  # a line that has not ended
         self._data: list[bytes] = []
-        self._size = 0  # bytes in both
+        self._size = 0  # bytes of the data, a line break each counted
         self._skip_newline = False
         self._at_start = True
 
@@ -39,8 +37,9 @@ class SseDecoder:
         Raises:
             WorkerProtocolError: an event has more than `max_event_bytes`.
         """
-        if self._skip_newline and chunk[:1] == b"\n":  # the second half of a CRLF that was split
-            chunk = chunk[1:]
+        if self._skip_newline and chunk:  # the second half of a CRLF that was split
+            chunk = chunk.removeprefix(b"\n")
+            self._skip_newline = False
         if self.done or not chunk:
             return []
         self._skip_newline = chunk.endswith(b"\r")
@@ -50,10 +49,9 @@ class SseDecoder:
         return self._take(self._lines(chunk))
 
     def _lines(self, chunk: bytes) -> list[bytes]:
-        if self._held:
-            self._size -= sum(map(len, self._held))
-            chunk = b"".join((*self._held, chunk))
-            self._held.clear()
+        if self._line:
+            chunk = bytes(self._line) + chunk
+            self._line.clear()
         if self._at_start:
             self._at_start = False
             chunk = chunk.removeprefix(_BYTE_ORDER_MARK)
@@ -67,6 +65,8 @@ class SseDecoder:
         for line in lines:
             if line.startswith(b"data:"):
                 self._keep(line[6:] if line[5:6] == b" " else line[5:])
+            elif line == b"data":  # a field without a colon is an empty one
+                self._keep(b"")
             elif not line and self._data:
                 event = self._end_event()
                 if event == _DONE:
@@ -76,20 +76,20 @@ class SseDecoder:
         return events
 
     def _hold(self, part: bytes) -> None:
-        self._held.append(part)
-        self._grow(len(part))
+        self._line += part
+        self._check_size()
 
     def _keep(self, value: bytes) -> None:
         self._data.append(value)
-        self._grow(len(value))
+        self._size += len(value) + 1
+        self._check_size()
 
-    def _grow(self, size: int) -> None:
-        self._size += size
-        if self._size > self._max_bytes:
+    def _check_size(self) -> None:
+        if self._size + len(self._line) > self._max_bytes:
             raise WorkerProtocolError(f"the server sent an event of more than {self._max_bytes:,} bytes")
 
     def _end_event(self) -> bytes:
         event = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
-        self._size -= sum(map(len, self._data))
         self._data.clear()
+        self._size = 0
         return event

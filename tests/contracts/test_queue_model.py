@@ -45,8 +45,6 @@ LIMITED: dict[str, dict[str, RateLimit]] = {"nobody": {}, "t": {"t": LIMIT}, "ev
 ENDPOINT = "a.0"
 SUBJECTS = st.sampled_from(["t:default", "t:default", "t:t", f"e:{ENDPOINT}"])
 
-names = itertools.count(1)
-
 # Lane, priority, dedup key, content, dedup mode, tenant, deadline, delay.
 SPEC = st.tuples(
     st.sampled_from(LANES),
@@ -60,12 +58,12 @@ SPEC = st.tuples(
 )
 
 
-def job_of(spec: tuple[Any, ...]) -> NewJob:
-    """A job with a name of its own."""
+def job_of(number: int, spec: tuple[Any, ...]) -> NewJob:
+    """Jobs sort by name as they were made, in each example anew: what is drawn stays the same on a replay."""
     lane, priority, key, content, mode, tenant, deadline_ms, delay_ms = spec
     fields = {"key": key, "content": content, "dedup": mode} if key else {}
     return new_job(
-        f"j{next(names)}",
+        f"j{number:03}",
         priority,
         lane=lane,
         tenant=tenant,
@@ -118,6 +116,7 @@ class QueueModel(RuleBasedStateMachine):
         self.jobs: dict[str, ModelJob] = {}
         self.owners: dict[tuple[str, str], str] = {}
         self.aliases: dict[str, str] = {}
+        self.numbers = itertools.count(1)
         self.sent: list[NewJob] = []
         self.attempts: list[ClaimedJob] = []
         self.seqs: dict[int, int] = {}
@@ -171,7 +170,7 @@ class QueueModel(RuleBasedStateMachine):
         self.limit(limited, endpoint_limited)
         for subject in ("t:default", "t:t") if spent else ():
             self.spend_limit(subject)
-        self.send([job_of(spec) for spec in specs])
+        self.send([job_of(next(self.numbers), spec) for spec in specs])
 
     def limit(self, limited: str, endpoint_limited: bool) -> None:
         self.limited, self.endpoint_limited = LIMITED[limited], endpoint_limited
@@ -311,7 +310,7 @@ class QueueModel(RuleBasedStateMachine):
 
     @rule(specs=st.lists(SPEC, min_size=1, max_size=3), again=st.booleans())
     def enqueue(self, specs: list[tuple[Any, ...]], again: bool) -> None:
-        jobs = [job_of(spec) for spec in specs]
+        jobs = [job_of(next(self.numbers), spec) for spec in specs]
         self.send(jobs)
         if again:
             self.send([job for job in jobs if job in self.sent])

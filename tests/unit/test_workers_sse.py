@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import tracemalloc
+from collections.abc import Iterable
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.errors import WorkerProtocolError
@@ -40,10 +44,56 @@ def test_single_bytes_change_nothing() -> None:
     assert [event for byte in STREAM for event in decoder.feed(bytes([byte]))] == EVENTS
 
 
-@given(st.binary(max_size=200), st.integers(0, 200))
-def test_any_bytes_decode_alike_however_they_are_cut(stream: bytes, cut: int) -> None:
-    whole, halves = SseDecoder(), SseDecoder()
-    assert halves.feed(stream[:cut]) + halves.feed(stream[cut:]) == whole.feed(stream)
+def decode_by_the_standard(stream: bytes) -> list[bytes]:
+    """All events of a whole stream, in the words of the HTML standard and no faster than they are."""
+    text = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    *lines, _unfinished = text.split(b"\n")
+    events: list[bytes] = []
+    data = b""
+    for line in lines:
+        if not line:
+            if data:
+                events.append(data.removesuffix(b"\n"))
+            data = b""
+            continue
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            data += value.removeprefix(b" ") + b"\n"
+    return events
+
+
+FIELDS = st.sampled_from(
+    [b"data:", b"data: ", b"data", b"", b"", b":", b"event:", b"id", b" data:", b"\xef\xbb\xbf"]
+)
+VALUES = st.sampled_from([b"", b"", b"x", b" ", b"[DONE]", "\u2028\u0085ü€😀".encode(), b"\x0b\x0c\x1c\x00"])
+BREAKS = st.sampled_from([b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n", b"\r\n\n", b""])
+LINE = st.tuples(FIELDS, VALUES | st.binary(max_size=4), BREAKS).map(b"".join)
+STREAMS = st.lists(LINE, max_size=20).map(b"".join)
+CUTS = st.lists(st.integers(0, 60), max_size=40).map(sorted)
+
+
+def cut_up(stream: bytes, cuts: list[int]) -> list[bytes]:
+    return [stream[start:end] for start, end in pairwise([0, *cuts, max(len(stream), 60)])]
+
+
+@settings(max_examples=500)
+@given(STREAMS, CUTS)
+def test_any_stream_cut_anywhere_decodes_as_the_standard_says(stream: bytes, cuts: list[int]) -> None:
+    events = decode_by_the_standard(stream)
+    if b"[DONE]" in events:
+        events = events[: events.index(b"[DONE]")]
+    decoder = SseDecoder()
+    assert [event for part in cut_up(stream, cuts) for event in decoder.feed(part)] == events
+
+
+@settings(max_examples=300)
+@given(STREAMS, CUTS, st.integers(1, 40))
+def test_no_event_is_longer_than_the_bound_however_it_is_cut(
+    stream: bytes, cuts: list[int], bound: int
+) -> None:
+    decoder = SseDecoder(max_event_bytes=bound)
+    with suppress(WorkerProtocolError):
+        assert all(len(event) <= bound for part in cut_up(stream, cuts) for event in decoder.feed(part))
 
 
 def test_unfinished_event_is_not_given_out() -> None:
@@ -66,9 +116,27 @@ def test_line_without_end_is_bounded() -> None:
         decoder.feed(b"x" * 50)
 
 
+def feed_all(decoder: SseDecoder, chunks: Iterable[bytes]) -> None:
+    for chunk in chunks:
+        decoder.feed(chunk)
+
+
+@pytest.mark.parametrize("part", [b"x", b"data: x\n", b"data\n", b": x"])
+def test_100_mb_that_never_end_take_no_more_memory_than_the_bound(part: bytes) -> None:
+    decoder = SseDecoder(max_event_bytes=1_000_000)
+    chunk = part * (65_536 // len(part))
+    tracemalloc.start()
+    try:
+        with pytest.raises(WorkerProtocolError, match="more than 1,000,000 bytes"):
+            feed_all(decoder, itertools.repeat(chunk, 100_000_000 // len(chunk)))
+        assert tracemalloc.get_traced_memory()[1] < 12_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_event_of_endless_lines_is_bounded() -> None:
     decoder = SseDecoder(max_event_bytes=100)
-    for _ in range(10):
+    for _ in range(9):
         assert decoder.feed(b"data: 0123456789\n") == []
     with pytest.raises(WorkerProtocolError, match="more than 100 bytes"):
         decoder.feed(b"data: 0123456789\n")
