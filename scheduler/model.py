@@ -266,7 +266,8 @@ class JobResult(Frozen):
     """What a job that is done has to show.
 
     `message` is the whole assistant message in OpenAI's shape. `reused` is true when the answer had been made
-    for an earlier duplicate. `sources` are the passages that retrieval added.
+    for an earlier duplicate (dedup mode `window`): `age_s` seconds before this caller asked, who is number
+    `hits` to get it again. `sources` are the passages that retrieval added.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -281,6 +282,8 @@ class JobResult(Frozen):
     endpoint: str = ""
     attempts: int = 1
     reused: bool = False
+    hits: int = 0
+    age_s: float | None = None
     sources: list[Source] = Field(default_factory=list)
     timings: Timings = Timings()
 
@@ -322,6 +325,7 @@ class JobInfo(Frozen):
     max_attempts: int | None = None
     tickets: int = 1
     joined: int = 0
+    hits: int = 0
     dedup: DedupMode | None = None
     worker: str | None = None
     error: JobError | None = None

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from workers.base import Generation, Output, Piece
 from workers.errors import RequestRejected
 from workers.http import HttpEndpoint
+
+SHORT_TOKENS = 64
+"""Up to so many tokens an answer that is wanted whole is not streamed on the wire either.
+
+A stream costs the server an event for each token, which is more work than a short answer itself; and there is
+little that would run on if the call were cancelled.
+"""
 
 MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What reading the fields of an answer raises when they are not what they should be."""
@@ -63,6 +70,39 @@ async def answers(
                     yield output
             if reader.complete:
                 return
+    if reader.missing:
+        raise endpoint.cut_off(reader.missing, reader.total)
+    for output in reader.finish():
+        yield output
+
+
+def is_short(generation: Generation) -> bool:
+    """Whether the request bounds its answer to `SHORT_TOKENS`."""
+    tokens = generation.params.get("max_tokens")
+    return isinstance(tokens, int) and tokens <= SHORT_TOKENS
+
+
+async def answers_at_once(
+    endpoint: HttpEndpoint,
+    path: str,
+    body: Mapping[str, Any],
+    reader: AnswerReader,
+    events: Callable[[Any], Iterable[Mapping[str, Any]]],
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> AsyncGenerator[Output, None]:
+    """The same without a stream: `events` are what `reader` would have read, made of the whole answer.
+
+    Raises:
+        WorkerError: the call failed, or its answer is malformed.
+    """
+    answer = await endpoint.post(path, body, headers=headers)
+    try:
+        outputs = [output for event in events(answer) for output in reader.read(event)]
+    except MALFORMED:
+        raise endpoint.malformed() from None
+    for output in outputs:
+        yield output
     if reader.missing:
         raise endpoint.cut_off(reader.missing, reader.total)
     for output in reader.finish():

@@ -137,14 +137,18 @@ class HttpEndpoint:
         async with self._answer("GET", path, None, limit) as response:
             return await self._body(response, limit, MAX_BODY_BYTES)
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+    async def post(
+        self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
+    ) -> Any:
         """POST some JSON and read the JSON that answers it, within the time of a whole call.
+
+        `headers` are this request's alone.
 
         Raises:
             WorkerError: it did not come.
         """
         limit = self._whole_call()
-        async with self._answer("POST", path, _encoded(body), limit) as response:
+        async with self._answer("POST", path, _encoded(body), limit, headers) as response:
             return self._json(await self._body(response, limit, MAX_BODY_BYTES))
 
     @asynccontextmanager

@@ -6,8 +6,8 @@ Chats go to `/v1/chat/completions`, which applies the model's template and parse
 
 Answers are streamed on the wire, also those that are wanted whole: a busy llama-server looks only between
 two events of a stream whether its client is still there, so that a call without a stream would run on when
-it is cancelled. Short ones that are wanted whole are not: there is little to run on, and a stream costs the
-server a third of its rate.
+it is cancelled. Short ones that are wanted whole are not (`SHORT_TOKENS`): there a stream costs the server a
+third of its rate.
 
 Source: tools/server/README.md of llama.cpp.
 """
@@ -28,7 +28,15 @@ from workers.base import (
     Piece,
     TokenUsage,
 )
-from workers.calls import MALFORMED, answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
+from workers.calls import (
+    answers,
+    answers_at_once,
+    is_short,
+    refuse_chats_in_a_list,
+    refuse_tools,
+    set_parameters,
+    whole,
+)
 from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
 from workers.http import HttpEndpoint, Refusal, bearer, check_base_url, error_class
 from workers.openai_wire import OURS, ChatReader, chat_body, model_names
@@ -54,8 +62,6 @@ _LAST_FIELDS = (
 )
 _OURS = OURS | {"response_fields"}
 _COUNTS = ("n", "n_cmpl")
-
-SHORT_TOKENS = 64
 
 
 class LlamaCppWorker:
@@ -86,7 +92,7 @@ class LlamaCppWorker:
         """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
         refuse_chats_in_a_list(batch)
         first = batch[0]
-        if first.messages is None and not first.stream and _is_short(first):
+        if first.messages is None and not first.stream and is_short(first):
             return self._complete_at_once(batch)
         outputs = self._complete(batch) if first.messages is None else self._chat(first)
         return outputs if first.stream else whole(outputs)
@@ -134,18 +140,9 @@ class LlamaCppWorker:
         body = self._completion_body(batch)
         return answers(self._endpoint, _COMPLETION, body, _CompletionReader(len(batch)))
 
-    async def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+    def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = {**self._completion_body(batch), "stream": False}
-        reader = _CompletionReader(len(batch))
-        answer = await self._endpoint.post(_COMPLETION, body)
-        try:
-            outputs = [output for one in _as_list(answer) for output in reader.read(one)]
-        except MALFORMED:
-            raise self._endpoint.malformed() from None
-        for output in outputs:
-            yield output
-        if reader.missing:
-            raise self._endpoint.cut_off(reader.missing, reader.total)
+        return answers_at_once(self._endpoint, _COMPLETION, body, _CompletionReader(len(batch)), _as_list)
 
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         first = batch[0]
@@ -201,11 +198,6 @@ class _CompletionReader:
 
     def finish(self) -> Sequence[Output]:
         return ()
-
-
-def _is_short(generation: Generation) -> bool:
-    tokens = generation.params.get("max_tokens")
-    return isinstance(tokens, int) and tokens <= SHORT_TOKENS
 
 
 def _as_list(answer: Any) -> list[Any]:

@@ -4,7 +4,9 @@ Plain prompts go to `/v1/completions`, many in one call: `choices[].index` is th
 is asked for, and with `continuous_usage_stats` each chunk has its own prompt's usage. The engine batches
 continuously whatever comes; what a list saves is HTTP and parsing.
 
-Every answer is streamed on the wire, also when it is wanted whole: so the limit of the first token holds.
+Answers are streamed on the wire, also those that are wanted whole: so the limit of the first token holds.
+Short completions that are wanted whole are not (`SHORT_TOKENS`): a stream is most of what they cost the
+server. There each member of a list comes with its tokens, which are counted.
 vLLM stops a call when its client hangs up; it cannot stop one member of a list.
 
 Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
@@ -12,13 +14,21 @@ Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
-from workers.calls import answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
+from workers.calls import (
+    answers,
+    answers_at_once,
+    is_short,
+    refuse_chats_in_a_list,
+    refuse_tools,
+    set_parameters,
+    whole,
+)
 from workers.errors import RequestRejected, WorkerError
 from workers.http import HttpEndpoint, bearer, check_base_url
 from workers.openai_wire import (
@@ -80,8 +90,11 @@ class VllmWorker:
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
         refuse_chats_in_a_list(batch)
-        outputs = self._complete(batch) if batch[0].messages is None else self._chat(batch[0])
-        return outputs if batch[0].stream else whole(outputs)
+        first = batch[0]
+        if first.messages is None and not first.stream and is_short(first):
+            return self._complete_at_once(batch)
+        outputs = self._complete(batch) if first.messages is None else self._chat(first)
+        return outputs if first.stream else whole(outputs)
 
     async def health(self) -> Health:
         """Ready when the engine lives and the server takes our key; warns of a server without priorities."""
@@ -112,14 +125,29 @@ class VllmWorker:
         await self._endpoint.aclose()
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
-        refuse_tools(batch[0])
-        body = completion_body(batch)
+        body = self._completion_body(batch)
         if len(batch) > 1:
             body["stream_options"]["continuous_usage_stats"] = True
-        self._set_parameters(body, batch)
         reader = CompletionReader(len(batch))
         headers = request_id_header(_REQUEST_ID, batch[0])
         return answers(self._endpoint, _COMPLETION, body, reader, headers=headers)
+
+    def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        body = self._completion_body(batch)
+        del body["stream_options"]
+        body["stream"] = False
+        if len(batch) > 1:
+            body["return_token_ids"] = True
+        reader = CompletionReader(len(batch))
+        headers = request_id_header(_REQUEST_ID, batch[0])
+        events = _members if len(batch) > 1 else _alone
+        return answers_at_once(self._endpoint, _COMPLETION, body, reader, events, headers=headers)
+
+    def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
+        refuse_tools(batch[0])
+        body = completion_body(batch)
+        self._set_parameters(body, batch)
+        return body
 
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
@@ -145,3 +173,22 @@ class VllmWorker:
                 self._endpoint, model=self._model or models[0], load=await self.load()
             )
         return (NO_PRIORITIES,) if self._minds_priority is False else ()
+
+
+def _alone(answer: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return (answer,)
+
+
+def _members(answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Each member's part of the whole answer to a list, with its own usage in the place of the sum."""
+    for choice in answer["choices"]:
+        usage = {
+            "prompt_tokens": _length(choice.get("prompt_token_ids")),
+            "completion_tokens": _length(choice.get("token_ids")),
+        }
+        yield {"model": answer.get("model"), "choices": (choice,), "usage": usage}
+
+
+def _length(token_ids: Any) -> int | None:
+    """None: a server that gives no token ids, older than 0.10.2."""
+    return len(token_ids) if isinstance(token_ids, list) else None

@@ -293,9 +293,7 @@ class AsyncClient:
                 f"try again after {retry_after_s:g} s",
                 retry_after_s=retry_after_s,
             )
-        return Job(
-            self, reply.job_id, ticket=job.job_id, deduplicated=reply.deduplicated, reused=reply.reused
-        )
+        return Job(self, reply.job_id, ticket=job.job_id, deduplicated=reply.deduplicated, reuse=reply.reuse)
 
     async def _route(self, model: str) -> tuple[str, bool]:
         """Revision of a route and whether it uses metadata, from the worker processes or our own settings."""

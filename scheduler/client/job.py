@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scheduler.errors import InvalidRequest, InvalidTransition, JobNotFound, NoTicket, ResultTimeout
-from scheduler.events import Event
+from scheduler.events import Done, Event
 from scheduler.model import JobInfo, JobResult, Priority
 from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.records import Reuse
 from scheduler.results.reader import read_events, read_result
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class Job:
     `channel` is the Redis pub/sub channel of its events; how it is made up is not for users to rely on.
     """
 
-    __slots__ = ("_client", "_reused", "_ticket", "deduplicated", "id")
+    __slots__ = ("_client", "_reuse", "_ticket", "deduplicated", "id")
 
     def __init__(
         self,
@@ -32,11 +34,11 @@ class Job:
         *,
         ticket: str | None = None,
         deduplicated: bool = False,
-        reused: bool = False,
+        reuse: Reuse | None = None,
     ) -> None:
         self._client = client
         self._ticket = ticket
-        self._reused = reused
+        self._reuse = reuse
         self.id = job_id
         self.deduplicated = deduplicated
 
@@ -60,7 +62,10 @@ class Job:
             events = read_events(queue, subscriptions, self.id)
             try:
                 async for event in events:
-                    yield event
+                    if isinstance(event, Done):
+                        yield replace(event, result=self._marked(event.result))
+                    else:
+                        yield event
             finally:
                 await events.aclose()
 
@@ -77,7 +82,14 @@ class Job:
                 result = await read_result(queue, subscriptions, self.id)
         except TimeoutError:
             raise ResultTimeout(f"job {self.id} had not ended after {timeout_s} s; it goes on") from None
-        return result.model_copy(update={"reused": True}) if self._reused else result
+        return self._marked(result)
+
+    def _marked(self, result: JobResult) -> JobResult:
+        """The result, with what is this caller's own in it: that the answer was there when it asked."""
+        if self._reuse is None:
+            return result
+        age_s = self._reuse.age_ms / 1000
+        return result.model_copy(update={"reused": True, "hits": self._reuse.hits, "age_s": age_s})
 
     async def info(self) -> JobInfo:
         """The job's record: state, position, attempts, error, tickets, times, history.

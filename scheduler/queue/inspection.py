@@ -471,6 +471,7 @@ def _dedup_key(
         model=owner.model,
         mode=owner.dedup or DedupMode.UNTIL_FINISHED,
         joined=owner.joined,
+        hits=owner.hits,
         expires_in_s=expires_in_s,
     )
 

@@ -8,7 +8,7 @@ import orjson
 
 from scheduler.model import DEFAULT_TENANT, DedupMode, HistoryEntry, JobError, JobInfo, JobState
 
-FIELDS = list("spltqbdmjxuanfowceri")
+FIELDS = list("spltqbdmjHxuanfowceri")
 """The fields of a record, a letter each, whose values `make_job_info` takes in this order."""
 
 HISTORY = "y"
@@ -48,6 +48,7 @@ def make_job_info(
             # The first ticket is the job's id, stored only once there is a second.
             tickets=0 if state.ended else tickets if "j" in record else 1,
             joined=int(record.get("j", 0)),
+            hits=int(record.get("H", 0)),
             dedup=DedupMode(record.get("m", DedupMode.UNTIL_FINISHED)) if "d" in record else None,
             worker=record.get("w"),
             error=None if state is JobState.DONE else _error(record.get("i")),

@@ -25,6 +25,7 @@ from scheduler.queue.records import (
     Publication,
     Replay,
     Return,
+    Reuse,
     TickReport,
     WriteOutcome,
 )
@@ -332,8 +333,11 @@ def _outcome(reply: list[Any]) -> EnqueueOutcome:
             return Full(waiting, max_waiting, lane.decode() or None, retry_after_ms, when_full.decode())
         case b"conflict":
             return Conflict(reply[1].decode())
+        case b"reused":
+            _, job_id, hits, age_ms = reply
+            return Enqueued(job_id.decode(), deduplicated=True, reuse=Reuse(hits, age_ms))
         case kind:
-            return Enqueued(reply[1].decode(), kind in (b"joined", b"reused"), kind == b"reused")
+            return Enqueued(reply[1].decode(), deduplicated=kind == b"joined")
 
 
 def _claimed(row: list[bytes]) -> ClaimedJob:

@@ -35,12 +35,20 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Reuse:
+    """A finished answer that serves again, now for the `hits`-th time, `age_ms` after it was made."""
+
+    hits: int
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Enqueued:
-    """The caller has a ticket of `job_id`. `reused`: that job is done and its answer serves again."""
+    """The caller has a ticket of `job_id`; or, with `reuse`, that job is done and its answer serves again."""
 
     job_id: str
     deduplicated: bool = False
-    reused: bool = False
+    reuse: Reuse | None = None
 
 
 @dataclass(frozen=True, slots=True)

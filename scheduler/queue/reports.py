@@ -84,7 +84,8 @@ class QueueStatus(Frozen):
 
 
 class DedupKey(Frozen):
-    """A dedup key in use: the job that owns it, and how many callers have joined that job.
+    """A dedup key in use: the job that owns it, how many callers have joined that job,
+    and how many have got its finished answer.
 
     `hash` stands for the user's key, which is not stored. `expires_in_s` is the time left of a finished
     answer's window; None while the key lives as long as its job. `state` is None where the record has gone.
@@ -97,6 +98,7 @@ class DedupKey(Frozen):
     model: str | None = None
     mode: DedupMode | None = None
     joined: int = 0
+    hits: int = 0
     expires_in_s: float | None = None
 
 

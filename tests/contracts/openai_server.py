@@ -44,6 +44,9 @@ class OpenAIServer(FakeServer):
 
     async def _say(self, prompts: list[str], request: Request, writer: asyncio.StreamWriter) -> None:
         body = request.body
+        if not body.get("stream", False):
+            await answer(200, _whole(prompts, body))(writer)
+            return
         await stream(end=False)(writer)
         for chunk in _chunks(prompts, body):
             if request.left.is_set():
@@ -51,12 +54,27 @@ class OpenAIServer(FakeServer):
             write_chunk(writer, chunk)
             await writer.drain()
             await asyncio.sleep(0)
-        usages = [_usage(prompt, _length(body)) for prompt in prompts]
-        total = {name: sum(usage[name] for usage in usages) for name in usages[0]}
-        write_chunk(writer, {"model": "tiny", "choices": [], "usage": total})
+        write_chunk(writer, {"model": "tiny", "choices": [], "usage": _sum(prompts, body)})
         write_chunk(writer, DONE)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+
+def _whole(prompts: list[str], body: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to plain prompts that are not to be streamed."""
+    choices = []
+    for index, prompt in enumerate(prompts):
+        said = list(islice(cycle(prompt.split()), _length(body)))
+        choice = {"index": index, "finish_reason": "length", "text": "".join(f" {word}" for word in said)}
+        if body.get("return_token_ids"):
+            choice |= {"prompt_token_ids": [0] * len(prompt.split()), "token_ids": [0] * len(said)}
+        choices.append(choice)
+    return {"model": "tiny", "choices": choices, "usage": _sum(prompts, body)}
+
+
+def _sum(prompts: list[str], body: Mapping[str, Any]) -> dict[str, int]:
+    usages = [_usage(prompt, _length(body)) for prompt in prompts]
+    return {name: sum(usage[name] for usage in usages) for name in usages[0]}
 
 
 def _chunks(prompts: list[str], body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -115,6 +115,69 @@ async def test_interleaved_members_are_told_apart(server: FakeServer, worker: Vl
     ]
 
 
+def said(index: int, text: str, *ids: list[int]) -> dict[str, Any]:
+    """A choice of an answer that is not streamed; `ids` are those of its prompt's and its own tokens."""
+    choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": "stop"}
+    return choice | dict(zip(("prompt_token_ids", "token_ids"), ids, strict=False))
+
+
+def short(prompt: str) -> Generation:
+    return Generation(
+        "tiny", prompt=prompt, params={"max_tokens": 64}, stream=False, request_id=f"job-{prompt}"
+    )
+
+
+async def test_short_answers_that_are_wanted_whole_are_not_streamed(
+    server: FakeServer, worker: VllmWorker
+) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 3}
+    choices = [said(1, "B", [1, 2, 3], [4]), said(0, "A", [1, 2], [3, 4])]
+    server.script = answer(200, {"model": "tiny", "choices": choices, "usage": usage})
+    assert await outputs_of(worker, short("a"), short("b")) == [
+        Piece(1, "B"),
+        Completed(1, "stop", TokenUsage(3, 1), "tiny"),
+        Piece(0, "A"),
+        Completed(0, "stop", TokenUsage(2, 2), "tiny"),
+    ]
+    assert server.bodies[0]["stream"] is False
+    assert server.bodies[0]["return_token_ids"] is True
+    assert "stream_options" not in server.bodies[0]
+    assert "x-request-id: job-a" in server.headers[0]
+
+
+async def test_a_short_answer_alone_has_the_usage_that_the_server_says(
+    server: FakeServer, worker: VllmWorker
+) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 3}
+    server.script = answer(200, {"model": "tiny", "choices": [said(0, "A")], "usage": usage})
+    assert await outputs_of(worker, short("a")) == [
+        Piece(0, "A"),
+        Completed(0, "stop", TokenUsage(5, 3), "tiny"),
+    ]
+    assert "return_token_ids" not in server.bodies[0]
+
+
+async def test_a_server_without_token_ids_leaves_the_counts_of_short_lists_unknown(
+    server: FakeServer, worker: VllmWorker
+) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 3}
+    server.script = answer(200, {"model": "tiny", "choices": [said(0, "A"), said(1, "B")], "usage": usage})
+    ends = [
+        output for output in await outputs_of(worker, short("a"), short("b")) if isinstance(output, Completed)
+    ]
+    assert [end.usage for end in ends] == [TokenUsage(), TokenUsage()]
+
+
+@pytest.mark.parametrize("body", [b"[]", b"5", b"{}", b'{"choices": [{"index": 7, "text": "x"}]}'])
+@pytest.mark.parametrize("count", [1, 2])
+async def test_whole_answer_that_is_none_is_a_protocol_error(
+    server: FakeServer, worker: VllmWorker, body: bytes, count: int
+) -> None:
+    server.script = answer(200, body)
+    with pytest.raises(WorkerProtocolError):
+        await outputs_of(worker, *[short("a"), short("b")][:count])
+
+
 async def test_list_request_has_what_was_asked(server: FakeServer, worker: VllmWorker) -> None:
     server.script = stream(text(0, "", "stop"), text(1, "", "stop"), DONE)
     extra = {"structured_outputs": {"choice": ["yes", "no"]}, "ignore_eos": True}

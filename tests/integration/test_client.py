@@ -14,6 +14,7 @@ import pytest
 from scheduler import (
     AsyncClient,
     DedupConflict,
+    Done,
     InvalidRequest,
     InvalidTransition,
     Job,
@@ -345,6 +346,12 @@ async def test_a_window_gives_the_finished_answer_and_says_so(room: Room, client
     again = await client.enqueue("x", dedup_key="k", dedup="window")
     result = await again.result(timeout_s=SOON_S)
     assert (again.id, again.deduplicated, result.reused, result.text) == (first.id, True, True, "once")
+    assert (result.hits, result.age_s is not None and 0 <= result.age_s < SOON_S) == (1, True)
+    events = [event async for event in again.events()]
+    assert isinstance(events[-1], Done)
+    assert events[-1].result == result
+    assert (await first.result()).hits == 0
+    assert (await first.info()).hits == 1
     plain = await client.enqueue("x", dedup_key="k")
     assert plain.id != first.id
 

@@ -29,7 +29,7 @@ REQUEST_FIELDS = [
 ]
 RESULT_FIELDS = {
     *("text", "message", "tool_calls", "reasoning", "finish_reason", "usage", "model", "endpoint"),
-    *("attempts", "reused", "sources", "timings"),
+    *("attempts", "reused", "hits", "age_s", "sources", "timings"),
 }
 
 

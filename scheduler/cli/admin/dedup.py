@@ -44,7 +44,9 @@ def list_keys(
     if as_json:
         print_json(held)
         return
-    shown = table("tenant", "hash", "job", "state", "mode", "joined", "left", right="joined left")
+    shown = table(
+        "tenant", "hash", "job", "state", "mode", "joined", "hits", "left", right="joined hits left"
+    )
     for one in held:
         shown.add_row(
             one.tenant,
@@ -53,6 +55,7 @@ def list_keys(
             state_text(one.state),
             one.mode.value if one.mode else "",
             str(one.joined),
+            str(one.hits),
             age(one.expires_in_s),
         )
     console().print(shown)
@@ -80,6 +83,7 @@ def show(
                 ("state", state_text(held.state)),
                 ("mode", held.mode.value if held.mode else None),
                 ("joined", f"{held.joined} callers"),
+                ("hits", f"{held.hits} callers got its answer"),
                 ("left", age(held.expires_in_s) if held.expires_in_s else "until the job ends"),
             ]
         )

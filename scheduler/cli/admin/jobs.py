@@ -115,6 +115,7 @@ def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
             ("attempts", _attempts(job)),
             ("tickets", f"{job.tickets}, {job.joined} callers joined" if job.joined else job.tickets),
             ("dedup", job.dedup.value if job.dedup else None),
+            ("hits", f"{job.hits} callers got its finished answer" if job.hits else None),
             ("worker", job.worker),
             ("reason", job.reason),
             ("error", f"{job.error.code}: {job.error.message}" if job.error else None),

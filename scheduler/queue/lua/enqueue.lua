@@ -4,7 +4,8 @@
 -- ARGV[1] number of jobs, at most 128; then 12 a job, '' for what is not set:
 --   id, lane, priority, tenant, payload, dedup hash, content hash, dedup mode, deadline (ms from now),
 --   delay (ms), max_attempts, result ttl (ms)
--- returns, a job: {'new', id} | {'joined', id} | {'reused', id} | {'exists', id} | {'conflict', id}
+-- returns, a job: {'new', id} | {'joined', id} | {'exists', id} | {'conflict', id}
+--   | {'reused', id, how many got that answer again, its age in ms}
 --   | {'full', waiting, max_waiting, lane or '', retry after ms, policy}
 -- error: OOM at maxmemory, before anything is written
 -- @include "lib/clock"
@@ -161,11 +162,15 @@ local function join(id, rec, job)
   return { 'joined', id }
 end
 
+local function reused(id, hits, ended_ms)
+  return { 'reused', id, tonumber(hits or 0), now_ms - tonumber(ended_ms or now_ms) }
+end
+
 -- Settle what a dedup key says. Returns a reply; or nil, whether the newcomer takes another's place, and its rank.
 local function settle(job)
   local owner = redis.pcall('GET', dedup_key(job.tenant, job.hash))
   if type(owner) ~= 'string' then return nil end
-  local rec = read(owner, 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g')
+  local rec = read(owner, 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g', 'e')
   if not sound(rec) then return nil end
   local live = not ENDED[rec.s]
   if job.mode == 'replace' then
@@ -180,9 +185,8 @@ local function settle(job)
   if (rec.h or rec.d) ~= job.content then return { 'conflict', owner } end
   if live then return join(owner, rec, job) end
   redis.call('SET', alias_key(job.id), owner, 'PX', ALIAS_MS)
-  redis.call('HINCRBY', record_key(owner), 'j', 1)
   add('t:reused', 1)
-  return { 'reused', owner }
+  return reused(owner, redis.call('HINCRBY', record_key(owner), 'H', 1), rec.e)
 end
 
 local function create(job, rank)
@@ -245,8 +249,9 @@ end
 -- Where this very call has been made before and joined a job.
 local function joined_before(job)
   local id = redis.call('GET', alias_key(job.id))
-  local rec = id and read(id, 's')
-  return rec and { rec.s == 'done' and 'reused' or 'joined', id }
+  local rec = id and read(id, 's', 'H', 'e')
+  if not rec then return nil end
+  return rec.s == 'done' and reused(id, rec.H, rec.e) or { 'joined', id }
 end
 
 local function enqueue(at)

@@ -1,6 +1,7 @@
 -- A job's record is a small hash with short names, so that it stays a listpack:
 --   s state   p priority  l lane   t tenant (absent: default)   q rank: enqueued or due, us   b enqueued, ms, where q is not
 --   d dedup hash   h start of the content hash, where it differs   m dedup mode, where not until_finished   j how many joined
+--   H hits: how many got the finished answer
 --   x deadline, ms   u due, ms   a max_attempts   g result ttl, ms
 --   n attempts   f failures   o lost leases   k token   w worker   c claimed, ms   v limited endpoint that it may use
 --   e ended, ms   r reason   i error, JSON   z seq of the terminal event   y history, JSON without its brackets
