@@ -45,8 +45,9 @@ format: $(INSTALLED) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## Measure throughput and latency
+bench: $(INSTALLED) $(ENGINES) llama-server vllm ## Measure throughput, latency, and what batching is worth
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python benchmarks/batching.py
 
 clean: ## Remove the environment and all that was made here; llama-server and vLLM stay in their cache
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
