@@ -30,13 +30,19 @@ class Lanes:
 
     @asynccontextmanager
     async def one(self) -> AsyncGenerator[httpx.AsyncClient, None]:
-        """A client that nobody else uses meanwhile."""
+        """A client that nobody else uses meanwhile. It is closed, and not lent again, after an exception.
+
+        httpcore can lose count of a connection whose request is cancelled: its pool takes it for busy ever
+        after, and the next request would wait for it in vain.
+        """
         client = self._idle.pop()[1] if self._idle else self._make()
         try:
             yield client
-        finally:
-            self._idle.append((self._clock(), client))
-            await (self.aclose() if self._closed else self._close_the_longest_idle())
+        except BaseException:
+            await client.aclose()
+            raise
+        self._idle.append((self._clock(), client))
+        await (self.aclose() if self._closed else self._close_the_longest_idle())
 
     async def aclose(self) -> None:
         """Close all clients, those in use when they come back. Safe to call twice."""

@@ -170,7 +170,7 @@ class VllmWorker:
             self._minds_priority = await says_priority(self._endpoint)
         if self._minds_priority is None and self._try_priority and (self._model or models):
             self._minds_priority = await shows_priority(
-                self._endpoint, model=self._model or models[0], load=await self.load()
+                self._endpoint, model=self._model or models[0], load=self.load
             )
         return (NO_PRIORITIES,) if self._minds_priority is False else ()
 

@@ -9,9 +9,9 @@ wait for all the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 from workers.base import Load
 from workers.calls import MALFORMED
@@ -19,7 +19,9 @@ from workers.errors import WorkerError
 from workers.http import EventStream, HttpEndpoint
 
 TRIAL_TIMEOUT_S = 4.0
-DEFEATS = 3
+DEFEATS = 2
+
+AskLoad: TypeAlias = Callable[[], Awaitable[Load | None]]
 
 _SERVER_INFO = "/server_info?config_format=json"
 _COMPLETION = "/v1/completions"
@@ -27,7 +29,7 @@ _COMPLETION = "/v1/completions"
 _LEAST_URGENT, _MOST_URGENT = 5, -4
 _CROWDS = (128, 1024, 8192)
 _CROWD_TOKENS = 8
-_WAVES = 8  # a crowd must be so many times what the server runs at once
+_WAVES = 8  # a crowd must be so many times what the server runs at once, and half of it wait
 
 
 async def says_priority(endpoint: HttpEndpoint) -> bool | None:
@@ -39,68 +41,77 @@ async def says_priority(endpoint: HttpEndpoint) -> bool | None:
     return None
 
 
-async def shows_priority(endpoint: HttpEndpoint, *, model: str, load: Load | None) -> bool | None:
-    """Whether an urgent prompt overtakes others in a server that is idle; None where that cannot be told."""
-    if load is None or load.running or load.waiting:
-        return None
+async def shows_priority(endpoint: HttpEndpoint, *, model: str, load: AskLoad) -> bool | None:
+    """Whether an urgent prompt overtakes others in a server that is idle; None where that cannot be told.
+
+    `load` asks the server what it has to do.
+    """
     with suppress(WorkerError, TimeoutError, *MALFORMED):
         async with asyncio.timeout(TRIAL_TIMEOUT_S):
+            now = await load()
+            if now is None or now.running or now.waiting:
+                return None
             for size in _CROWDS:
-                overtakes = await _overtakes(endpoint, model, size)
-                if overtakes is not None:
-                    return overtakes or await _wins_at_last(endpoint, model, size)
+                with suppress(_CrowdTooSmall):
+                    return await _overtakes_once(endpoint, model, size, load)
     return None
 
 
-async def _wins_at_last(endpoint: HttpEndpoint, model: str, size: int) -> bool:
-    """Whether the urgent win another time: the first crowd may have been through before they were there."""
-    for _ in range(DEFEATS - 1):
-        if await _overtakes(endpoint, model, size):
-            return True
+async def _overtakes_once(endpoint: HttpEndpoint, model: str, size: int, load: AskLoad) -> bool | None:
+    """Whether the urgent one wins in any of some trials; None once a trial tells nothing."""
+    for _ in range(DEFEATS):
+        if (overtakes := await _overtakes(endpoint, model, size, load)) is not False:
+            return overtakes
     return False
 
 
-async def _overtakes(endpoint: HttpEndpoint, model: str, size: int) -> bool | None:
-    """One trial; None where the crowd was too small to make anyone wait for long."""
+class _CrowdTooSmall(Exception):
+    """The server writes so many of its answers at once that hardly anyone waits."""
+
+
+async def _overtakes(endpoint: HttpEndpoint, model: str, size: int, load: AskLoad) -> bool | None:
+    """One trial: an urgent prompt is sent while a crowd waits.
+
+    How many of the crowd begin between the moment in which the server has taken the urgent prompt and its
+    answer tells who goes first; how long that takes does not, as the server may be slow in taking it.
+    """
     crowd = _answers(model, size, _CROWD_TOKENS, _LEAST_URGENT)
-    started: set[int] = set()
-    race: asyncio.Task[bool] | None = None
+    begun: set[int] = set()
+    urgent: asyncio.Task[bool | None] | None = None
     try:
         async with endpoint.stream(_COMPLETION, crowd) as stream:  # leaving it sends the crowd away
             async for events in stream:
                 speaking = [choice["index"] for event in events for choice in event["choices"]]
-                first_wave_speaks_again = not started.isdisjoint(speaking)
-                started.update(speaking)
-                if race is None and first_wave_speaks_again:
-                    if len(started) * _WAVES > size:
-                        return None
-                    race = asyncio.create_task(_urgent_wins(endpoint, model))
-                if race is not None and race.done():
+                first_wave_speaks_again = not begun.isdisjoint(speaking)
+                begun.update(speaking)
+                if urgent is None and first_wave_speaks_again:
+                    if len(begun) * _WAVES > size:
+                        raise _CrowdTooSmall
+                    urgent = asyncio.create_task(_goes_first(endpoint, model, size, begun, load))
+                if urgent is not None and urgent.done():
                     break
-        return await race if race is not None else None
+        return await urgent if urgent is not None else None
     finally:
-        await _end(race)
+        await _end(urgent)
 
 
-async def _urgent_wins(endpoint: HttpEndpoint, model: str) -> bool:
-    """Whether two urgent prompts are answered, one after the other, before one that is not but came first.
-
-    In a first-come, first-served queue the patient one may be seen later than the first that is urgent, as
-    both may start in the same step, but not later than the second.
-    """
-    patient = _answers(model, 1, 1, _LEAST_URGENT)
-    async with endpoint.stream(_COMPLETION, patient) as stream:
-        answered = asyncio.create_task(_read(stream))
-        try:
-            for _ in range(2):
-                async with endpoint.stream(_COMPLETION, _answers(model, 1, 1, _MOST_URGENT)) as urgent:
-                    await _read(urgent)
-            if answered.done():
-                answered.result()
-                return False
-            return True
-        finally:
-            await _end(answered)
+async def _goes_first(
+    endpoint: HttpEndpoint, model: str, size: int, begun: Collection[int], load: AskLoad
+) -> bool | None:
+    """Whether an urgent prompt is answered before most of those that wait; None where too few do."""
+    wave, ahead = len(begun), 0
+    while ahead < size and len(begun) <= 2 * wave:  # vLLM takes a crowd in one by one
+        now = await load()
+        ahead = (now.waiting if now else 0) + len(begun)
+    async with endpoint.stream(_COMPLETION, _answers(model, 1, 1, _MOST_URGENT)) as stream:
+        begun_before = len(begun)
+        if ahead - begun_before < wave * _WAVES // 2:
+            return None
+        await _read(stream)
+    begun_meanwhile, waited = len(begun) - begun_before, ahead - begun_before
+    if begun_meanwhile <= 2 * wave:
+        return True
+    return False if begun_meanwhile > waited / 2 else None
 
 
 async def _read(stream: EventStream) -> None:

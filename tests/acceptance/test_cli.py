@@ -160,6 +160,30 @@ def test_operators_see_and_change_what_waits(program: Program, client: Client) -
     assert program("admin", "queue", "resume", "echo").stdout == "echo: was not paused\n"
 
 
+def test_operators_see_who_is_held_back_and_until_when(
+    program: Program, client: Client, start_worker: StartWorker
+) -> None:
+    start_worker(program.url, toml=slow_echo(0) + "[tenants.acme]\nrequests_per_minute = 1\n")
+    client.run("first", tenant="acme")
+    held = [client.enqueue(text, tenant="acme") for text in ("second", "third")]
+    client.run("another's", tenant="other")
+
+    status = program("admin", "queue", "status").stdout
+    assert "0 of them delayed, 2 held" in status
+    assert re.search(r"acme +echo +2 +\d+", status), status
+    (limited,) = program.json("admin", "queue", "status")["limited"]
+    assert (limited["tenant"], limited["lane"], limited["held"]) == ("acme", "echo", 2)
+    assert 0 < limited["next_in_s"] <= 60
+
+    listed = program.json("admin", "jobs", "list", "--state", "held")
+    assert [job["id"] for job in listed] == [job.id for job in held]
+    shown = program("admin", "jobs", "show", held[1].id).stdout
+    assert "tenant 'acme' has used what it may, 1 request a minute" in shown
+    cancelled = program("admin", "jobs", "cancel", held[0].id, "--yes")
+    assert cancelled.exit_code == 0, cancelled.stderr
+    assert program.json("admin", "queue", "status")["held"] == 1
+
+
 def test_what_destroys_asks_first(program: Program, client: Client) -> None:
     jobs = [client.enqueue(f"prompt {n}", priority=n) for n in range(4)]
     asked = program("admin", "jobs", "cancel", jobs[0].id, stdin="y\n")

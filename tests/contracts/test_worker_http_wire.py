@@ -87,6 +87,26 @@ async def test_request_goes_once_to_a_server_that_hangs_up_on_a_new_connection()
     assert len(requests) == 1
 
 
+@pytest.mark.parametrize("warm", [False, True])
+async def test_a_call_that_is_cancelled_at_any_point_is_in_nobodys_way(warm: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            await stream({"n": 1}, DONE)(writer)
+
+    async with served_by(serve) as endpoint:
+        for turns in range(30):
+            if warm:
+                await events_of(endpoint)
+            call = asyncio.create_task(events_of(endpoint))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            async with asyncio.timeout(10):
+                assert await events_of(endpoint) == [{"n": 1}], f"after {turns} turns of the loop"
+
+
 async def test_headers_of_one_request_are_its_own() -> None:
     heads = []
 

@@ -81,9 +81,12 @@ class SchedulingServer(FakeServer):
         await stream(end=False)(writer)
         while unfinished and not request.left.is_set():
             with suppress(TimeoutError):
-                chunk = await asyncio.wait_for(chunks.get(), 10 * STEP_S)
-                unfinished -= chunk["choices"][0]["finish_reason"] is not None
-                write_chunk(writer, chunk)
+                said = [await asyncio.wait_for(chunks.get(), 10 * STEP_S)]
+                while not chunks.empty():
+                    said.append(chunks.get_nowait())
+                for chunk in said:
+                    unfinished -= chunk["choices"][0]["finish_reason"] is not None
+                    write_chunk(writer, chunk)
                 await writer.drain()
         write_chunk(writer, DONE)
         writer.write(b"0\r\n\r\n")

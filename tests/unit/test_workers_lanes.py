@@ -50,12 +50,15 @@ async def test_client_that_was_idle_for_long_is_closed_when_another_comes_back(c
     await clients.lanes.aclose()
 
 
-async def test_client_comes_back_from_a_call_that_fails_or_is_cancelled(clients: Clients) -> None:
+async def test_client_of_a_call_that_fails_or_is_cancelled_is_closed_and_not_lent_again(
+    clients: Clients,
+) -> None:
     for error in (ValueError, asyncio.CancelledError):
         with pytest.raises(error):
             async with clients.lanes.one():
                 raise error
-    assert len(clients.made) == 1
+    async with clients.lanes.one():
+        assert clients.closed == [True, True, False]
     await clients.lanes.aclose()
 
 
