@@ -12,7 +12,8 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -73,7 +74,8 @@ class Engine:
         self.queue = PromptQueue(redis, settings.queue, script_flags=script_flags)
         self.routes: dict[str, Route] = build_routes(settings)
         self._limits = limits_of(settings)
-        self._without_permit: set[str] = set()  # lanes whose endpoints have used up their rate limits
+        # By lane, the endpoints that have used up their rate limits, and until when on the loop's clock.
+        self._without_permit: dict[str, dict[str, float]] = {}
         self._shares = Shares(self.queue, self.id, lease_ms=self.lease_ms)
         self._attempts: dict[int, Attempt] = {}  # by token, until the end is written
         self._running = 0
@@ -269,22 +271,22 @@ class Engine:
                 return True
             for job in claim.jobs:
                 self._begin(job)
-        for lane, wait_ms in claim.retry_ms.items():
-            self._leave_alone(lane, wait_ms / 1000)
         return claim.more and (bool(claim.jobs) or bool(claim.retry_ms))
 
     def _room_for(self, route: Route) -> int:
-        """How many more of its jobs may be claimed now: none while its endpoints have no permits."""
-        return 0 if route.name in self._without_permit else route.free
+        """How many more of its jobs may be claimed now: none while no endpoint with room has permits."""
+        refused = self._without_permit.get(route.name)
+        if refused and (offers := offers_of(route)):
+            now = asyncio.get_running_loop().time()
+            if all(refused.get(name, 0.0) > now for name in offers):
+                return 0
+        return route.free
 
-    def _leave_alone(self, lane: str, wait_s: float) -> None:
-        if lane not in self._without_permit:
-            self._without_permit.add(lane)
-            asyncio.get_running_loop().call_later(wait_s, self._look_again, lane)
-
-    def _look_again(self, lane: str) -> None:
-        self._without_permit.discard(lane)
-        self._news.set()
+    def _leave_alone(self, lane: str, endpoints: Iterable[str], wait_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        self._without_permit.setdefault(lane, {}).update(dict.fromkeys(endpoints, until))
+        loop.call_at(until, self._news.set)
 
     async def _ask(self, claim_id: str, limit: int) -> Claim:
         # Lanes without room are named too: the script passes their wake tokens on.
@@ -292,9 +294,15 @@ class Engine:
         offers: dict[str, dict[str, int]] = {}
         if self._limits.endpoints:
             offers = {name: offers_of(route) for name, route in self.routes.items()}
-        return await self.queue.claim(
+        claim = await self.queue.claim(
             claim_id, self.id, lanes, limit=limit, lease_ms=self.lease_ms, endpoints=offers
         )
+        given = Counter(job.endpoint for job in claim.jobs)
+        for lane, wait_ms in claim.retry_ms.items():
+            # Where room was left, it was permits that were missing.
+            refused = [name for name, room in offers[lane].items() if given[name] < room]
+            self._leave_alone(lane, refused, wait_ms / 1000)
+        return claim
 
     async def _pass_on(self) -> None:
         """Claim nothing: the script wakes others where there is work."""
@@ -499,6 +507,7 @@ class Engine:
             old = [route for name, route in self.routes.items() if route is not routes.get(name)]
             self.settings, self.routes = settings, routes
             self._limits = limits_of(settings)
+            self._without_permit.clear()
             for route in routes.values():
                 route.fall_back_on(routes)
             self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)

@@ -14,7 +14,7 @@ from scheduler.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 2.0
+LOOK_S = 1.0
 
 _Stamp: TypeAlias = tuple[int, int, int] | None
 
@@ -32,7 +32,7 @@ class SettingsReloader:
         self._path = path
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._stamp = self._look()
+        self._stamp = self._last_look = self._look()
 
     def reload_soon(self) -> None:
         """Reload although the file has not changed: environment variables stay as they were at the start."""
@@ -62,12 +62,19 @@ class SettingsReloader:
                 async with asyncio.timeout(LOOK_S):
                     await self._wanted.wait()
             except TimeoutError:
-                stamp = self._look()
-                if stamp != self._stamp and stamp is not None:
-                    self._stamp = stamp
+                if self.has_settled():
                     return
         self._wanted.clear()
         self._stamp = self._look()
+
+    def has_settled(self) -> bool:
+        """Whether the file has changed, but not since this was last asked: it might be half written."""
+        stamp = self._look()
+        settled = stamp is not None and stamp != self._stamp and stamp == self._last_look
+        self._last_look = stamp
+        if settled:
+            self._stamp = stamp
+        return settled
 
     def _look(self) -> _Stamp:
         try:
@@ -79,6 +86,8 @@ class SettingsReloader:
     async def _reload(self) -> None:
         try:
             settings = await asyncio.to_thread(self._load)
+            if "routes" in self._engine.settings.model_fields_set - settings.model_fields_set:
+                raise ConfigError("routes: there are none any more, and there were some; is the file whole?")
             if settings == self._engine.settings:
                 logger.info("settings reloaded: nothing has changed")
                 return

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from workers.errors import WorkerError
+from workers.errors import WorkerError, WorkerOverloaded
 
 MAX_WAIT_S = 3600.0
 """The longest wait that a back end can ask for."""
@@ -49,6 +49,9 @@ class RetryPolicy:
                 # The back end asked for this wait: it is no failure of the job. But "at once", again and
                 # again, would keep both busy with nothing.
                 return Retry(min(max(error.retry_after_s, self.base_s), MAX_WAIT_S), counts=False)
+            if isinstance(error, WorkerOverloaded):
+                # It said no more than that it has too much to do; its endpoint is left alone meanwhile.
+                return Retry(self.base_s * (1 + self.chance()), counts=False)
         if failures + 1 >= max_attempts:
             return GiveUp()
         return Retry(self.chance() * min(self.cap_s, self.base_s * 2.0 ** min(failures, 60)))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 
 import orjson
 
@@ -165,7 +166,16 @@ def build_endpoint(
         ),
         max_in_flight=settings.max_running if own else endpoint.max_in_flight,
         shared=not own,
+        identity=_identity(route, endpoint),
     )
+
+
+def _identity(route: RouteSettings, endpoint: EndpointSettings) -> str:
+    """What it is, and which of those that are the same: so it stays its own when others come or go."""
+    known_by = attrgetter("backend", "base_url", "model")
+    alike = [other for other in route.endpoints if known_by(other) == known_by(endpoint)]
+    place = next(at for at, other in enumerate(alike) if other is endpoint)
+    return " ".join(map(str, (*known_by(endpoint), place)))
 
 
 def endpoint_name(route_name: str, at: int) -> str:

@@ -29,12 +29,6 @@ class Limits:
     tenants: Mapping[str, RateLimit] = field(default_factory=dict)
     endpoints: Mapping[str, RateLimit] = field(default_factory=dict)
 
-    @property
-    def kinds(self) -> str:
-        """What has limits at all: `t` tenants, `e` endpoints."""
-        limited = (("t", self.tenants), ("e", self.endpoints))
-        return "".join(kind for kind, some in limited if not all(one.unlimited for one in some.values()))
-
     def fields(self) -> dict[str, str]:
         """As they are stored."""
         return dict(self._fields())
@@ -43,6 +37,12 @@ class Limits:
         for kind, some in (("t", self.tenants), ("e", self.endpoints)):
             for name, limit in some.items():
                 yield f"{kind}:{name}", f"{limit.requests or 0} {limit.tokens or 0}"
+
+
+def kinds_of(fields: Mapping[str, str]) -> str:
+    """What has limits at all in what is stored: `t` tenants, `e` endpoints."""
+    limited = {name[0] for name, limit in fields.items() if limit != "0 0"}
+    return "".join(kind for kind in "te" if kind in limited)
 
 
 def parse_limit(stored: bytes | None) -> RateLimit | None:

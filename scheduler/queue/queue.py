@@ -7,10 +7,11 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
-from scheduler.queue.limits import Limits
+from scheduler.queue.limits import Limits, kinds_of
 from scheduler.queue.records import (
     START,
     Claim,
@@ -84,16 +85,34 @@ class PromptQueue:
         routes: Mapping[str, bytes],
         limits: Limits = NO_LIMITS,
     ) -> None:
-        """Publish the queue's settings, its limits, and the routes that a worker process serves."""
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.delete(self.keys.fixed("conf"), self.keys.fixed("limits"))
-            pipe.hset(self.keys.fixed("conf"), mapping={**conf, "limits": limits.kinds})
+        """Publish the queue's settings, its limits, and the routes that a worker process serves.
+
+        What others have said of routes that it does not serve stays. Its tenants take the place of all
+        others: they are the queue's, and no process's own.
+        """
+        conf_key, limits_key = self.keys.fixed("conf"), self.keys.fixed("limits")
+
+        async def change(pipe: Pipeline) -> None:
+            served: list[bytes] = await pipe.hkeys(self.keys.fixed("routes"))  # type: ignore[misc]
+            others = {name.decode() for name in served} - routes.keys()
+            lanes = {f"max_waiting:{name}" for name in others}
+            bounds = {name: value for name, value in await _texts(pipe, conf_key) if name in lanes}
+            before = dict(await _texts(pipe, limits_key))
+            rates = {name: value for name, value in before.items() if _route_of(name) in others}
+            fields = {**rates, **limits.fields()}
+            changed = [name for name, value in fields.items() if before.get(name, value) != value]
+            pipe.multi()  # type: ignore[no-untyped-call]
+            pipe.delete(conf_key, limits_key)
+            pipe.hset(conf_key, mapping={**bounds, **conf, "limits": kinds_of(fields)})
             pipe.hset(self.keys.fixed("routes"), mapping=dict(routes))
-            if fields := limits.fields():
-                pipe.hset(self.keys.fixed("limits"), mapping=dict(fields))
+            if fields:
+                pipe.hset(limits_key, mapping=fields)
+            if changed:  # what was used under another limit says nothing under this one
+                pipe.delete(*(self.keys.of("bucket", name) for name in changed))
             # Under other limits the held jobs may have to wait no more: the next tick looks at all of them.
             pipe.zunionstore(self.keys.fixed("limited"), {self.keys.fixed("limited"): 0})
-            await pipe.execute()
+
+        await self.redis.transaction(change, conf_key, limits_key)
 
     async def forget_routes(self, names: Sequence[str]) -> None:
         """Take routes off the list that nobody serves any more: clients refuse prompts for them then."""
@@ -312,6 +331,16 @@ class PromptQueue:
             pipe.zrem(self.keys.fixed("workers"), worker)
             pipe.delete(self.keys.of("worker", worker), self.keys.of("claimed", worker))
             await pipe.execute()
+
+
+async def _texts(pipe: Pipeline, key: str) -> list[tuple[str, str]]:
+    found: dict[bytes, bytes] = await pipe.hgetall(key)  # type: ignore[misc]
+    return [(name.decode(), value.decode()) for name, value in found.items()]
+
+
+def _route_of(subject: str) -> str | None:
+    """The route of an endpoint's limit, `e:<route>.<place>`; None for a tenant's."""
+    return subject[2:].rpartition(".")[0] if subject.startswith("e:") else None
 
 
 def _optional(value: int | None) -> Argument:

@@ -20,7 +20,7 @@ def choose_endpoint(endpoints: Iterable[Endpoint], *, session: str | None = None
     if len(usable) < 2:
         return usable[0] if usable else None
     if session is not None:
-        home = max(usable, key=lambda endpoint: _affinity(session, endpoint))
+        home = max(usable, key=lambda endpoint: (_affinity(session, endpoint), endpoint.name))
         if home.room:
             return home
     return min(usable, key=_load)
@@ -37,6 +37,6 @@ def _affinity(session: str, endpoint: Endpoint) -> float:
     Source: D. Thaler, C. Ravishankar, "Using name-based mappings to increase hit rates", 1998; weights by the
     logarithm method of J. Resch, "New hashing algorithms for data storage", 2015.
     """
-    digest = blake2b(f"{endpoint.name}\0{session}".encode(), digest_size=8).digest()
+    digest = blake2b(f"{endpoint.identity}\0{session}".encode(), digest_size=8).digest()
     uniform = (int.from_bytes(digest, "big") + 0.5) / 2.0**64
     return -endpoint.weight / math.log(uniform)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ UNKNOWN_START = 8
 MAX_PAUSE_S = 3600.0
 """The longest wait that a back end can ask for."""
 
+OVERLOAD_PAUSE_S, MAX_OVERLOAD_PAUSE_S = 0.25, 30.0
+"""Pauses of one that does not say how long it is overloaded: the unit, which doubles, and the bound."""
+
 MAX_ERROR_CHARS = 200
 
 
@@ -44,6 +48,7 @@ class Endpoint:
     The breaker leaves the endpoint alone while it fails, a pause while it has asked for one. `on_change` is
     called when any of it has changed. `model` is the endpoint's own name for the model. `shared` is false
     for what lives in this process alone and is divided with nobody; others have nothing until `divide`.
+    `identity` tells it from others for sessions: unlike the name, it stays when others come or go.
     """
 
     def __init__(
@@ -56,12 +61,14 @@ class Endpoint:
         batch: BatchPolicy,
         max_in_flight: int | None = None,
         shared: bool = True,
+        identity: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.model = model
         self.settings = settings
         self.worker = worker
+        self.identity = identity or name
         self.weight = settings.weight
         self.shared = shared
         self.rate_limited = settings.is_limited
@@ -77,6 +84,7 @@ class Endpoint:
         )
         self.limit = self._adaptive.value  # prompts that this process lets it hold while it is well
         self._paused_until = 0.0
+        self._overloads = 0  # one after the other, without a word of how long to wait
         self._resume: asyncio.TimerHandle | None = None
         self.window = Window(max(1, self.limit))
         self.batcher = Batcher(worker, batch, self.window, clock=clock, watcher=self)
@@ -153,6 +161,8 @@ class Endpoint:
     def pause(self, wait_s: float) -> None:
         """Give it nothing for a while, as it has asked."""
         wait_s = min(wait_s, MAX_PAUSE_S)
+        if wait_s <= 0:
+            return
         until = self._clock() + wait_s
         if until <= self._paused_until:
             return
@@ -174,15 +184,23 @@ class Endpoint:
         if isinstance(error, WorkerOverloaded):
             self._adaptive.overloaded(call.began_at)
             self._set_limit()
-            if error.retry_after_s is not None and error.retry_after_s > 0:
-                self.pause(error.retry_after_s)
+            self.pause(self._wait_of(call, error))
         elif error is None:
+            self._overloads = 0
             self._adaptive.succeeded(prompts, full=call.full)
             self._set_limit()
         ok = error is None or isinstance(error, WorkerOverloaded | RequestRejected)
         if not ok:
             self.last_error = str(error)[:MAX_ERROR_CHARS]
         self.breaker.record(call.epoch, ok=ok)
+
+    def _wait_of(self, call: _Call, error: WorkerOverloaded) -> float:
+        """How long to leave it alone: as it says, else longer each time that it says it anew."""
+        if error.retry_after_s is not None and error.retry_after_s >= 0:
+            return error.retry_after_s
+        if call.began_at >= self._paused_until:  # others went before it said so for the first time
+            self._overloads += 1
+        return random.uniform(0.5, 1.0) * min(MAX_OVERLOAD_PAUSE_S, OVERLOAD_PAUSE_S * 2.0**self._overloads)
 
     def describe(self) -> dict[str, Any]:
         """What administrators see of it. No key, no address."""

@@ -82,16 +82,22 @@ class InferenceStage:
             endpoint.breaker.release(admitted)
 
     def _none_left(self, context: PromptContext, failed: Mapping[Endpoint, WorkerError]) -> WorkerError:
-        """The last failure that is worth a retry; else the prompt waits for who was not asked, if anybody."""
+        """The failure after which a retry is of use soonest; or a wait for who was not asked."""
         groups = (self.endpoints, *self.fallbacks)
         unasked = [endpoint for group in groups for endpoint in group if endpoint not in failed]
         retryable = [error for error in failed.values() if error.retryable]
-        if retryable or not unasked:
-            return (retryable or list(failed.values()))[-1]
-        wait_s = min(endpoint.usable_in_s for endpoint in unasked)
-        return WorkerUnavailable(
-            f"no endpoint of route {context.route} can be used now", retry_after_s=wait_s
-        )
+        soonest = min(reversed(retryable), key=_wait_s, default=None)
+        if unasked:
+            wait_s = min(endpoint.usable_in_s for endpoint in unasked)
+            if soonest is None or wait_s < _wait_s(soonest):
+                return WorkerUnavailable(
+                    f"no endpoint of route {context.route} can be used now", retry_after_s=wait_s
+                )
+        return soonest or list(failed.values())[-1]
+
+
+def _wait_s(error: WorkerError) -> float:
+    return error.retry_after_s or 0.0
 
 
 def _named(name: str, endpoints: Iterable[Endpoint]) -> Endpoint | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scheduler.model import DedupMode, JobState
-from scheduler.queue.limits import RateLimit
+from scheduler.queue.limits import Limits, RateLimit
 from scheduler.queue.records import ClaimedJob, Conflict, Enqueued, Full
 from tests.contracts.queue_contract import OnQueue, repeat
 from tests.contracts.queue_driver import LANE, QueueDriver, ending, new_job, returning
@@ -57,6 +57,27 @@ class LimitsContract(OnQueue):
     """The behaviour of limits in a `PromptQueue`."""
 
     # Requests of a tenant
+
+    async def test_a_process_that_serves_other_routes_takes_no_limit_away(self, q: QueueDriver) -> None:
+        chat = Limits(endpoints={"chat.0": RateLimit(requests=1)}, tenants={"acme": RateLimit(requests=5)})
+        await q.queue.configure(conf={"max_waiting:chat": 7}, routes={"chat": b"{}"}, limits=chat)
+        small = Limits(endpoints={"small.0": RateLimit(requests=2)}, tenants={"*": RateLimit(tokens=9)})
+        await q.queue.configure(conf={"max_waiting:small": 8}, routes={"small": b"{}"}, limits=small)
+        conf = await q.redis.hgetall(q.queue.keys.fixed("conf"))
+        assert conf == {b"max_waiting:chat": b"7", b"max_waiting:small": b"8", b"limits": b"te"}
+        limits = await q.redis.hgetall(q.queue.keys.fixed("limits"))
+        assert limits == {b"e:chat.0": b"1 0", b"e:small.0": b"2 0", b"t:*": b"0 9"}, (
+            "tenants are the queue's"
+        )
+
+    async def test_limits_of_ones_own_routes_and_of_routes_that_are_gone_go(self, q: QueueDriver) -> None:
+        for route in ("chat", "gone"):
+            limits = Limits(endpoints={f"{route}.0": RateLimit(requests=1)})
+            await q.queue.configure(conf={f"max_waiting:{route}": 7}, routes={route: b"{}"}, limits=limits)
+        await q.queue.forget_routes(["gone"])
+        await q.queue.configure(conf={}, routes={"chat": b"{}"})
+        assert await q.redis.hgetall(q.queue.keys.fixed("conf")) == {b"limits": b""}
+        assert await q.redis.hgetall(q.queue.keys.fixed("limits")) == {}
 
     async def test_a_tenth_of_the_limit_goes_at_once_and_the_rest_is_held(self, q: QueueDriver) -> None:
         await q.configure(tenants=THREE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scheduler import JobState
+from scheduler import JobState, Settings
 from scheduler.queue.inspection import QueueInspector
 from tests.integration.engine_room import SOON_S, Puppet, Room, puppet_of, room_with, settings_of, until
 from workers.base import Completed, TokenUsage
@@ -78,6 +78,38 @@ async def test_lane_without_permits_waits_and_comes_again_by_itself(room: Room) 
         (await puppet_of(engine).next_call()).finish()
     for job in jobs:
         assert (await job.result(timeout_s=SOON_S)).attempts == 1
+
+
+async def test_endpoint_without_permits_keeps_nobody_from_another_with_room(room: Room) -> None:
+    endpoints = [endpoint(requests_per_minute=1), endpoint(max_in_flight=1)]
+    engine = await room.engine(settings_of(routes={"echo": {"endpoints": endpoints}}))
+    client = await room.client()
+    jobs = [await client.enqueue(f"p {n}") for n in range(6)]
+    limited, free = (one.worker for one in engine.routes["echo"].endpoints)
+    assert isinstance(limited, Puppet)
+    assert isinstance(free, Puppet)
+    (await limited.next_call()).finish()
+    for _ in range(5):
+        (await free.next_call()).finish()
+    for job in jobs:
+        assert (await job.result(timeout_s=SOON_S)).attempts == 1
+
+
+async def test_limit_that_is_raised_counts_at_once(room: Room) -> None:
+    def settings(rate: int) -> Settings:
+        return settings_of(routes={"echo": {"endpoints": [endpoint(requests_per_minute=rate)]}})
+
+    engine = await room.engine(settings(1))
+    client = await room.client()
+    jobs = [await client.enqueue(f"p {n}") for n in range(3)]
+    (await puppet_of(engine).next_call()).finish()
+    await until(lambda: not engine.running)
+    await asyncio.sleep(0.05)  # it has been refused a permit
+    await engine.reload(settings(60_000))
+    for _ in range(2):
+        (await puppet_of(engine).next_call()).finish()
+    for job in jobs:
+        await job.result(timeout_s=SOON_S)
 
 
 async def test_failover_needs_a_permit_of_the_other_endpoint(room: Room) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -334,8 +334,24 @@ async def test_changed_file_is_taken_up_and_an_invalid_one_is_explained(
         await until(lambda: "settings not reloaded, the old ones stay" in caplog.text)
         assert "did you mean endpoints?" in caplog.text
         assert set(engine.routes) == {"echo", "more"}
+        caplog.clear()
+        path.write_text("")
+        await until(lambda: "is the file whole?" in caplog.text)
+        assert set(engine.routes) == {"echo", "more"}
         path.write_text(one)
         await until(lambda: "more" not in engine.routes)
     finally:
         await reloader.stop()
         await reloader.stop()
+
+
+def test_a_file_that_still_changes_is_left_until_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("")
+    reloader = SettingsReloader(cast("Any", None), cast("Any", None), path)
+    assert not reloader.has_settled()
+    for size in (1, 2):
+        path.write_text("x" * size)
+        assert not reloader.has_settled()
+    assert reloader.has_settled()
+    assert not reloader.has_settled(), "it is known now"

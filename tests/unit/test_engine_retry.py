@@ -1,7 +1,7 @@
 import pytest
 
 from scheduler.engine.retry import GiveUp, Retry, RetryPolicy
-from workers.errors import RequestRejected, WorkerOverloaded, WorkerTimeout
+from workers.errors import RequestRejected, WorkerOverloaded, WorkerTimeout, WorkerUnavailable
 
 
 def test_back_off_doubles_up_to_the_cap() -> None:
@@ -48,4 +48,10 @@ def test_a_back_end_cannot_put_a_job_off_for_ever(asked: float) -> None:
 @pytest.mark.parametrize("asked", [float("nan"), -1.0])
 def test_a_wait_that_makes_no_sense_counts_as_none(asked: float) -> None:
     policy = RetryPolicy(base_s=1, chance=lambda: 1.0)
-    assert policy.decide(0, 3, WorkerOverloaded("busy", retry_after_s=asked)) == Retry(1.0)
+    assert policy.decide(0, 3, WorkerUnavailable("down", retry_after_s=asked)) == Retry(1.0)
+
+
+@pytest.mark.parametrize("failures", [0, 2, 100])
+def test_overload_without_a_word_of_when_is_no_failure_of_the_job(failures: int) -> None:
+    policy = RetryPolicy(base_s=1, chance=lambda: 0.5)
+    assert policy.decide(failures, 3, WorkerOverloaded("busy")) == Retry(1.5, counts=False)

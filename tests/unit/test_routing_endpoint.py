@@ -89,7 +89,7 @@ def test_settings_go_before_what_the_back_end_says() -> None:
     assert (one.limit, one.max_in_flight) == (4, 4)
 
 
-def test_same_answer_again_changes_nothing() -> None:
+async def test_same_answer_again_changes_nothing() -> None:
     one = endpoint(limit=None)
     one.holds(16)
     end(one, WorkerOverloaded("full"))
@@ -101,15 +101,15 @@ def test_same_answer_again_changes_nothing() -> None:
 # The adaptive limit
 
 
-def test_refusal_halves_the_limit_and_says_nothing_against_the_endpoint() -> None:
+async def test_refusal_halves_the_limit_and_says_nothing_against_the_endpoint() -> None:
     one = endpoint(limit=8, breaker={"failures": 1})
     end(one, WorkerOverloaded("full"))
     assert (one.limit, one.window.limit) == (4, 4)
     assert one.breaker.state is BreakerState.CLOSED
-    assert one.admits
+    assert one.paused, "it is left alone for a moment, although it has not said for how long"
 
 
-def test_limit_grows_back_while_the_window_is_full_and_only_then() -> None:
+async def test_limit_grows_back_while_the_window_is_full_and_only_then() -> None:
     one = endpoint(limit=8)
     end(one, WorkerOverloaded("full"))
     for _ in range(20):
@@ -155,7 +155,7 @@ def test_failed_call_counts_against_the_endpoint(error: WorkerError) -> None:
 @pytest.mark.parametrize(
     "error", [None, RequestRejected("bad"), ContextOverflow("long"), WorkerOverloaded("")]
 )
-def test_call_that_the_endpoint_did_its_part_in_counts_for_it(error: WorkerError | None) -> None:
+async def test_call_that_the_endpoint_did_its_part_in_counts_for_it(error: WorkerError | None) -> None:
     one = endpoint(breaker={"failures": 2})
     for _ in range(3):
         fail(one)
@@ -235,11 +235,31 @@ async def test_wait_that_the_back_end_asks_for_is_kept() -> None:
     await one.aclose()
 
 
-@pytest.mark.parametrize("wait_s", [None, 0.0, -1.0])
-async def test_refusal_without_a_wait_pauses_nothing(wait_s: float | None) -> None:
+async def test_refusal_that_may_be_repeated_at_once_pauses_nothing() -> None:
     one = endpoint()
-    end(one, WorkerOverloaded("full", retry_after_s=wait_s))
+    end(one, WorkerOverloaded("full", retry_after_s=0.0))
     assert not one.paused
+
+
+@pytest.mark.parametrize("wait_s", [None, -1.0, float("nan")])
+async def test_refusals_that_do_not_say_for_how_long_pause_it_for_longer_each_time(
+    wait_s: float | None,
+) -> None:
+    clock = Clock()
+    one, pauses = endpoint(clock=clock), []
+    for _ in range(12):
+        calls = [one.call_began() for _ in range(4)]
+        for call in calls:
+            one.call_ended(call, 1, WorkerOverloaded("full", retry_after_s=wait_s))
+        pauses.append(one.usable_in_s)
+        clock.now += one.usable_in_s
+    assert all(0.25 <= pause <= 30.0 for pause in pauses)
+    assert pauses[0] <= 0.5, "those that went together count once"
+    assert pauses[-1] >= 15.0
+    end(one)
+    end(one, WorkerOverloaded("full", retry_after_s=wait_s))
+    assert one.usable_in_s <= 0.5, "a success ends the row"
+    await one.aclose()
 
 
 async def test_longest_wait_counts_and_there_is_an_end_to_it() -> None:

@@ -263,6 +263,25 @@ async def test_each_endpoint_is_asked_once_and_the_last_error_comes_out() -> Non
     assert [len(worker.batches) for worker in workers] == [1, 1, 1]
 
 
+async def test_a_long_wait_at_one_endpoint_does_not_put_off_another_attempt_at_the_next() -> None:
+    failing = endpoint("one", worker=Worker(failure=WorkerUnavailable("gone")))
+    busy = endpoint("two", worker=Worker(failure=WorkerOverloaded("busy", retry_after_s=40)))
+    with pytest.raises(WorkerUnavailable, match="gone"):
+        await InferenceStage([failing, busy]).run(context())
+    await busy.aclose()
+
+
+async def test_a_prompt_waits_for_the_first_endpoint_that_can_be_used_again() -> None:
+    paused = endpoint("one")
+    busy = endpoint("two", worker=Worker(failure=WorkerOverloaded("busy", retry_after_s=3600)))
+    paused.pause(30)
+    with pytest.raises(WorkerUnavailable, match="no endpoint") as caught:
+        await InferenceStage([paused, busy]).run(context())
+    assert caught.value.retry_after_s == pytest.approx(30, abs=1)
+    for one in (paused, busy):
+        await one.aclose()
+
+
 async def test_endpoint_that_keeps_failing_is_left_alone_and_the_others_answer() -> None:
     away = Worker(failure=WorkerUnavailable("gone"))
     one = endpoint("one", worker=away, breaker={"failures": 3})
