@@ -166,7 +166,10 @@ class WorkerContract:
     ) -> None:
         if not worker.capabilities.lists:
             pytest.skip("the back end takes no lists")
-        batch = [self.generation(prompt, stream=stream) for prompt in self.prompts]
+        batch = [
+            self.generation(prompt, stream=stream, priority=priority, request_id=f"job-{priority}")
+            for priority, prompt in enumerate(self.prompts, start=4)
+        ]
         together = await collect(worker, batch)
         alone = [(await collect(worker, [generation]))[0] for generation in batch]
         counts = [answer.completed.usage.input_tokens for answer in together]
@@ -242,14 +245,21 @@ class WorkerContract:
         assert not health.ready
         assert health.detail, "health must say why it is not ready"
         assert await unreachable_worker.capacity() is None
+        assert await unreachable_worker.load() is None
         await unreachable_worker.aclose()
 
     async def test_health_is_ready(self, worker: ModelWorker) -> None:
-        assert (await worker.health()).ready
+        health = await worker.health()
+        assert health.ready
+        assert all(health.warnings), "a warning says something"
 
     async def test_capacity_is_unknown_or_some(self, worker: ModelWorker) -> None:
         capacity = await worker.capacity()
         assert capacity is None or capacity >= 1
+
+    async def test_load_is_unknown_or_counts(self, worker: ModelWorker) -> None:
+        load = await worker.load()
+        assert load is None or min(load.running, load.waiting) >= 0
 
     async def test_worker_has_the_port(self, worker: ModelWorker) -> None:
         assert isinstance(worker, ModelWorker)

@@ -1,0 +1,134 @@
+"""TGI's own API: `POST /generate_stream` for plain prompts, `GET /health`, `/info` and `/metrics`.
+
+Source: https://huggingface.github.io/text-generation-inference/
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from workers import (
+    Capabilities,
+    Completed,
+    EndpointConfig,
+    Generation,
+    Health,
+    Load,
+    Output,
+    Piece,
+    RequestRejected,
+    TokenUsage,
+    WorkerError,
+    WorkerUnavailable,
+)
+from workers.calls import answers, refuse_tools, set_parameters, whole
+from workers.http import HttpEndpoint, Refusal, bearer, error_class
+from workers.options import refuse_unknown_options
+from workers.prometheus import load_of
+
+_NAMES = {"max_tokens": "max_new_tokens"}
+_OURS = frozenset({"details", "do_sample"})
+_FINISH_REASONS = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
+
+
+class TgiWorker:
+    """The adapter to one TGI server. It takes no options; `extra_body` goes into TGI's `parameters`."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        refuse_unknown_options(config, ())
+        self._endpoint = HttpEndpoint(config, engine="TGI", headers=bearer(config), translate=_error_class)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Plain prompts, one a call. For chats TGI speaks OpenAI's protocol: use the backend `openai`."""
+        return Capabilities(lists=False, chat=False)
+
+    def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        """Run one prompt; see `ModelWorker.generate`."""
+        (generation,) = batch
+        refuse_tools(generation)
+        if generation.prompt is None:
+            raise RequestRejected("messages: this backend takes plain prompts; use the backend openai")
+        body = {"inputs": generation.prompt, "parameters": _parameters(generation)}
+        outputs = answers(self._endpoint, "/generate_stream", body, _Reader())
+        return outputs if generation.stream else whole(outputs)
+
+    async def health(self) -> Health:
+        """Ready when the server says that it can generate."""
+        try:
+            await self._endpoint.get_bytes("/health")
+            info = await self._info()
+        except WorkerError as error:
+            return Health(ready=False, detail=str(error))
+        return Health(ready=True, models=tuple(name for name in (info.get("model_id"),) if name))
+
+    async def capacity(self) -> int | None:
+        """How many requests it takes before it answers 429."""
+        try:
+            most = (await self._info()).get("max_concurrent_requests")
+        except WorkerError:
+            return None
+        return most if isinstance(most, int) and most > 0 else None
+
+    async def load(self) -> Load | None:
+        """What its metrics say."""
+        return await load_of(
+            self._endpoint, "/metrics", running="tgi_batch_current_size", waiting="tgi_queue_size"
+        )
+
+    async def aclose(self) -> None:
+        """Close connections. Safe to call twice."""
+        await self._endpoint.aclose()
+
+    async def _info(self) -> Mapping[str, Any]:
+        info = await self._endpoint.get("/info")
+        return info if isinstance(info, dict) else {}
+
+
+class _Reader:
+    """Reads the events of one answer: a token each, and the details with the last."""
+
+    total = 1
+
+    def __init__(self) -> None:
+        self.missing = 1
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+    def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
+        token, details = event["token"], event.get("details")
+        said = (Piece(0, token["text"]),) if token["text"] and not token["special"] else ()
+        if event.get("generated_text") is None:
+            return said
+        self.missing = 0
+        usage = TokenUsage(
+            input_tokens=details.get("input_length"), output_tokens=details["generated_tokens"]
+        )
+        return (*said, Completed(0, _FINISH_REASONS[details["finish_reason"]], usage))
+
+    def finish(self) -> Sequence[Output]:
+        return ()
+
+
+def _parameters(generation: Generation) -> dict[str, Any]:
+    """TGI refuses what would change nothing: a temperature of 0, a `top_p` of 1. It stops at a list."""
+    parameters: dict[str, Any] = {"details": True}
+    set_parameters(parameters, generation, names=_NAMES, ours=_OURS, counts=("best_of",))
+    if parameters.get("temperature") == 0:
+        del parameters["temperature"]
+    elif "temperature" in parameters:
+        parameters["do_sample"] = True
+    if parameters.get("top_p") == 1:
+        del parameters["top_p"]
+    if isinstance(stop := parameters.get("stop"), str):
+        parameters["stop"] = [stop]
+    return parameters
+
+
+def _error_class(refusal: Refusal) -> type[WorkerError]:
+    if refusal.status == 424:  # "Request failed during generation": the engine's mistake, not the prompt's
+        return WorkerUnavailable
+    return error_class(refusal)
