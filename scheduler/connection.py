@@ -35,7 +35,8 @@ _SERVER_ERRORS = (
     redis_errors.TryAgainError,
     redis_errors.OutOfMemoryError,
 )
-_SERVER_CODES = ("MISCONF ", "NOREPLICAS ", "BUSY ", "MASTERDOWN ")
+# UNBLOCKED: who waited for work when the server became a replica.
+_SERVER_CODES = ("MISCONF ", "NOREPLICAS ", "BUSY ", "MASTERDOWN ", "UNBLOCKED ")
 
 _AUTH = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redis_errors.NoPermissionError)
 

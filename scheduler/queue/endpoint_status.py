@@ -28,12 +28,17 @@ def _summary(name: str, said: Sequence[dict[str, Any]]) -> EndpointStatus:
         limit=sum(_whole(one.get("limit")) for one in said),
         max_in_flight=max(filter(None, (one.get("max_in_flight") for one in said)), default=None),
         breakers=dict(Counter(str(one.get("breaker", "closed")) for one in said)),
+        usable_in_s=min(_seconds(one.get("usable_in_s")) for one in said),
         last_error=next(_words(said), ""),
     )
 
 
 def _words(said: Sequence[dict[str, Any]]) -> Iterator[str]:
     return (str(one["last_error"]) for one in said if one.get("last_error"))
+
+
+def _seconds(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _whole(value: Any) -> int:

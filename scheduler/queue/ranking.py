@@ -62,8 +62,8 @@ def _explain_hold(job: JobInfo, hold: Hold | None, now_ms: int) -> str:
 
 
 def _limit(limit: RateLimit) -> str:
-    amounts = ((limit.requests, "requests"), (limit.tokens, "tokens"))
-    return " and ".join(f"{amount:,} {what}" for amount, what in amounts if amount) + " a minute"
+    amounts = ((limit.requests, "request"), (limit.tokens, "token"))
+    return " and ".join(f"{n:,} {what}{'s' * (n > 1)}" for n, what in amounts if n) + " a minute"
 
 
 def _ahead(position: int) -> str:

@@ -43,6 +43,8 @@ class EndpointStatus(Frozen):
 
     `limit` is what they let it hold at this moment, `max_in_flight` what they never exceed; None where nobody
     has said. `breakers` counts worker processes by the state of their breaker: closed, open, half_open.
+    `usable_in_s`: while all of them leave it alone, for its breaker or at its own wish, when the first looks
+    again; else 0.
     """
 
     name: str
@@ -52,6 +54,7 @@ class EndpointStatus(Frozen):
     limit: int
     max_in_flight: int | None = None
     breakers: dict[str, int] = Field(default_factory=dict)
+    usable_in_s: float = 0.0
     last_error: str = ""
 
 

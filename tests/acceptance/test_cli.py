@@ -8,8 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,31 @@ class Program:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [*PROGRAM, "--redis-url", self.url, *arguments]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def refusing_server() -> Iterator[str]:
+    """Speaks HTTP, and asks everybody to come again after a minute."""
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(429)
+            self.send_header("Retry-After", "60")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_error(404)  # a server without a list of models
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
 
 
 @pytest.fixture
@@ -182,6 +210,22 @@ def test_operators_see_who_is_held_back_and_until_when(
     cancelled = program("admin", "jobs", "cancel", held[0].id, "--yes")
     assert cancelled.exit_code == 0, cancelled.stderr
     assert program.json("admin", "queue", "status")["held"] == 1
+
+
+def test_operators_see_that_an_endpoint_has_asked_to_be_left_alone(
+    program: Program, client: Client, start_worker: StartWorker
+) -> None:
+    with refusing_server() as url:
+        endpoint = f'[[routes.echo.endpoints]]\nbackend = "openai"\nbase_url = "{url}"\nmax_in_flight = 4\n'
+        start_worker(program.url, toml=endpoint, SCHEDULER_LEASE_S="1")
+        job = client.enqueue("hello")
+        deadline = time.monotonic() + 20
+        while not (status := program.json("admin", "queue", "status"))["endpoints"][0]["usable_in_s"]:
+            assert time.monotonic() < deadline, status
+            time.sleep(0.1)
+        assert 0 < status["endpoints"][0]["usable_in_s"] <= 60
+        assert re.search(r"closed, left alone \d+", program("admin", "queue", "status").stdout)
+        assert client.job(job.id).info().failures == 0
 
 
 def test_what_destroys_asks_first(program: Program, client: Client) -> None:

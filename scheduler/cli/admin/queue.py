@@ -107,12 +107,15 @@ def _endpoints(endpoints: Sequence[EndpointStatus]) -> Table:
 
 
 def _breaker(one: EndpointStatus) -> Text:
-    """Its state where all worker processes agree, else in how many it is what."""
+    """Its state where all worker processes agree, else in how many it is what; and any pause."""
     states = one.breakers
     said = (
         next(iter(states)) if len(states) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
     )
-    return Text(said.replace("_", "-"), "green" if set(states) == {"closed"} else "bold red")
+    style = "bold red" if set(states) != {"closed"} else "yellow" if one.usable_in_s else "green"
+    if one.usable_in_s:
+        said += f", left alone {age(one.usable_in_s)}"
+    return Text(said.replace("_", "-"), style)
 
 
 @app.command("pause")
