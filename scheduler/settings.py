@@ -327,7 +327,9 @@ def _no_json(environ: Mapping[str, str]) -> str:
     """The first variable that is to hold JSON and does not."""
     for variable, value in sorted(environ.items()):
         name = variable.upper()
-        if name == ROUTES_VARIABLE or (name.startswith(ROUTES_VARIABLE) and value.lstrip()[:1] in ("[", "{")):
+        whole = name in {ROUTES_VARIABLE, TENANTS_VARIABLE}
+        part = name.startswith((ROUTES_VARIABLE, TENANTS_VARIABLE)) and value.lstrip()[:1] in ("[", "{")
+        if whole or part:
             try:
                 json.loads(value)
             except ValueError:

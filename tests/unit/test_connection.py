@@ -6,7 +6,15 @@ import pytest
 from redis import exceptions as redis_errors
 
 from scheduler import ConfigError, RedisAuthError, RedisError, RedisOutOfMemory, RedisTooOld, RedisUnavailable
-from scheduler.connection import mask, open_redis, server_version, socket_options, translate, translated
+from scheduler.connection import (
+    mask,
+    open_redis,
+    passes,
+    server_version,
+    socket_options,
+    translate,
+    translated,
+)
 
 URL = "redis://user:secret@host:6379/0"
 
@@ -104,3 +112,16 @@ async def test_a_server_that_hides_its_version_will_do() -> None:
             raise redis_errors.NoPermissionError("no INFO for you")
 
     assert await server_version(Server()) == ()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "MISCONF Redis is configured to save RDB snapshots",
+        "NOREPLICAS Not enough good replicas to write",
+        "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+    ],
+)
+def test_trouble_of_the_server_passes_and_a_wrong_command_does_not(words: str) -> None:
+    assert passes(redis_errors.ResponseError(words))
+    assert not passes(redis_errors.ResponseError("ERR wrong number of arguments"))

@@ -313,3 +313,9 @@ def test_tenants_have_limits_and_a_star_is_for_the_rest(load: Any) -> None:
         "acme": RateSettings(requests_per_minute=60, tokens_per_minute=5),
         "*": RateSettings(tokens_per_minute=1000),
     }
+
+
+@pytest.mark.parametrize("variable", ["SCHEDULER_ROUTES", "SCHEDULER_TENANTS"])
+def test_the_variable_that_is_no_json_is_named(variable: str) -> None:
+    with pytest.raises(ConfigError, match=f"{variable}: is not valid JSON"):
+        load_settings(environ={variable: "{acme"})
