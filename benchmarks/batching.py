@@ -151,7 +151,7 @@ async def measure(engine: Served, url: str, rounds: int) -> Rates:
 
 async def measure_here(engine: Served, url: str, rounds: int) -> Rates:
     """The same on the cores on which this process is."""
-    few = max(2 * IN_FLIGHT, engine.prompts // 4)
+    few = max(ASKING, engine.prompts // 4)
     kinds: dict[str, Callable[[], Awaitable[float]]] = {
         "off": lambda: through_the_system(engine, url, max_size=1, prompts=few),
         "on": lambda: through_the_system(engine, url, max_size=LIST, prompts=engine.prompts),
