@@ -732,7 +732,7 @@ def test_the_scripts_do_what_the_model_does() -> None:
         connect = staticmethod(fakeredis.FakeAsyncRedis)
         script_flags = False
 
-    _run(OnFakeredis, examples=120)
+    _run(OnFakeredis, examples=60)
 
 
 @pytest.mark.timeout(180)
@@ -741,7 +741,7 @@ def test_the_scripts_hold_and_release_as_the_model_does() -> None:
         connect = staticmethod(fakeredis.FakeAsyncRedis)
         script_flags = False
 
-    _run(OnFakeredis, examples=120)
+    _run(OnFakeredis, examples=60)
 
 
 @pytest.mark.timeout(180)
