@@ -31,7 +31,7 @@ demo: $(INSTALLED) ## Watch 200 prompts go through; ENGINE=llama or vllm runs a 
 	@LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/prompt-scheduler demo --engine $(ENGINE) $(ARGS)
 
 test: $(INSTALLED) ## Run all tests but those that need a model server
-	$(BIN)/pytest tests --ignore=tests/engines $(ARGS)
+	$(BIN)/pytest tests --ignore=tests/engines -n 3 --dist loadfile $(ARGS)
 
 test-engines: $(INSTALLED) $(ENGINES) llama-server vllm ## Get llama-server and vLLM if need be, and test against them
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" REQUIRE_ENGINES=1 $(BIN)/pytest tests/engines $(ARGS)

@@ -219,7 +219,13 @@ def _info(port: int) -> dict[str, str]:
 def _listen(folder: Path, address: Path) -> socket.socket:
     """Open the socket for further users; not beside the data, whose path may be too long for a socket."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(address))
+    try:
+        listener.bind(str(address))
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"no socket at {address} ({error}); set TMPDIR to a folder with a short path"
+        ) from None
     listener.listen()
     state = folder / f"{STATE_FILE}.new"
     state.write_text(json.dumps({"socket": str(address), "supervisor_pid": os.getpid()}), encoding="utf-8")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,14 +26,19 @@ StartDev = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start_dev(tmp_path: Path) -> Iterator[StartDev]:
+def temporary() -> Iterator[Path]:
+    """Where `dev` puts what is temporary. Short: the path of a socket has to fit."""
+    with tempfile.TemporaryDirectory(prefix="dev-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def start_dev(tmp_path: Path, temporary: Path) -> Iterator[StartDev]:
     """Start `dev` with some arguments and, as `toml`, settings. All are killed at the end."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, toml: str = "", before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         (tmp_path / "dev.toml").write_text(toml, encoding="utf-8")
-        temporary = tmp_path / "t"  # short: the path of a socket has to fit
-        temporary.mkdir(exist_ok=True)
         processes.append(
             subprocess.Popen(
                 [*PROGRAM, *before, "dev", *arguments],
@@ -74,7 +80,7 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_dev_serves_another_process_and_leaves_nothing_behind(
-    start_dev: StartDev, tmp_path: Path, number: signal.Signals
+    start_dev: StartDev, temporary: Path, number: signal.Signals
 ) -> None:
     process = start_dev()
     url = wait_for_line(process, "Redis at ").split()[-1]
@@ -99,7 +105,7 @@ def test_dev_serves_another_process_and_leaves_nothing_behind(
     assert process.returncode == 0, rest
     assert "Traceback" not in rest
     assert gone(url)
-    assert list((tmp_path / "t").iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 async def test_the_example_of_the_readme_finds_it(start_dev: StartDev) -> None:

@@ -348,6 +348,15 @@ def test_folder_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
         EmbeddedServer(tmp_path / "file" / "below").start()
 
 
+def test_temporary_folder_too_long_for_a_socket_is_named(
+    valkey_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (long := tmp_path / ("x" * 100)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    with pytest.raises(SchedulerError, match=r"AF_UNIX path too long.*set TMPDIR to a folder with a short"):
+        EmbeddedServer(tmp_path / "data", binary=valkey_binary).start()
+
+
 def test_folder_in_use_out_of_reach_is_refused(
     start_user: StartUser, valkey_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
