@@ -124,14 +124,25 @@ async def _until_signalled(work: Coroutine[Any, Any, T]) -> T:
         if task is not None:
             task.cancel()
 
+    def interrupt(number: int, _: object) -> None:
+        """Cancel between two turns of the loop: within one, `asyncio.timeout(0)` takes it for its own."""
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        loop.call_soon_threadsafe(end, number)
+
     for number in ENDING:
         loop.add_signal_handler(number, end, number)
+    interrupt_before = signal.signal(signal.SIGINT, interrupt)
     try:
         return await work
     except asyncio.CancelledError:
-        if received:
-            raise _Ended(received[0]) from None
-        raise
+        if not received:
+            raise
+        if received[0] == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise _Ended(received[0]) from None
     finally:
+        signal.signal(signal.SIGINT, interrupt_before)
         for number in ENDING:
             loop.remove_signal_handler(number)
