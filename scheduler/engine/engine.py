@@ -30,7 +30,7 @@ from scheduler.engine.shares import Shares
 from scheduler.errors import SchedulerError
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.records import Claim, ClaimedJob, Ending, Publication, Return, WriteOutcome
+from scheduler.queue.records import Claim, ClaimedJob, Ending, Offer, Publication, Return, WriteOutcome
 from scheduler.results.subscriptions import Subscriptions
 from scheduler.results.writer import EventWriter
 from scheduler.routing import BreakerState, Endpoint
@@ -278,7 +278,7 @@ class Engine:
         refused = self._without_permit.get(route.name)
         if refused and (offers := offers_of(route)):
             now = asyncio.get_running_loop().time()
-            if all(refused.get(name, 0.0) > now for name in offers):
+            if all(refused.get(offer.endpoint, 0.0) > now for offer in offers):
                 return 0
         return route.free
 
@@ -291,16 +291,16 @@ class Engine:
     async def _ask(self, claim_id: str, limit: int) -> Claim:
         # Lanes without room are named too: the script passes their wake tokens on.
         lanes = {name: self._room_for(route) for name, route in self.routes.items()}
-        offers: dict[str, dict[str, int]] = {}
+        offers: dict[str, list[Offer]] = {}
         if self._limits.endpoints:
             offers = {name: offers_of(route) for name, route in self.routes.items()}
         claim = await self.queue.claim(
-            claim_id, self.id, lanes, limit=limit, lease_ms=self.lease_ms, endpoints=offers
+            claim_id, self.id, lanes, limit=limit, lease_ms=self.lease_ms, offers=offers
         )
         given = Counter(job.endpoint for job in claim.jobs)
         for lane, wait_ms in claim.retry_ms.items():
             # Where room was left, it was permits that were missing.
-            refused = [name for name, room in offers[lane].items() if given[name] < room]
+            refused = [offer.endpoint for offer in offers[lane] if given[offer.endpoint] < offer.room]
             self._leave_alone(lane, refused, wait_ms / 1000)
         return claim
 

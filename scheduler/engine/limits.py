@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scheduler.engine.routes import Route, endpoint_name
 from scheduler.queue.limits import Limits, RateLimit
-from scheduler.routing import Endpoint
+from scheduler.queue.records import Offer
 from scheduler.settings import RateSettings, Settings
 
 
@@ -21,21 +21,20 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
-def offers_of(route: Route) -> dict[str, int]:
-    """The endpoints that take the route's jobs now, the least busy first, and the room at each.
+def offers_of(route: Route) -> list[Offer]:
+    """The endpoints that take the route's jobs now.
 
     Empty where none of them is limited: then no job needs a permit.
     """
     endpoints = route.in_use
     if not any(endpoint.rate_limited for endpoint in endpoints):
-        return {}
-    open_now = [endpoint for endpoint in endpoints if endpoint.room > 0]
-    return {endpoint.name: endpoint.room for endpoint in sorted(open_now, key=_busy)}
+        return []
+    return [
+        Offer(endpoint.name, endpoint.room, endpoint.outstanding, endpoint.weight)
+        for endpoint in endpoints
+        if endpoint.room > 0
+    ]
 
 
 def _rate(rate: RateSettings) -> RateLimit:
     return RateLimit(rate.requests_per_minute, rate.tokens_per_minute)
-
-
-def _busy(endpoint: Endpoint) -> float:
-    return (endpoint.outstanding + 1) / endpoint.weight

@@ -23,6 +23,7 @@ from scheduler.queue.records import (
     EnqueueOutcome,
     Full,
     NewJob,
+    Offer,
     Publication,
     Replay,
     Return,
@@ -36,7 +37,7 @@ ENQUEUE_CHUNK = 128
 CLAIM_CHUNK = 1024
 
 NO_LIMITS = Limits()
-NO_ENDPOINTS: Mapping[str, Mapping[str, int]] = {}
+NO_OFFERS: Mapping[str, Sequence[Offer]] = {}
 
 CancelReply: TypeAlias = Literal["cancelled", "ticket_returned", "ended", "not_found"]
 
@@ -156,18 +157,20 @@ class PromptQueue:
         *,
         limit: int,
         lease_ms: int,
-        endpoints: Mapping[str, Mapping[str, int]] = NO_ENDPOINTS,
+        offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
     ) -> Claim:
         """Lease the best ready jobs: at most `limit`, and of each lane at most what `lanes` says.
 
-        For lanes with a limited endpoint, `endpoints` has those that may take jobs now, the first choice
-        first, and the room at each: every job gets the permit of one, or stays where it is.
+        For lanes with a limited endpoint, `offers` has those that may take jobs now: every job gets the
+        permit of the least busy one by weight that has one, or stays where it is.
         """
         args: list[Argument] = [claim_id, worker, lease_ms, min(limit, CLAIM_CHUNK)]
         for lane, quota in lanes.items():
-            rooms = endpoints.get(lane)
-            offers = " ".join(f"{name} {room}" for name, room in rooms.items()) if rooms else ""
-            args += (lane, quota, offers)
+            offered = " ".join(
+                f"{offer.endpoint} {offer.room} {offer.outstanding} {offer.weight}"
+                for offer in offers.get(lane, ())
+            )
+            args += (lane, quota, offered)
         more, waits, *rows = await self._scripts.run("claim", *args)
         retry_ms = {lane.decode(): ms for lane, ms in zip(waits[::2], waits[1::2], strict=True)}
         return Claim(tuple(_claimed(row) for row in rows), more=bool(more), retry_ms=retry_ms)

@@ -35,6 +35,16 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """An endpoint that may take jobs: `room` more than the `outstanding` prompts that it has."""
+
+    endpoint: str
+    room: int
+    outstanding: int = 0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Reuse:
     """A finished answer that serves again, now for the `hits`-th time, `age_ms` after it was made."""
 

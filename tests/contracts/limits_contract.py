@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from scheduler.model import DedupMode, JobState
 from scheduler.queue.limits import Limits, RateLimit
-from scheduler.queue.records import ClaimedJob, Conflict, Enqueued, Full
+from scheduler.queue.records import ClaimedJob, Conflict, Enqueued, Full, Offer
 from tests.contracts.queue_contract import OnQueue, repeat
 from tests.contracts.queue_driver import LANE, QueueDriver, ending, new_job, returning
 
@@ -508,7 +509,7 @@ class LimitsContract(OnQueue):
 
         async def claim() -> Any:
             claim = await q.queue.claim(
-                "same", "w1", {LANE: 2}, limit=2, lease_ms=60_000, endpoints={LANE: {"chat.0": 9}}
+                "same", "w1", {LANE: 2}, limit=2, lease_ms=60_000, offers={LANE: [Offer("chat.0", 9)]}
             )
             return [(job.id, job.token, job.endpoint) for job in claim.jobs]
 
@@ -549,25 +550,35 @@ class LimitsContract(OnQueue):
 
     # Endpoints
 
-    async def test_a_job_gets_the_permit_of_the_first_endpoint_that_has_one(self, q: QueueDriver) -> None:
+    async def test_a_job_gets_a_permit_of_the_least_busy_endpoint_that_has_one(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"first": RateLimit(requests=20), "second": RateLimit(requests=1)})
         await q.enqueue(*[new_job(f"j{i}") for i in range(5)])
-        claim = await q.claim_all(endpoints={LANE: {"first": 9, "second": 9, "free": 9}})
-        assert [job.endpoint for job in claim.jobs] == ["first", "first", "second", "free", "free"]
+        claim = await q.claim_all(offers={LANE: [Offer("first", 9), Offer("second", 9), Offer("free", 9)]})
+        assert [job.endpoint for job in claim.jobs] == ["first", "second", "free", "first", "free"]
         assert (claim.more, claim.retry_ms) == (False, {})
 
     async def test_an_endpoint_gets_no_more_than_it_has_room_for(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"first": RateLimit(requests=600)})
         await q.enqueue(*[new_job(f"j{i}") for i in range(4)])
-        claim = await q.claim_all(endpoints={LANE: {"first": 2, "free": 1}})
-        assert [job.endpoint for job in claim.jobs] == ["first", "first", "free"]
+        claim = await q.claim_all(offers={LANE: [Offer("first", 2), Offer("free", 1)]})
+        assert [job.endpoint for job in claim.jobs] == ["first", "free", "first"]
         assert (claim.more, claim.retry_ms) == (True, {})
+
+    async def test_endpoints_share_by_weight_and_by_what_they_have_to_do(self, q: QueueDriver) -> None:
+        await q.configure(endpoints={"light": RateLimit(requests=600)})
+        await q.enqueue(*[new_job(f"j{i}") for i in range(9)])
+        light, heavy = (
+            Offer("light", 9, outstanding=0, weight=0.5),
+            Offer("heavy", 9, outstanding=2, weight=2),
+        )
+        claim = await q.claim_all(offers={LANE: [light, heavy]})
+        assert Counter(job.endpoint for job in claim.jobs) == {"heavy": 7, "light": 2}  # 2 + 7 and 2: 4 to 1
 
     async def test_without_a_permit_a_lane_is_left_alone_and_others_go_on(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"only": RateLimit(requests=1)})
         await q.enqueue(*[new_job(f"a{i}", 9, lane="a") for i in range(3)], new_job("b", 1, lane="b"))
         await q.redis.delete(q.queue.keys.of("wake", "a"), q.queue.keys.of("wake", "b"))
-        claim = await q.claim_all(lanes={"a": 9, "b": 9}, endpoints={"a": {"only": 9}})
+        claim = await q.claim_all(lanes={"a": 9, "b": 9}, offers={"a": [Offer("only", 9)]})
         assert [(job.id, job.endpoint) for job in claim.jobs] == [("a0", "only"), ("b", "")]
         assert not claim.more
         assert claim.retry_ms.keys() == {"a"}
@@ -578,14 +589,14 @@ class LimitsContract(OnQueue):
     async def test_the_wait_is_until_the_first_permit(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"slow": RateLimit(requests=1), "fast": RateLimit(requests=6)})
         await q.enqueue(*[new_job(f"j{i}") for i in range(3)])
-        claim = await q.claim_all(endpoints={LANE: {"slow": 9, "fast": 9}})
+        claim = await q.claim_all(offers={LANE: [Offer("slow", 9), Offer("fast", 9)]})
         assert [job.endpoint for job in claim.jobs] == ["slow", "fast"]
         assert 9_000 < claim.retry_ms[LANE] <= 10_000
 
     async def test_an_empty_lane_waits_for_no_permit(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"only": RateLimit(requests=1)})
         await q.drain_limit("e:only")
-        claim = await q.claim_all(endpoints={LANE: {"only": 9}})
+        claim = await q.claim_all(offers={LANE: [Offer("only", 9)]})
         assert (claim.jobs, claim.more, claim.retry_ms) == ((), False, {})
 
     async def test_a_lane_without_a_permit_parks_nobody(self, q: QueueDriver) -> None:
@@ -593,20 +604,20 @@ class LimitsContract(OnQueue):
         await q.enqueue(acme_job("a"))
         await use_up(q)
         await q.drain_limit("e:only")
-        assert LANE in (await q.claim_all(endpoints={LANE: {"only": 9}})).retry_ms
+        assert LANE in (await q.claim_all(offers={LANE: [Offer("only", 9)]})).retry_ms
         assert await q.state("a") == "waiting"
 
     async def test_who_is_held_takes_no_permit_of_an_endpoint(self, q: QueueDriver) -> None:
         await q.configure(tenants=ONE, endpoints={"only": RateLimit(requests=1)})
         await q.enqueue(acme_job("a", 9), new_job("b"))
         await use_up(q)
-        claim = await q.claim_all(endpoints={LANE: {"only": 9}})
+        claim = await q.claim_all(offers={LANE: [Offer("only", 9)]})
         assert [(job.id, job.endpoint) for job in claim.jobs] == [("b", "only")]
 
     async def test_the_tokens_of_an_endpoint_are_corrected_at_the_end(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"only": RateLimit(tokens=1000)})
         await q.enqueue(new_job("a", payload=b"x" * 400))
-        (job,) = (await q.claim_all(endpoints={LANE: {"only": 9}})).jobs
+        (job,) = (await q.claim_all(offers={LANE: [Offer("only", 9)]})).jobs
         before = await tokens_back_at_us(q, "e:only")
         await self._write(q, ending(job, used_tokens=1000))
         moved_us = await tokens_back_at_us(q, "e:only") - before
@@ -617,10 +628,10 @@ class LimitsContract(OnQueue):
     ) -> None:
         await q.configure(endpoints={"only": RateLimit(requests=1)})
         await q.enqueue(new_job("a"))
-        (job,) = (await q.claim_all(endpoints={LANE: {"only": 9, "free": 9}})).jobs
+        (job,) = (await q.claim_all(offers={LANE: [Offer("only", 9), Offer("free", 9)]})).jobs
         assert (await q.record("a"))["v"] == "only"
         await q.give_back(job)
-        (job,) = (await q.claim_all(endpoints={LANE: {"only": 9, "free": 9}})).jobs
+        (job,) = (await q.claim_all(offers={LANE: [Offer("only", 9), Offer("free", 9)]})).jobs
         assert job.endpoint == "free"
         assert "v" not in await q.record("a")
 
@@ -628,7 +639,7 @@ class LimitsContract(OnQueue):
 
     async def _running_at(self, q: QueueDriver, endpoint: str) -> ClaimedJob:
         await q.enqueue(new_job("a", payload=b"x" * 400))
-        (job,) = (await q.claim_all(endpoints={LANE: {endpoint: 9}})).jobs
+        (job,) = (await q.claim_all(offers={LANE: [Offer(endpoint, 9)]})).jobs
         return job
 
     async def test_an_attempt_moves_on_with_a_permit(self, q: QueueDriver) -> None:

@@ -14,7 +14,7 @@ import orjson
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
 from scheduler.queue.limits import Limits, RateLimit
-from scheduler.queue.queue import NO_ENDPOINTS, PromptQueue
+from scheduler.queue.queue import NO_OFFERS, PromptQueue
 from scheduler.queue.records import (
     START,
     Claim,
@@ -23,6 +23,7 @@ from scheduler.queue.records import (
     Ending,
     EnqueueOutcome,
     NewJob,
+    Offer,
     Publication,
     Replay,
     Return,
@@ -157,13 +158,13 @@ class QueueDriver:
         *,
         lanes: Mapping[str, int] | None = None,
         lease_ms: int = LEASE_MS,
-        endpoints: Mapping[str, Mapping[str, int]] = NO_ENDPOINTS,
+        offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
     ) -> Claim:
         """One claim with an id of its own."""
         claim_id = f"claim-{next(_claim_ids)}"
         lanes = {LANE: limit} if lanes is None else lanes
         return await self.queue.claim(
-            claim_id, self.worker, lanes, limit=limit, lease_ms=lease_ms, endpoints=endpoints
+            claim_id, self.worker, lanes, limit=limit, lease_ms=lease_ms, offers=offers
         )
 
     async def claim(self, **options: Any) -> ClaimedJob:

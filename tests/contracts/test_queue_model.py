@@ -30,7 +30,7 @@ from redis.asyncio import Redis
 from scheduler.model import DedupMode, JobState
 from scheduler.queue.limits import RateLimit
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.records import ClaimedJob, Conflict, Enqueued, Full, NewJob, TickReport
+from scheduler.queue.records import ClaimedJob, Conflict, Enqueued, Full, NewJob, Offer, TickReport
 from tests.contracts.queue_driver import QueueDriver, audit, new_job, text
 
 T = TypeVar("T")
@@ -352,9 +352,9 @@ class QueueModel(RuleBasedStateMachine):
         quotas = {"a": quota_a, "b": quota_b}
         claim_id = f"c{self.claims}"
         expected, no_permit = self.expected_claim(dict(quotas), limit, room)
-        endpoints = {} if room is None else {"a": {ENDPOINT: room}}
+        offers = {} if room is None else {"a": [Offer(ENDPOINT, room)]}
         claim = self.do(
-            self.q.queue.claim(claim_id, "w1", quotas, limit=limit, lease_ms=LEASE_MS, endpoints=endpoints)
+            self.q.queue.claim(claim_id, "w1", quotas, limit=limit, lease_ms=LEASE_MS, offers=offers)
         )
         assert [job.id for job in claim.jobs] == expected
         assert claim.retry_ms.keys() == no_permit
@@ -362,7 +362,7 @@ class QueueModel(RuleBasedStateMachine):
             job.state == "waiting" and job.lane not in self.paused | no_permit for job in self.jobs.values()
         )
         for got in claim.jobs:
-            assert got.endpoint == (ENDPOINT if endpoints and got.lane == "a" else "")
+            assert got.endpoint == (ENDPOINT if offers and got.lane == "a" else "")
             job = self.jobs[got.id]
             assert got.token > self.newest_token
             self.newest_token = job.token = got.token

@@ -13,7 +13,7 @@ from scheduler.connection import open_redis
 from scheduler.model import DedupMode, JobState
 from scheduler.queue.limits import RateLimit
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.records import Enqueued
+from scheduler.queue.records import Enqueued, Offer
 from tests.contracts.queue_driver import (
     LANE,
     LEASE_MS,
@@ -181,11 +181,11 @@ async def test_a_claim_takes_its_permits_once(q: QueueDriver, lossy: Lossy[Any])
     limit = RateLimit(requests=30)
     await q.configure(tenants={"default": limit}, endpoints={"chat.0": limit})
     await q.enqueue(*[new_job(f"j{i}") for i in range(5)])
-    offers = {LANE: {"chat.0": 9}}
-    first = await lossy(lambda: q.claim_all(2, endpoints=offers))
+    offers = {LANE: [Offer("chat.0", 9)]}
+    first = await lossy(lambda: q.claim_all(2, offers=offers))
     assert [(job.id, job.endpoint) for job in first.jobs] == [("j0", "chat.0"), ("j1", "chat.0")]
     # three may go at once
-    assert [job.id for job in (await q.claim_all(endpoints=offers)).jobs] == ["j2"]
+    assert [job.id for job in (await q.claim_all(offers=offers)).jobs] == ["j2"]
 
 
 async def test_parking_and_releasing_move_a_job_once(q: QueueDriver, lossy: Lossy[Any]) -> None:

@@ -3,7 +3,7 @@
 -- May be repeated with the same claim id.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] claim id  ARGV[2] worker process  ARGV[3] lease, ms  ARGV[4] how many jobs at most
--- ARGV[5…] lane, how many of it at most, '' or where its jobs may go, the first choice first: 'endpoint room endpoint room …'; …
+-- ARGV[5…] lane, how many of it at most, '' or where its jobs may go: 'endpoint room outstanding weight endpoint …'; …
 -- returns {more, {lane, ms, …}, {id, token, attempt, failures, max_attempts or '', priority, lane, tenant, waited ms,
 --   remaining ms or '', result ttl ms or '', endpoint or '', payload}, …}
 --   more = 1: claimable work was left behind; lanes whose work was left for want of a permit, and when one comes
@@ -57,20 +57,28 @@ if before then return before end
 -- Where the jobs of a lane may go: the endpoints that this worker process has room at.
 local function parse_offers(argument)
   local list, offers = {}, {}
-  for endpoint, room in string.gmatch(argument, '(%S+) (%d+)') do
-    list[#list + 1] = { endpoint = endpoint, room = tonumber(room), gate = endpoint_gate(endpoint) }
+  for endpoint, room, outstanding, weight in string.gmatch(argument, '(%S+) (%d+) (%d+) (%S+)') do
+    list[#list + 1] = {
+      endpoint = endpoint, room = tonumber(room), outstanding = tonumber(outstanding),
+      weight = tonumber(weight), gate = endpoint_gate(endpoint),
+    }
   end
 
-  -- The first that has room and a permit; nil, and in how many ms a permit comes, if it is that.
-  function offers.first()
-    local wait_ms
+  local function load(offer) return (offer.outstanding + 1) / offer.weight end
+
+  -- Of those with room and a permit the least busy; nil, and in how many ms a permit comes, if it is that.
+  function offers.choose()
+    local chosen, wait_ms
     for _, offer in ipairs(list) do
       if offer.room > 0 then
-        if not offer.gate or offer.gate.passable() then return offer end
-        wait_ms = math.min(wait_ms or math.huge, offer.gate.passable_in_ms())
+        if offer.gate and not offer.gate.passable() then
+          wait_ms = math.min(wait_ms or math.huge, offer.gate.passable_in_ms())
+        elseif not chosen or load(offer) < load(chosen) then
+          chosen = offer
+        end
       end
     end
-    return nil, wait_ms
+    return chosen, wait_ms
   end
 
   return offers
@@ -137,7 +145,7 @@ local function look_at(cursor)
   local lane = cursor.lane
   local offer, wait_ms
   if offers[lane] then
-    offer, wait_ms = offers[lane].first()
+    offer, wait_ms = offers[lane].choose()
     if not offer then
       quotas[lane], no_permit[lane] = 0, wait_ms
       return
@@ -154,7 +162,8 @@ local function look_at(cursor)
   quotas[lane] = quotas[lane] - 1
   if job.gate then job.gate.charge(estimate_tokens(#job.payload)) end
   if offer then
-    job.endpoint, job.limited, offer.room = offer.endpoint, offer.gate, offer.room - 1
+    job.endpoint, job.limited = offer.endpoint, offer.gate
+    offer.room, offer.outstanding = offer.room - 1, offer.outstanding + 1
     if offer.gate then offer.gate.charge(estimate_tokens(#job.payload)) end
   end
 end
