@@ -530,9 +530,13 @@ class Engine:
             await self.queue.forget_routes([name for name in gone if name not in served])
 
     async def _retire(self, route: Route) -> None:
-        while route.busy:  # noqa: ASYNC110  it is rare, and may take minutes
+        while route.busy or self._falls_back_on(route):  # noqa: ASYNC110  it is rare, and may take minutes
             await asyncio.sleep(RETIRE_POLL_S)
         await route.stop()
+
+    def _falls_back_on(self, route: Route) -> bool:
+        """Whether a job of another route that retires may still go to its endpoints."""
+        return any(other.running and route in other.fallbacks for other in self._retiring.values())
 
     # What others read
 

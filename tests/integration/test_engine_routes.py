@@ -297,6 +297,26 @@ async def test_route_that_changes_finishes_what_it_has_with_the_old_settings(roo
     await until(lambda: old.closed)
 
 
+async def test_fallback_that_goes_stays_for_the_jobs_that_may_still_need_it(room: Room) -> None:
+    def settings(max_in_flight: int) -> Settings:
+        few = endpoint(max_in_flight=max_in_flight)
+        return settings_with(
+            echo={"endpoints": [few], "fallbacks": ["small"]}, small={"endpoints": [few], "fallbacks": []}
+        )
+
+    engine = await room.engine(settings(1))
+    own, fallback = puppet_of(engine), puppet_of(engine, "small")
+    client = await room.client(settings(1))
+    job = await client.enqueue("one", max_attempts=1)
+    call = await own.next_call()
+    await engine.reload(settings(2))
+    assert not fallback.closed
+    call.fail(WorkerUnavailable("gone"))
+    (await fallback.next_call()).finish("answer")
+    assert await finished(job) == "answer"
+    await until(lambda: own.closed and fallback.closed)
+
+
 async def test_reload_that_fails_changes_nothing(room: Room) -> None:
     engine = await room.engine(settings_with(echo=puppet_route()))
     before = dict(engine.routes)
