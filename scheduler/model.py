@@ -88,7 +88,8 @@ def _level(value: object) -> object:
 
 
 Text: TypeAlias = Annotated[StrictStr, AfterValidator(_utf8)]
-Name: TypeAlias = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
+NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
+Name: TypeAlias = Annotated[StrictStr, Field(pattern=rf"^{NAME}$")]
 Number: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Duration: TypeAlias = Annotated[
     float, BeforeValidator(_seconds), Field(strict=True, allow_inf_nan=False, le=MAX_DURATION_S)

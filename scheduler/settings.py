@@ -13,9 +13,17 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -25,7 +33,7 @@ from pydantic_settings import (
 )
 
 from scheduler.errors import ConfigError
-from scheduler.model import Name
+from scheduler.model import NAME, Name
 from scheduler.sentinel import SCHEMES as SENTINEL_SCHEMES
 
 ENV_PREFIX = "SCHEDULER_"
@@ -34,11 +42,30 @@ ROUTES_VARIABLE = "SCHEDULER_ROUTES"
 TENANTS_VARIABLE = "SCHEDULER_TENANTS"
 EMBEDDED = "embedded"
 
+NameOrAll: TypeAlias = Annotated[str, Field(pattern=rf"^({NAME}|\*)$")]
+
 # Kubernetes sets these for a Service that happens to be called "scheduler".
 _KUBERNETES = re.compile(r"^SCHEDULER_(SERVICE_(HOST|PORT).*|PORT(_.*)?)$")
 
 
-class _Section(BaseModel):
+DAY_S = 86_400.0
+MOST = 1_000_000_000
+"""Bounds of durations and of counts a minute: what is beyond them is a slip of the hand."""
+
+
+class _Strict(BaseModel):
+    """Refuses what pydantic would take for a number or a list, and its writer did not mean."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_other_type(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind in {int, float, int | None, float | None}:
+            raise ValueError("give a number, not true or false")
+        return value
+
+
+class _Section(_Strict):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -96,16 +123,16 @@ class BreakerSettings(_Section):
     failures: int = Field(default=5, ge=1)
     failure_rate: float = Field(default=0.5, gt=0, le=1)
     min_calls: int = Field(default=20, ge=1)
-    window_s: float = Field(default=30.0, gt=0)
-    open_s: float = Field(default=2.0, gt=0)
-    max_open_s: float = Field(default=60.0, gt=0)
+    window_s: float = Field(default=30.0, gt=0, le=DAY_S)
+    open_s: float = Field(default=2.0, gt=0, le=DAY_S)
+    max_open_s: float = Field(default=60.0, gt=0, le=DAY_S)
 
 
 class RateSettings(_Section):
     """How much may go in a minute, over all worker processes. None: as much as there is."""
 
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    tokens_per_minute: int | None = Field(default=None, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1, le=MOST)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=MOST)
 
     @property
     def is_limited(self) -> bool:
@@ -122,12 +149,12 @@ class EndpointSettings(RateSettings):
 
     backend: Name
     base_url: str = ""
-    model: str | None = None
-    api_key_env: str | None = None
-    weight: float = Field(default=1.0, gt=0)
-    max_in_flight: int | None = Field(default=None, ge=1)
-    timeout_s: float = Field(default=120.0, gt=0)
-    first_token_timeout_s: float = Field(default=30.0, gt=0)
+    model: str | None = Field(default=None, min_length=1)
+    api_key_env: str | None = Field(default=None, min_length=1)
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    max_in_flight: int | None = Field(default=None, ge=1, le=100_000)
+    timeout_s: float = Field(default=120.0, gt=0, le=DAY_S)
+    first_token_timeout_s: float = Field(default=30.0, gt=0, le=DAY_S)
     breaker: BreakerSettings = BreakerSettings()
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -192,7 +219,7 @@ def _echo_routes() -> dict[str, RouteSettings]:
     return {"echo": RouteSettings(endpoints=[EndpointSettings(backend="echo")])}
 
 
-class Settings(BaseSettings):
+class Settings(_Strict, BaseSettings):
     """Everything that can be set. Durations are in seconds."""
 
     model_config = SettingsConfigDict(
@@ -226,7 +253,7 @@ class Settings(BaseSettings):
     retry_cap_s: float = Field(default=30.0, ge=0)
 
     routes: dict[Name, RouteSettings] = Field(default_factory=_echo_routes, min_length=1)
-    tenants: dict[Literal["*"] | Name, RateSettings] = Field(default_factory=dict)
+    tenants: dict[NameOrAll, RateSettings] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _known_fallbacks(self) -> Settings:
@@ -379,6 +406,12 @@ def _explanations(error: ValidationError, path: str | None) -> Iterator[str]:
             message = f"no such setting{_suggest(str(detail['loc'][-1]))}"
         elif detail["type"] == "missing":
             message = "is missing"
+        elif detail["type"] == "list_type" and detail["loc"][-1] == "endpoints":
+            message = f"are a list: begin each with [[{name}]]"
+        elif "[key]" in detail["loc"]:
+            message = (
+                "is no name: give letters, digits and ._:/@+- (at most 128), and first a letter or digit"
+            )
         where = f" (from {path} or a {ENV_PREFIX}* variable)" if path else ""
         yield f"{name}: {message}{where}" if name else f"{message}{where}"
 

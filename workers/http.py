@@ -40,6 +40,7 @@ PROBE_TIMEOUT_S = 5.0
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_WORDS = 500
+MAX_PORT = 65_535
 
 # Servers close idle connections (llama-server after 5 s); let go of them before they do.
 _KEEPALIVE_S = 4.0
@@ -403,6 +404,8 @@ def check_base_url(base_url: str) -> str:
         raise WorkerConfigError(f"base_url: {base_url!r} must begin with http:// or https:// and a host")
     if url.query or url.fragment:
         raise WorkerConfigError(f"base_url: {base_url!r} must have no query and no fragment")
+    if url.port is not None and not 0 < url.port <= MAX_PORT:
+        raise WorkerConfigError(f"base_url: {base_url!r} has no port from 1 to {MAX_PORT}")
     return str(url).rstrip("/")
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 512
-CONTEXT = 2048
+CONTEXT = 4096
 HEAD_WIDTH = 32
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",

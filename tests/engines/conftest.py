@@ -28,7 +28,7 @@ START_TIMEOUT_S = 30.0
 VLLM_START_TIMEOUT_S = 300.0  # it imports for half a minute, and longer on a machine that is busy
 WARM_UP_TIMEOUT_S = 120.0
 ENGINE_NICENESS = 15
-VLLM_CONTEXT = 1024
+VLLM_CONTEXT = 4096
 VLLM_RUNS = 16
 SLOT_TOKENS = 32_768
 
@@ -152,6 +152,7 @@ def vllm_server(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         pytest.fail(f"the tiny model could not be made: {made.stderr.strip()}")
     port = free_port()
     command = ["sh", str(SERVE_VLLM), str(vllm_python), str(model), str(port)]
+    command += ["--max-model-len", str(VLLM_CONTEXT)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -86,7 +86,7 @@ async def test_cancelled_jobs_stop_costing(engine: tuple[str, Any], served: str,
             PromptRequest(
                 prompt=f"p {n}",
                 model="chat",
-                params={"max_tokens": 900},
+                params={"max_tokens": 3900},
                 extra_body={"ignore_eos": True},
             )
             for n in range(members)

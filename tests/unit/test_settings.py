@@ -140,7 +140,26 @@ WRONG_FILES = [
     ("[routes]", "routes: ", "at least 1"),
     ("[routes.chat]", "routes.chat.endpoints: ", "missing"),
     ("[routes.chat]\nendpoints = []", "routes.chat.endpoints: ", "at least 1"),
-    ("[routes.'a b']\nendpoints = [{ backend = 'echo' }]", "routes.a b: ", "match"),
+    ("[routes.'a b']\nendpoints = [{ backend = 'echo' }]", "routes.a b: ", "is no name: "),
+    ("[tenants.'a b']", "tenants.a b: ", "is no name: "),
+    ("[tenants.a]\ntokens_per_minute = 100_000_000_000", "tenants.a.tokens_per_minute: ", "1000000000"),
+    ("max_running = true", "max_running: ", "a number, not true or false"),
+    ("[routes.chat.endpoints]\nbackend = 'x'", "routes.chat.endpoints: ", "[[routes.chat.endpoints]]"),
+    (
+        "[routes.chat]\nendpoints = [{ backend = 'x', weight = true }]",
+        "routes.chat.endpoints.0.weight: ",
+        "a number",
+    ),
+    (
+        "[routes.chat]\nendpoints = [{ backend = 'x', model = '' }]",
+        "routes.chat.endpoints.0.model: ",
+        "at least 1",
+    ),
+    (
+        "[routes.chat]\nendpoints = [{ backend = 'x', breaker = { open_s = 1e300 } }]",
+        "routes.chat.endpoints.0.breaker.open_s: ",
+        "86400",
+    ),
     ("[routes.chat]\nendpoints = [{}]", "routes.chat.endpoints.0.backend: ", "missing"),
     (
         "[routes.chat]\nendpoints = [{ backend = 'x', weigth = 2 }]",
