@@ -403,8 +403,18 @@ class Engine:
         while True:
             await asyncio.sleep(self.settings.lease_s / 3)
             await self._patience.until_done(lambda: self._renew(tuple(self._attempts)))
-            await self._patience.until_done(lambda: self._shares.update(self._endpoints))
+            await self._patience.until_done(self._divide)
             await self._patience.until_done(self._mend_settings)
+
+    async def _divide(self) -> None:
+        """Keep the shares up to date; a process that drains leaves to others what it needs no more."""
+        if self._draining:
+            idle = [route for route in self.routes.values() if not self._is_needed(route)]
+            await self._shares.give_up([endpoint for route in idle for endpoint in route.endpoints])
+            needed = [route for route in self.routes.values() if route not in idle]
+            await self._shares.update([endpoint for route in needed for endpoint in route.endpoints])
+        else:
+            await self._shares.update(self._endpoints)
 
     async def _tell_of_breakers(self) -> None:
         """Show administrators at once when an endpoint is left alone, and when it is well again."""
@@ -530,13 +540,14 @@ class Engine:
             await self.queue.forget_routes([name for name in gone if name not in served])
 
     async def _retire(self, route: Route) -> None:
-        while route.busy or self._falls_back_on(route):  # noqa: ASYNC110  it is rare, and may take minutes
+        while self._is_needed(route):  # noqa: ASYNC110  it is rare, and may take minutes
             await asyncio.sleep(RETIRE_POLL_S)
         await route.stop()
 
-    def _falls_back_on(self, route: Route) -> bool:
-        """Whether a job of another route that retires may still go to its endpoints."""
-        return any(other.running and route in other.fallbacks for other in self._retiring.values())
+    def _is_needed(self, route: Route) -> bool:
+        """Whether it has work, or a job of a route that falls back on it may still come."""
+        others = (*self.routes.values(), *self._retiring.values())
+        return route.busy or any(other.running and route in other.fallbacks for other in others)
 
     # What others read
 

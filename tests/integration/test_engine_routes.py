@@ -220,6 +220,33 @@ async def test_two_processes_together_keep_max_in_flight(room: Room) -> None:
     await until(lambda: limits[0].limit == 4)
 
 
+async def test_process_that_drains_leaves_what_it_needs_no_more_to_others(room: Room) -> None:
+    few = [endpoint(max_in_flight=4)]
+    routes = {
+        "busy": {"endpoints": few, "fallbacks": ["spare"]},
+        "spare": {"endpoints": few},
+        "idle": {"endpoints": few},
+    }
+    settings = settings_of(routes=routes, lease_s=0.6)
+    first = await room.engine(settings)
+    client = await room.client(settings)
+    job = await client.enqueue("one", model="busy")
+    call = await puppet_of(first, "busy").next_call()
+    other = await room.engine(settings)
+
+    def limits() -> list[int]:
+        return [other.routes[name].endpoints[0].limit for name in routes]
+
+    await until(lambda: limits() == [2, 2, 2])
+    draining = asyncio.create_task(first.stop(drain_s=60))
+    await until(lambda: limits() == [2, 2, 4])
+    assert not draining.done()
+    call.finish("answer")
+    await draining
+    assert (await job.result(timeout_s=SOON_S)).text == "answer"
+    await until(lambda: limits() == [4, 4, 4])
+
+
 async def test_twenty_processes_do_not_mean_twenty_times_the_load(room: Room) -> None:
     settings = settings_of(routes={"echo": puppet_route(6)}, lease_s=0.6)
     engines = [await room.engine(settings) for _ in range(20)]
