@@ -170,7 +170,9 @@ def test_operators_see_and_change_what_waits(program: Program, client: Client) -
     shown = program.json("admin", "jobs", "show", first.id)
     assert (shown["priority"], shown["position"]) == (9, 0)
     assert [entry["what"] for entry in shown["history"]] == ["enqueued", "priority"]
-    assert "strictly first" in program("admin", "jobs", "show", first.id).stdout
+    shown = program("admin", "jobs", "show", first.id).stdout
+    assert "strictly first" in shown
+    assert re.search(r"^trouble +no live worker process serves 'echo'$", shown, re.MULTILINE), shown
 
     status = program.json("admin", "queue", "status")
     assert status["lanes"][0]["by_priority"] == {"9": 1, "5": 1}
@@ -226,6 +228,9 @@ def test_operators_see_that_an_endpoint_has_asked_to_be_left_alone(
         assert 0 < status["endpoints"][0]["usable_in_s"] <= 60
         assert re.search(r"closed, left alone \d+", program("admin", "queue", "status").stdout)
         assert client.job(job.id).info().failures == 0
+        waiting = client.enqueue("another")
+        shown = program("admin", "jobs", "show", waiting.id).stdout
+        assert re.search(r"^trouble +endpoint echo\.0 is closed, left alone \d+", shown, re.MULTILINE), shown
 
 
 def test_what_destroys_asks_first(program: Program, client: Client) -> None:

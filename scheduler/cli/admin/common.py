@@ -1,4 +1,4 @@
-"""Options and a question that the admin commands share."""
+"""Options, a question and a way to show endpoints that the admin commands share."""
 
 from __future__ import annotations
 
@@ -7,10 +7,26 @@ import sys
 from typing import Annotated, TypeAlias
 
 import typer
+from rich.text import Text
+
+from scheduler.cli.output import age
+from scheduler.queue.reports import EndpointStatus
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Show JSON.")]
 Yes: TypeAlias = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Limit: TypeAlias = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")]
+
+
+def breaker_text(one: EndpointStatus) -> Text:
+    """Its state where all worker processes agree, else in how many it is what; and any pause."""
+    states = one.breakers
+    said = (
+        next(iter(states)) if len(states) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
+    )
+    style = "bold red" if set(states) != {"closed"} else "yellow" if one.usable_in_s else "green"
+    if one.usable_in_s:
+        said += f", left alone {age(one.usable_in_s)}"
+    return Text(said.replace("_", "-"), style)
 
 
 def somebody_can_answer() -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import typer
 from rich.text import Text
 
 from scheduler.admin import requeue
-from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
+from scheduler.cli.admin.common import AsJson, Limit, Yes, breaker_text, confirm
 from scheduler.cli.arguments import parse_priority
 from scheduler.cli.output import (
     age,
@@ -22,7 +23,9 @@ from scheduler.cli.output import (
 )
 from scheduler.cli.session import Session, run, session
 from scheduler.model import JobInfo, JobState
+from scheduler.queue.endpoint_status import summarize
 from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.reports import WorkerInfo
 
 JobId: TypeAlias = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 
@@ -100,7 +103,7 @@ def _remark(job: JobInfo, now_ms: int) -> str:
 @app.command("show")
 def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     """Show where a job is, why, and what has happened to it."""
-    job = run(_job(session(ctx), job_id))
+    job, trouble = run(_job_and_trouble(session(ctx), job_id))
     if as_json:
         print_json(job)
         return
@@ -109,6 +112,7 @@ def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
             ("id", job.id),
             ("state", state_text(job.state)),
             ("place", job.place),
+            ("trouble", trouble),
             ("model", job.model),
             ("priority", priority_text(job.priority)),
             ("tenant", job.tenant),
@@ -136,6 +140,27 @@ def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
 async def _job(at: Session, job_id: str) -> JobInfo:
     async with at.client() as client:
         return await client.job(job_id).info()
+
+
+async def _job_and_trouble(at: Session, job_id: str) -> tuple[JobInfo, str | None]:
+    async with at.client() as client:
+        job = await client.job(job_id).info()
+        if job.state is not JobState.WAITING:
+            return job, None
+        return job, _trouble(job.model, await QueueInspector(client.queue).workers())
+
+
+def _trouble(model: str, workers: Sequence[WorkerInfo]) -> str | None:
+    """Why nobody may be at a route's jobs; None where all its endpoints are well."""
+    serving = [worker for worker in workers if model in worker.routes]
+    if not serving:
+        return f"no live worker process serves {model!r}"
+    troubled = [
+        f"endpoint {one.name} is {breaker_text(one).plain}"
+        for one in summarize(serving)
+        if one.name.rpartition(".")[0] == model and (set(one.breakers) != {"closed"} or one.usable_in_s)
+    ]
+    return "; ".join(troubled) or None
 
 
 def _attempts(job: JobInfo) -> str:

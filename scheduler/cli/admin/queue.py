@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler.admin import known_lanes, purge
-from scheduler.cli.admin.common import AsJson, Yes, confirm
+from scheduler.cli.admin.common import AsJson, Yes, breaker_text, confirm
 from scheduler.cli.arguments import parse_priority
 from scheduler.cli.output import (
     age,
@@ -101,21 +101,14 @@ def _endpoints(endpoints: Sequence[EndpointStatus]) -> Table:
     for one in endpoints:
         most = "" if one.max_in_flight is None else f" of {one.max_in_flight:,}"
         shown.add_row(
-            one.name, one.backend, f"{one.in_flight:,}", f"{one.limit:,}{most}", _breaker(one), one.last_error
+            one.name,
+            one.backend,
+            f"{one.in_flight:,}",
+            f"{one.limit:,}{most}",
+            breaker_text(one),
+            one.last_error,
         )
     return shown
-
-
-def _breaker(one: EndpointStatus) -> Text:
-    """Its state where all worker processes agree, else in how many it is what; and any pause."""
-    states = one.breakers
-    said = (
-        next(iter(states)) if len(states) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
-    )
-    style = "bold red" if set(states) != {"closed"} else "yellow" if one.usable_in_s else "green"
-    if one.usable_in_s:
-        said += f", left alone {age(one.usable_in_s)}"
-    return Text(said.replace("_", "-"), style)
 
 
 @app.command("pause")
