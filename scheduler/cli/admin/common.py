@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated, TypeAlias
 
@@ -46,14 +45,9 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not somebody_can_answer():
         raise typer.BadParameter(f"{question} There is no terminal to ask at: give --yes to go ahead")
-    interrupt_before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # the loop does not hear of it
     try:
         typer.confirm(question, abort=True, err=True)
     except typer.Abort as abort:
         if isinstance(abort.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    finally:
-        signal.signal(signal.SIGINT, interrupt_before)
