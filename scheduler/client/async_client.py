@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
@@ -20,8 +21,9 @@ from scheduler.embedded import EmbeddedServer
 from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError, UnknownModel
 from scheduler.model import DedupMode, GenerationParams, JobResult, Message, PromptRequest
 from scheduler.queue.queue import ENQUEUE_CHUNK, PromptQueue
-from scheduler.queue.records import START, Conflict, Cursor, EnqueueOutcome, Full, NewJob, Replay
+from scheduler.queue.records import Conflict, Cursor, EnqueueOutcome, Full, NewJob, Replay
 from scheduler.results.ports import ReplayPort
+from scheduler.results.replays import Replays
 from scheduler.results.subscriptions import Subscriptions
 from scheduler.settings import EMBEDDED, Settings, load_settings
 
@@ -79,6 +81,7 @@ class AsyncClient:
         self._server: EmbeddedServer | None = None
         self._queue: PromptQueue | None = None
         self._subscriptions: Subscriptions | None = None
+        self._replays: Replays | None = None
         self._routes: dict[str, tuple[str, bool]] = {}
         self._routes_read_at = -math.inf
         self._connecting = asyncio.Lock()
@@ -143,8 +146,9 @@ class AsyncClient:
         self._loop = asyncio.get_running_loop()
         self._commands = asyncio.Semaphore(MAX_COMMANDS)
         self._space_waits = asyncio.Semaphore(MAX_SPACE_WAITS)
-        self._queue = PromptQueue(redis, self.settings.queue, script_flags=script_flags)
+        queue = self._queue = PromptQueue(redis, self.settings.queue, script_flags=script_flags)
         self._subscriptions = Subscriptions(redis)
+        self._replays = Replays(partial(self._replay_many, queue), queue.channel)
 
     def _check_usable(self) -> None:
         if self._queue is None:
@@ -161,6 +165,7 @@ class AsyncClient:
             self._check_usable()
         queue, self._queue = self._queue, None
         subscriptions, self._subscriptions = self._subscriptions, None
+        self._replays = None
         if subscriptions is not None:
             await subscriptions.aclose()
         if queue is not None and self._given is None:
@@ -184,11 +189,20 @@ class AsyncClient:
     async def reading(self) -> AsyncIterator[tuple[ReplayPort, Subscriptions]]:
         """What reading events needs, with redis-py's errors raised as those of this package."""
         self._check_usable()
-        queue, subscriptions = self.queue, self._subscriptions
-        if subscriptions is None:
+        replays, subscriptions = self._replays, self._subscriptions
+        if replays is None or subscriptions is None:
             raise not_connected()
         with translated(self.redis_url):
-            yield _Replays(self, queue), subscriptions
+            yield replays, subscriptions
+
+    async def _replay_many(
+        self, queue: PromptQueue, wanted: Sequence[tuple[str, Cursor]]
+    ) -> Sequence[Replay | Exception | None]:
+        """Few at a time, and none once the client is closed."""
+        async with self.commands() as current:
+            if current is not queue:
+                raise not_connected()
+            return await queue.replay_many(wanted)
 
     async def enqueue(
         self, prompt: str | PromptRequest | None = None, /, **fields: Unpack[RequestFields]
@@ -352,23 +366,6 @@ class AsyncClient:
         """
         job = await self.enqueue(prompt, **fields)
         return await job.result(timeout_s=timeout_s)
-
-
-class _Replays:
-    """The queue as readers need it: few of them at a time, and none once the client is closed."""
-
-    def __init__(self, client: AsyncClient, queue: PromptQueue) -> None:
-        self._client = client
-        self._queue = queue
-
-    async def replay(self, job_id: str, after: Cursor = START, limit: int = 1000) -> Replay | None:
-        async with self._client.commands() as queue:
-            if queue is not self._queue:
-                raise not_connected()
-            return await queue.replay(job_id, after, limit)
-
-    def channel(self, job_id: str) -> str:
-        return self._queue.channel(job_id)
 
 
 def _refuse_others(requests: list[PromptRequest]) -> None:

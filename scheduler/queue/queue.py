@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import orjson
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
+from redis.exceptions import ResponseError
 
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
@@ -34,6 +35,7 @@ from scheduler.queue.records import (
 from scheduler.queue.scripts import Argument, Call, Scripts
 
 ENQUEUE_CHUNK = 128
+REPLAY_LIMIT = 1000
 CLAIM_CHUNK = 1024
 
 NO_LIMITS = Limits()
@@ -309,13 +311,20 @@ class PromptQueue:
         """Cancel up to `chunk` waiting or held jobs of a lane; call again until it returns 0."""
         return int(await self._scripts.run("purge", lane, _optional(priority), chunk))
 
-    async def replay(self, job_id: str, after: Cursor = START, limit: int = 1000) -> Replay | None:
+    async def replay(self, job_id: str, after: Cursor = START, limit: int = REPLAY_LIMIT) -> Replay | None:
         """A job's state and its events after a cursor; None for an unknown job."""
-        reply = await self._scripts.run("replay", job_id, after[0], after[1], limit)
-        if not reply:
-            return None
-        state, token, seq, more, *events = reply
-        return Replay(JobState(state.decode()), tuple(events), (int(token), int(seq)), more=bool(more))
+        reply = (await self.replay_many([(job_id, after)], limit))[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def replay_many(
+        self, wanted: Sequence[tuple[str, Cursor]], limit: int = REPLAY_LIMIT
+    ) -> list[Replay | ResponseError | None]:
+        """The same for many jobs, in one round trip; in its place why one cannot be read."""
+        calls: list[Call] = [("replay", (job_id, token, seq, limit)) for job_id, (token, seq) in wanted]
+        replies = await self._scripts.run_each(calls)
+        return [reply if isinstance(reply, ResponseError) else _replay(reply) for reply in replies]
 
     async def position(self, job_id: str) -> int | None:
         """How many jobs of its lane would be claimed before it; None if it neither waits nor is held.
@@ -339,6 +348,13 @@ class PromptQueue:
 async def _texts(pipe: Pipeline, key: str) -> list[tuple[str, str]]:
     found: dict[bytes, bytes] = await pipe.hgetall(key)  # type: ignore[misc]
     return [(name.decode(), value.decode()) for name, value in found.items()]
+
+
+def _replay(reply: list[Any]) -> Replay | None:
+    if not reply:
+        return None
+    state, token, seq, more, *events = reply
+    return Replay(JobState(state.decode()), tuple(events), (int(token), int(seq)), more=bool(more))
 
 
 def _route_of(subject: str) -> str | None:

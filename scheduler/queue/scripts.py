@@ -87,18 +87,24 @@ class Scripts:
     async def run_all(self, calls: Sequence[Call]) -> list[Any]:
         """Run several scripts in order, in one round trip.
 
-        Every script may be repeated, so where the server lacked one they are all sent again.
-
         Raises:
             redis.exceptions.RedisError: the first error among the replies.
+        """
+        replies = await self.run_each(calls)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise reply
+        return replies
+
+    async def run_each(self, calls: Sequence[Call]) -> list[Any]:
+        """The same, with an error in the place of the reply of the script that failed.
+
+        Every script may be repeated, so where the server lacked one they are all sent again.
         """
         replies = await self._send(calls)
         if any(isinstance(reply, NoScriptError) for reply in replies):
             await self.load()
             replies = await self._send(calls)
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise reply
         return replies
 
     async def _send(self, calls: Sequence[Call]) -> list[Any]:

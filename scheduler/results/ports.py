@@ -25,7 +25,7 @@ class WritePort(Protocol):
 class ReplayPort(Protocol):
     """Where a reader reads what was."""
 
-    async def replay(self, job_id: str, after: Cursor = START, limit: int = 1000) -> Replay | None:
+    async def replay(self, job_id: str, after: Cursor = START) -> Replay | None:
         """A job's state and its events after a cursor; None for an unknown job."""
         ...
 

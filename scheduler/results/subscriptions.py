@@ -96,11 +96,16 @@ class _Topic:
 
 
 class Subscriptions:
-    """The subscriptions of a process. Connects with the first, and reconnects until it is closed."""
+    """The subscriptions of a process. Connects with the first, and reconnects until it is closed.
+
+    Channels that are followed or left within a turn of the event loop share one command.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._topics: dict[str, _Topic] = {}
+        self._changed: set[str] = set()  # channels that the server has yet to be told of
+        self._to_tell = asyncio.Event()
         self._pubsub: PubSub | None = None
         self._own: tuple[Any, Any, Any] = (None, None, None)
         self._task: asyncio.Task[None] | None = None
@@ -110,23 +115,21 @@ class Subscriptions:
     async def follow(self, channel: str) -> AsyncIterator[Feed]:
         """Follow a channel. The server has confirmed the subscription when the body begins."""
         topic = self._topics.get(channel)
-        new = topic is None
         if topic is None:
             topic = self._topics[channel] = _Topic()
+            self._change(channel)
         feed = Feed()
         topic.feeds.add(feed)
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="subscriptions")
         try:
-            if new:
-                await self._tell("subscribe", channel)
             await topic.confirmed.wait()
             yield feed
         finally:
             topic.feeds.discard(feed)
             if not topic.feeds and self._topics.get(channel) is topic:
                 del self._topics[channel]
-                await self._tell("unsubscribe", channel)
+                self._change(channel)
 
     async def aclose(self) -> None:
         """Close the connection. Safe to call twice."""
@@ -140,22 +143,39 @@ class Subscriptions:
             topic.confirmed.set()
             topic.miss()
 
-    async def _tell(self, command: str, channel: str) -> None:
-        """Tell the connection there is; a new one is made with the subscriptions of that moment."""
-        pubsub = self._pubsub
-        # redis-py would connect anew here, while the reading task is about to give this connection up.
-        if pubsub is None or pubsub.connection is None or not pubsub.connection.is_connected:
-            return
-        with suppress(RedisError, OSError):
-            await getattr(pubsub, command)(channel)
+    def _change(self, channel: str) -> None:
+        self._changed.add(channel)
+        self._to_tell.set()
+
+    async def _tell(self, pubsub: PubSub) -> None:
+        """Tell the server what has changed, for as long as there is this connection."""
+        while True:
+            await self._to_tell.wait()
+            self._to_tell.clear()
+            changed, self._changed = self._changed, set()
+            # One that was left and is followed anew is asked for again, subscribed or not: its new
+            # followers wait for a confirmation.
+            followed = [channel for channel in changed if channel in self._topics]
+            left = [channel for channel in changed if channel not in self._topics]
+            # redis-py would connect anew here, while the reading task is about to give this connection up;
+            # a new one is made with the subscriptions of that moment. What fails closes the connection.
+            try:
+                if followed and _is_connected(pubsub):
+                    await pubsub.subscribe(*followed)
+                if left and _is_connected(pubsub):
+                    await pubsub.unsubscribe(*left)
+            except (RedisError, OSError) as error:
+                logger.debug("subscriptions: could not tell the server (%s)", error)
 
     async def _run(self) -> None:
         delay_s = FIRST_DELAY_S
         while True:
             self._heard = False
+            telling: asyncio.Task[None] | None = None
             try:
-                await self._connect()
-                await self._read()
+                pubsub = await self._connect()
+                telling = asyncio.create_task(self._tell(pubsub), name="subscriptions: tell")
+                await self._read(pubsub)
             except NoPermissionError as error:
                 for topic in self._topics.values():
                     topic.refuse(error)
@@ -163,6 +183,9 @@ class Subscriptions:
                 logger.debug("subscriptions: the connection is gone (%s)", error)
             except Exception:
                 logger.exception("subscriptions failed; they are made anew")
+            finally:
+                if telling is not None:
+                    telling.cancel()
             await self._disconnect()
             for topic in self._topics.values():
                 topic.miss()
@@ -170,7 +193,7 @@ class Subscriptions:
             delay_s = FIRST_DELAY_S if self._heard else min(1.0, delay_s * 2)
             await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> PubSub:
         pubsub = self._redis.pubsub()
         await pubsub.connect()  # type: ignore[no-untyped-call]
         # redis-py would reconnect in silence; what was missed meanwhile has to be known.
@@ -178,12 +201,13 @@ class Subscriptions:
         self._own = (connection, connection.retry, connection.retry_on_error)
         connection.retry, connection.retry_on_error = Retry(NoBackoff(), 0), []
         self._pubsub = pubsub
+        self._changed.clear()
         if self._topics:
             await pubsub.subscribe(*self._topics)
+        return pubsub
 
-    async def _read(self) -> None:
-        pubsub = self._pubsub
-        while pubsub is not None:
+    async def _read(self, pubsub: PubSub) -> None:
+        while True:
             message = await pubsub.get_message(timeout=None)
             if message is None:
                 continue
@@ -205,3 +229,7 @@ class Subscriptions:
             connection.retry, connection.retry_on_error = retry, retry_on_error
             with suppress(RedisError, OSError):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+
+def _is_connected(pubsub: PubSub) -> bool:
+    return pubsub.connection is not None and pubsub.connection.is_connected

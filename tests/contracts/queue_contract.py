@@ -14,10 +14,21 @@ from typing import Any
 
 import orjson
 import pytest
+from redis.exceptions import ResponseError
 
 from scheduler.model import DedupMode, JobState
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.records import Conflict, Enqueued, Full, Publication, Return, Reuse, WriteOutcome
+from scheduler.queue.records import (
+    START,
+    Conflict,
+    Enqueued,
+    Full,
+    Publication,
+    Replay,
+    Return,
+    Reuse,
+    WriteOutcome,
+)
 from tests.contracts.queue_driver import (
     LANE,
     LEASE_MS,
@@ -1452,6 +1463,21 @@ class QueueContract(OnQueue):
         await q.queue.purge(LANE)
         await q.queue.cancel("joins")
         assert (await q.running("good")).id == "good"
+
+    async def test_a_stream_that_cannot_be_read_spoils_no_other_replay(
+        self, q: QueueDriver, untidy: None
+    ) -> None:
+        await q.enqueue(new_job("bad"), new_job("good"))
+        await q.redis.set(q.queue.keys.of("stream", "bad"), "not a stream")
+        bad, unknown, good = await q.queue.replay_many(
+            [(job_id, START) for job_id in ("bad", "nobody", "good")]
+        )
+        assert isinstance(bad, ResponseError)
+        assert unknown is None
+        assert isinstance(good, Replay)
+        assert good.state is JobState.WAITING
+        with pytest.raises(ResponseError):
+            await q.queue.replay("bad")
 
     async def test_a_member_without_a_record_is_set_aside(self, q: QueueDriver, untidy: None) -> None:
         await q.enqueue(new_job("gone"), new_job("text"), new_job("good"))

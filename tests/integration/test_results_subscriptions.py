@@ -89,6 +89,32 @@ async def test_subscriptions_made_at_the_same_time_share_one_connection(
     assert await asyncio.gather(*hearing) == [str(n).encode() for n in range(50)]
 
 
+async def test_what_is_followed_or_left_in_one_turn_shares_a_command(
+    redis: Redis, subscriptions: Subscriptions
+) -> None:
+    async def calls() -> list[int]:
+        stats = await redis.info("commandstats")
+        return [stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("subscribe", "unsubscribe")]
+
+    leave = asyncio.Event()
+    ready = asyncio.Barrier(51)
+
+    async def hear(channel: str) -> None:
+        async with subscriptions.follow(channel):
+            await ready.wait()
+            await leave.wait()
+
+    async with subscriptions.follow("first"):
+        before = await calls()
+        hearing = [asyncio.create_task(hear(f"c{n}")) for n in range(50)]
+        await ready.wait()
+        leave.set()
+        await asyncio.gather(*hearing)
+        while await followed(redis, "c49"):
+            await asyncio.sleep(0.001)
+        assert [now - then for now, then in zip(await calls(), before, strict=True)] == [1, 1]
+
+
 async def test_followers_of_a_channel_share_its_subscription_and_the_last_ends_it(
     redis: Redis, subscriptions: Subscriptions
 ) -> None:

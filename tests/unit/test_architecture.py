@@ -122,7 +122,7 @@ def test_keys_are_spelled_in_one_file(path: Path) -> None:
 
 
 # A call site is named after its script, but for what callers know under another name.
-CALLED_BY = {"reprioritize": "set_priority"}
+CALLED_BY = {"replay": "replay_many", "reprioritize": "set_priority"}
 
 
 def scripts() -> list[str]:
