@@ -8,8 +8,8 @@ nothing between it and the engine. The larger model shows the other end: where c
 list gains nothing and must cost nothing. Runs alternate; medians are printed.
 
 Everything is on one machine. On few cores the engine and those who feed it are in each other's way: vLLM,
-which spins while it waits, above all. So it is measured once more with half of the cores for itself and the
-others for everybody else, as if it had a machine of its own.
+which spins while it waits, above all. So both are measured once more with half of the cores for the engine
+alone and the others for everybody else, as if it had a machine of its own.
 
 An engine that is not there is left out: `make llama-server vllm` gets both.
 """
@@ -165,7 +165,9 @@ async def measure_here(engine: Served, url: str, rounds: int) -> Rates:
 
 
 @asynccontextmanager
-async def llama_server(binary: Path, folder: Path, *, wide: bool) -> AsyncIterator[Served]:
+async def llama_server(
+    binary: Path, folder: Path, *, wide: bool = False, own_cores: bool = False
+) -> AsyncIterator[Served]:
     """llama-server with one thread: a second one would wait for the core that everything else is on."""
     model = folder / ("wide.gguf" if wide else "tiny.gguf")
     make = [sys.executable, str(EXAMPLES / "make_tiny_gguf.py"), str(model), *(WIDE if wide else ())]
@@ -173,12 +175,11 @@ async def llama_server(binary: Path, folder: Path, *, wide: bool) -> AsyncIterat
     port = free_port()
     flags = ["-c", "16384", "-np", str(SLOTS), "-t", "1", "--poll", "0", "--cache-ram", "0", "--no-ui"]
     command = [str(binary), "-m", str(model), "--alias", "tiny", "--host", "127.0.0.1", "--port", str(port)]
-    name = "llama-server, larger model" if wide else "llama-server, tiny model"
+    kind = "cores of its own" if own_cores else "larger model" if wide else "tiny model"
+    name, url = f"llama-server, {kind}", f"http://127.0.0.1:{port}"
     body = {"n_predict": TOKENS}
-    async with serving([*command, *flags], port, folder, cores=set()):
-        yield Served(
-            name, "llama_cpp", f"http://127.0.0.1:{port}", "/completion", body, 128 if wide else 1600
-        )
+    async with serving([*command, *flags], port, folder, cores=ENGINE_CORES if own_cores else set()):
+        yield Served(name, "llama_cpp", url, "/completion", body, 128 if wide else 1600, own_cores)
 
 
 @asynccontextmanager
@@ -260,15 +261,15 @@ def find(variable: str, *cached: str, program: str = "") -> Path | None:
 async def run(rounds: int) -> list[Rates]:
     """Measure every engine that is there."""
     rates = []
+    shares = (False, True) if ENGINE_CORES else (False,)
     with tempfile.TemporaryDirectory(prefix="bench-batching-") as name, EmbeddedServer() as server:
         folder = Path(name)
         engines: list[Any] = []
         if binary := find("LLAMA_SERVER", "llama-server", "bin", "llama-server", program="llama-server"):
-            engines += [llama_server(binary, folder, wide=wide) for wide in (False, True)]
+            engines += [llama_server(binary, folder, own_cores=own) for own in shares]
+            engines.append(llama_server(binary, folder, wide=True))
         if python := find("VLLM_PYTHON", "vllm", "bin", "python"):
-            engines += [
-                vllm(python, folder, own_cores=own) for own in ((False, True) if ENGINE_CORES else (False,))
-            ]
+            engines += [vllm(python, folder, own_cores=own) for own in shares]
         for missing in [name for name, there in (("llama-server", binary), ("vLLM", python)) if not there]:
             print(f"{missing} is not there and left out; `make llama-server vllm` gets both", file=sys.stderr)
         for opening in engines:

@@ -115,7 +115,7 @@ class Shed(BaseEvent):
 
 Event: TypeAlias = Queued | Started | Delta | Retrying | Done | Failed | Cancelled | Expired | Shed
 
-_TYPES: dict[str, type[Event]] = {
+EVENT_TYPES: dict[str, type[Event]] = {
     cls.type: cls for cls in (Queued, Started, Delta, Retrying, Done, Failed, Cancelled, Expired, Shed)
 }
 
@@ -136,7 +136,7 @@ def decode_event(data: bytes | str) -> Event:
     """
     try:
         raw = orjson.loads(data)
-        cls = _TYPES[raw.pop("type")]
+        cls = EVENT_TYPES[raw.pop("type")]
         fields = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
         if "error" in fields:
             fields["error"] = JobError.model_validate(fields["error"])

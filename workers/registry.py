@@ -73,8 +73,8 @@ def _load(entry_point: EntryPoint) -> WorkerFactory:
 def _unknown(backend: str) -> str:
     known = known_backends()
     near = difflib.get_close_matches(backend.lower().replace("-", "_").replace(".", "_"), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"did you mean {near[0]!r}? There" if near else "there"
     return (
-        f"backend: no model worker is called {backend!r}; {hint}There are {', '.join(known)}; "
+        f"backend: no model worker is called {backend!r}; {hint} are {', '.join(known)}; "
         f"a package adds its own with the entry point group {ENTRY_POINT_GROUP}"
     )

@@ -76,7 +76,10 @@ class Job:
             JobFailed, JobCancelled, JobExpired, JobShed: it ended otherwise.
             JobNotFound: no job has this id, or its record has expired.
             ResultTimeout: it had not ended after `timeout_s` seconds. Nothing is cancelled.
+            InvalidRequest: `timeout_s` is no number.
         """
+        if timeout_s is not None and (isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float)):
+            raise InvalidRequest(f"timeout_s: give seconds as a number, not {timeout_s!r}", field="timeout_s")
         try:
             async with asyncio.timeout(timeout_s), self._client.reading() as (queue, subscriptions):
                 result = await read_result(queue, subscriptions, self.id)

@@ -181,6 +181,12 @@ class Client:
     ) -> None:
         self.close()
 
+    @property
+    def redis_url(self) -> str:
+        """The URL of the server in use, that of the private one where there is one."""
+        self._running  # noqa: B018  is it connected
+        return self._client.redis_url
+
     def connect(self) -> None:
         """See `AsyncClient.connect`."""
         with self._connecting:

@@ -288,6 +288,10 @@ class Engine:
         self._without_permit.setdefault(lane, {}).update(dict.fromkeys(endpoints, until))
         loop.call_at(until, self._news.set)
 
+    def _permit_in_s(self, lane: str, endpoint: str) -> float:
+        until = self._without_permit.get(lane, {}).get(endpoint, 0.0)
+        return round(max(0.0, until - asyncio.get_running_loop().time()), 1)
+
     async def _ask(self, claim_id: str, limit: int) -> Claim:
         # Lanes without room are named too: the script passes their wake tokens on.
         lanes = {name: self._room_for(route) for name, route in self.routes.items()}
@@ -579,7 +583,10 @@ class Engine:
                     name: {
                         "running": route.running,
                         "stages": {stage: gate.running for stage, gate in route.pipeline.gates.items()},
-                        "endpoints": [endpoint.describe() for endpoint in route.endpoints],
+                        "endpoints": [
+                            {**endpoint.describe(), "permit_in_s": self._permit_in_s(name, endpoint.name)}
+                            for endpoint in route.endpoints
+                        ],
                     }
                     for name, route in self.routes.items()
                 },

@@ -29,6 +29,7 @@ def _summary(name: str, said: Sequence[dict[str, Any]]) -> EndpointStatus:
         max_in_flight=max(filter(None, (one.get("max_in_flight") for one in said)), default=None),
         breakers=dict(Counter(str(one.get("breaker", "closed")) for one in said)),
         usable_in_s=min(_seconds(one.get("usable_in_s")) for one in said),
+        permit_in_s=max(_seconds(one.get("permit_in_s")) for one in said),
         last_error=next(_words(said), ""),
     )
 

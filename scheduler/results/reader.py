@@ -12,7 +12,7 @@ import orjson
 
 from scheduler.connection import passes
 from scheduler.errors import JobNotFound, SchedulerError
-from scheduler.events import Done, Event, decode_event, ended_error, parse_event_id
+from scheduler.events import EVENT_TYPES, Done, Event, decode_event, ended_error, parse_event_id
 from scheduler.model import JobResult
 from scheduler.queue.records import START, Cursor, Replay
 from scheduler.results.ports import ReplayPort
@@ -26,7 +26,11 @@ _HEAD = re.compile(rb'\{"id":"(\d+)-(\d+)","type":"(\w+)"')
 
 class _Head(NamedTuple):
     cursor: Cursor
-    terminal: bool
+    type: str
+
+    @property
+    def terminal(self) -> bool:
+        return self.type in TERMINAL
 
 
 async def read_events(
@@ -43,8 +47,10 @@ async def read_events(
         JobNotFound: there is no such job, or its record expired meanwhile.
     """
     async with aclosing(_read(queue, subscriptions, job_id, after, resync_s)) as events:
-        async for data, _ in events:
-            yield decode_event(data)
+        async for data, head in events:
+            # A newer worker process may say more than this reader knows.
+            if head.type in EVENT_TYPES:
+                yield decode_event(data)
 
 
 async def read_result(
@@ -140,13 +146,13 @@ def _head(data: bytes) -> _Head:
     match = _HEAD.match(data)
     if match:
         token, seq, kind = match.groups()
-        return _Head((int(token), int(seq)), kind.decode() in TERMINAL)
+        return _Head((int(token), int(seq)), kind.decode())
     try:
         raw = orjson.loads(data)
-        return _Head(parse_event_id(raw["id"]), raw["type"] in TERMINAL)
+        return _Head(parse_event_id(raw["id"]), str(raw["type"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SchedulerError(f"not an event: {error!r}") from error
 
 
 def _not_found(job_id: str) -> JobNotFound:
-    return JobNotFound(f"no job {job_id}: it never was, or its record has expired")
+    return JobNotFound(f"no job {job_id}: unknown, or its record has expired")

@@ -183,6 +183,10 @@ def test_operators_see_and_change_what_waits(program: Program, client: Client) -
     assert program.json("admin", "dedup", "show", "k") == key
     assert program("admin", "dedup", "release", "k", "--yes").exit_code == 0
     assert program("admin", "dedup", "show", "k").exit_code == 1
+    assert program("admin", "jobs", "list", "--lane", "echo").exit_code == 0
+    unknown = program("admin", "jobs", "list", "--lane", "ecko")
+    assert (unknown.exit_code, unknown.stderr.count("\n")) == (2, 1)
+    assert "no 'ecko' in queue 'default'; there are: echo" in unknown.stderr
 
     assert program("admin", "queue", "pause", "--all").stdout == "echo: paused\n"
     assert program.json("admin", "queue", "status")["lanes"][0]["paused"] is True

@@ -429,6 +429,13 @@ async def test_a_result_that_is_late_raises_and_cancels_nothing(room: Room, clie
     assert (await job.result(timeout_s=SOON_S)).text == "still"
 
 
+@pytest.mark.parametrize("timeout_s", [timedelta(seconds=1), "1", True])
+async def test_a_timeout_that_is_no_number_is_refused(client: AsyncClient, timeout_s: Any) -> None:
+    with pytest.raises(InvalidRequest, match="timeout_s: give seconds as a number") as caught:
+        await client.job("any").result(timeout_s=timeout_s)
+    assert caught.value.field == "timeout_s"
+
+
 async def test_run_enqueues_and_waits(room: Room, client: AsyncClient) -> None:
     engine = await room.engine()
     running = asyncio.create_task(client.run("x", timeout_s=SOON_S, priority=8))

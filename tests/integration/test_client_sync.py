@@ -49,6 +49,14 @@ def test_it_does_what_the_async_client_does(client: Client) -> None:
     assert repr(job) == f"SyncJob({job.id!r}, deduplicated=False)"
 
 
+def test_it_tells_its_server_once_it_is_connected(valkey_url: str) -> None:
+    client = Client(valkey_url)
+    with pytest.raises(SchedulerError, match="not connected"):
+        client.redis_url  # noqa: B018
+    with client:
+        assert client.redis_url == valkey_url
+
+
 def test_many_have_one_outcome_each(client: Client) -> None:
     requests = [PromptRequest(prompt="a", dedup_key="k", delay_s=60.0)] * 2
     outcomes = client.enqueue_many([*requests, PromptRequest(prompt="b", dedup_key="k")])

@@ -80,6 +80,28 @@ async def test_lane_without_permits_waits_and_comes_again_by_itself(room: Room) 
         assert (await job.result(timeout_s=SOON_S)).attempts == 1
 
 
+async def test_endpoint_without_permits_is_told(room: Room) -> None:
+    engine = await room.engine(
+        settings_of(
+            routes={"echo": {"endpoints": [endpoint(requests_per_minute=1), endpoint()]}}, lease_s=0.6
+        )
+    )
+    client = await room.client()
+    limited, free = (one.worker for one in engine.routes["echo"].endpoints)
+    assert isinstance(limited, Puppet)
+    assert isinstance(free, Puppet)
+    for n in range(9):
+        await client.enqueue(f"p {n}")
+    await until(lambda: (limited.active, free.active) == (1, 8))
+    await client.enqueue("one more")
+    async with asyncio.timeout(SOON_S):
+        while not (first := (await QueueInspector(client.queue).status()).endpoints[0]).permit_in_s:
+            await asyncio.sleep(0.01)
+    assert (first.name, first.usable_in_s) == ("echo.0", 0.0)
+    assert 50 < first.permit_in_s <= 60
+    assert (await QueueInspector(client.queue).status()).endpoints[1].permit_in_s == 0.0
+
+
 async def test_endpoint_without_permits_keeps_nobody_from_another_with_room(room: Room) -> None:
     endpoints = [endpoint(requests_per_minute=1), endpoint(max_in_flight=1)]
     engine = await room.engine(settings_of(routes={"echo": {"endpoints": endpoints}}))

@@ -255,3 +255,13 @@ async def test_a_feed_that_is_too_full_says_so_and_keeps_within_its_bound() -> N
 
 async def test_a_feed_without_messages_returns_after_its_time() -> None:
     assert await Feed().next(0.001) is None
+
+
+async def test_what_a_newer_worker_says_beside_is_left_out() -> None:
+    room = Room()
+    started, delta, done = story("one")
+    room.write(started)
+    room.write(b'{"id":"7-2","type":"thinking","job_id":"job","attempt":1}')
+    room.write(delta.replace(b'"7-2"', b'"7-3"'))
+    room.write(done.replace(b'"7-3"', b'"7-4"'))
+    assert await collect(room.read()) == ["started", "one", "done"]

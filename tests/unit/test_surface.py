@@ -82,7 +82,7 @@ def test_the_client_without_async_has_every_call_of_the_other() -> None:
     def calls(cls: type) -> set[str]:
         return {name for name in vars(cls) if not name.startswith("_")}
 
-    assert calls(AsyncClient) - calls(Client) == {"aclose", "commands", "queue", "reading", "redis_url"}
+    assert calls(AsyncClient) - calls(Client) == {"aclose", "commands", "queue", "reading"}
     handle = {name for name in vars(Job) if not name.startswith("_")}
     assert handle - calls(SyncJob) == {"channel", "deduplicated", "id"}, "those are plain attributes there"
 

@@ -61,7 +61,7 @@ def test_near_miss_gets_a_suggestion(name: str) -> None:
 
 
 def test_unknown_backend_names_the_known_ones() -> None:
-    with pytest.raises(UnknownBackend, match=r"There are anthropic, echo, llama_cpp, openai, vllm;"):
+    with pytest.raises(UnknownBackend, match=r"there are anthropic, echo, llama_cpp, openai, vllm;"):
         make_worker(EndpointConfig("zzz"))
 
 

@@ -17,14 +17,17 @@ Limit: TypeAlias = Annotated[int, typer.Option("--limit", "-n", min=1, help="How
 
 
 def breaker_text(one: EndpointStatus) -> Text:
-    """Its state where all worker processes agree, else in how many it is what; and any pause."""
+    """Its state where all worker processes agree, else in how many it is what; and what else it waits for."""
     states = one.breakers
     said = (
         next(iter(states)) if len(states) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
     )
-    style = "bold red" if set(states) != {"closed"} else "yellow" if one.usable_in_s else "green"
+    waits = one.usable_in_s or one.permit_in_s
+    style = "bold red" if set(states) != {"closed"} else "yellow" if waits else "green"
     if one.usable_in_s:
         said += f", left alone {age(one.usable_in_s)}"
+    if one.permit_in_s:
+        said += f", at its rate limit {age(one.permit_in_s)}"
     return Text(said.replace("_", "-"), style)
 
 

@@ -117,7 +117,8 @@ def release(
     if as_json:
         print_json({"released": held is not None, "job_id": held.job_id if held else None})
     elif held is not None:
-        typer.echo(f"released; job {held.job_id} goes on")
+        ended = held.state is None or held.state.ended
+        typer.echo(f"released; job {held.job_id} {'is not answered from any more' if ended else 'goes on'}")
     if held is None:
         _say_free(key, tenant)
 

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.text import Text
 
-from scheduler.admin import requeue
+from scheduler.admin import known_lanes, requeue
 from scheduler.cli.admin.common import AsJson, Limit, Yes, breaker_text, confirm
 from scheduler.cli.arguments import parse_priority
 from scheduler.cli.output import (
@@ -81,10 +81,10 @@ async def _jobs(
 ) -> tuple[list[JobInfo], int]:
     async with at.client() as client:
         inspector = QueueInspector(client.queue)
-        return (
-            await inspector.jobs(state=state, lane=lane, tenant=tenant, limit=limit),
-            await inspector.now_ms(),
-        )
+        jobs = await inspector.jobs(state=state, lane=lane, tenant=tenant, limit=limit)
+        if not jobs and lane is not None:
+            await known_lanes(client.queue, lane)
+        return jobs, await inspector.now_ms()
 
 
 def _remark(job: JobInfo, now_ms: int) -> str:
@@ -158,7 +158,8 @@ def _trouble(model: str, workers: Sequence[WorkerInfo]) -> str | None:
     troubled = [
         f"endpoint {one.name} is {breaker_text(one).plain}"
         for one in summarize(serving)
-        if one.name.rpartition(".")[0] == model and (set(one.breakers) != {"closed"} or one.usable_in_s)
+        if one.name.rpartition(".")[0] == model
+        and (set(one.breakers) != {"closed"} or one.usable_in_s or one.permit_in_s)
     ]
     return "; ".join(troubled) or None
 
