@@ -248,6 +248,7 @@ class Settings(_Strict, BaseSettings):
     dedup_ttl_s: float = Field(default=3600.0, ge=1)
     result_ttl_s: float = Field(default=3600.0, ge=1)
     dead_ttl_s: float = Field(default=7 * 86_400.0, ge=1)
+    max_dead: int = Field(default=10_000, ge=1)
     max_attempts: int = Field(default=3, ge=1, le=1000)
     retry_base_s: float = Field(default=0.5, ge=0)
     retry_cap_s: float = Field(default=30.0, ge=0)

@@ -1,7 +1,28 @@
-"""What operators do: check an installation, purge lanes, requeue jobs. Whoever faces them shows it."""
+"""What operators do: check an installation, purge lanes, run jobs again. Whoever faces them shows it."""
 
+from scheduler.admin.dead import (
+    DeadFilter,
+    dead_letter_ids,
+    dead_letters,
+    purge_dead_letters,
+    read_dead_letter,
+    requeue_dead_letters,
+)
 from scheduler.admin.doctor import Finding, Level, examine
 from scheduler.admin.jobs import requeue
 from scheduler.admin.lanes import known_lanes, purge
 
-__all__ = ["Finding", "Level", "examine", "known_lanes", "purge", "requeue"]
+__all__ = [
+    "DeadFilter",
+    "Finding",
+    "Level",
+    "dead_letter_ids",
+    "dead_letters",
+    "examine",
+    "known_lanes",
+    "purge",
+    "purge_dead_letters",
+    "read_dead_letter",
+    "requeue",
+    "requeue_dead_letters",
+]

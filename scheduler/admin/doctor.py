@@ -279,7 +279,7 @@ def _queue(status: QueueStatus, workers: list[WorkerInfo], settings: Settings) -
     else:
         yield Finding(Level.OK, "bound", bound)
     if status.dead:
-        fix = "prompt-scheduler admin jobs list --state failed"
+        fix = "prompt-scheduler admin dead list"
         yield Finding(Level.WARN, "dead", f"failed jobs that are kept: {status.dead:,}", fix)
     if status.garbage:
         yield Finding(

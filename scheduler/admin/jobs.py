@@ -6,15 +6,17 @@ from scheduler.errors import InvalidTransition, JobNotFound, SchedulerError
 from scheduler.queue import PromptQueue
 
 
-async def requeue(queue: PromptQueue, job_id: str) -> None:
+async def requeue(queue: PromptQueue, job_id: str, request: bytes = b"") -> None:
     """Let a job that ended without a result run again, its failures forgotten. May be repeated.
+
+    `request` takes the place of its stored one, where it is given; see `PromptQueue.requeue`.
 
     Raises:
         JobNotFound: no job has this id, or its record has expired.
         InvalidTransition: it has a result, or has not ended.
         SchedulerError: the stored request has gone.
     """
-    match await queue.requeue(job_id):
+    match await queue.requeue(job_id, request):
         case "waiting" | "held":
             return
         case "not_found":

@@ -18,8 +18,7 @@ from scheduler.queue.records import NewJob
 
 AUTO = "auto"
 
-# What the worker process needs of a request; the rest is in the job's record.
-_PAYLOAD = frozenset(
+STORED_FIELDS = frozenset(
     {
         "prompt",
         "messages",
@@ -33,6 +32,8 @@ _PAYLOAD = frozenset(
         "stream",
     }
 )
+"""What the worker process needs of a request; the rest is in the job's record."""
+
 # Where a user may put any JSON.
 _FREE_FORM = ("messages", "tools", "tool_choice", "response_format", "extra_body", "metadata")
 # What changes nothing about the answer.
@@ -47,10 +48,6 @@ def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool) -> Ne
     """
     fields = _fields(request)
     payload = _json(fields)
-    if len(payload) > MAX_REQUEST_BYTES:
-        raise InvalidRequest(
-            f"the request has {len(payload):,} bytes as JSON; at most {MAX_REQUEST_BYTES:,} are taken"
-        )
     key_hash = content = None
     if request.dedup_key is not None:
         content = content_hash(request.model, fields, uses_metadata=uses_metadata)
@@ -73,6 +70,15 @@ def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool) -> Ne
     )
 
 
+def stored_request(request: PromptRequest) -> bytes:
+    """What is stored of a request for the worker process, JSON.
+
+    Raises:
+        InvalidRequest: it cannot be stored as JSON, or is too big.
+    """
+    return _json(_fields(request))
+
+
 def content_hash(model: str, fields: dict[str, Any], *, uses_metadata: bool) -> str:
     """A hash of all that changes the answer: 22 characters."""
     left_out = _NOT_CONTENT[1:] if uses_metadata else _NOT_CONTENT
@@ -84,7 +90,7 @@ def content_hash(model: str, fields: dict[str, Any], *, uses_metadata: bool) -> 
 
 def _fields(request: PromptRequest) -> dict[str, Any]:
     try:
-        return request.model_dump(include=set(_PAYLOAD), exclude_defaults=True)
+        return request.model_dump(include=set(STORED_FIELDS), exclude_defaults=True)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
 
@@ -99,6 +105,10 @@ def _json(fields: dict[str, Any]) -> bytes:
         if (value := fields.get(name)) is not None and (path := _not_finite(value, name)):
             # orjson would write null, and JSON has nothing better.
             raise InvalidRequest(f"{path}: is not a finite number; give a finite one, or text", field=name)
+    if len(payload) > MAX_REQUEST_BYTES:
+        raise InvalidRequest(
+            f"the request has {len(payload):,} bytes as JSON; at most {MAX_REQUEST_BYTES:,} are taken"
+        )
     return payload
 
 

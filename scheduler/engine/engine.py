@@ -564,6 +564,7 @@ class Engine:
             "dedup_ttl_ms": round(settings.dedup_ttl_s * 1000),
             "result_ttl_ms": round(settings.result_ttl_s * 1000),
             "dead_ttl_ms": round(settings.dead_ttl_s * 1000),
+            "max_dead": settings.max_dead,
         }
         for name, route in settings.routes.items():
             if route.max_waiting is not None:

@@ -206,7 +206,7 @@ class QueueInspector:
         """
         found: list[JobInfo] = []
         for one in LIVE if state is None else (state,):
-            async with aclosing(self._in_state(one, lane)) as listed:
+            async with aclosing(self.in_state(one, lane)) as listed:
                 async for info in listed:
                     if len(found) >= limit:
                         return found
@@ -214,7 +214,8 @@ class QueueInspector:
                         found.append(info)
         return found
 
-    async def _in_state(self, state: JobState, lane: str | None) -> AsyncGenerator[JobInfo, None]:
+    async def in_state(self, state: JobState, lane: str | None = None) -> AsyncGenerator[JobInfo, None]:
+        """All jobs of a state, in the order of `jobs`. Of the states that do not wait, all lanes come."""
         if state in (JobState.WAITING, JobState.HELD):
             listed = self._ready(state, lane)
         elif state in _LISTED:

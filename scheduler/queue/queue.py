@@ -292,13 +292,23 @@ class PromptQueue:
         """Claim from a lane again. Returns whether it had been paused."""
         return bool(await self._scripts.run("resume", lane))
 
-    async def requeue(self, job_id: str) -> str:
-        """Let a job that ended without a result run again.
+    async def requeue(self, job_id: str, request: bytes = b"") -> str:
+        """Let a job that ended without a result run again, with another request if one is given.
 
-        Returns "waiting" or "held"; or why not: the state it is in, "not_found" or "payload_lost".
+        With another request it gives its dedup key up. Returns "waiting" or "held"; or why not: the state it
+        is in, "not_found" or "payload_lost".
         """
-        reply: bytes = await self._scripts.run("requeue", job_id)
+        reply: bytes = await self._scripts.run("requeue", job_id, request)
         return reply.decode()
+
+    async def discard(self, job_ids: Sequence[str]) -> int:
+        """Forget dead letters for good. Returns how many of these were some."""
+        return sum(await self._scripts.run("discard", *job_ids)) if job_ids else 0
+
+    async def request(self, job_id: str) -> bytes | None:
+        """The stored request of a job, JSON; None where it has none any more."""
+        stored: bytes | None = await self.redis.get(self.keys.of("payload", job_id))
+        return stored
 
     async def tick(
         self, worker: str, *, lease_ms: int, lock_ms: int, chunk: int = 200, mend_ms: int = 10_000

@@ -33,6 +33,7 @@ NAMES = (
     "pause",
     "resume",
     "requeue",
+    "discard",
     "tick",
     "purge",
     "replay",

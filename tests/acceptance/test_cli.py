@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from scheduler import Client, DedupMode, JobState, PromptRequest
+from scheduler import Client, DedupMode, JobFailed, JobState, PromptRequest
 from scheduler.cli import app
 from tests.acceptance.conftest import StartWorker, slow_echo
 
@@ -282,6 +282,48 @@ def test_at_a_terminal_the_question_is_answered(
     assert job.info().state is (JobState.CANCELLED if code == 0 else JobState.WAITING)
 
 
+def test_dead_letters_are_seen_changed_run_again_and_forgotten(
+    client: Client, start_worker: StartWorker, program: Program
+) -> None:
+    refusing = '[[routes.echo.endpoints]]\nbackend = "echo"\noptions = { fail_text = "forbidden" }\n'
+    start_worker(program.url, toml=refusing)
+    jobs = [client.enqueue(f"forbidden {n}", params={"max_tokens": 9}, tenant=f"t{n % 2}") for n in range(5)]
+    for job in jobs:
+        with pytest.raises(JobFailed):
+            job.result(timeout_s=20)
+    listed = program.json("admin", "dead", "list")
+    assert {one["id"] for one in listed} == {job.id for job in jobs}
+    assert [one["tenant"] for one in program.json("admin", "dead", "list", "--tenant", "t1")] == ["t1"] * 2
+    assert program.json("admin", "dead", "list", "--error", "nonsense") == []
+    assert "no 'ecko' in queue" in program("admin", "dead", "list", "--lane", "ecko").stderr
+    assert "request_rejected" in program("admin", "dead", "list").stdout
+
+    shown = program("admin", "dead", "show", jobs[0].id).stdout
+    assert '"prompt": "forbidden 0"' in shown
+    assert re.search(r"failed +1 .*request_rejected: echo: the prompt has the text", shown), shown
+
+    refused = program("admin", "dead", "requeue", jobs[0].id, "--set", "params.max_tokens=many")
+    assert (refused.exit_code, refused.stdout) == (1, "0 run again\n")
+    assert "params.max_tokens" in refused.stderr
+    assert program("admin", "dead", "requeue", jobs[0].id, "--set", "priority=9").exit_code == 2
+    assert program("admin", "dead", "requeue").exit_code == 2, "which?"
+    assert program("admin", "dead", "requeue", "--all").exit_code == 2, "nobody is there to ask"
+
+    done = program.json("admin", "dead", "requeue", jobs[0].id, "--set", "prompt=allowed")
+    assert done == {"requeued": [jobs[0].id], "refused": {}, "left_out": 0}
+    assert client.job(jobs[0].id).result(timeout_s=20).text == "allowed"
+    again = program("admin", "dead", "requeue", jobs[0].id)
+    assert (again.exit_code, again.stdout) == (1, "0 run again; 1 are no dead letters, or none any more\n")
+    both = program.json("admin", "dead", "requeue", "--tenant", "t1", "--set", "prompt=fine", "--yes")
+    assert both["requeued"] == [jobs[1].id, jobs[3].id], "the oldest first"
+
+    assert program("admin", "dead", "purge", "--all").exit_code == 2
+    assert program.json("admin", "dead", "purge", "--older-than", "1h", "--yes") == {"purged": 0}
+    assert program("admin", "dead", "purge", "--all", "--yes").stdout == "2 forgotten\n"
+    assert program("admin", "dead", "show", jobs[2].id).exit_code == 2
+    assert program.json("admin", "queue", "status")["totals"]["dead_purged"] == 2
+
+
 def test_what_failed_can_run_again(program: Program, client: Client) -> None:
     job = client.enqueue("hello")
     program("admin", "jobs", "cancel", job.id, "--yes")
@@ -356,6 +398,8 @@ def test_json_of_the_admin_commands_has_the_keys_that_are_documented(
         program.json("admin", "dedup", "release", "k", "--yes"),
         program.json("admin", "jobs", "cancel", job.id, "--yes"),
         program.json("admin", "workers", "list")[0],
+        program.json("admin", "dead", "purge", "--all", "--yes"),
+        program.json("admin", "dead", "requeue", "--all", "--yes"),
         program.json("doctor")[0],
     ]
     assert {key for one in said for key in one if f"`{key}`" not in documented} == set()

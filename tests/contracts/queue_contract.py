@@ -1103,6 +1103,35 @@ class QueueContract(OnQueue):
             "not_found",
         ]
 
+    async def test_a_job_can_run_again_with_another_request(self, q: QueueDriver) -> None:
+        await reach(q, JobState.FAILED, key="K")
+        for _ in range(2):
+            assert await q.queue.requeue("a", b'{"prompt":"other"}') == "waiting"
+        assert await q.owner("K") is None
+        assert await q.enqueue(new_job("b", key="K")) == [Enqueued("b")]
+        assert [job.payload for job in (await q.claim_all()).jobs if job.id == "a"] == [b'{"prompt":"other"}']
+        assert await q.queue.request("a") == b'{"prompt":"other"}'
+        assert await q.queue.request("nobody") is None
+
+    @pytest.mark.parametrize("state", [state for state in JobState if state is not JobState.HELD])
+    async def test_only_dead_letters_are_discarded(self, q: QueueDriver, state: JobState) -> None:
+        await reach(q, state, key="K")
+        is_dead = state is JobState.FAILED
+        assert await q.queue.discard(["nobody", "a"]) == is_dead
+        assert await q.state("a") == (None if is_dead else state.value)
+        assert await q.queue.discard(["a"]) == 0
+
+    async def test_nothing_of_a_discarded_job_is_kept(self, q: QueueDriver) -> None:
+        await q.configure()
+        before = set(await q.redis.keys("*"))
+        job = await q.running("a", key="K")
+        await q.enqueue(new_job("b", key="K"))
+        await q.publish(job, "some")
+        await q.finish(job, JobState.FAILED, seq=2)
+        assert await q.queue.discard(["a"]) == 1
+        left = {key.decode().split(":")[2] for key in set(await q.redis.keys("*")) - before}
+        assert left <= {"meta", "lanes", "c", "k", "a"}, "nothing of the job"
+
     async def test_a_job_without_its_request_cannot_be_requeued(self, q: QueueDriver) -> None:
         await reach(q, JobState.FAILED)
         await q.redis.delete(q.queue.keys.of("payload", "a"))
@@ -1177,6 +1206,7 @@ class QueueContract(OnQueue):
         await q.tick()
         assert await q.redis.zrange(q.queue.keys.fixed("dead"), 0, -1) == [b"j2", b"j3"]
         assert [await q.state(f"j{i}") for i in range(4)] == [None, None, "failed", "failed"]
+        assert await q.redis.hget(q.queue.keys.fixed("meta"), "t:dead_dropped") == b"2"
 
     async def test_maintenance_mends_counts_and_bitmaps(self, q: QueueDriver) -> None:
         await q.enqueue(new_job("a", 3), new_job("b", 7))

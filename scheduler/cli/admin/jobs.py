@@ -106,7 +106,12 @@ def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     job, trouble = run(_job_and_trouble(session(ctx), job_id))
     if as_json:
         print_json(job)
-        return
+    else:
+        print_job(job, trouble)
+
+
+def print_job(job: JobInfo, trouble: str | None = None) -> None:
+    """Where a job is, why, and its history."""
     print_fields(
         [
             ("id", job.id),

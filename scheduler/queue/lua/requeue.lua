@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Let a job that ended without a result run again, with its failures forgotten. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV[1] job
+-- ARGV[1] job  ARGV[2] another request, JSON, in the place of its own; '' for its own
 -- returns 'waiting' | 'held' | the job's state if it cannot be requeued | 'not_found' | 'payload_lost'
 -- @include "lib/clock"
 -- @include "lib/record"
@@ -14,18 +14,24 @@
 -- @include "lib/hold"
 -- @include "lib/ready"
 
-local id = ARGV[1]
+local id, request = ARGV[1], ARGV[2]
 local rec = read(id, 's', 'p', 'l', 't', 'd', 'r', 'n', 'k', 'y', 'q', 'b')
 if not sound(rec) then return 'not_found' end
 if not ENDED[rec.s] or rec.s == 'done' then return rec.s end
 if redis.call('EXISTS', payload_key(id)) == 0 then return 'payload_lost' end
+if request ~= '' then
+  -- Its dedup key stands for what it asked for before.
+  redis.call('SET', payload_key(id), request)
+  redis.call('HDEL', record_key(id), 'd', 'h', 'm', 'H')
+  rec.d = nil
+end
 redis.call('ZREM', dead_key, id)
 redis.call('ZREM', finished_key, id)
 redis.call('PERSIST', record_key(id))
 redis.call('PERSIST', payload_key(id))
 redis.call('DEL', stream_key(id), result_key(id), tickets_key(id))
 redis.call('HDEL', record_key(id), 'f', 'o', 'e', 'r', 'i', 'z', 'x', 'u', 'j', 'w', 'c')
-remember(id, rec.y, 'requeued', nil, rec.n, rec.s .. ': ' .. (rec.r or ''))
+remember(id, rec.y, 'requeued', nil, rec.n, rec.s .. ': ' .. (rec.r or '') .. (request ~= '' and '; edited' or ''))
 local enqueued_ms = rec.b or text(math.floor((rec.q or now_us) / 1000))
 rec.x, rec.q = nil, unique_us()
 redis.call('HSET', record_key(id), 'q', text(rec.q), 'b', enqueued_ms, 'k', text(next_token()))

@@ -14,6 +14,7 @@
 -- @include "lib/event"
 -- @include "lib/ending"
 -- @include "lib/garbage"
+-- @include "lib/dead"
 -- @include "lib/limit"
 -- @include "lib/hold"
 -- @include "lib/ready"
@@ -201,8 +202,8 @@ local function forget()
   local over = redis.call('ZCARD', dead_key) - max_dead
   if over > 0 then
     for _, id in ipairs(redis.call('ZRANGE', dead_key, 0, math.min(over, chunk) - 1)) do
-      redis.call('ZREM', dead_key, id)
-      redis.call('DEL', record_key(id), payload_key(id), result_key(id), tickets_key(id), stream_key(id))
+      forget_dead(id)
+      add('t:dead_dropped', 1)
       gone = gone + 1
     end
   end

@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- Forget dead letters for good. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1…] jobs
+-- returns for each 1 if it was one, else 0
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/count"
+-- @include "lib/dead"
+
+local reply = {}
+for i, id in ipairs(ARGV) do
+  local rec = read(id, 's')
+  reply[i] = rec and rec.s == 'failed' and 1 or 0
+  if reply[i] == 1 then
+    forget_dead(id)
+    add('t:dead_purged', 1)
+  end
+end
+save_counts()
+return reply
