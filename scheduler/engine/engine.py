@@ -78,6 +78,7 @@ class Engine:
         self._without_permit: dict[str, dict[str, float]] = {}
         self._shares = Shares(self.queue, self.id, lease_ms=self.lease_ms)
         self._attempts: dict[int, Attempt] = {}  # by token, until the end is written
+        self._suspects: set[int] = set()  # those of them that may have killed a process; one at most
         self._running = 0
         self._patience = Patience(redis)
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
@@ -299,7 +300,13 @@ class Engine:
         if self._limits.endpoints:
             offers = {name: offers_of(route) for name, route in self.routes.items()}
         claim = await self.queue.claim(
-            claim_id, self.id, lanes, limit=limit, lease_ms=self.lease_ms, offers=offers
+            claim_id,
+            self.id,
+            lanes,
+            limit=limit,
+            lease_ms=self.lease_ms,
+            suspects=not self._suspects,
+            offers=offers,
         )
         given = Counter(job.endpoint for job in claim.jobs)
         for lane, wait_ms in claim.retry_ms.items():
@@ -359,6 +366,9 @@ class Engine:
             attempt.take_permit = partial(self._take_permit, job)
         max_attempts = job.max_attempts or route.settings.max_attempts or self.settings.max_attempts
         self._attempts[job.token] = attempt
+        if job.suspect:
+            self._suspects.add(job.token)
+            logger.warning("job %s has lost its worker process before; it runs as the only suspect", job.id)
         self._running += 1
         route.running += 1
         if job.remaining_ms is not None:
@@ -400,6 +410,9 @@ class Engine:
 
     def _forget(self, token: int) -> None:
         self._attempts.pop(token, None)
+        if token in self._suspects:
+            self._suspects.discard(token)
+            self._news.set()  # the next suspect may come
 
     # Leases, maintenance, control
 

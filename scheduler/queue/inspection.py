@@ -28,6 +28,7 @@ PAGE = 200
 LANES_AT_ONCE = 50
 RATE_FRESH_MS = 60_000
 PRIORITIES = range(9, -1, -1)
+REPLIES_A_LANE = 2 * 2 * len(PRIORITIES)
 LIVE = (JobState.RUNNING, JobState.WAITING, JobState.HELD, JobState.DELAYED)
 
 # Where the jobs of a state are listed, and whether the last in the list comes first.
@@ -133,7 +134,7 @@ class QueueInspector:
         lanes = [
             _lane_status(
                 name,
-                levels[20 * at : 20 * at + 20],
+                levels[REPLIES_A_LANE * at : REPLIES_A_LANE * (at + 1)],
                 unclaimed=int(meta.get(f"n:{name}".encode(), 0)),
                 held=held_by_lane[name],
                 paused=name.encode() in paused,
@@ -187,9 +188,10 @@ class QueueInspector:
 
     def _ask_levels(self, pipe: Any, lanes: Sequence[str]) -> None:
         for lane in lanes:
-            for priority in PRIORITIES:
-                pipe.zcard(self._keys.level(lane, priority))
-                pipe.zrange(self._keys.level(lane, priority), 0, 0, withscores=True)
+            for place in (lane, self._keys.suspects_lane(lane)):
+                for priority in PRIORITIES:
+                    pipe.zcard(self._keys.level(place, priority))
+                    pipe.zrange(self._keys.level(place, priority), 0, 0, withscores=True)
 
     async def jobs(
         self,
@@ -246,6 +248,8 @@ class QueueInspector:
             used, limited, aging = await pipe.execute()
         names = sorted(name.decode() for name in (limited if state is JobState.HELD else used))
         lanes = [name for name in names if lane in (None, self._keys.split_held_lane(name)[0])]
+        if state is JobState.WAITING:
+            lanes += [self._keys.suspects_lane(name) for name in lanes]
         merged = self._merged(
             [_Level(name, p) for name in lanes for p in PRIORITIES], _aging_ms(aging) * 1000
         )
@@ -435,8 +439,13 @@ def _lane_status(
     bound: bytes | None,
     now_us: int,
 ) -> LaneStatus:
-    """`levels`: the size and the head of each level, from 9 down. `unclaimed` counts all but running."""
-    counts = {p: levels[2 * at] for at, p in enumerate(PRIORITIES) if levels[2 * at]}
+    """`levels`: the size and the head of each level, from 9 down, and then of each level of its suspects.
+
+    `unclaimed` counts all but running.
+    """
+    sizes = levels[::2]
+    innocent, suspects = sizes[: len(PRIORITIES)], sizes[len(PRIORITIES) :]
+    counts = {p: a + b for p, a, b in zip(PRIORITIES, innocent, suspects, strict=True) if a + b}
     heads = [score for head in levels[1::2] for _, score in head]
     waiting = sum(counts.values())
     return LaneStatus(
@@ -445,6 +454,7 @@ def _lane_status(
         by_priority=counts,
         delayed=max(0, unclaimed - waiting - held),
         held=held,
+        suspects=sum(suspects),
         paused=paused,
         oldest_s=max(0, now_us - int(min(heads))) / 1_000_000 if heads else None,
         max_waiting=int(bound) if bound else None,

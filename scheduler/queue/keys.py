@@ -72,6 +72,11 @@ class Keys:
         return f"{lane} {tenant}"
 
     @staticmethod
+    def suspects_lane(lane: str) -> str:
+        """The lane in which the suspects of a lane stand."""
+        return f"{lane} !"
+
+    @staticmethod
     def split_held_lane(held_lane: str) -> tuple[str, str]:
         """The lane and the tenant in the name of a held lane."""
         lane, _, tenant = held_lane.partition(" ")

@@ -159,14 +159,18 @@ class PromptQueue:
         *,
         limit: int,
         lease_ms: int,
+        suspects: bool = True,
         offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
     ) -> Claim:
         """Lease the best ready jobs: at most `limit`, and of each lane at most what `lanes` says.
 
+        Jobs that may have killed a worker process are *suspects*; a process may run one at a time, so say in
+        `suspects` whether it runs none.
+
         For lanes with a limited endpoint, `offers` has those that may take jobs now: every job gets the
         permit of the least busy one by weight that has one, or stays where it is.
         """
-        args: list[Argument] = [claim_id, worker, lease_ms, min(limit, CLAIM_CHUNK)]
+        args: list[Argument] = [claim_id, worker, lease_ms, min(limit, CLAIM_CHUNK), int(suspects)]
         for lane, quota in lanes.items():
             offered = " ".join(
                 f"{offer.endpoint} {offer.room} {offer.outstanding} {offer.weight}"
@@ -411,6 +415,7 @@ def _claimed(row: list[bytes]) -> ClaimedJob:
         waited,
         remaining,
         ttl,
+        suspect,
         endpoint,
         payload,
     ) = row
@@ -428,4 +433,5 @@ def _claimed(row: list[bytes]) -> ClaimedJob:
         result_ttl_ms=_number(ttl),
         payload=payload,
         endpoint=endpoint.decode(),
+        suspect=bool(suspect),
     )

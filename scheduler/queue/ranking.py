@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from scheduler.model import JobInfo, JobState
 from scheduler.queue.limits import RateLimit
 
+LOSSES_OF_A_SUSPECT = 2
+"""As `lua/lib/record.lua` has it."""
+
 STRICT = 8
 """Priorities from here on go strictly first; those below age."""
 
@@ -45,7 +48,13 @@ def explain_place(
         return f"{why}: due in {due_s:g} s, then it joins lane {job.model!r}"
     if job.state is not JobState.WAITING or job.position is None:
         return None
-    sentence = f"{_ahead(job.position)}: {_rule(job.priority, aging_ms)}"
+    if job.lost_leases >= LOSSES_OF_A_SUSPECT:
+        sentence = (
+            f"it has lost its worker process {job.lost_leases} times, and a process runs one such suspect "
+            f"at a time: of them {_ahead(job.position)}"
+        )
+    else:
+        sentence = f"{_ahead(job.position)}: {_rule(job.priority, aging_ms)}"
     return f"{sentence}; lane {job.model!r} is paused, so nothing of it is claimed" if paused else sentence
 
 

@@ -88,7 +88,7 @@ class ClaimedJob:
 
     `remaining_ms` is the time to the deadline at the moment of the claim, None without one; `waited_ms` the
     time since the job became ready to run. `endpoint` is the one whose permit it has, "" where the claim
-    named no endpoints.
+    named no endpoints. `suspect`: it may have killed the worker processes that ran it before.
     """
 
     id: str
@@ -104,6 +104,7 @@ class ClaimedJob:
     result_ttl_ms: int | None
     payload: bytes
     endpoint: str = ""
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from scheduler.model import DedupMode, Frozen, JobState
 class LaneStatus(Frozen):
     """The waiting jobs of one route. `oldest_s`: how long the oldest has been ready to run, None without one.
 
-    `held` are those whose tenants have used what they may. `by_priority` has the levels in use, the most
-    urgent first. `max_waiting` is the lane's own bound.
+    `held` are those whose tenants have used what they may; `suspects`, some of the waiting, have lost their
+    worker process twice. `by_priority` has the levels in use, the most urgent first. `max_waiting` is the
+    lane's own bound.
     """
 
     name: str
@@ -21,6 +22,7 @@ class LaneStatus(Frozen):
     by_priority: dict[int, int] = Field(default_factory=dict)
     delayed: int = 0
     held: int = 0
+    suspects: int = 0
     paused: bool = False
     oldest_s: float | None = None
     max_waiting: int | None = None

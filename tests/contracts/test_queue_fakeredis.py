@@ -10,6 +10,7 @@ import pytest
 from scheduler.queue.queue import PromptQueue
 from tests.contracts.limits_contract import LimitsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
+from tests.contracts.suspects_contract import SuspectsContract
 
 
 class OnFakeredis(OnQueue):
@@ -24,4 +25,8 @@ class TestQueueOnFakeredis(OnFakeredis, QueueContract):
 
 
 class TestLimitsOnFakeredis(OnFakeredis, LimitsContract):
+    pass
+
+
+class TestSuspectsOnFakeredis(OnFakeredis, SuspectsContract):
     pass

@@ -92,12 +92,17 @@ class ModelJob:
     rank: int = 0
     attempts: int = 0
     failures: int = 0
+    lost: int = 0
     token: int = 0
     tickets: set[str] = field(default_factory=set)
 
     @property
     def counted(self) -> bool:
         return self.state in {"waiting", "delayed", "held"}
+
+    @property
+    def suspect(self) -> bool:
+        return self.lost >= 2
 
     @property
     def held_lane(self) -> tuple[str, str]:
@@ -109,6 +114,7 @@ class QueueModel(RuleBasedStateMachine):
 
     connect: Callable[[], Redis]
     script_flags: bool
+    begins_with_suspects = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +152,7 @@ class QueueModel(RuleBasedStateMachine):
         limited=st.sampled_from(["everybody", "everybody", "t", "nobody"]),
         endpoint_limited=st.booleans(),
         spent=st.booleans(),
-        specs=st.lists(SPEC, max_size=8),
+        specs=st.lists(SPEC, min_size=4, max_size=8),
     )
     def configure(
         self,
@@ -169,10 +175,14 @@ class QueueModel(RuleBasedStateMachine):
             "aging_ms": aging_ms,
         }
         self.do(self.redis.flushall())
+        self.limit("nobody", endpoint_limited=False)
+        self.send([job_of(next(self.numbers), spec) for spec in specs if self.begins_with_suspects])
+        self.crash()
+        self.spent.clear()
         self.limit(limited, endpoint_limited)
         for subject in ("t:default", "t:t") if spent else ():
             self.spend_limit(subject)
-        self.send([job_of(next(self.numbers), spec) for spec in specs])
+        self.send([job_of(next(self.numbers), spec) for spec in specs if not self.begins_with_suspects])
 
     def limit(self, limited: str, endpoint_limited: bool) -> None:
         self.limited, self.endpoint_limited = LIMITED[limited], endpoint_limited
@@ -346,27 +356,31 @@ class QueueModel(RuleBasedStateMachine):
         quota_a=st.integers(0, 4),
         quota_b=st.integers(0, 4),
         room=st.sampled_from([None, None, 1, 9]),
+        suspects=st.booleans(),
     )
-    def claim(self, limit: int, quota_a: int, quota_b: int, room: int | None) -> None:
+    def claim(self, limit: int, quota_a: int, quota_b: int, room: int | None, suspects: bool) -> None:
         self.claims += 1
         quotas = {"a": quota_a, "b": quota_b}
         claim_id = f"c{self.claims}"
-        expected, no_permit = self.expected_claim(dict(quotas), limit, room)
+        expected, no_permit = self.expected_claim(dict(quotas), limit, room, suspects)
         offers = {} if room is None else {"a": [Offer(ENDPOINT, room)]}
         claim = self.do(
-            self.q.queue.claim(claim_id, "w1", quotas, limit=limit, lease_ms=LEASE_MS, offers=offers)
+            self.q.queue.claim(
+                claim_id, "w1", quotas, limit=limit, lease_ms=LEASE_MS, suspects=suspects, offers=offers
+            )
         )
         assert [job.id for job in claim.jobs] == expected
         assert claim.retry_ms.keys() == no_permit
         assert claim.more == any(
-            job.state == "waiting" and job.lane not in self.paused | no_permit for job in self.jobs.values()
+            job.state == "waiting" and not job.suspect and job.lane not in self.paused | no_permit
+            for job in self.jobs.values()
         )
         for got in claim.jobs:
             assert got.endpoint == (ENDPOINT if offers and got.lane == "a" else "")
             job = self.jobs[got.id]
             assert got.token > self.newest_token
             self.newest_token = job.token = got.token
-            assert (got.attempt, got.failures) == (job.attempts, job.failures)
+            assert (got.attempt, got.failures, got.suspect) == (job.attempts, job.failures, job.suspect)
             assert (got.priority, got.lane, got.tenant) == (job.priority, job.lane, job.tenant)
             assert (got.remaining_ms is None) == (job.deadline is None)
             self.attempts.append(got)
@@ -375,7 +389,7 @@ class QueueModel(RuleBasedStateMachine):
             self.last_claim = (claim_id, quotas, limit, [(got.id, got.token) for got in claim.jobs])
 
     def expected_claim(
-        self, quotas: dict[str, int], limit: int, room: int | None
+        self, quotas: dict[str, int], limit: int, room: int | None, suspects: bool
     ) -> tuple[list[str], set[str]]:
         """The jobs that it takes, and the lanes that it leaves for want of a permit."""
         taken: list[str] = []
@@ -383,7 +397,7 @@ class QueueModel(RuleBasedStateMachine):
         for job in sorted((job for job in self.jobs.values() if job.state == "waiting"), key=self.order):
             if len(taken) == limit:
                 break
-            if job.lane in self.paused | no_permit or not quotas[job.lane]:
+            if job.lane in self.paused | no_permit or not quotas[job.lane] or (job.suspect and not suspects):
                 continue
             bound = room is not None and job.lane == "a"
             if bound and self.endpoint_limited and f"e:{ENDPOINT}" in self.spent:
@@ -400,6 +414,7 @@ class QueueModel(RuleBasedStateMachine):
                 job.state = "held"
                 continue
             quotas[job.lane] -= 1
+            suspects = suspects and not job.suspect
             job.state, job.attempts = "running", job.attempts + 1
             self.spent.add(f"t:{job.tenant}")
             if bound and room is not None:
@@ -495,21 +510,37 @@ class QueueModel(RuleBasedStateMachine):
                 returned_by_it = True
 
     @precondition(lambda self: any(self.stands(attempt) for attempt in self.attempts))
-    @rule(data=st.data(), overdue=st.booleans())
-    def lose_lease(self, data: st.DataObject, overdue: bool) -> None:
+    @rule(data=st.data(), overdue=st.booleans(), lost_before=st.booleans())
+    def lose_lease(self, data: st.DataObject, overdue: bool, lost_before: bool) -> None:
         attempt = data.draw(st.sampled_from([one for one in self.attempts if self.stands(one)]))
+        self.lose(attempt, overdue=overdue, lost_before=lost_before)
+
+    def lose(self, attempt: ClaimedJob, *, overdue: bool, lost_before: bool) -> None:
         job = self.jobs[attempt.id]
+        if lost_before and not job.lost:
+            job.lost = 1
+            self.do(self.redis.hset(self.q.queue.keys.of("record", job.id), "o", 1))
         if overdue and job.deadline is not None:
             job.deadline = 0
             self.do(self.redis.hset(self.q.queue.keys.of("record", job.id), "x", 1))
         self.do(self.q.lose_lease(attempt))
+        returns = job.deadline != 0 and not job.suspect
         if job.deadline == 0:
             self.end(job, "expired")
+        elif job.suspect:
+            self.end(job, "failed")
         else:
+            job.lost += 1
             job.state, job.due = self.ready_state(job), 0
         assert self.tick().reaped == 1
-        if job.deadline != 0:
+        if returns:
             self.learn_token(job)
+
+    def crash(self) -> None:
+        """A worker process dies for the second time with all that it can have."""
+        self.claim(100, 100, 100, None, suspects=True)
+        for attempt in [one for one in self.attempts if self.stands(one)]:
+            self.lose(attempt, overdue=False, lost_before=True)
 
     def learn_token(self, job: ModelJob) -> None:
         token = int(self.do(self.q.record(job.id))["k"])
@@ -622,7 +653,11 @@ class QueueModel(RuleBasedStateMachine):
                 for job in self.live("waiting", "held")
                 if job.lane == lane and priority in {None, job.priority}
             ),
-            key=lambda job: (job.priority, job.tenant if job.state == "held" else "", -job.rank),
+            key=lambda job: (
+                job.priority,
+                job.tenant if job.state == "held" else "!" * job.suspect,
+                -job.rank,
+            ),
         )[:chunk]
         assert self.do(self.q.queue.purge(lane, priority, chunk=chunk)) == len(expected)
         for job in expected:
@@ -639,6 +674,7 @@ class QueueModel(RuleBasedStateMachine):
         if not ended:
             return
         job.state, job.rank, job.deadline, job.due, job.failures = comes_to, 0, None, 0, 0
+        job.lost = 0
         job.tickets = {job.id}
         if job.key is not None:
             self.owners.setdefault((job.tenant, job.key), job.id)
@@ -662,7 +698,7 @@ class QueueModel(RuleBasedStateMachine):
             assert int(record.get("n", 0)) == job.attempts
             if job.state in LIVE:
                 assert int(record["q"]) == job.rank, job
-                assert int(record.get("f", 0)) == job.failures
+                assert (int(record.get("f", 0)), int(record.get("o", 0))) == (job.failures, job.lost)
                 assert ("x" in record) == (job.deadline is not None)
         owners = {name: value.decode() for name, value in found.items() if name.startswith("d:")}
         key = self.q.queue.keys
@@ -683,7 +719,11 @@ class QueueModel(RuleBasedStateMachine):
     @precondition(lambda self: self.live("waiting", "held"))
     @rule()
     def ask_positions(self) -> None:
-        lanes = [[job for job in self.live("waiting") if job.lane == lane] for lane in LANES]
+        lanes = [
+            [job for job in self.live("waiting") if job.lane == lane and job.suspect == suspect]
+            for lane in LANES
+            for suspect in (False, True)
+        ]
         lanes += [self.held((lane, tenant)) for lane in LANES for tenant in ("default", "t")]
         for lane in lanes:
             for at, job in enumerate(sorted(lane, key=self.order)):
@@ -709,6 +749,14 @@ class LimitsModel(QueueModel):
 
     cancel = pause = resume = purge = requeue = None  # type: ignore[assignment]
     publish = send_again = claim_again = read_events = change_limits = None  # type: ignore[assignment]
+
+
+class SuspectsModel(QueueModel):
+    """The same with fewer kinds of steps, and all jobs suspects at first."""
+
+    publish = send_again = claim_again = read_events = change_limits = None  # type: ignore[assignment]
+    pause = resume = None  # type: ignore[assignment]
+    begins_with_suspects = True
 
 
 def _run(machine: type[QueueModel], *, examples: int) -> None:
@@ -742,6 +790,15 @@ def test_the_scripts_hold_and_release_as_the_model_does() -> None:
         script_flags = False
 
     _run(OnFakeredis, examples=60)
+
+
+@pytest.mark.timeout(180)
+def test_the_scripts_keep_suspects_apart_as_the_model_does() -> None:
+    class OnFakeredis(SuspectsModel):
+        connect = staticmethod(fakeredis.FakeAsyncRedis)
+        script_flags = False
+
+    _run(OnFakeredis, examples=80)
 
 
 @pytest.mark.timeout(180)

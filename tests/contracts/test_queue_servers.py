@@ -14,6 +14,7 @@ from scheduler.queue.records import WriteOutcome
 from tests.contracts.limits_contract import LimitsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
 from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, deltas, ending, new_job
+from tests.contracts.suspects_contract import SuspectsContract
 
 
 class OnServers(OnQueue):
@@ -108,4 +109,8 @@ class TestQueueOnServers(OnServers, QueueContract):
 
 
 class TestLimitsOnServers(OnServers, LimitsContract):
+    pass
+
+
+class TestSuspectsOnServers(OnServers, SuspectsContract):
     pass

@@ -25,6 +25,7 @@ from scheduler.engine import Engine
 from scheduler.engine import engine as engine_module
 from scheduler.queue.records import Claim
 from scheduler.stages.base import PromptContext
+from tests.contracts.queue_driver import QueueDriver
 from tests.integration.engine_room import (
     SOON_S,
     PuppetCall,
@@ -350,6 +351,29 @@ async def test_with_max_running_1_one_job_runs_after_the_other(room: Room) -> No
         await job.result(timeout_s=SOON_S)  # type: ignore[union-attr]
     assert puppet_of(engine).most_active == 1
     await until(lambda: at_rest(engine))
+
+
+async def test_suspects_run_one_after_the_other_beside_all_else(room: Room) -> None:
+    engine = await room.engine(start=False)
+    client = await room.client()
+    driver = QueueDriver(client.queue)
+    await client.enqueue_many([PromptRequest(prompt=f"suspect {n}") for n in (1, 2)])
+    for _ in range(2):
+        for job in (await driver.claim_all(lanes={"echo": 9})).jobs:
+            await driver.lose_lease(job)
+        await driver.tick()
+    await client.enqueue_many([PromptRequest(prompt=prompt) for prompt in ("one", "two")])
+    await engine.start()
+    calls = {(call := await puppet_of(engine).next_call()).generation.prompt: call for _ in range(3)}
+    assert calls.keys() == {"suspect 1", "one", "two"}
+    calls["one"].finish()
+    calls["two"].finish()
+    await until(lambda: engine.running == 1)
+    assert puppet_of(engine).calls.empty()
+    calls["suspect 1"].finish()
+    began = time.monotonic()
+    assert (await puppet_of(engine).next_call()).generation.prompt == "suspect 2"
+    assert time.monotonic() - began < 1.0, "and not only when the wait for work had run out"
 
 
 async def test_a_claim_that_fails_for_an_unknown_reason_does_not_end_claiming(

@@ -21,7 +21,7 @@ from scheduler.cli.output import (
 )
 from scheduler.cli.session import Session, run, session
 from scheduler.queue.inspection import QueueInspector
-from scheduler.queue.reports import EndpointStatus, LimitedTenant, QueueStatus
+from scheduler.queue.reports import EndpointStatus, LaneStatus, LimitedTenant, QueueStatus
 
 LIMITED_SHOWN = 20
 
@@ -78,13 +78,18 @@ def _show_status(status: QueueStatus) -> None:
             f"{lane.delayed:,}",
             f"{lane.held:,}",
             age(lane.oldest_s),
-            Text("paused", "yellow") if lane.paused else "",
+            Text(_remark(lane), "yellow"),
         )
     console().print(lanes)
     if status.limited:
         console().print(_limited(status.limited))
     if status.endpoints:
         console().print(_endpoints(status.endpoints))
+
+
+def _remark(lane: LaneStatus) -> str:
+    suspects = f"{lane.suspects:,} suspected of killing workers" if lane.suspects else ""
+    return ", ".join(filter(None, ["paused" if lane.paused else "", suspects]))
 
 
 def _limited(limited: Sequence[LimitedTenant]) -> Table:

@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
--- Lease the best jobs that are ready, over several lanes; park those whose tenant has used what it may.
+-- Lease the best jobs that are ready, over several lanes, one suspect among them at most; park those whose tenant has used
+-- what it may.
 -- May be repeated with the same claim id.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] claim id  ARGV[2] worker process  ARGV[3] lease, ms  ARGV[4] how many jobs at most
--- ARGV[5…] lane, how many of it at most, '' or where its jobs may go: 'endpoint room outstanding weight endpoint …'; …
+-- ARGV[5] 1 if the worker process runs no suspect and may take one, else 0
+-- ARGV[6…] lane, how many of it at most, '' or where its jobs may go: 'endpoint room outstanding weight endpoint …'; …
 -- returns {more, {lane, ms, …}, {id, token, attempt, failures, max_attempts or '', priority, lane, tenant, waited ms,
---   remaining ms or '', result ttl ms or '', endpoint or '', payload}, …}
+--   remaining ms or '', result ttl ms or '', suspect (1 or 0), endpoint or '', payload}, …}
 --   more = 1: claimable work was left behind; lanes whose work was left for want of a permit, and when one comes
 -- @include "lib/clock"
 -- @include "lib/record"
@@ -26,13 +28,14 @@ local MAX_HINDERED = 256
 local claim_id, worker = ARGV[1], ARGV[2]
 local lease_ms, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
 
-local FIELDS = { 's', 'p', 'l', 't', 'q', 'x', 'n', 'f', 'a', 'g', 'd', 'm', 'j', 'k', 'v' }
+local FIELDS = { 's', 'p', 'l', 't', 'q', 'x', 'n', 'f', 'a', 'g', 'd', 'm', 'j', 'k', 'v', 'o' }
+local suspects = tonumber(ARGV[5])
 
 local function entry(id, rec, token, endpoint, payload)
   return {
     id, text(token), text(rec.n or 0), rec.f or '0', rec.a or '', rec.p, rec.l, rec.t or 'default',
     text(math.max(0, now_ms - math.floor(tonumber(rec.q) / 1000))),
-    rec.x and text(tonumber(rec.x) - now_ms) or '', rec.g or '', endpoint, payload,
+    rec.x and text(tonumber(rec.x) - now_ms) or '', rec.g or '', is_suspect(rec) and 1 or 0, endpoint, payload,
   }
 end
 
@@ -87,11 +90,12 @@ end
 local paused = {}
 for _, lane in ipairs(redis.call('SMEMBERS', paused_key)) do paused[lane] = true end
 local lanes, fields, quotas, offers = {}, { 'claims' }, {}, {}
-for i = 5, #ARGV, 3 do
+for i = 6, #ARGV, 3 do
   local lane = ARGV[i]
   if not paused[lane] then
     lanes[#lanes + 1] = lane
     fields[#fields + 1] = 'b:' .. lane
+    fields[#fields + 1] = 'b:' .. suspects_lane(lane)
     quotas[lane] = tonumber(ARGV[i + 1])
     offers[lane] = ARGV[i + 2] ~= '' and parse_offers(ARGV[i + 2]) or nil
   end
@@ -100,10 +104,13 @@ local meta = redis.call('HMGET', meta_key, unpack(fields))
 local claims = tonumber(meta[1] or 0)
 local cursors = {}
 for i, lane in ipairs(lanes) do
-  open_cursors(cursors, lane, tonumber(meta[i + 1] or 0), #lanes == 1 and math.min(CHUNK, limit) or 1)
+  open_cursors(cursors, lane, tonumber(meta[2 * i] or 0), #lanes == 1 and math.min(CHUNK, limit) or 1)
+  open_cursors(cursors, lane, tonumber(meta[2 * i + 1] or 0), 1, suspects_lane(lane))
 end
 
-local function wanted_of(cursor) return quotas[cursor.lane] > 0 end
+local function wanted_of(cursor)
+  return quotas[cursor.lane] > 0 and (cursor.place == cursor.lane or suspects > 0)
+end
 
 -- The oldest job that has waited past its bound.
 local function starved()
@@ -126,7 +133,7 @@ local function plain(name) return not string.find(name, '[^\33-\126]') end
 -- Whether a job can run: nil, or what it has to become. Reads only.
 local function hindrance(job)
   local rec = job.rec
-  if not (sound(rec) and rec.q and rec.s == 'waiting' and rec.l == job.lane and tonumber(rec.p) == job.p
+  if not (sound(rec) and rec.q and rec.s == 'waiting' and place_of(rec) == job.place and tonumber(rec.p) == job.p
       and plain(job.id) and plain(rec.t or '')) then
     return 'garbage'
   end
@@ -151,7 +158,7 @@ local function look_at(cursor)
       return
     end
   end
-  local job = { id = pick(cursor), lane = lane, p = cursor.p }
+  local job = { id = pick(cursor), lane = lane, place = cursor.place, p = cursor.p }
   job.rec = read(job.id, unpack(FIELDS))
   job.hindrance = hindrance(job)
   if job.hindrance then
@@ -160,6 +167,7 @@ local function look_at(cursor)
   end
   runnable[#runnable + 1] = job
   quotas[lane] = quotas[lane] - 1
+  if cursor.place ~= lane then suspects = suspects - 1 end
   if job.gate then job.gate.charge(estimate_tokens(#job.payload)) end
   if offer then
     job.endpoint, job.limited = offer.endpoint, offer.gate
@@ -174,11 +182,13 @@ while #runnable < limit and #hindered < MAX_HINDERED do
   look_at(cursor)
 end
 
--- Whether work is left is known before the levels change under the cursors.
+-- Whether work is left is known before the levels change under the cursors. Suspects that are left wake nobody: whoever has
+-- done with one claims again, and tick tells the others.
 local more, left = 0, {}
 for _, cursor in ipairs(cursors) do
   local lane = cursor.lane
-  if not left[lane] and not no_permit[lane] and redis.call('ZCARD', cursor.key) > cursor.taken then
+  if cursor.place == lane and not left[lane] and not no_permit[lane]
+      and redis.call('ZCARD', cursor.key) > cursor.taken then
     left[lane], more = true, 1
   end
 end

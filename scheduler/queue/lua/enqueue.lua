@@ -170,7 +170,7 @@ end
 local function settle(job)
   local owner = redis.pcall('GET', dedup_key(job.tenant, job.hash))
   if type(owner) ~= 'string' then return nil end
-  local rec = read(owner, 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g', 'e')
+  local rec = read(owner, 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g', 'e', 'o')
   if not sound(rec) then return nil end
   local live = not ENDED[rec.s]
   if job.mode == 'replace' then

@@ -1,11 +1,12 @@
 #!lua flags=no-writes
--- How many jobs of its lane would be claimed before a waiting job; before a held one, how many of its tenant in its lane.
+-- How many jobs of its lane would be claimed before a waiting job; before a held one, how many of its tenant in its lane;
+-- before a suspect, how many suspects.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job
 -- returns the number, -1 for a job that neither waits nor is held, -2 for an unknown one
 -- @include "lib/record"
 
-local rec = read(ARGV[1], 's', 'p', 'l', 't', 'q')
+local rec = read(ARGV[1], 's', 'p', 'l', 't', 'q', 'o')
 if not sound(rec) or not rec.q then return -2 end
 if rec.s ~= 'waiting' and rec.s ~= 'held' then return -1 end
 local lane = place_of(rec)

@@ -17,7 +17,7 @@ local purged = 0
 local function purge_level(place, p)
   for _, id in ipairs(redis.call('ZREVRANGE', level_key(place, p), 0, limit - purged - 1)) do
     local rec = read(id, unpack(ENDING))
-    local state = place == lane and 'waiting' or 'held'
+    local state = is_held(place) and 'held' or 'waiting'
     if sound(rec) and rec.s == state and place_of(rec) == place and tonumber(rec.p) == p then
       end_job(id, rec, 'cancelled', 'purged')
     else
@@ -29,7 +29,7 @@ local function purge_level(place, p)
   end
 end
 
-local places = { lane }
+local places = { lane, suspects_lane(lane) }
 for _, held in ipairs(redis.call('ZRANGE', limited_key, 0, -1)) do
   if lane_of(held) == lane then places[#places + 1] = held end
 end

@@ -61,9 +61,10 @@ local function promote()
 end
 
 local LOST = 'the worker process that ran it did not renew its lease'
+local POISON = 'it has lost its worker process %d times, at last as the only suspect that ran there'
 
 local function give_back(id, rec)
-  redis.call('HINCRBY', record_key(id), 'o', 1)
+  rec.o = redis.call('HINCRBY', record_key(id), 'o', 1)
   local token = next_token()
   redis.call('HSET', record_key(id), 'k', text(token))
   local rest = ',"error":' .. error_json('lease_lost', LOST) .. ',"delay_s":0'
@@ -79,12 +80,18 @@ local function reap()
   if now_ms < reap_after then return 0 end
   local ids = due(leases_key)
   for _, id in ipairs(ids) do
-    local rec = read(id, 's', 'q', 'o', 'w', 'y', unpack(ENDING))
+    local rec = read(id, 's', 'q', 'w', 'y', unpack(ENDING))
     redis.call('ZREM', leases_key, id)
     if not (sound(rec) and rec.q and rec.s == 'running') then
       set_aside(id, rec, 'running')
     elseif rec.x and tonumber(rec.x) <= now_ms then
       end_job(id, rec, 'expired', 'deadline')
+    elseif is_suspect(rec) then
+      -- No other suspect ran in its process: see claim.
+      rec.o = redis.call('HINCRBY', record_key(id), 'o', 1)
+      add('t:lost', 1)
+      add('t:quarantined', 1)
+      end_job(id, rec, 'failed', 'poison', error_json('poison', string.format(POISON, rec.o)))
     else
       give_back(id, rec)
     end
@@ -116,7 +123,8 @@ local function release_job(id, held)
   local rec = read(id, 's', 'q', unpack(ENDING))
   if sound(rec) and rec.q and rec.s == 'held' and place_of(rec) == held then
     redis.call('HSET', record_key(id), 's', 'waiting')
-    enter_level(rec.l, rec.p, id, tonumber(rec.q))
+    rec.s = 'waiting'
+    enter_level(place_of(rec), rec.p, id, tonumber(rec.q))
   else
     count_waiting(lane_of(held), -1)
     set_aside(id, rec, 'held')
@@ -230,7 +238,7 @@ local function mend()
     held[lane] = (held[lane] or 0) + mend_levels(held_lane)
   end
   for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
-    local jobs = mend_levels(lane) + (held[lane] or 0)
+    local jobs = mend_levels(lane) + mend_levels(suspects_lane(lane)) + (held[lane] or 0)
     if delayed == 0 then redis.call('HSET', meta_key, 'n:' .. lane, text(jobs)) end
     total = total + jobs
   end
@@ -240,7 +248,8 @@ end
 local function rearm()
   local woken = 0
   for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
-    if level_bits(lane) > 0 and wake(lane) then woken = woken + 1 end
+    local waits = level_bits(lane) > 0 or level_bits(suspects_lane(lane)) > 0
+    if waits and wake(lane) then woken = woken + 1 end
   end
   return woken
 end

@@ -42,7 +42,7 @@ local function detach(id, rec)
 end
 
 -- Fields that end_job wants to find in rec.
-local ENDING = { 's', 'p', 'l', 't', 'x', 'n', 'd', 'm', 'j', 'k', 'g' }
+local ENDING = { 's', 'p', 'l', 't', 'x', 'n', 'd', 'm', 'j', 'k', 'g', 'o' }
 
 -- Write the end of a job that stands nowhere any more. A fresh token shuts out whoever runs it.
 local function close(id, rec, state, reason, error)

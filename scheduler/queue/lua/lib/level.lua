@@ -9,10 +9,10 @@ local function level_bits(lane)
   return bitmaps[lane]
 end
 
--- A held lane is forgotten when it is empty.
+-- The lanes beside a lane are forgotten when they are empty.
 local function put_bits(lane, bits)
   bitmaps[lane] = bits
-  if bits == 0 and is_held(lane) then
+  if bits == 0 and lane ~= lane_of(lane) then
     redis.call('HDEL', meta_key, 'b:' .. lane)
     redis.call('ZREM', limited_key, lane)
     redis.call('HDEL', released_key, lane)

@@ -6,14 +6,15 @@ local aging_us = tonumber(redis.call('HGET', conf_key, 'aging_ms') or 30000) * 1
 -- The class of a level, and what it adds to the enqueue time in that class.
 local function order_of(p) return (p >= 8 or aging_us == 0) and 9 - p or 2, (9 - p) * aging_us end
 
--- Cursors, each of which walks one level of a lane; chunk: how many jobs to read at first.
-local function open_cursors(cursors, lane, bits, chunk)
+-- Cursors, each of which walks one level of a lane, or of the place beside it; chunk: how many jobs to read at first.
+local function open_cursors(cursors, lane, bits, chunk, place)
+  place = place or lane
   for p = 9, 0, -1 do
     if has_level(bits, p) then
       local class, bonus = order_of(p)
       cursors[#cursors + 1] = {
-        lane = lane, p = p, key = level_key(lane, p), ids = {}, at = 1, taken = 0, chunk = chunk, picked = {},
-        class = class, bonus = bonus,
+        lane = lane, place = place, p = p, key = level_key(place, p), ids = {}, at = 1, taken = 0, chunk = chunk,
+        picked = {}, class = class, bonus = bonus,
       }
     end
   end
@@ -43,7 +44,7 @@ end
 
 local function leave_picked(cursors)
   for _, cursor in ipairs(cursors) do
-    if #cursor.picked > 0 then leave_level(cursor.lane, cursor.p, unpack(cursor.picked)) end
+    if #cursor.picked > 0 then leave_level(cursor.place, cursor.p, unpack(cursor.picked)) end
   end
 end
 

@@ -12,7 +12,7 @@ local function make_ready(id, rec)
   if rec.s == 'held' then
     hold(id, rec)
   else
-    enter_level(rec.l, rec.p, id, tonumber(rec.q))
+    enter_level(place_of(rec), rec.p, id, tonumber(rec.q))
   end
   if rec.x then redis.call('ZADD', deadlines_key, rec.x, id) end
 end

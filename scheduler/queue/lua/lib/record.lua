@@ -22,11 +22,20 @@ local ENDED = { done = true, failed = true, cancelled = true, expired = true, sh
 -- The jobs of a tenant that a limit holds back stand in a lane of their own. No name has a space.
 local function held_lane(lane, tenant) return lane .. ' ' .. (tenant or 'default') end
 
-local function is_held(lane) return string.find(lane, ' ', 1, true) ~= nil end
-local function lane_of(held) return string.match(held, '^%S+') end
+-- A job that has lost its worker process twice may have killed it. A process runs one suspect at a time, so they wait in a
+-- lane of their own: nothing has to walk past them. No tenant is called '!'.
+local LOSSES_OF_A_SUSPECT = 2
+local function is_suspect(rec) return tonumber(rec.o or 0) >= LOSSES_OF_A_SUSPECT end
+local function suspects_lane(lane) return lane .. ' !' end
+
+local function is_held(lane) return string.find(lane, ' [^!]') ~= nil end
+local function lane_of(place) return string.match(place, '^%S+') end
 
 -- The lane in which a job stands that waits or is held.
-local function place_of(rec) return rec.s == 'held' and held_lane(rec.l, rec.t) or rec.l end
+local function place_of(rec)
+  if rec.s == 'held' then return held_lane(rec.l, rec.t) end
+  return is_suspect(rec) and suspects_lane(rec.l) or rec.l
+end
 
 -- Fields that other scripts or Python take for whole numbers.
 local NUMBERS = { 'q', 'x', 'u', 'n', 'f', 'o', 'a', 'g', 'k' }
