@@ -1,5 +1,6 @@
 """What operators do: check an installation, purge lanes, run jobs again. Whoever faces them shows it."""
 
+from scheduler.admin.audit import PROBLEMS, AuditReport, audit
 from scheduler.admin.dead import (
     DeadFilter,
     dead_letter_ids,
@@ -13,9 +14,12 @@ from scheduler.admin.jobs import requeue
 from scheduler.admin.lanes import known_lanes, purge
 
 __all__ = [
+    "PROBLEMS",
+    "AuditReport",
     "DeadFilter",
     "Finding",
     "Level",
+    "audit",
     "dead_letter_ids",
     "dead_letters",
     "examine",

@@ -48,6 +48,13 @@ _KEYS: dict[str, str] = {
 }
 
 
+_FIXED = {suffix: name for name, suffix in _KEYS.items() if not suffix.endswith(":")}
+_FAMILIES = {suffix: name for name, suffix in _KEYS.items() if suffix.endswith(":")} | {
+    "w:": "level",
+    "d:": "dedup",
+}
+
+
 class Keys:
     """The keys of one queue."""
 
@@ -85,6 +92,17 @@ class Keys:
     def dedup(self, tenant: str, dedup_hash: str) -> str:
         """STRING: the job that owns a dedup key. The default tenant is left out, to save memory."""
         return f"{self.prefix}d:{dedup_hash}" + ("" if tenant == DEFAULT_TENANT else f":{tenant}")
+
+    def split(self, key: str) -> tuple[str, str]:
+        """What kind of key it is, and the rest: `("record", job_id)`, `("level", "5:lane")`, `("meta", "")`.
+
+        The kind is "" for a key that no queue of this version writes.
+        """
+        rest = key.removeprefix(self.prefix)
+        if rest in _FIXED:
+            return _FIXED[rest], ""
+        head, colon, ident = rest.partition(":")
+        return _FAMILIES.get(head + colon, ""), ident
 
     def split_dedup(self, key: str) -> tuple[str, str]:
         """The tenant and the hash in a dedup key."""

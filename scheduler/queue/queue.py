@@ -309,6 +309,18 @@ class PromptQueue:
         """Forget dead letters for good. Returns how many of these were some."""
         return sum(await self._scripts.run("discard", *job_ids)) if job_ids else 0
 
+    async def audit(
+        self, looks: Sequence[tuple[bytes, bytes]], *, repair: bool = False
+    ) -> list[tuple[str, str]]:
+        """Look at some of what is in Redis; `looks` are pairs that the script `audit` explains.
+
+        Returns pairs: what is wrong, and where. With `repair` it has been mended.
+        """
+        args = [word for look in looks for word in look]
+        found = await self._scripts.run("audit", int(repair), *args)
+        reply = [word.decode("utf-8", "replace") for word in found]
+        return list(zip(reply[::2], reply[1::2], strict=True))
+
     async def request(self, job_id: str) -> bytes | None:
         """The stored request of a job, JSON; None where it has none any more."""
         stored: bytes | None = await self.redis.get(self.keys.of("payload", job_id))

@@ -38,6 +38,7 @@ NAMES = (
     "purge",
     "replay",
     "position",
+    "audit",
 )
 
 

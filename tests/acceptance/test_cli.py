@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from typer.testing import CliRunner
 
 from scheduler import Client, DedupMode, JobFailed, JobState, PromptRequest
@@ -216,6 +217,30 @@ def test_operators_see_who_is_held_back_and_until_when(
     cancelled = program("admin", "jobs", "cancel", held[0].id, "--yes")
     assert cancelled.exit_code == 0, cancelled.stderr
     assert program.json("admin", "queue", "status")["held"] == 1
+
+
+def test_operators_find_and_mend_what_does_not_fit_together(
+    program: Program, client: Client, valkey_url: str
+) -> None:
+    job = client.enqueue("lost")
+    assert program("admin", "audit").stdout.startswith("All fits together: 1 jobs, ")
+    with redis.Redis.from_url(valkey_url) as server:
+        server.delete("ps:{default}:w:5:echo")
+        server.set("ps:{default}:d:nobody", "gone")
+    found = program("admin", "audit")
+    assert found.exit_code == 1
+    assert "a live job that stands nowhere, and would never run" in found.stdout
+    assert job.id in found.stdout
+    assert "Nothing was changed; --repair mends it." in found.stderr
+    as_json = program("admin", "audit", "--json")
+    counts = {"no_home": 1, "dedup_without_owner": 1, "count": 2, "bitmap": 1}
+    assert (as_json.exit_code, json.loads(as_json.stdout)["counts"]) == (1, counts)
+
+    mended = program("admin", "audit", "--repair")
+    assert mended.exit_code == 0, mended.stderr
+    assert "put back at its own place" in mended.stdout
+    assert program.json("admin", "audit")["problems"] == []
+    assert program.json("admin", "queue", "status")["waiting"] == 1
 
 
 def test_operators_see_that_an_endpoint_has_asked_to_be_left_alone(

@@ -16,6 +16,7 @@ import orjson
 import pytest
 from redis.exceptions import ResponseError
 
+from scheduler import admin
 from scheduler.model import DedupMode, JobState
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import (
@@ -84,6 +85,7 @@ class OnQueue:
         yield QueueDriver(queue)
         if "untidy" not in request.fixturenames:
             await audit(queue)
+            assert not (await admin.audit(queue)).problems, "what operators run finds nothing either"
 
     @pytest.fixture
     def untidy(self) -> None:

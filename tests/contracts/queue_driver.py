@@ -147,7 +147,7 @@ class QueueDriver:
         """Use up what a subject may use, for an hour."""
         back_us = (await self.now_ms() + 3_600_000) * 1000
         whole = f"{back_us} 0" if kind == "requests" else f"0 {back_us}"
-        await self.redis.set(self.queue.keys.of("bucket", subject), whole)
+        await self.redis.set(self.queue.keys.of("bucket", subject), whole, px=3_600_000)
 
     async def enqueue(self, *jobs: NewJob) -> list[EnqueueOutcome]:
         return await self.queue.enqueue(jobs)

@@ -8,6 +8,7 @@ import fakeredis
 import pytest
 
 from scheduler.queue.queue import PromptQueue
+from tests.contracts.audit_contract import AuditContract
 from tests.contracts.limits_contract import LimitsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
 from tests.contracts.suspects_contract import SuspectsContract
@@ -29,4 +30,8 @@ class TestLimitsOnFakeredis(OnFakeredis, LimitsContract):
 
 
 class TestSuspectsOnFakeredis(OnFakeredis, SuspectsContract):
+    pass
+
+
+class TestAuditOnFakeredis(OnFakeredis, AuditContract):
     pass

@@ -11,6 +11,7 @@ from redis.exceptions import OutOfMemoryError
 from scheduler.model import JobState
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import WriteOutcome
+from tests.contracts.audit_contract import AuditContract
 from tests.contracts.limits_contract import LimitsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
 from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, deltas, ending, new_job
@@ -113,4 +114,8 @@ class TestLimitsOnServers(OnServers, LimitsContract):
 
 
 class TestSuspectsOnServers(OnServers, SuspectsContract):
+    pass
+
+
+class TestAuditOnServers(OnServers, AuditContract):
     pass

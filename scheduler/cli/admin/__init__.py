@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from scheduler.cli.admin import dead, dedup, jobs, queue, workers
+from scheduler.cli.admin import audit, dead, dedup, jobs, queue, workers
 
 app = typer.Typer(help="See and change what is in the queue.", no_args_is_help=True)
 app.add_typer(queue.app, name="queue")
@@ -12,5 +12,6 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(dedup.app, name="dedup")
 app.add_typer(dead.app, name="dead")
 app.add_typer(workers.app, name="workers")
+app.command("audit")(audit.audit)
 
 __all__ = ["app"]

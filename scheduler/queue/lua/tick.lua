@@ -19,6 +19,7 @@
 -- @include "lib/hold"
 -- @include "lib/ready"
 -- @include "lib/order"
+-- @include "lib/mend"
 
 local IDLE_MS = 250
 local FORGET_AT_ONCE = 5000
@@ -218,33 +219,6 @@ local function forget()
   return gone
 end
 
--- Make a lane's bitmap anew; returns how many jobs stand in it.
-local function mend_levels(lane)
-  local jobs, bits = 0, 0
-  for p = 0, 9 do
-    local n = redis.call('ZCARD', level_key(lane, p))
-    jobs = jobs + n
-    if n > 0 then bits = bits + 2 ^ p end
-  end
-  put_bits(lane, bits)
-  return jobs
-end
-
--- Make the level bitmaps and the counts anew from what is there.
-local function mend()
-  local total, delayed, held = 0, redis.call('ZCARD', delayed_key), {}
-  for _, held_lane in ipairs(redis.call('ZRANGE', limited_key, 0, -1)) do
-    local lane = lane_of(held_lane)
-    held[lane] = (held[lane] or 0) + mend_levels(held_lane)
-  end
-  for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
-    local jobs = mend_levels(lane) + mend_levels(suspects_lane(lane)) + (held[lane] or 0)
-    if delayed == 0 then redis.call('HSET', meta_key, 'n:' .. lane, text(jobs)) end
-    total = total + jobs
-  end
-  redis.call('HSET', meta_key, 'n', text(total + delayed), 'mended', text(now_ms))
-end
-
 local function rearm()
   local woken = 0
   for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
@@ -273,7 +247,10 @@ end
 local promoted, reaped, expired, released = promote(), reap(), expire(), release()
 local retained = forget()
 save_counts()
-if now_ms - tonumber(meta[3] or 0) >= mend_ms then mend() end
+if now_ms - tonumber(meta[3] or 0) >= mend_ms then
+  mend()
+  redis.call('HSET', meta_key, 'mended', text(now_ms))
+end
 local rearmed = rearm()
 if now_ms - tonumber(meta[4] or 0) >= 10000 then sample() end
 

@@ -1,0 +1,177 @@
+#!lua flags=allow-oom
+-- Find what does not fit together, and mend it if asked to. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] 1 to mend, else 0
+-- ARGV[2…] what to look at, a pair each:
+--   'job', an id · 'member <key>', an id that stands there · 'part <key>', an id that this key belongs to
+--   'dedup', a key · 'lasting', a key that has to expire · 'counts', ''
+-- returns {finding, where, …}
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/history"
+-- @include "lib/level"
+-- @include "lib/count"
+-- @include "lib/wake"
+-- @include "lib/event"
+-- @include "lib/ending"
+-- @include "lib/garbage"
+-- @include "lib/limit"
+-- @include "lib/hold"
+-- @include "lib/ready"
+-- @include "lib/mend"
+
+local mending = ARGV[1] == '1'
+local LEASE_MS = 10000 -- for a running job that nobody holds a lease on: whoever runs it renews it
+local KEEP_MS = 3600000 -- for what belongs to nobody
+local SOON_MS = 1000 -- what goes within this is going
+
+local reply = {}
+local function found(finding, where)
+  reply[#reply + 1], reply[#reply + 2] = finding, where
+  return mending
+end
+
+local function home_of(rec)
+  if rec.s == 'waiting' or rec.s == 'held' then return level_key(place_of(rec), rec.p) end
+  if rec.s == 'delayed' then return delayed_key end
+  if rec.s == 'running' then return leases_key end
+  return rec.s == 'failed' and dead_key or finished_key
+end
+
+local function unclaimed(rec) return rec.s == 'waiting' or rec.s == 'held' or rec.s == 'delayed' end
+
+local function score_in(key, id)
+  local score = redis.call('ZSCORE', key, id)
+  return score and tonumber(score)
+end
+
+local function take_out(key, id)
+  local p, place = string.match(key, ':(%d):(.+)$', #prefix)
+  if p and key == level_key(place, p) then leave_level(place, p, id) else redis.call('ZREM', key, id) end
+end
+
+local function bring_home(id, rec)
+  if rec.s == 'waiting' or rec.s == 'held' then
+    make_ready(id, rec)
+    wake(rec.l)
+  elseif rec.s == 'delayed' then
+    make_delayed(id, rec, tonumber(rec.u or 0))
+  else
+    redis.call('ZADD', leases_key, text(now_ms + LEASE_MS), id)
+  end
+end
+
+local KEPT = { record_key, payload_key, result_key, tickets_key, stream_key }
+
+local function audit_ended(id, rec)
+  local keep_ms = tonumber(rec.g or (redis.call('HGET', conf_key, 'result_ttl_ms') or KEEP_MS))
+  for _, key_of in ipairs(KEPT) do
+    local key = key_of(id)
+    if redis.call('PTTL', key) == -1 and found('no_expiry', key) then
+      redis.call('PEXPIRE', key, keep_ms)
+    end
+  end
+  local left_ms = redis.call('PTTL', record_key(id))
+  local home = home_of(rec)
+  if not score_in(home, id) and (left_ms == -1 or left_ms > SOON_MS) and found('unlisted', id) then
+    redis.call('ZADD', home, text(now_ms + math.max(left_ms, SOON_MS)), id)
+  end
+end
+
+local function audit_live(id, rec)
+  local lasting = redis.call('PTTL', payload_key(id))
+  if lasting == -2 then
+    if found('no_payload', id) then
+      end_job(id, rec, 'failed', 'payload_lost', error_json('payload_lost', 'the stored request has gone'))
+    end
+    return
+  end
+  if lasting >= 0 and found('expiring', payload_key(id)) then redis.call('PERSIST', payload_key(id)) end
+  if redis.call('PTTL', record_key(id)) >= 0 and found('expiring', record_key(id)) then
+    redis.call('PERSIST', record_key(id))
+  end
+  if not score_in(home_of(rec), id) and found('no_home', id) then bring_home(id, rec) end
+  if rec.x and unclaimed(rec) and not score_in(deadlines_key, id) and found('no_deadline', id) then
+    redis.call('ZADD', deadlines_key, rec.x, id)
+  end
+end
+
+local function audit_job(id)
+  if redis.call('EXISTS', record_key(id)) == 0 then return end -- it has gone since it was listed
+  local rec = read(id, 'q', 'u', unpack(ENDING))
+  if not (sound(rec) and (ENDED[rec.s] or rec.q)) then
+    if redis.call('PTTL', record_key(id)) == -1 and found('damaged', id) then
+      local live = rec and LIVE[rec.s]
+      if live and rec.l and string.find(rec.p or '', '^%d$') then take_out(home_of(rec), id) end
+      set_aside(id, rec, live and rec.s)
+      redis.call('PEXPIRE', record_key(id), KEEP_MS)
+    end
+  elseif ENDED[rec.s] then
+    audit_ended(id, rec)
+  else
+    audit_live(id, rec)
+  end
+end
+
+local function audit_member(key, id)
+  local score = score_in(key, id)
+  if not score then return end
+  local rec = read(id, 's', 'p', 'l', 't', 'o', 'x', 'q')
+  local right
+  if not rec then
+    -- What has ended goes by itself; its listing is cleared a little later.
+    right = (key == finished_key or key == dead_key) and score < now_ms + SOON_MS
+  elseif not sound(rec) then
+    right = true -- found as a job
+  else
+    right = key == home_of(rec) or (key == deadlines_key and rec.x and unclaimed(rec))
+  end
+  if not right and found('stray', key .. ' ' .. id) then take_out(key, id) end
+end
+
+local function audit_part(key, id)
+  if redis.call('EXISTS', record_key(id)) == 1 or redis.call('PTTL', key) ~= -1 then return end
+  if found('orphan', key) then redis.call('PEXPIRE', key, KEEP_MS) end
+end
+
+local function audit_dedup(key)
+  local owner = redis.pcall('GET', key)
+  if type(owner) ~= 'string' or redis.call('PTTL', key) ~= -1 then return end
+  local rec = read(owner, 's', 'd', 't')
+  if rec and LIVE[rec.s] and rec.d and dedup_key(rec.t, rec.d) == key then return end
+  if found('dedup_without_owner', key) then redis.call('DEL', key) end
+end
+
+local function audit_lasting(key)
+  if redis.call('PTTL', key) == -1 and found('no_expiry', key) then redis.call('PEXPIRE', key, KEEP_MS) end
+end
+
+local function audit_counts()
+  local wrong = false
+  local counts, bits = reckon()
+  for field, n in pairs(counts) do
+    if tonumber(redis.call('HGET', meta_key, field) or 0) ~= n then wrong = found('count', field) or wrong end
+  end
+  for place, used in pairs(bits) do
+    if tonumber(redis.call('HGET', meta_key, 'b:' .. place) or 0) ~= used then
+      wrong = found('bitmap', place) or wrong
+    end
+  end
+  if wrong then mend() end
+end
+
+for i = 2, #ARGV, 2 do
+  local what, key = string.match(ARGV[i], '^(%S+) ?(.*)$')
+  local id = ARGV[i + 1]
+  if what == 'job' then audit_job(id)
+  elseif what == 'member' then audit_member(key, id)
+  elseif what == 'part' then audit_part(key, id)
+  elseif what == 'dedup' then audit_dedup(id)
+  elseif what == 'lasting' then audit_lasting(id)
+  else
+    save_counts()
+    audit_counts()
+  end
+end
+save_counts()
+return reply
