@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 ENGINE ?= echo
+MINUTES ?= 5
+SEED   ?=
 VENV   ?= .venv
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prompt-scheduler
 ARGS   ?=
@@ -18,7 +20,7 @@ ENGINES   := $(VENV)/.engines
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines lint format bench clean llama-server vllm
+.PHONY: help demo test test-engines chaos lint format bench clean llama-server vllm
 
 help: ## List what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,8 +35,12 @@ demo: $(INSTALLED) ## Watch 200 prompts go through; ENGINE=llama or vllm runs a 
 test: $(INSTALLED) ## Run all tests but those that need a model server
 	$(BIN)/pytest tests --ignore=tests/engines -n 3 --dist loadfile $(ARGS)
 
-test-engines: $(INSTALLED) $(ENGINES) llama-server vllm ## Get llama-server and vLLM if need be, and test against them
+test-engines: $(INSTALLED) $(ENGINES) llama-server vllm ## Get llama-server and vLLM if need be, test against them, and a minute of chaos
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" REQUIRE_ENGINES=1 $(BIN)/pytest tests/engines $(ARGS)
+	$(MAKE) --no-print-directory chaos MINUTES=1
+
+chaos: $(INSTALLED) ## Break everything for MINUTES, and see that nothing is lost; SEED repeats a run
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import re
 import socket
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import Any
 
 from redis import exceptions as redis_errors
 from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
@@ -77,10 +80,43 @@ def connection_pool(url: str, *, retries: int) -> ConnectionPool:
         except ValueError as error:
             raise ConfigError(f"redis_url: {mask(url)} {error}") from None
     try:
-        pool: ConnectionPool = ConnectionPool.from_url(url, **options)
+        pool: _Pool = _Pool.from_url(url, **options)
     except (ValueError, AttributeError):
         raise unusable(url) from None
+    pool.retries = retries
     return pool
+
+
+class _Pool(ConnectionPool):
+    """redis-py tries again to open a socket and to run a command, but not what is said between the two.
+
+    A server that dies in that moment, or a proxy whose server is away, would be an error at once.
+    """
+
+    retries = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, redis_connect_func=self._greet, **options)
+        self._opened = 0
+
+    async def _greet(self, connection: AbstractConnection) -> None:
+        self._opened += 1
+        await connection.on_connect()
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        backoff = ExponentialBackoff(cap=1.0, base=0.05)
+        for failures in itertools.count(1):
+            opened = self._opened
+            try:
+                await super().ensure_connection(connection)
+            except AWAY as error:
+                await connection.disconnect(nowait=True)
+                # A socket that did not open has been tried again already.
+                if isinstance(error, _AUTH) or self._opened == opened or failures > self.retries:
+                    raise
+                await asyncio.sleep(backoff.compute(failures))
+            else:
+                return
 
 
 def passes(error: BaseException) -> bool:

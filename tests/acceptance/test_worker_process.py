@@ -32,6 +32,8 @@ from scheduler import (
     Started,
 )
 from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
+from tests.chaos.proxy import ChaosProxy
+from tests.integration.lone_server import LoneServer
 
 
 async def test_a_prompt_goes_in_and_its_answer_streams_out(
@@ -275,54 +277,46 @@ def test_the_client_without_async(valkey_url: str, start_worker: StartWorker) ->
         assert client.job(job.id).info().state is JobState.DONE
 
 
-async def test_redis_may_restart_under_a_running_worker(start_worker: StartWorker, tmp_path: object) -> None:
-    from scheduler.embedded import server_binary
-
-    folder = str(tmp_path)
-    with_aof = [str(server_binary()), "--port", "0", "--appendonly", "yes", "--dir", folder]
-    port = _free_port()
-    with_aof[2] = str(port)
-    url = f"redis://127.0.0.1:{port}"
-    server = await _start_server(with_aof, url)
-    worker = start_worker(url, toml=slow_echo(0.05))
+async def test_redis_may_restart_under_a_running_worker(
+    valkey_binary: Path, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    server = LoneServer(valkey_binary, tmp_path)
+    await server.start()
+    worker = start_worker(server.url, toml=slow_echo(0.05))
     try:
-        async with AsyncClient(url) as client:
+        async with AsyncClient(server.url) as client:
             job = await client.enqueue(" ".join(str(n) for n in range(60)))
             collected = asyncio.create_task(job.result(timeout_s=40))
             while (await job.info()).state is not JobState.RUNNING:
                 await asyncio.sleep(0.01)
-            await asyncio.sleep(1.2)  # everysec: let the append-only file catch up
             server.kill()
-            server.wait()
             await asyncio.sleep(0.5)
-            server = await _start_server(with_aof, url)
+            await server.start()
             result = await collected
         assert result.text == " ".join(str(n) for n in range(60))
         assert result.attempts == 1, "the attempt that ran through the outage is the one that counts"
         assert worker.poll() is None
     finally:
         server.kill()
-        server.wait()
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def _start_server(command: list[str], url: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    async with redis.asyncio.Redis.from_url(url) as client:
-        while True:
-            try:
-                await client.ping()
-            except redis.exceptions.ConnectionError:
-                await asyncio.sleep(0.05)
-            else:
-                return process
+async def test_a_worker_lives_while_a_proxy_before_redis_ends_every_connection(
+    valkey_url: str, start_worker: StartWorker
+) -> None:
+    async with ChaosProxy("127.0.0.1", int(valkey_url.rpartition(":")[2])) as proxy:
+        worker = await asyncio.to_thread(start_worker, f"redis://127.0.0.1:{proxy.port}")
+        proxy.refuse()
+        # Longer than arq waits between two looks at its own queue.
+        await asyncio.sleep(3)
+        proxy.heal()
+        async with AsyncClient(valkey_url) as client:
+            assert (await client.run("still here", timeout_s=20)).text == "still here"
+        assert worker.poll() is None
+        worker.terminate()
+        output, _ = await asyncio.to_thread(worker.communicate, timeout=20)
+    assert worker.returncode == 0
+    assert "Traceback" not in output
+    assert output.count("Redis is away") == 1
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ class SentinelServers:
         return f"redis+sentinel://{hosts}/{SERVICE}"
 
     def start(self) -> None:
-        primary, replica = _free_port(), _free_port()
-        self._serve(primary, "--repl-diskless-sync-delay", "0")
+        primary, replica = free_port(), free_port()
+        self._serve(primary)
         self._serve(replica, "--replicaof", "127.0.0.1", str(primary))
         self._until(replica, lambda info: info["master_link_status"] == "up")
         for _ in range(3):
@@ -50,18 +50,28 @@ class SentinelServers:
         self._processes[port].kill()
         self._processes[port].wait()
 
+    def come_back(self, port: int) -> None:
+        """Start a killed server again, empty; the sentinels make it a replica."""
+        self._run(port, *self._options(port), "--replicaof", "127.0.0.1", str(self.primary()))
+        self._until(port, lambda info: info["master_link_status"] == "up")
+        for sentinel in self.sentinels:
+            self._until_known(sentinel)
+
     def stop(self) -> None:
         for process in self._processes.values():
             process.kill()
             process.wait()
 
     def _serve(self, port: int, *options: str) -> None:
-        folder = self._folder / str(port)
-        folder.mkdir()
-        self._run(port, "--save", "", "--appendonly", "no", "--dir", str(folder), *options)
+        (self._folder / str(port)).mkdir()
+        self._run(port, *self._options(port), *options)
+
+    def _options(self, port: int) -> list[str]:
+        folder = str(self._folder / str(port))
+        return ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0", "--dir", folder]
 
     def _watch(self, primary: int) -> None:
-        port = _free_port()
+        port = free_port()
         config = self._folder / f"sentinel-{port}.conf"
         config.write_text(
             f"port {port}\nbind 127.0.0.1\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 2\n"
@@ -120,7 +130,8 @@ def _until_it_answers(port: int) -> None:
     raise AssertionError(f"nothing answers on port {port}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

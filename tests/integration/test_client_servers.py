@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,50 +22,15 @@ from scheduler import (
 )
 from scheduler.connection import open_redis
 from scheduler.engine import Engine
+from tests.chaos.proxy import ChaosProxy
 from tests.integration.engine_room import SOON_S, install_puppet, puppet_of, settings_of, until
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """A server that can be killed and started again at the same address, with its data."""
-
-    def __init__(self, binary: Path, folder: Path) -> None:
-        self.port = free_port()
-        self.socket = folder / "s"
-        self.url = f"redis://127.0.0.1:{self.port}"
-        self._command = [
-            *(str(binary), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),
-            *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
-            *("--unixsocket", str(self.socket)),
-        ]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    async def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        async with asyncio.timeout(SOON_S), redis.asyncio.Redis.from_url(self.url) as probe:
-            while True:
-                try:
-                    await probe.ping()
-                except (redis.ConnectionError, OSError):
-                    await asyncio.sleep(0.02)
-                else:
-                    return
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+from tests.integration.lone_server import LoneServer
+from tests.integration.sentinel_servers import free_port
 
 
 @pytest.fixture
-async def server(valkey_binary: Path, tmp_path: Path) -> AsyncIterator[Server]:
-    server = Server(valkey_binary, tmp_path)
+async def server(valkey_binary: Path, tmp_path: Path) -> AsyncIterator[LoneServer]:
+    server = LoneServer(valkey_binary, tmp_path)
     await server.start()
     yield server
     server.kill()
@@ -88,6 +51,31 @@ async def test_no_server_at_the_url_is_said_with_the_url() -> None:
         async with AsyncClient(url):
             pass
     assert "secret" not in str(away.value)
+
+
+async def test_a_proxy_that_takes_connections_and_ends_them_is_tried_again(valkey_url: str) -> None:
+    async with ChaosProxy("127.0.0.1", int(valkey_url.rpartition(":")[2])) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}"
+        patient, hasty = open_redis(url, retries=20), open_redis(url, retries=0)
+        proxy.refuse()
+        with pytest.raises(redis.ConnectionError):
+            await hasty.ping()
+        asyncio.get_running_loop().call_later(0.3, proxy.heal)
+        assert await patient.ping()
+        proxy.refuse()
+        asyncio.get_running_loop().call_later(0.3, proxy.heal)
+        assert await patient.ping(), "on a connection that was open before"
+        await patient.aclose()
+        await hasty.aclose()
+
+
+async def test_credentials_that_are_refused_are_not_tried_again(valkey_url: str, admin: redis.Redis) -> None:
+    admin.acl_setuser("guest", enabled=True, passwords=["+right"], commands=["+@all"], keys=["*"])
+    guest = open_redis(valkey_url.replace("://", "://guest:wrong@"), retries=1000)
+    async with asyncio.timeout(SOON_S):
+        with pytest.raises(redis.AuthenticationError):
+            await guest.ping()
+    await guest.aclose()
 
 
 async def test_a_wrong_password_is_said_without_the_password(valkey_url: str, admin: redis.Redis) -> None:
@@ -142,7 +130,7 @@ async def test_maxmemory_refuses_enqueues_and_lets_the_rest_through(
         assert await job.cancel()
 
 
-async def test_a_unix_socket_will_do(server: Server) -> None:
+async def test_a_unix_socket_will_do(server: LoneServer) -> None:
     async with AsyncClient(f"unix://{server.socket}") as client:
         job = await client.enqueue("x")
         assert (await job.info()).id == job.id
@@ -185,7 +173,7 @@ async def test_killed_connections_are_not_seen_by_callers(valkey_url: str, admin
 
 
 async def test_an_engine_lives_through_a_restart_and_says_so_in_two_lines(
-    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: LoneServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="scheduler")
     install_puppet(monkeypatch)
@@ -220,7 +208,9 @@ async def test_an_engine_lives_through_a_restart_and_says_so_in_two_lines(
     assert [line.partition(" (")[0] for line in said] == ["Redis is away", "Redis is back"]
 
 
-async def test_an_engine_stops_though_redis_has_gone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_stops_though_redis_has_gone(
+    server: LoneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_puppet(monkeypatch)
     redis_client = open_redis(server.url)
     engine = Engine(settings_of(redis_url=server.url), redis_client)

@@ -1,0 +1,1 @@
+"""Minutes of random faults on real processes, and an auditor at the end: `make chaos`."""

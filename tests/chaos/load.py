@@ -1,0 +1,242 @@
+"""A client process under chaos: it enqueues jobs of all kinds, reads what becomes of them, keeps a ledger.
+
+    python -m tests.chaos.load URL LEDGER SEED JOBS_PER_S POISON_EVERY_S
+
+SIGTERM: no more jobs; it ends once all of its own have ended.
+
+The ledger has a JSON line for each thing that it was told, written at once: `acked` for a job that it was
+promised, `ended` for a terminal event or result, `odd` for what must not be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scheduler import (
+    AsyncClient,
+    Delta,
+    Job,
+    JobEnded,
+    JobNotFound,
+    PromptRequest,
+    RedisError,
+    SchedulerError,
+)
+from scheduler.model import DedupMode
+from tests.chaos.stage import POISON
+
+TICK_S = 0.1
+READ_AGAIN_S = 0.3
+PATIENCE_S = 150.0
+WORDS = ("plum", "stone", "river", "lamp", "violin", "north", "paper", "salt")
+
+Making = Callable[[random.Random, int], dict[str, Any]]
+
+
+def words(rng: random.Random, n: int) -> str:
+    """A prompt of so many words."""
+    return " ".join(rng.choices(WORDS, k=n))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is asked for, how often, and in what it may end."""
+
+    share: float
+    ends: tuple[str, ...]
+    make: Making
+    cancels: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "plain": Kind(0.53, ("done",), lambda rng, n: {"prompt": f"{words(rng, 6)} {n}"}),
+    "stream": Kind(0.03, ("done",), lambda rng, n: {"prompt": f"{words(rng, 60)} {n}"}),
+    "chat": Kind(
+        0.05,
+        ("done",),
+        lambda rng, n: {"messages": [{"role": "user", "content": f"{words(rng, 4)} {n}"}]},
+    ),
+    "dedup": Kind(
+        0.1, ("done",), lambda rng, n: {"prompt": f"same {n // 40}", "dedup_key": f"until {n // 40}"}
+    ),
+    "window": Kind(
+        0.04,
+        ("done",),
+        lambda rng, n: {
+            "prompt": f"same {n // 80}",
+            "dedup_key": f"window {n // 80}",
+            "dedup": DedupMode.WINDOW,
+        },
+    ),
+    "delayed": Kind(
+        0.05, ("done",), lambda rng, n: {"prompt": f"later {n}", "delay_s": round(rng.uniform(0.1, 3), 2)}
+    ),
+    "deadline": Kind(
+        0.05,
+        ("done", "expired"),
+        lambda rng, n: {"prompt": f"{words(rng, 5)} {n}", "deadline_s": rng.choice([0.05, 0.5, 3, 30])},
+    ),
+    "cancelled": Kind(
+        0.04, ("done", "cancelled"), lambda rng, n: {"prompt": f"{words(rng, 20)} {n}"}, cancels=True
+    ),
+    "refused": Kind(0.02, ("failed",), lambda rng, n: {"prompt": f"REFUSE {n}"}),
+    "flaky": Kind(
+        0.06, ("done", "failed"), lambda rng, n: {"prompt": f"{words(rng, 3)} {n}", "model": "flaky"}
+    ),
+    "http": Kind(
+        0.03, ("done", "failed"), lambda rng, n: {"prompt": f"{words(rng, 3)} {n}", "model": "http"}
+    ),
+}
+POISONOUS = Kind(0.0, ("failed",), lambda rng, n: {"prompt": f"{POISON} {n}"})
+
+
+class Ledger:
+    """Lines of JSON, each written at once: what a killed process has seen is not lost."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, what: str, **fields: Any) -> None:
+        self._file.write(json.dumps({"what": what, **fields}) + "\n")
+
+
+class Load:
+    """One client process."""
+
+    def __init__(self, client: AsyncClient, ledger: Ledger, rng: random.Random) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._rng = rng
+        self._reading: set[asyncio.Task[None]] = set()
+        self._enqueued = 0
+        self._run = rng.getrandbits(32)
+
+    async def run(self, jobs_per_s: float, poison_every_s: float, stop: asyncio.Event) -> None:
+        """Enqueue evenly until told to stop, then wait for what is still open."""
+        began = time.monotonic()
+        poison_at = began + poison_every_s / 2
+        while not stop.is_set():
+            due = int(jobs_per_s * (time.monotonic() - began)) - self._enqueued
+            names = self._rng.choices(list(KINDS), [kind.share for kind in KINDS.values()], k=max(0, due))
+            await self._enqueue([(name, KINDS[name]) for name in names])
+            if time.monotonic() > poison_at:
+                poison_at += poison_every_s
+                await self._enqueue([("poison", POISONOUS)])
+            await asyncio.sleep(TICK_S)
+        if self._reading:
+            await asyncio.wait(self._reading, timeout=PATIENCE_S)
+        for task in self._reading:
+            self._ledger.write("odd", id=task.get_name(), said="its reader has heard of no end")
+
+    async def _enqueue(self, kinds: list[tuple[str, Kind]]) -> None:
+        """Send all, again and again until they are in: with ids of our own that is safe."""
+        requests = []
+        for name, kind in kinds:
+            self._enqueued += 1
+            fields = {"model": "echo", "priority": self._rng.randrange(10)}
+            fields |= kind.make(self._rng, self._enqueued)
+            if fields.get("dedup_key"):
+                fields["dedup_key"] += f" {self._run}"
+            requests.append(PromptRequest(job_id=str(uuid.UUID(int=self._rng.getrandbits(128))), **fields))
+            self._ledger.write("sent", id=requests[-1].job_id, kind=name)
+        while requests:
+            try:
+                outcomes = await self._client.enqueue_many(requests)
+                break
+            except RedisError:
+                await asyncio.sleep(READ_AGAIN_S)
+        else:
+            return
+        for (name, kind), request, outcome in zip(kinds, requests, outcomes, strict=True):
+            if isinstance(outcome, SchedulerError):
+                self._ledger.write("odd", id=request.job_id, kind=name, said=repr(outcome))
+                continue
+            self._ledger.write("acked", id=outcome.id, sent=request.job_id, kind=name, at=time.time())
+            task = asyncio.create_task(self._follow(name, kind, request, outcome), name=outcome.id)
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
+
+    async def _follow(self, name: str, kind: Kind, request: PromptRequest, job: Job) -> None:
+        if kind.cancels:
+            await asyncio.sleep(self._rng.uniform(0, 0.5))
+            await self._until_done(job.cancel)
+        reads_events = self._rng.random() < 0.3
+        while True:
+            try:
+                how, text = await (_read_events(job) if reads_events else _read_result(job))
+                break
+            except JobNotFound:
+                how, text = "gone", None
+                break
+            except RedisError:
+                # Readers go on by themselves; a short read at the wrong moment may say that Redis is away.
+                await asyncio.sleep(READ_AGAIN_S)
+        self._ledger.write("ended", id=job.id, kind=name, how=how)
+        said = request.prompt or (request.messages[0].content if request.messages else None)
+        if how == "done" and name != "http" and text != said:
+            self._ledger.write("odd", id=job.id, kind=name, said=f"asked {said!r}, got {text!r}")
+
+    async def _until_done(self, call: Callable[[], Any]) -> None:
+        while True:
+            try:
+                await call()
+                return
+            except JobNotFound:
+                return
+            except RedisError:
+                await asyncio.sleep(READ_AGAIN_S)
+
+
+async def _read_events(job: Job) -> tuple[str, str | None]:
+    """The terminal event, and the text that the deltas of the last attempt make."""
+    texts: list[str] = []
+    attempt = 0
+    last = None
+    async for event in job.events():
+        last = event
+        if isinstance(event, Delta):
+            if event.attempt != attempt:
+                attempt, texts = event.attempt, []
+            texts.append(event.text)
+    assert last is not None
+    result = getattr(last, "result", None)
+    if result is not None and not result.reused and texts and "".join(texts) != result.text:
+        return "done", "".join(texts)
+    return last.type, result.text if result is not None else None
+
+
+async def _read_result(job: Job) -> tuple[str, str | None]:
+    try:
+        return "done", (await job.result()).text
+    except JobEnded as ended:
+        return ended.state, None
+
+
+async def main() -> None:
+    """Run until SIGTERM, and until all jobs have ended."""
+    url, ledger, seed, jobs_per_s, poison_every_s = sys.argv[1:]
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with AsyncClient(url) as client:
+        while True:
+            try:
+                await client.connect()
+                break
+            except RedisError:
+                await asyncio.sleep(READ_AGAIN_S)
+        load = Load(client, Ledger(Path(ledger)), random.Random(seed))
+        await load.run(float(jobs_per_s), float(poison_every_s), stop)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
