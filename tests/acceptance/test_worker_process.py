@@ -307,7 +307,7 @@ async def test_a_worker_lives_while_a_proxy_before_redis_ends_every_connection(
         worker = await asyncio.to_thread(start_worker, f"redis://127.0.0.1:{proxy.port}")
         proxy.refuse()
         # Longer than arq waits between two looks at its own queue.
-        await asyncio.sleep(3)
+        await asyncio.sleep(5)
         proxy.heal()
         async with AsyncClient(valkey_url) as client:
             assert (await client.run("still here", timeout_s=20)).text == "still here"

@@ -37,7 +37,13 @@ class LoneServer:
 
     async def start(self) -> None:
         """Start it (again), and wait until it has read its file."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # SIGXFSZ stays ignored, as in Python: a limit on its files is then a full disk to it.
+        self._process = subprocess.Popen(
+            self._command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            restore_signals=False,
+        )
         async with asyncio.timeout(START_S), redis.asyncio.Redis.from_url(self.url) as probe:
             while True:
                 try:
