@@ -70,7 +70,7 @@ async def test_shedding_under_fifty_clients_keeps_the_most_urgent(valkey_url: st
 
 @pytest.fixture
 async def on_small_disk(valkey_binary: Path, tmp_path: Path) -> AsyncIterator[LoneServer]:
-    """A server that writes its append-only file once a second, and stops writing when told that it may not."""
+    """A server whose append-only file is written once a second, and may be told not to grow."""
     server = LoneServer(valkey_binary, tmp_path, "--appendfsync", "everysec")
     await server.start()
     yield server
