@@ -41,6 +41,15 @@ class Priority(IntEnum):
     CRITICAL = 9
 
 
+URGENT = 8
+"""Priorities from here on go strictly first, and get the places that endpoints keep for them (`reserved`)."""
+
+
+def is_urgent(priority: int) -> bool:
+    """Whether a priority is 8 or 9."""
+    return priority >= URGENT
+
+
 class JobState(StrEnum):
     """Where a job is. The last five are ends: a job in one of them changes no more."""
 

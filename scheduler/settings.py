@@ -144,6 +144,7 @@ class EndpointSettings(RateSettings):
     """One base URL that serves a route.
 
     `max_in_flight` counts prompts over all worker processes; without it the back end is asked, or found out.
+    `reserved` of those places are left free for priorities 8 and 9.
     `options` belong to that kind of model worker alone.
     """
 
@@ -153,10 +154,21 @@ class EndpointSettings(RateSettings):
     api_key_env: str | None = Field(default=None, min_length=1)
     weight: float = Field(default=1.0, gt=0, le=1e6)
     max_in_flight: int | None = Field(default=None, ge=1, le=100_000)
+    reserved: int = Field(default=0, ge=0, le=100_000)
     timeout_s: float = Field(default=120.0, gt=0, le=DAY_S)
     first_token_timeout_s: float = Field(default=30.0, gt=0, le=DAY_S)
     breaker: BreakerSettings = BreakerSettings()
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("reserved")
+    @classmethod
+    def _leaves_places(cls, reserved: int, info: ValidationInfo) -> int:
+        most = info.data.get("max_in_flight")
+        if most is not None and reserved >= most:
+            raise ValueError(
+                f"leaves no place for priorities below 8: give less than max_in_flight, which is {most}"
+            )
+        return reserved
 
 
 STAGES = ("rag", "assemble", "inference", "post", "stream")

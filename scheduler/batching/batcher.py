@@ -160,7 +160,7 @@ class Batcher:
         )
 
     def _admit(self, member: Member) -> None:
-        if member.solo and not self._groups and self._window.free:
+        if member.solo and not self._groups and self._window.free_for(member.urgent):
             self._send([member], FlushReason.SIZE)
             return
         group = self._groups.get(member.key)
@@ -173,13 +173,20 @@ class Batcher:
 
     def _wake(self) -> None:
         """Decide in the next turn of the event loop, so that members that arrive together go together."""
-        if self._groups and self._turn is None and self._loop is not None and self._window.free:
+        if self._turn is None and self._loop is not None and self._has_room:
             self._turn = self._loop.call_soon(self._decide)
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether any of those that wait could go."""
+        return self._window.free > 0 and any(
+            self._window.free_for(group.urgent) for group in self._groups.values()
+        )
 
     def _decide(self) -> None:
         self._turn = None
         now = self._clock()
-        if self._window.free:
+        if self._has_room:
             for group, cuts in self._plan(now):
                 for cut in cuts:
                     self._send(self._take_out(group, cut.size), cut.reason)
@@ -194,10 +201,10 @@ class Batcher:
             if cuts := self._cuts(group, now, idle):
                 plan.append((group, cuts))
         sizes = [sum(cut.size for cut in cuts) for _, cuts in plan]
-        if sum(sizes) <= self._window.free:
+        if sum(sizes) <= self._window.free_for(urgent=False):
             return plan
         ready = [group.urgencies(size) for (group, _), size in zip(plan, sizes, strict=True)]
-        shares = ration(ready, self._window.free)
+        shares = ration(ready, self._window.free, kept=self._window.kept)
         return [(group, trim(cuts, share)) for (group, cuts), share in zip(plan, shares, strict=True)]
 
     def _cuts(self, group: Group, now: float, idle: bool) -> list[Cut]:
@@ -236,10 +243,11 @@ class Batcher:
 
     def _set_timer(self, now: float) -> None:
         """Keep one timer for all groups, and none while there is no room: a release wakes us then."""
-        if not self._groups or not self._window.free:
+        open_to = [group for group in self._groups.values() if self._window.free_for(group.urgent)]
+        if not open_to:
             self._cancel_timer()
             return
-        at = min(group.due.at for group in self._groups.values())
+        at = min(group.due.at for group in open_to)
         if self._timer is not None and self._timer_at == at:
             return
         self._cancel_timer()

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import TypeAlias
 
 from scheduler.batching.policy import Due, Urgency
+from scheduler.model import is_urgent
 from workers.base import Completed, Generation, Piece
 from workers.errors import WorkerError
 
@@ -64,15 +65,21 @@ class Member:
         self.open = True
         self.streamed = False
 
+    @property
+    def urgent(self) -> bool:
+        """Whether it may have the places that are kept."""
+        return is_urgent(self.generation.priority)
+
 
 class Group:
-    """Members that may share a call and wait for it. `solo`: its one member takes no others."""
+    """Members that may share a call and wait for it, `urgent` or not. `solo`: one that takes no others."""
 
-    __slots__ = ("due", "key", "members", "solo")
+    __slots__ = ("due", "key", "members", "solo", "urgent")
 
     def __init__(self, first: Member) -> None:
         self.key = first.key
         self.solo = first.solo
+        self.urgent = first.urgent
         self.members = [first]
         self.due = first.due
 

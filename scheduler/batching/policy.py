@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
+from scheduler.model import is_urgent
 from workers.base import Capabilities, Generation
 
 LONG_GENERATION_TOKENS = 1024
@@ -58,7 +59,8 @@ Urgency: TypeAlias = tuple[int, int]
 def share_key(generation: Generation, capabilities: Capabilities) -> Hashable | None:
     """Name what the engine could tell this generation by, apart from prompt, priority and request id.
 
-    Generations with equal keys may share a call. None means a call of its own: chat, tools, a response
+    Generations with equal keys may share a call. The urgent have calls of their own: in a list with others
+    they would wait for those. None means a call of its own: chat, tools, a response
     format, a long generation, or an engine that takes no lists.
     """
     if not capabilities.lists or generation.prompt is None:
@@ -68,10 +70,11 @@ def share_key(generation: Generation, capabilities: Capabilities) -> Hashable | 
     params, extra_body = generation.params, generation.extra_body
     if (params.get("max_tokens") or 0) > LONG_GENERATION_TOKENS or not _OWN_CALL_KEYS.isdisjoint(extra_body):
         return None
+    urgent = is_urgent(generation.priority)
     if not params and not extra_body:
-        return (generation.model, generation.stream)
+        return (generation.model, generation.stream, urgent)
     try:
-        return (generation.model, generation.stream, _canonical(params), _canonical(extra_body))
+        return (generation.model, generation.stream, urgent, _canonical(params), _canonical(extra_body))
     except orjson.JSONEncodeError:
         return None  # what has no canonical form cannot be compared
 
@@ -137,14 +140,17 @@ class BatchPolicy:
             yield Cut(size, rest)
 
 
-def ration(groups: Sequence[Sequence[Urgency]], room: int) -> list[int]:
+def ration(groups: Sequence[Sequence[Urgency]], room: int, *, kept: int = 0) -> list[int]:
     """Say how many members of each group may go when `room` may go in all: the most urgent of all the groups.
 
-    Each group is sorted, so each answer is the length of a prefix.
+    The last `kept` places go to urgent members only. Each group is sorted, so each answer is the length of a
+    prefix.
     """
     shares = [0] * len(groups)
     ranked = sorted((urgency, place) for place, group in enumerate(groups) for urgency in group)
-    for _, place in ranked[:room]:
+    for taken, (urgency, place) in enumerate(ranked[:room]):
+        if taken >= room - kept and not is_urgent(-urgency[0]):
+            break
         shares[place] += 1
     return shares
 

@@ -8,14 +8,16 @@ from collections.abc import Callable
 class Window:
     """Counts the prompts that an endpoint holds for this process, up to a limit.
 
+    The last `kept` free places are for urgent prompts: `free_for(urgent)` says what there is for whom.
     Batchers of several routes may share the window of one endpoint. The functions in `on_room` are called
     when places have come free, by a release or a higher limit; they must be cheap and must not raise.
     """
 
-    __slots__ = ("_in_flight", "_limit", "on_room")
+    __slots__ = ("_in_flight", "_kept", "_limit", "on_room")
 
     def __init__(self, limit: int) -> None:
         self._limit = _checked(limit)
+        self._kept = 0
         self._in_flight = 0
         self.on_room: list[Callable[[], None]] = []
 
@@ -31,6 +33,16 @@ class Window:
         self._tell_of_room()
 
     @property
+    def kept(self) -> int:
+        """How many of the free places are for urgent prompts alone."""
+        return self._kept
+
+    @kept.setter
+    def kept(self, kept: int) -> None:
+        self._kept = max(0, kept)
+        self._tell_of_room()
+
+    @property
     def in_flight(self) -> int:
         """The prompts that are held now."""
         return self._in_flight
@@ -39,6 +51,10 @@ class Window:
     def free(self) -> int:
         """How many more prompts may go now."""
         return max(0, self._limit - self._in_flight)
+
+    def free_for(self, urgent: bool) -> int:
+        """How many more prompts of that kind may go now."""
+        return self.free if urgent else max(0, self.free - self._kept)
 
     def acquire(self, count: int = 1) -> None:
         """Take `count` places.

@@ -12,8 +12,7 @@ import random
 import socket
 import time
 import uuid
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -25,7 +24,7 @@ from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
 from scheduler.engine.limits import limits_of, offers_of
 from scheduler.engine.patience import Patience
 from scheduler.engine.retry import RetryPolicy
-from scheduler.engine.routes import Route, build_routes, describe_routes, rebuild_routes
+from scheduler.engine.routes import NO_PLACES, Places, Route, build_routes, describe_routes, rebuild_routes
 from scheduler.engine.shares import Shares
 from scheduler.errors import SchedulerError
 from scheduler.queue.inspection import QueueInspector
@@ -103,7 +102,8 @@ class Engine:
         self._claimer: asyncio.Task[None] | None = None
         self._services: list[asyncio.Task[None]] = []
         self._waker: asyncio.Task[None] | None = None
-        self._waker_lanes: frozenset[str] = frozenset()
+        # What it waits for: lanes, each for work of any priority or (True) for urgent work alone.
+        self._waker_lanes: frozenset[tuple[str, bool]] = frozenset()
         self._started_at_ms = 0
 
     @property
@@ -244,44 +244,55 @@ class Engine:
         try:
             while not self._draining:
                 self._news.clear()
-                limit = self._free
-                if limit < 1:
+                places = self._places()
+                if places.free < 1:
                     await self._wait_for_room()
-                elif not await self._claim(limit) and self._free:
+                elif not await self._claim(places) and self._places().free:
                     await self._wait_for_work()
         finally:
             await self._stop_waker()
 
-    @property
-    def _free(self) -> int:
+    def _places(self) -> Places:
         """How many jobs may be claimed now; of each lane its route says how many."""
-        if not any(self._room_for(route) for route in self.routes.values()):
-            return 0
-        return min(self.settings.max_running - self._running, CLAIM_AT_ONCE)
+        of_lanes = [self._places_of(route) for route in self.routes.values()]
+        if not any(places.free for places in of_lanes):
+            return NO_PLACES
+        most = self.settings.max_running
+        free = min(most - self._running, CLAIM_AT_ONCE)
+        # What endpoints keep for the urgent is of no use to them in a process that is full.
+        reserved = min(sum(endpoint.reserved for endpoint in self._endpoints), most - 1)
+        for_all = min(free, max(0, most - reserved - self._running))
+        if not any(places.for_all for places in of_lanes):
+            for_all = 0
+        return Places(free, free - for_all)
 
-    async def _claim(self, limit: int) -> bool:
+    async def _claim(self, places: Places) -> bool:
         """Claim and begin; returns whether it is worth while to claim again at once."""
         self._claims += 1
         claim_id = f"{self.id}:{self._claims}"
         async with self._claiming:
             try:
-                claim = await self._patience.until_done(lambda: self._ask(claim_id, limit))
+                claim = await self._patience.until_done(lambda: self._ask(claim_id, places))
             except RedisError:
                 logger.exception("claiming failed; it goes on in a second")
                 await asyncio.sleep(1.0)
                 return True
             for job in claim.jobs:
                 self._begin(job)
-        return claim.more and (bool(claim.jobs) or bool(claim.retry_ms))
+        if not claim.jobs and not claim.without_permit:
+            return False
+        return claim.more if self._places().for_all else claim.more_urgent
 
-    def _room_for(self, route: Route) -> int:
-        """How many more of its jobs may be claimed now: none while no endpoint with room has permits."""
-        refused = self._without_permit.get(route.name)
-        if refused and (offers := offers_of(route)):
-            now = asyncio.get_running_loop().time()
-            if all(refused.get(offer.endpoint, 0.0) > now for offer in offers):
-                return 0
-        return route.free
+    def _places_of(self, route: Route) -> Places:
+        """How many more of its jobs may be claimed now; endpoints without a permit take none."""
+        return route.places(without=self._refused_permits(route.name))
+
+    def _refused_permits(self, lane: str) -> Container[str]:
+        refused = self._without_permit.get(lane)
+        if not refused:
+            return ()
+        now = asyncio.get_running_loop().time()
+        return {endpoint for endpoint, until in refused.items() if until > now}
 
     def _leave_alone(self, lane: str, endpoints: Iterable[str], wait_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -293,32 +304,34 @@ class Engine:
         until = self._without_permit.get(lane, {}).get(endpoint, 0.0)
         return round(max(0.0, until - asyncio.get_running_loop().time()), 1)
 
-    async def _ask(self, claim_id: str, limit: int) -> Claim:
+    async def _ask(self, claim_id: str, places: Places) -> Claim:
         # Lanes without room are named too: the script passes their wake tokens on.
-        lanes = {name: self._room_for(route) for name, route in self.routes.items()}
+        of_lanes = {name: self._places_of(route) for name, route in self.routes.items()}
         offers: dict[str, list[Offer]] = {}
         if self._limits.endpoints:
-            offers = {name: offers_of(route) for name, route in self.routes.items()}
+            offers = {
+                name: offers_of(route, without=self._refused_permits(name))
+                for name, route in self.routes.items()
+            }
         claim = await self.queue.claim(
             claim_id,
             self.id,
-            lanes,
-            limit=limit,
+            {name: each.free for name, each in of_lanes.items()},
+            limit=places.free,
+            kept=places.kept,
+            lanes_kept={name: each.kept for name, each in of_lanes.items()},
             lease_ms=self.lease_ms,
             suspects=not self._suspects,
             offers=offers,
         )
-        given = Counter(job.endpoint for job in claim.jobs)
-        for lane, wait_ms in claim.retry_ms.items():
-            # Where room was left, it was permits that were missing.
-            refused = [offer.endpoint for offer in offers[lane] if given[offer.endpoint] < offer.room]
-            self._leave_alone(lane, refused, wait_ms / 1000)
+        for lane, refusal in claim.without_permit.items():
+            self._leave_alone(lane, refusal.endpoints, refusal.wait_ms / 1000)
         return claim
 
     async def _pass_on(self) -> None:
         """Claim nothing: the script wakes others where there is work."""
         self._claims += 1
-        await self._ask(f"{self.id}:{self._claims}", 0)
+        await self._ask(f"{self.id}:{self._claims}", NO_PLACES)
 
     async def _wait_for_room(self) -> None:
         """Until a job has ended or a window has grown."""
@@ -331,7 +344,11 @@ class Engine:
 
     async def _wait_for_work(self) -> None:
         """Until a wake token comes for a lane with room, room changes, or some seconds have gone."""
-        lanes = frozenset(name for name, route in self.routes.items() if self._room_for(route))
+        of_lanes = {name: self._places_of(route) for name, route in self.routes.items()}
+        full = not self._places().for_all
+        lanes = frozenset(
+            (name, bool(full or not places.for_all)) for name, places in of_lanes.items() if places.free
+        )
         if self._waker is not None and self._waker.done():
             self._waker = None
         if self._waker is not None and not lanes <= self._waker_lanes:
@@ -340,12 +357,16 @@ class Engine:
             return
         if self._waker is None:
             self._waker_lanes = lanes
-            self._waker = asyncio.create_task(self._wait_for_token(sorted(lanes)), name="wake")
+            self._waker = asyncio.create_task(self._wait_for_token(lanes), name="wake")
             self._waker.add_done_callback(self._woken)
         await self._news.wait()
 
-    async def _wait_for_token(self, lanes: Sequence[str]) -> None:
-        await self._patience.until_done(lambda: self.queue.wait_for_work(lanes, BLOCK_S))
+    async def _wait_for_token(self, lanes: Collection[tuple[str, bool]]) -> None:
+        urgent = sorted(lane for lane, urgent_only in lanes if urgent_only)
+        others = sorted(lane for lane, urgent_only in lanes if not urgent_only)
+        await self._patience.until_done(
+            lambda: self.queue.wait_for_work(others, BLOCK_S, urgent_lanes=urgent)
+        )
 
     def _woken(self, waker: asyncio.Task[None]) -> None:
         if not waker.cancelled() and (error := waker.exception()):

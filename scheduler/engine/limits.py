@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.engine.routes import Route, endpoint_name
+from collections.abc import Container
+
+from scheduler.engine.routes import LEAST_URGENT, Route, endpoint_name
 from scheduler.queue.limits import Limits, RateLimit
 from scheduler.queue.records import Offer
 from scheduler.settings import RateSettings, Settings
@@ -21,8 +23,8 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
-def offers_of(route: Route) -> list[Offer]:
-    """The endpoints that take the route's jobs now.
+def offers_of(route: Route, *, without: Container[str] = ()) -> list[Offer]:
+    """The endpoints that take the route's jobs now; `without` names some that are not to.
 
     Empty where none of them is limited: then no job needs a permit.
     """
@@ -30,9 +32,15 @@ def offers_of(route: Route) -> list[Offer]:
     if not any(endpoint.rate_limited for endpoint in endpoints):
         return []
     return [
-        Offer(endpoint.name, endpoint.room, endpoint.outstanding, endpoint.weight)
+        Offer(
+            endpoint.name,
+            endpoint.room,
+            kept=endpoint.room - endpoint.room_for(LEAST_URGENT),
+            outstanding=endpoint.outstanding,
+            weight=endpoint.weight,
+        )
         for endpoint in endpoints
-        if endpoint.room > 0
+        if endpoint.room > 0 and endpoint.name not in without
     ]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
+from typing import NamedTuple
 
 import orjson
 
@@ -22,6 +23,23 @@ from workers.base import EndpointConfig
 from workers.registry import make_worker
 
 logger = logging.getLogger(__name__)
+
+LEAST_URGENT = 0
+
+
+class Places(NamedTuple):
+    """How many more jobs may be claimed; `kept` of those places are for priorities 8 and 9."""
+
+    free: int
+    kept: int
+
+    @property
+    def for_all(self) -> int:
+        """How many jobs of any priority may be claimed."""
+        return self.free - self.kept
+
+
+NO_PLACES = Places(0, 0)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -40,11 +58,21 @@ class Route:
     running: int = 0
     _monitors: list[EndpointMonitor] = field(default_factory=list)
 
+    def places(self, *, without: Container[str] = ()) -> Places:
+        """How many more jobs may be claimed: what its endpoints have room for, less what is on its way.
+
+        `without` names endpoints that get nothing now.
+        """
+        on_its_way = self.running - self.pipeline.gates[self.inference.name].running
+        usable = [endpoint for endpoint in self.in_use if endpoint.name not in without]
+        free = max(0, sum(endpoint.room for endpoint in usable) - on_its_way)
+        for_all = max(0, sum(endpoint.room_for(LEAST_URGENT) for endpoint in usable) - on_its_way)
+        return Places(free, free - for_all)
+
     @property
     def free(self) -> int:
-        """How many more jobs may be claimed: what its endpoints have room for, less what is on its way."""
-        on_its_way = self.running - self.pipeline.gates[self.inference.name].running
-        return max(0, self._room - on_its_way)
+        """How many more jobs of any priority may be claimed."""
+        return self.places().free
 
     @property
     def busy(self) -> bool:
@@ -58,10 +86,6 @@ class Route:
             if any(endpoint.admits for endpoint in route.endpoints):
                 return route.endpoints
         return ()
-
-    @property
-    def _room(self) -> int:
-        return sum(endpoint.room for endpoint in self.in_use)
 
     def fall_back_on(self, routes: Mapping[str, Route]) -> None:
         """Find the routes that the settings name as fallbacks."""

@@ -27,6 +27,7 @@ def _summary(name: str, said: Sequence[dict[str, Any]]) -> EndpointStatus:
         in_flight=sum(_whole(one.get("in_flight")) for one in said),
         limit=sum(_whole(one.get("limit")) for one in said),
         max_in_flight=max(filter(None, (one.get("max_in_flight") for one in said)), default=None),
+        reserved=sum(_whole(one.get("reserved")) for one in said),
         breakers=dict(Counter(str(one.get("breaker", "closed")) for one in said)),
         usable_in_s=min(_seconds(one.get("usable_in_s")) for one in said),
         permit_in_s=max(_seconds(one.get("permit_in_s")) for one in said),

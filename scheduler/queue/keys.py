@@ -41,6 +41,7 @@ _KEYS: dict[str, str] = {
     "users": "u:",  # HASH   of an endpoint: worker process that uses it -> when it counts as gone, ms
     "worker": "n:",  # STRING a worker process describes itself, JSON
     "wake": "k:",  # LIST   of a lane: one token when there is work
+    "urgent": "ku:",  # LIST   of a lane: one token when there is work of priority 8 or 9
     "channel": "ch:",  # pub/sub channel of a job
     "control": "ctl",  # pub/sub channel to the worker processes
     "arq": "arq",  # arq's own queue of a worker process: run_prompt

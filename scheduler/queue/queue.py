@@ -30,6 +30,7 @@ from scheduler.queue.records import (
     Return,
     Reuse,
     TickReport,
+    WithoutPermit,
     WriteOutcome,
 )
 from scheduler.queue.scripts import Argument, Call, Scripts
@@ -40,6 +41,7 @@ CLAIM_CHUNK = 1024
 
 NO_LIMITS = Limits()
 NO_OFFERS: Mapping[str, Sequence[Offer]] = {}
+NOTHING_KEPT: Mapping[str, int] = {}
 
 CancelReply: TypeAlias = Literal["cancelled", "ticket_returned", "ended", "not_found"]
 
@@ -159,10 +161,14 @@ class PromptQueue:
         *,
         limit: int,
         lease_ms: int,
+        kept: int = 0,
+        lanes_kept: Mapping[str, int] = NOTHING_KEPT,
         suspects: bool = True,
         offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
     ) -> Claim:
-        """Lease the best ready jobs: at most `limit`, and of each lane at most what `lanes` says.
+        """Lease the best ready jobs: at most `limit`, of each lane at most what `lanes` says.
+
+        `kept` of the `limit`, and of each lane's places those in `lanes_kept`, are for priorities 8 and 9.
 
         Jobs that may have killed a worker process are *suspects*; a process may run one at a time, so say in
         `suspects` whether it runs none.
@@ -170,16 +176,23 @@ class PromptQueue:
         For lanes with a limited endpoint, `offers` has those that may take jobs now: every job gets the
         permit of the least busy one by weight that has one, or stays where it is.
         """
-        args: list[Argument] = [claim_id, worker, lease_ms, min(limit, CLAIM_CHUNK), int(suspects)]
+        places = min(limit, CLAIM_CHUNK)
+        # What goes beyond one claim is kept first.
+        kept = max(0, kept - (limit - places))
+        args: list[Argument] = [claim_id, worker, lease_ms, places, kept, int(suspects)]
         for lane, quota in lanes.items():
             offered = " ".join(
-                f"{offer.endpoint} {offer.room} {offer.outstanding} {offer.weight}"
+                f"{offer.endpoint} {offer.room} {offer.kept} {offer.outstanding} {offer.weight}"
                 for offer in offers.get(lane, ())
             )
-            args += (lane, quota, offered)
+            args += (lane, quota, lanes_kept.get(lane, 0), offered)
         more, waits, *rows = await self._scripts.run("claim", *args)
-        retry_ms = {lane.decode(): ms for lane, ms in zip(waits[::2], waits[1::2], strict=True)}
-        return Claim(tuple(_claimed(row) for row in rows), more=bool(more), retry_ms=retry_ms)
+        without = {
+            lane.decode(): WithoutPermit(tuple(names.decode().split()), ms)
+            for lane, ms, names in zip(waits[::3], waits[1::3], waits[2::3], strict=True)
+        }
+        jobs = tuple(_claimed(row) for row in rows)
+        return Claim(jobs, more=more > 0, more_urgent=more > 1, without_permit=without)
 
     async def take_permit(self, job: ClaimedJob, endpoint: str) -> int | Literal["lost"]:
         """Let an attempt move on to another endpoint: 0, or in how many ms that has a permit for it.
@@ -189,9 +202,12 @@ class PromptQueue:
         reply = int(await self._scripts.run("take_permit", job.id, job.token, endpoint))
         return "lost" if reply < 0 else reply
 
-    async def wait_for_work(self, lanes: Sequence[str], timeout_s: float) -> None:
-        """Return when one of the lanes may have work, or after `timeout_s`."""
-        keys = [self.keys.of("wake", lane) for lane in lanes]
+    async def wait_for_work(
+        self, lanes: Sequence[str], timeout_s: float, *, urgent_lanes: Sequence[str] = ()
+    ) -> None:
+        """Return when one of the lanes may have work, or an urgent lane work of 8 or 9; or in `timeout_s`."""
+        keys = [self.keys.of("urgent", lane) for lane in urgent_lanes]
+        keys += [self.keys.of("wake", lane) for lane in lanes]
         await self.redis.blpop(keys, timeout=timeout_s)  # type: ignore[misc, arg-type]
 
     async def renew(

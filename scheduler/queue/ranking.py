@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.model import JobInfo, JobState
+from scheduler.model import URGENT, JobInfo, JobState
 from scheduler.queue.limits import RateLimit
 
 LOSSES_OF_A_SUSPECT = 2
 """As `lua/lib/record.lua` has it."""
-
-STRICT = 8
-"""Priorities from here on go strictly first; those below age."""
 
 
 def claim_rank(priority: int, enqueued_us: int, *, aging_us: int) -> tuple[int, int, int]:
@@ -20,7 +17,7 @@ def claim_rank(priority: int, enqueued_us: int, *, aging_us: int) -> tuple[int, 
     `enqueued_us` is its score in its level. Below 8 a level is worth `aging_us` of waiting; 0 makes every
     level strict. One claim in 20 goes to the oldest job that has waited past its bound instead.
     """
-    if priority >= STRICT or aging_us == 0:
+    if priority >= URGENT or aging_us == 0:
         return 9 - priority, enqueued_us, 0
     return 2, enqueued_us + (9 - priority) * aging_us, 9 - priority
 
@@ -84,7 +81,7 @@ def _ahead(position: int) -> str:
 def _rule(priority: int, aging_ms: int) -> str:
     if priority == 9:
         return "priority 9 goes strictly first, the oldest before the newer"
-    if priority == STRICT:
+    if priority == URGENT:
         return "priority 8 goes before all but 9, the oldest before the newer"
     if aging_ms == 0:
         return f"only more urgent jobs and older ones of priority {priority} go before it"

@@ -36,10 +36,14 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An endpoint that may take jobs: `room` more than the `outstanding` prompts that it has."""
+    """An endpoint that may take jobs: `room` more than the `outstanding` prompts that it has.
+
+    `kept` of those places are for priorities 8 and 9.
+    """
 
     endpoint: str
     room: int
+    kept: int = 0
     outstanding: int = 0
     weight: float = 1.0
 
@@ -109,15 +113,24 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one claim brought. `more`: claimable work was left behind.
+    """What one claim brought. `more`: claimable work was left behind; `more_urgent`: of priority 8 or 9.
 
-    `retry_ms` has the lanes whose work was left because no endpoint that was named for them has a permit,
-    and in how many ms one comes. They do not count as `more`, and nobody is woken for them.
+    `without_permit` has the lanes whose work was left because the endpoints that it could go to have no
+    permit. They do not count as `more`, and nobody is woken for them.
     """
 
     jobs: tuple[ClaimedJob, ...]
     more: bool
-    retry_ms: Mapping[str, int] = field(default_factory=dict)
+    more_urgent: bool = False
+    without_permit: Mapping[str, WithoutPermit] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutPermit:
+    """Endpoints that have used up their rate limits, and in how many ms one of them has a permit."""
+
+    endpoints: tuple[str, ...]
+    wait_ms: int
 
 
 @dataclass(frozen=True, slots=True)

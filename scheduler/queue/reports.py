@@ -44,10 +44,10 @@ class EndpointStatus(Frozen):
     """An endpoint, as the worker processes that use it say together.
 
     `limit` is what they let it hold at this moment, `max_in_flight` what they never exceed; None where nobody
-    has said. `breakers` counts worker processes by the state of their breaker: closed, open, half_open.
-    `usable_in_s`: while all of them leave it alone, for its breaker or at its own wish, when the first looks
-    again; else 0. `permit_in_s`: while its rate limit lets nobody begin, when it lets the next one, as far as
-    it was known at the last renewal of leases; else 0.
+    has said. `reserved` of those places are for priorities 8 and 9. `breakers` counts worker processes by the
+    state of their breaker: closed, open, half_open. `usable_in_s`: while all of them leave it alone, for its
+    breaker or at its own wish, when the first looks again; else 0. `permit_in_s`: while its rate limit lets
+    nobody begin, when it lets the next one, as far as it was known at the last renewal of leases; else 0.
     """
 
     name: str
@@ -56,6 +56,7 @@ class EndpointStatus(Frozen):
     in_flight: int
     limit: int
     max_in_flight: int | None = None
+    reserved: int = 0
     breakers: dict[str, int] = Field(default_factory=dict)
     usable_in_s: float = 0.0
     permit_in_s: float = 0.0

@@ -6,11 +6,15 @@ import math
 from collections.abc import Iterable
 from hashlib import blake2b
 
+from scheduler.model import Priority, is_urgent
 from scheduler.routing.endpoint import Endpoint
 
 
-def choose_endpoint(endpoints: Iterable[Endpoint], *, session: str | None = None) -> Endpoint | None:
-    """Take the endpoint with the least outstanding work by weight, and one with room before one without.
+def choose_endpoint(
+    endpoints: Iterable[Endpoint], *, priority: int = Priority.NORMAL, session: str | None = None
+) -> Endpoint | None:
+    """Take the endpoint with the least outstanding work by weight, and one with room for its priority before
+    one without.
 
     Of equals the first: a quiet route then stays with one endpoint, whose prefix cache is warm. The prompts
     of a `session` go to one endpoint, for the same reason, as long as it has room. None: no endpoint admits
@@ -21,14 +25,15 @@ def choose_endpoint(endpoints: Iterable[Endpoint], *, session: str | None = None
         return usable[0] if usable else None
     if session is not None:
         home = max(usable, key=lambda endpoint: (_affinity(session, endpoint), endpoint.name))
-        if home.room:
+        if home.room_for(priority):
             return home
-    return min(usable, key=_load)
+    return min(usable, key=lambda endpoint: _load(endpoint, priority))
 
 
-def _load(endpoint: Endpoint) -> tuple[bool, float]:
+def _load(endpoint: Endpoint, priority: int) -> tuple[bool, float]:
+    places = endpoint.limit if is_urgent(priority) else endpoint.limit - endpoint.kept
     outstanding = endpoint.outstanding
-    return outstanding >= endpoint.limit, (outstanding + 1) / endpoint.weight
+    return outstanding >= places, (outstanding + 1) / endpoint.weight
 
 
 def _affinity(session: str, endpoint: Endpoint) -> float:

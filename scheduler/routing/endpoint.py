@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scheduler.batching import Batcher, BatchPolicy, Window
+from scheduler.model import is_urgent
 from scheduler.routing.breaker import Breaker, BreakerState
 from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.settings import EndpointSettings
@@ -48,6 +49,7 @@ class Endpoint:
     The breaker leaves the endpoint alone while it fails, a pause while it has asked for one. `on_change` is
     called when any of it has changed. `model` is the endpoint's own name for the model. `shared` is false
     for what lives in this process alone and is divided with nobody; others have nothing until `divide`.
+    `reserved` of the `max_in_flight` are for urgent prompts: others come only while more places are free.
     `identity` tells it from others for sessions: unlike the name, it stays when others come or go.
     """
 
@@ -79,6 +81,7 @@ class Endpoint:
         self._clock = clock
         self._max_in_flight = max_in_flight
         self._processes, self._place = (0 if shared else 1), 0
+        self._reserved = settings.reserved
         self._adaptive = AdaptiveLimit(
             self.share, start=None if max_in_flight else UNKNOWN_START, clock=clock
         )
@@ -87,6 +90,7 @@ class Endpoint:
         self._overloads = 0  # one after the other, without a word of how long to wait
         self._resume: asyncio.TimerHandle | None = None
         self.window = Window(max(1, self.limit))
+        self.window.kept = self._window_kept
         self.batcher = Batcher(worker, batch, self.window, clock=clock, watcher=self)
 
     # What it may hold
@@ -107,6 +111,23 @@ class Endpoint:
         return share_of(total, processes=processes, place=place, name=self.name) if processes else 0
 
     @property
+    def reserved(self) -> int:
+        """The part of its share that is for urgent prompts alone: of the whole always less than all."""
+        if not self._reserved or not self._processes:
+            return 0
+        total = min(self._reserved, (self._max_in_flight or UNKNOWN_CEILING) - 1)
+        return share_of(total, processes=self._processes, place=self._place, name=self.name)
+
+    @property
+    def kept(self) -> int:
+        """How many places are left free for urgent prompts now.
+
+        A lowered limit does not leave the others without a place, unless the whole share is reserved.
+        """
+        reserved = self.reserved
+        return min(reserved, self.limit if reserved == self.share else max(0, self.limit - 1))
+
+    @property
     def outstanding(self) -> int:
         """The prompts that it holds, and those gathered for it here."""
         return self.window.in_flight + self.batcher.gathered
@@ -119,6 +140,12 @@ class Endpoint:
         room = max(0, self.limit - self.outstanding)
         # A probe has no room either while what went before the breaker opened fills the window.
         return room if self.breaker.state is BreakerState.CLOSED else min(1, room)
+
+    def room_for(self, priority: int) -> int:
+        """How many more prompts of that priority would go without waiting. Any may be a breaker's probe."""
+        if is_urgent(priority) or self.breaker.state is not BreakerState.CLOSED:
+            return self.room
+        return max(0, self.room - self.kept)
 
     @property
     def admits(self) -> bool:
@@ -177,7 +204,7 @@ class Endpoint:
 
     def call_began(self) -> _Call:
         """A call goes."""
-        return _Call(self.breaker.begin(), self._clock(), self.window.free == 0)
+        return _Call(self.breaker.begin(), self._clock(), self.window.free <= self.window.kept)
 
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
         """A call has ended, well or with an error."""
@@ -211,6 +238,7 @@ class Endpoint:
             "gathered": self.batcher.gathered,
             "limit": self.limit,
             "max_in_flight": self._max_in_flight,
+            "reserved": self.reserved,
             "breaker": self.breaker.state.value,
             "usable_in_s": round(self.usable_in_s, 1),
             "last_error": self.last_error,
@@ -244,13 +272,19 @@ class Endpoint:
         )
 
     def _set_limit(self) -> None:
-        """Take over what has become of the adaptive limit or its ceiling."""
-        if self.limit == self._adaptive.value:
-            return
+        """Take over what has become of the adaptive limit, its ceiling, or the part that is reserved."""
+        before = self.limit, self.window.kept
         self.limit = self._adaptive.value
+        if (self.limit, self._window_kept) == before:
+            return
         # Prompts that are here already must get through, even where no more shall come.
         self.window.limit = max(1, self.limit)
+        self.window.kept = self._window_kept
         self._changed()
+
+    @property
+    def _window_kept(self) -> int:
+        return min(self.kept, max(1, self.limit) - 1)
 
     def _changed(self) -> None:
         self.on_change()

@@ -62,7 +62,7 @@ class InferenceStage:
             untried = [endpoint for endpoint in group if endpoint not in failed] if failed else group
             if context.permit and (own := _named(context.permit, untried)):
                 return own
-            if endpoint := choose_endpoint(untried, session=session):
+            if endpoint := choose_endpoint(untried, priority=context.priority, session=session):
                 return endpoint
         return None
 

@@ -136,18 +136,18 @@ async def engine_down(arena: Arena, rng: random.Random) -> None:
 
 
 ANYWHERE: Mapping[Fault, int] = {
-    worker_killed: 14,
-    two_workers_killed: 2,
+    worker_killed: 20,
+    two_workers_killed: 3,
     worker_paused: 5,
     workers_replaced: 1,
-    client_killed: 3,
+    client_killed: 4,
     engine_cut: 2,
     engine_hangs: 2,
     engine_drips: 1,
     engine_down: 2,
 }
 ON_A_LONE_SERVER: Mapping[Fault, int] = {
-    redis_killed: 11,
+    redis_killed: 18,
     redis_paused: 3,
     redis_cut: 4,
     redis_unreachable: 3,
@@ -155,8 +155,8 @@ ON_A_LONE_SERVER: Mapping[Fault, int] = {
     redis_far_away: 2,
     redis_throttled: 2,
 }
-BEHIND_SENTINELS: Mapping[Fault, int] = {failover: 3, worker_killed: 8, worker_paused: 2, client_killed: 1}
-"""How often in five minutes."""
+BEHIND_SENTINELS: Mapping[Fault, int] = {failover: 10, worker_killed: 16, worker_paused: 4, client_killed: 3}
+"""How often in five minutes of an arena."""
 
 
 def schedule(counts: Mapping[Fault, int], minutes: float, rng: random.Random) -> list[Fault]:

@@ -557,14 +557,14 @@ class LimitsContract(OnQueue):
         await q.enqueue(*[new_job(f"j{i}") for i in range(5)])
         claim = await q.claim_all(offers={LANE: [Offer("first", 9), Offer("second", 9), Offer("free", 9)]})
         assert [job.endpoint for job in claim.jobs] == ["first", "second", "free", "first", "free"]
-        assert (claim.more, claim.retry_ms) == (False, {})
+        assert (claim.more, claim.without_permit) == (False, {})
 
     async def test_an_endpoint_gets_no_more_than_it_has_room_for(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"first": RateLimit(requests=600)})
         await q.enqueue(*[new_job(f"j{i}") for i in range(4)])
         claim = await q.claim_all(offers={LANE: [Offer("first", 2), Offer("free", 1)]})
         assert [job.endpoint for job in claim.jobs] == ["first", "free", "first"]
-        assert (claim.more, claim.retry_ms) == (True, {})
+        assert (claim.more, claim.without_permit) == (True, {})
 
     async def test_endpoints_share_by_weight_and_by_what_they_have_to_do(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"light": RateLimit(requests=600)})
@@ -583,8 +583,8 @@ class LimitsContract(OnQueue):
         claim = await q.claim_all(lanes={"a": 9, "b": 9}, offers={"a": [Offer("only", 9)]})
         assert [(job.id, job.endpoint) for job in claim.jobs] == [("a0", "only"), ("b", "")]
         assert not claim.more
-        assert claim.retry_ms.keys() == {"a"}
-        assert 59_000 < claim.retry_ms["a"] <= 60_000
+        assert claim.without_permit.keys() == {"a"}
+        assert 59_000 < claim.without_permit["a"].wait_ms <= 60_000
         assert await q.redis.llen(q.queue.keys.of("wake", "a")) == 0
         assert await states(q, "a1", "a2") == ["waiting", "waiting"]
 
@@ -593,20 +593,27 @@ class LimitsContract(OnQueue):
         await q.enqueue(*[new_job(f"j{i}") for i in range(3)])
         claim = await q.claim_all(offers={LANE: [Offer("slow", 9), Offer("fast", 9)]})
         assert [job.endpoint for job in claim.jobs] == ["slow", "fast"]
-        assert 9_000 < claim.retry_ms[LANE] <= 10_000
+        assert 9_000 < claim.without_permit[LANE].wait_ms <= 10_000
+
+    async def test_places_that_an_endpoint_keeps_go_to_the_urgent_alone(self, q: QueueDriver) -> None:
+        await q.enqueue(*[new_job(f"j{p}", priority=p) for p in (5, 7, 8, 9)])
+        offers = {LANE: [Offer("small", 1, kept=1), Offer("large", 3, kept=1)]}
+        claim = await q.claim_all(offers=offers)
+        assert {job.id: job.endpoint for job in claim.jobs} == {"j9": "small", "j8": "large", "j7": "large"}
+        assert (claim.more, claim.more_urgent, claim.without_permit) == (True, False, {})
 
     async def test_an_empty_lane_waits_for_no_permit(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"only": RateLimit(requests=1)})
         await q.drain_limit("e:only")
         claim = await q.claim_all(offers={LANE: [Offer("only", 9)]})
-        assert (claim.jobs, claim.more, claim.retry_ms) == ((), False, {})
+        assert (claim.jobs, claim.more, claim.without_permit) == ((), False, {})
 
     async def test_a_lane_without_a_permit_parks_nobody(self, q: QueueDriver) -> None:
         await q.configure(tenants=ONE, endpoints={"only": RateLimit(requests=1)})
         await q.enqueue(acme_job("a"))
         await use_up(q)
         await q.drain_limit("e:only")
-        assert LANE in (await q.claim_all(offers={LANE: [Offer("only", 9)]})).retry_ms
+        assert LANE in (await q.claim_all(offers={LANE: [Offer("only", 9)]})).without_permit
         assert await q.state("a") == "waiting"
 
     async def test_who_is_held_takes_no_permit_of_an_endpoint(self, q: QueueDriver) -> None:

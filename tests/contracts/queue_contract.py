@@ -1245,6 +1245,36 @@ class QueueContract(OnQueue):
         await q.claim_all(lanes={"a": 0, "b": 1})
         assert [await q.redis.llen(q.queue.keys.of("wake", lane)) for lane in "ab"] == [1, 0]
 
+    async def test_places_that_are_kept_go_to_the_urgent_alone(self, q: QueueDriver) -> None:
+        await q.enqueue(*[new_job(f"j{p}", priority=p) for p in (0, 7, 8, 9)])
+        claim = await q.claim_all(lanes={LANE: 3}, lanes_kept={LANE: 2})
+        assert [job.id for job in claim.jobs] == ["j9", "j8"], "the last two places are kept"
+        assert (claim.more, claim.more_urgent) == (True, False)
+        claim = await q.claim_all(2, kept=2)
+        assert (claim.jobs, claim.more) == ((), True)
+        claim = await q.claim_all(2, kept=1)
+        assert [job.id for job in claim.jobs] == ["j7"]
+
+    async def test_a_claim_says_whether_urgent_work_was_left(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a", priority=9), new_job("b", priority=8), new_job("c"))
+        assert (await q.claim_all(1)).more_urgent
+        assert not (await q.claim_all(1)).more_urgent
+
+    async def test_urgent_work_has_a_token_of_its_own(self, q: QueueDriver) -> None:
+        wake, urgent = (q.queue.keys.of(kind, LANE) for kind in ("wake", "urgent"))
+        await q.enqueue(new_job("a", priority=7))
+        assert [await q.redis.llen(key) for key in (wake, urgent)] == [1, 0]
+        await q.enqueue(new_job("b", priority=8), new_job("c", priority=9))
+        assert [await q.redis.llen(key) for key in (wake, urgent)] == [1, 1]
+        await asyncio.wait_for(q.queue.wait_for_work([], 5, urgent_lanes=[LANE]), 5)
+        await q.claim_all(1)
+        assert await q.redis.llen(urgent) == 1, "it is passed on while there is urgent work"
+        await q.redis.delete(wake, urgent)
+        await q.claim_all(1)
+        assert [await q.redis.llen(key) for key in (wake, urgent)] == [1, 0]
+        assert (await q.queue.set_priority("a", 9)) is not None
+        assert await q.redis.llen(urgent) == 1
+
     async def test_maintenance_puts_a_lost_token_back(self, q: QueueDriver) -> None:
         await q.enqueue(new_job("a"))
         await q.redis.delete(q.queue.keys.of("wake", LANE))

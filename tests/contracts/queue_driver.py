@@ -14,7 +14,7 @@ import orjson
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
 from scheduler.queue.limits import Limits, RateLimit
-from scheduler.queue.queue import NO_OFFERS, PromptQueue
+from scheduler.queue.queue import NO_OFFERS, NOTHING_KEPT, PromptQueue
 from scheduler.queue.records import (
     START,
     Claim,
@@ -160,6 +160,8 @@ class QueueDriver:
         lease_ms: int = LEASE_MS,
         suspects: bool = True,
         offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
+        kept: int = 0,
+        lanes_kept: Mapping[str, int] = NOTHING_KEPT,
     ) -> Claim:
         """One claim with an id of its own."""
         claim_id = f"claim-{next(_claim_ids)}"
@@ -172,6 +174,8 @@ class QueueDriver:
             lease_ms=lease_ms,
             suspects=suspects,
             offers=offers,
+            kept=kept,
+            lanes_kept=lanes_kept,
         )
 
     async def claim(self, **options: Any) -> ClaimedJob:
@@ -336,7 +340,7 @@ async def audit(queue: PromptQueue) -> Snapshot:
     _audit_dedup(queue, records, found)
     _audit_events(records, found)
     _audit_lifetimes(records, snap.ttls)
-    assert all(len(value) <= 1 for name, value in found.items() if name.startswith("k:")), (
+    assert all(len(value) <= 1 for name, value in found.items() if name.startswith(("k:", "ku:"))), (
         "one wake token a lane"
     )
     assert len(found.get("space", [])) <= 1

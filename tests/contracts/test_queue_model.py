@@ -357,24 +357,49 @@ class QueueModel(RuleBasedStateMachine):
         quota_b=st.integers(0, 4),
         room=st.sampled_from([None, None, 1, 9]),
         suspects=st.booleans(),
+        kept=st.sampled_from([0, 0, 1, 3]),
+        kept_a=st.sampled_from([0, 0, 1, 3]),
     )
-    def claim(self, limit: int, quota_a: int, quota_b: int, room: int | None, suspects: bool) -> None:
+    def claim(
+        self,
+        limit: int,
+        quota_a: int,
+        quota_b: int,
+        room: int | None,
+        *,
+        suspects: bool,
+        kept: int = 0,
+        kept_a: int = 0,
+    ) -> None:
         self.claims += 1
         quotas = {"a": quota_a, "b": quota_b}
         claim_id = f"c{self.claims}"
-        expected, no_permit = self.expected_claim(dict(quotas), limit, room, suspects)
-        offers = {} if room is None else {"a": [Offer(ENDPOINT, room)]}
+        offers = {} if room is None else {"a": [Offer(ENDPOINT, room, min(kept_a, room))]}
+        lanes_kept = {"a": kept_a} if room is None else {}
+        expected, no_permit = self.expected_claim(
+            dict(quotas), limit, room, suspects=suspects, kept=kept, kept_a=kept_a
+        )
         claim = self.do(
             self.q.queue.claim(
-                claim_id, "w1", quotas, limit=limit, lease_ms=LEASE_MS, suspects=suspects, offers=offers
+                claim_id,
+                "w1",
+                quotas,
+                limit=limit,
+                lease_ms=LEASE_MS,
+                kept=kept,
+                lanes_kept=lanes_kept,
+                suspects=suspects,
+                offers=offers,
             )
         )
         assert [job.id for job in claim.jobs] == expected
-        assert claim.retry_ms.keys() == no_permit
-        assert claim.more == any(
-            job.state == "waiting" and not job.suspect and job.lane not in self.paused | no_permit
+        assert claim.without_permit.keys() == no_permit
+        left = [
+            job.priority
             for job in self.jobs.values()
-        )
+            if job.state == "waiting" and not job.suspect and job.lane not in self.paused | no_permit
+        ]
+        assert (claim.more, claim.more_urgent) == (bool(left), max(left, default=0) >= 8)
         for got in claim.jobs:
             assert got.endpoint == (ENDPOINT if offers and got.lane == "a" else "")
             job = self.jobs[got.id]
@@ -389,7 +414,7 @@ class QueueModel(RuleBasedStateMachine):
             self.last_claim = (claim_id, quotas, limit, [(got.id, got.token) for got in claim.jobs])
 
     def expected_claim(
-        self, quotas: dict[str, int], limit: int, room: int | None, suspects: bool
+        self, quotas: dict[str, int], limit: int, room: int | None, *, suspects: bool, kept: int, kept_a: int
     ) -> tuple[list[str], set[str]]:
         """The jobs that it takes, and the lanes that it leaves for want of a permit."""
         taken: list[str] = []
@@ -400,6 +425,12 @@ class QueueModel(RuleBasedStateMachine):
             if job.lane in self.paused | no_permit or not quotas[job.lane] or (job.suspect and not suspects):
                 continue
             bound = room is not None and job.lane == "a"
+            kept_here = kept_a if job.lane == "a" else 0
+            if job.priority < 8:
+                if limit - len(taken) <= kept or (not bound and quotas[job.lane] <= kept_here):
+                    continue
+                if bound and room is not None and room <= kept_here:
+                    continue
             if bound and self.endpoint_limited and f"e:{ENDPOINT}" in self.spent:
                 # an endpoint without room is not asked for a permit
                 no_permit |= {"a"} if room else set()

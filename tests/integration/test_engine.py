@@ -272,14 +272,58 @@ async def test_a_lane_that_was_full_is_listened_to_again(room: Room) -> None:
     first = await client.enqueue("x", model="narrow")
     call = await puppet_of(engine, "narrow").next_call()
     # Now it waits for work of the wide lane alone.
-    await until(lambda: engine._waker is not None and engine._waker_lanes == {"wide"})
+    await until(lambda: engine._waker is not None and engine._waker_lanes == {("wide", False)})
     call.finish()
     await first.result(timeout_s=SOON_S)
-    await until(lambda: engine._waker is not None and engine._waker_lanes == {"narrow", "wide"})
+    await until(
+        lambda: engine._waker is not None and {lane for lane, _ in engine._waker_lanes} == {"narrow", "wide"}
+    )
     began = time.monotonic()
     await client.enqueue("x", model="narrow")
     (await puppet_of(engine, "narrow").next_call()).finish()
     assert time.monotonic() - began < 1.0, "and not only when the last wait had run out"
+
+
+def reserving(max_in_flight: int, reserved: int, **values: Any) -> Settings:
+    endpoint = {"backend": "puppet", "max_in_flight": max_in_flight, "reserved": reserved}
+    return settings_of(routes={"echo": {"endpoints": [endpoint]}}, **values)
+
+
+async def test_an_urgent_job_gets_the_reserved_place_at_once_and_others_do_not(room: Room) -> None:
+    settings = reserving(3, 1)
+    engine = await room.engine(settings)
+    client = await room.client(settings)
+    for n in range(10):
+        await client.enqueue(f"bulk {n}", priority=7)
+    calls = [await puppet_of(engine).next_call() for _ in range(2)]
+    await until(lambda: engine._waker is not None and engine._waker_lanes == {("echo", True)})
+    claims = engine._claims
+    await client.enqueue("more bulk")
+    await asyncio.sleep(0.1)
+    assert engine._claims == claims, "what it has no place for does not keep it busy"
+    urgent = await client.enqueue("now", priority=8)
+    call = await puppet_of(engine).next_call()
+    assert call.generation.prompt == "now"
+    call.finish("here")
+    assert (await urgent.result(timeout_s=SOON_S)).text == "here"
+    await asyncio.sleep(0.05)
+    assert puppet_of(engine).calls.empty(), "its place stays free"
+    calls[0].finish()
+    assert (await puppet_of(engine).next_call()).generation.prompt == "bulk 2"
+
+
+async def test_a_process_that_is_full_leaves_room_for_reserved_places(room: Room) -> None:
+    settings = reserving(8, 2, max_running=4)
+    engine = await room.engine(settings)
+    client = await room.client(settings)
+    for n in range(6):
+        await client.enqueue(f"bulk {n}")
+    await until(lambda: engine.running == 2)
+    for _ in range(3):
+        await client.enqueue("now", priority=9)
+    await until(lambda: engine.running == 4)
+    prompts = [(await puppet_of(engine).next_call()).generation.prompt for _ in range(4)]
+    assert prompts == ["bulk 0", "bulk 1", "now", "now"]
 
 
 async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Room) -> None:
@@ -289,7 +333,7 @@ async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Roo
     await client.enqueue("keeps it busy")
     await puppet_of(full).next_call()
     await until(lambda: full._waker is None or full._waker.done())
-    assert full._free == 0
+    assert full._places().free == 0
     await client.enqueue("for somebody else")
     wake = client.queue.keys.of("wake", "echo")
 

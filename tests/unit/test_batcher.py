@@ -318,13 +318,41 @@ async def test_max_size_of_one_turns_gathering_off() -> None:
 
 async def test_short_window_takes_the_most_urgent_first() -> None:
     bench = Bench(limit=2)
-    for index, priority in enumerate([1, 5, 9, 5]):
+    for index, priority in enumerate([1, 5, 7, 5]):
         bench.submit(f"p{index}", priority=priority)
 
     first = await bench.worker.next_call()
     assert first.prompts == ["p2", "p1"]
     first.finish()
     assert (await bench.worker.next_call()).prompts == ["p3", "p0"]
+    await bench.batcher.aclose()
+
+
+async def test_places_that_are_kept_go_to_urgent_prompts_alone() -> None:
+    bench = Bench(limit=3, max_wait_ms=0)
+    bench.window.kept = 2
+    for index, priority in enumerate([5, 1, 7, 8, 9]):
+        bench.submit(f"p{index}", priority=priority)
+    urgent = await bench.worker.next_call()
+    assert urgent.prompts == ["p4", "p3"], "and no other shares their call"
+    await turns()
+    assert (bench.window.free, bench.batcher.gathered) == (1, 3), "the last place stays free"
+    urgent.finish()
+    assert (await bench.worker.next_call()).prompts == ["p2"]
+    bench.submit("now", priority=8)
+    assert (await bench.worker.next_call()).prompts == ["now"], "while the others wait"
+    await bench.batcher.aclose()
+
+
+async def test_a_solo_prompt_leaves_the_kept_places_free() -> None:
+    bench = Bench(limit=2, lists=False)
+    bench.window.kept = 1
+    bench.submit("first")
+    bench.submit("second")
+    bench.submit("urgent", priority=9)
+    assert {(await bench.worker.next_call()).prompts[0] for _ in range(2)} == {"first", "urgent"}
+    await turns()
+    assert bench.batcher.gathered == 1
     await bench.batcher.aclose()
 
 

@@ -27,7 +27,7 @@ def generation(**fields: Any) -> Generation:
 
 
 def test_prompts_that_differ_in_prompt_priority_and_id_only_share_a_call() -> None:
-    first = generation(prompt="a", priority=9, request_id="1", params={"seed": 1, "stop": ["x"]})
+    first = generation(prompt="a", priority=7, request_id="1", params={"seed": 1, "stop": ["x"]})
     second = generation(prompt="b", priority=0, request_id="2", params={"stop": ["x"], "seed": 1})
 
     assert share_key(first, LISTS) == share_key(second, LISTS) is not None
@@ -152,6 +152,20 @@ def test_short_room_goes_to_the_most_urgent_of_all_groups() -> None:
     assert ration([mixed, normal], 1) == [1, 0]
     assert ration([mixed, normal], 3) == [1, 2]
     assert ration([mixed, normal], 4) == [2, 2]
+
+
+def test_the_last_places_are_rationed_to_the_urgent() -> None:
+    urgent, normal = [(-9, 5), (-8, 1)], [(-7, 0), (-5, 2)]
+    assert ration([normal, urgent], 3, kept=1) == [0, 2]
+    assert ration([normal, urgent], 4, kept=1) == [1, 2]
+    assert ration([normal], 2, kept=2) == [0]
+    assert ration([urgent], 1, kept=2) == [1]
+
+
+def test_urgent_prompts_share_no_call_with_others() -> None:
+    keys = {share_key(generation(priority=priority), LISTS) for priority in range(10)}
+    assert len(keys) == 2
+    assert share_key(generation(priority=8), LISTS) == share_key(generation(priority=9), LISTS)
 
 
 def test_trim_makes_the_last_call_smaller() -> None:

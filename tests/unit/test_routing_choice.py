@@ -18,6 +18,13 @@ def homes(endpoints: list[Endpoint]) -> dict[str, Endpoint | None]:
 # Least outstanding work
 
 
+def test_an_endpoint_with_room_for_the_urgent_alone_is_full_to_others() -> None:
+    reserving, other = endpoint("reserving", limit=2, reserved=1), endpoint("other", limit=8, weight=0.1)
+    reserving.window.acquire(1)
+    assert choose_endpoint([reserving, other], priority=7) is other
+    assert choose_endpoint([reserving, other], priority=8) is reserving
+
+
 def test_of_equals_the_first_is_chosen() -> None:
     first, second = endpoint("first"), endpoint("second")
     assert choose_endpoint([first, second]) is first

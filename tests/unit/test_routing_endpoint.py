@@ -325,6 +325,53 @@ async def test_refusal_of_a_probe_shows_that_it_lives() -> None:
 # What administrators see
 
 
+def test_reserved_places_stay_free_for_the_urgent() -> None:
+    one = endpoint(limit=8, reserved=2)
+    assert (one.room_for(7), one.room_for(8)) == (6, 8)
+    one.window.acquire(6)
+    assert (one.room_for(7), one.room_for(8)) == (0, 2)
+
+
+def test_reserved_places_are_divided_with_the_others() -> None:
+    for processes in range(1, 8):
+        parts = []
+        for place in range(processes):
+            one = endpoint(limit=6, reserved=2, shared=True)
+            one.divide(processes, place)
+            assert 0 <= one.reserved <= one.share
+            parts.append((one.room_for(9), one.room_for(0)))
+        assert tuple(map(sum, zip(*parts, strict=True))) == (6, 4)
+
+
+def test_a_lowered_limit_leaves_a_place_for_everybody() -> None:
+    one = endpoint(limit=8, reserved=4)
+    while one.limit > 1:
+        one.crowded()
+    assert (one.room_for(0), one.room_for(9)) == (1, 1)
+
+
+def test_more_is_not_reserved_than_a_back_end_holds() -> None:
+    one = endpoint(limit=None, reserved=4)
+    one.holds(2)
+    assert (one.room_for(0), one.room_for(9)) == (1, 2)
+    one.holds(1)
+    assert (one.room_for(0), one.room_for(9)) == (1, 1)
+
+
+def test_any_prompt_may_be_the_probe_though_places_are_reserved() -> None:
+    one = half_open(endpoint(limit=4, reserved=3))
+    assert one.room_for(0) == one.room == 1
+
+
+def test_a_window_that_is_full_but_for_the_reserved_places_may_grow() -> None:
+    one = endpoint(limit=None, reserved=2)
+    start = one.limit
+    one.window.acquire(start - one.kept)
+    call = one.call_began()
+    one.call_ended(call, 4, None)
+    assert one.limit > start
+
+
 def test_description_says_how_it_is_and_no_more() -> None:
     one = endpoint(
         "chat.0", limit=8, base_url="http://user:secret@host", breaker={"failures": 1, "open_s": 7}
@@ -339,6 +386,7 @@ def test_description_says_how_it_is_and_no_more() -> None:
         "gathered": 0,
         "limit": 8,
         "max_in_flight": 8,
+        "reserved": 0,
         "breaker": "open",
         "usable_in_s": 7,
         "last_error": 200,

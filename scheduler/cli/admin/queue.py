@@ -105,11 +105,12 @@ def _endpoints(endpoints: Sequence[EndpointStatus]) -> Table:
     shown = table("endpoint", "backend", "prompts", "limit", "breaker", "last error", right="prompts limit")
     for one in endpoints:
         most = "" if one.max_in_flight is None else f" of {one.max_in_flight:,}"
+        kept = f", {one.reserved:,} reserved" if one.reserved else ""
         shown.add_row(
             one.name,
             one.backend,
             f"{one.in_flight:,}",
-            f"{one.limit:,}{most}",
+            f"{one.limit:,}{most}{kept}",
             breaker_text(one),
             one.last_error,
         )

@@ -4,11 +4,14 @@
 -- May be repeated with the same claim id.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] claim id  ARGV[2] worker process  ARGV[3] lease, ms  ARGV[4] how many jobs at most
--- ARGV[5] 1 if the worker process runs no suspect and may take one, else 0
--- ARGV[6…] lane, how many of it at most, '' or where its jobs may go: 'endpoint room outstanding weight endpoint …'; …
--- returns {more, {lane, ms, …}, {id, token, attempt, failures, max_attempts or '', priority, lane, tenant, waited ms,
+-- ARGV[5] how many of those places are kept for priorities 8 and 9
+-- ARGV[6] 1 if the worker process runs no suspect and may take one, else 0
+-- ARGV[7…] lane, how many of it at most, how many of those places are kept for 8 and 9,
+--   '' or where its jobs may go: 'endpoint room kept outstanding weight endpoint …'; …
+-- returns {more, {lane, ms, endpoints, …}, {id, token, attempt, failures, max_attempts or '', priority, lane, tenant, waited ms,
 --   remaining ms or '', result ttl ms or '', suspect (1 or 0), endpoint or '', payload}, …}
---   more = 1: claimable work was left behind; lanes whose work was left for want of a permit, and when one comes
+--   more: claimable work was left behind, 2: of priority 8 or 9, 1: below only, 0: none;
+--   lanes whose work was left for want of a permit, when one comes, and the endpoints that have none
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/level"
@@ -26,10 +29,10 @@ local STARVED_EVERY = 20
 local MAX_HINDERED = 256
 
 local claim_id, worker = ARGV[1], ARGV[2]
-local lease_ms, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
+local lease_ms, limit, limit_kept = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local FIELDS = { 's', 'p', 'l', 't', 'q', 'x', 'n', 'f', 'a', 'g', 'd', 'm', 'j', 'k', 'v', 'o' }
-local suspects = tonumber(ARGV[5])
+local suspects = tonumber(ARGV[6])
 
 local function entry(id, rec, token, endpoint, payload)
   return {
@@ -43,7 +46,7 @@ end
 local function repeated()
   local before = redis.call('GET', claimed_key(worker))
   if not before or string.sub(before, 1, #claim_id + 1) ~= claim_id .. '\n' then return nil end
-  local reply = { 1, {} }
+  local reply = { 2, {} }
   for id, token, endpoint in string.gmatch(before, '\n(%S+) (%d+) ?(%S*)') do
     local rec = read(id, unpack(FIELDS))
     local payload = redis.call('GET', payload_key(id))
@@ -60,28 +63,29 @@ if before then return before end
 -- Where the jobs of a lane may go: the endpoints that this worker process has room at.
 local function parse_offers(argument)
   local list, offers = {}, {}
-  for endpoint, room, outstanding, weight in string.gmatch(argument, '(%S+) (%d+) (%d+) (%S+)') do
+  for endpoint, room, kept, outstanding, weight in string.gmatch(argument, '(%S+) (%d+) (%d+) (%d+) (%S+)') do
     list[#list + 1] = {
-      endpoint = endpoint, room = tonumber(room), outstanding = tonumber(outstanding),
+      endpoint = endpoint, room = tonumber(room), kept = tonumber(kept), outstanding = tonumber(outstanding),
       weight = tonumber(weight), gate = endpoint_gate(endpoint),
     }
   end
 
   local function load(offer) return (offer.outstanding + 1) / offer.weight end
 
-  -- Of those with room and a permit the least busy; nil, and in how many ms a permit comes, if it is that.
-  function offers.choose()
-    local chosen, wait_ms
+  -- Of those with room and a permit the least busy; nil, in how many ms a permit comes, and of which, if it is that.
+  function offers.choose(p)
+    local chosen, wait_ms, without = nil, nil, {}
     for _, offer in ipairs(list) do
-      if offer.room > 0 then
+      if offer.room > (p >= URGENT and 0 or offer.kept) then
         if offer.gate and not offer.gate.passable() then
           wait_ms = math.min(wait_ms or math.huge, offer.gate.passable_in_ms())
+          without[#without + 1] = offer.endpoint
         elseif not chosen or load(offer) < load(chosen) then
           chosen = offer
         end
       end
     end
-    return chosen, wait_ms
+    return chosen, wait_ms, table.concat(without, ' ')
   end
 
   return offers
@@ -89,15 +93,15 @@ end
 
 local paused = {}
 for _, lane in ipairs(redis.call('SMEMBERS', paused_key)) do paused[lane] = true end
-local lanes, fields, quotas, offers = {}, { 'claims' }, {}, {}
-for i = 6, #ARGV, 3 do
+local lanes, fields, quotas, kept, offers = {}, { 'claims' }, {}, {}, {}
+for i = 7, #ARGV, 4 do
   local lane = ARGV[i]
   if not paused[lane] then
     lanes[#lanes + 1] = lane
     fields[#fields + 1] = 'b:' .. lane
     fields[#fields + 1] = 'b:' .. suspects_lane(lane)
-    quotas[lane] = tonumber(ARGV[i + 1])
-    offers[lane] = ARGV[i + 2] ~= '' and parse_offers(ARGV[i + 2]) or nil
+    quotas[lane], kept[lane] = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+    offers[lane] = ARGV[i + 3] ~= '' and parse_offers(ARGV[i + 3]) or nil
   end
 end
 local meta = redis.call('HMGET', meta_key, unpack(fields))
@@ -108,8 +112,12 @@ for i, lane in ipairs(lanes) do
   open_cursors(cursors, lane, tonumber(meta[2 * i + 1] or 0), 1, suspects_lane(lane))
 end
 
+local places = limit
+
 local function wanted_of(cursor)
-  return quotas[cursor.lane] > 0 and (cursor.place == cursor.lane or suspects > 0)
+  local lane, urgent = cursor.lane, cursor.p >= URGENT
+  return quotas[lane] > (urgent and 0 or kept[lane]) and places > (urgent and 0 or limit_kept)
+    and (cursor.place == lane or suspects > 0)
 end
 
 -- The oldest job that has waited past its bound.
@@ -117,7 +125,7 @@ local function starved()
   if aging_us == 0 then return nil end
   local chosen, chosen_score
   for _, cursor in ipairs(cursors) do
-    if wanted_of(cursor) and cursor.p < 8 then
+    if cursor.p < URGENT and wanted_of(cursor) then
       local id, score = head(cursor, limit)
       if id and score + cursor.bonus < now_us and (not chosen or score < chosen_score) then
         chosen, chosen_score = cursor, score
@@ -150,11 +158,13 @@ local runnable, hindered, no_permit = {}, {}, {}
 
 local function look_at(cursor)
   local lane = cursor.lane
-  local offer, wait_ms
+  local offer, wait_ms, without
   if offers[lane] then
-    offer, wait_ms = offers[lane].choose()
+    offer, wait_ms, without = offers[lane].choose(cursor.p)
     if not offer then
-      quotas[lane], no_permit[lane] = 0, wait_ms
+      -- The less urgent have no more places to go to than the more urgent.
+      if cursor.p >= URGENT then quotas[lane] = 0 else kept[lane] = math.huge end
+      if wait_ms then no_permit[lane] = { wait_ms, without } end
       return
     end
   end
@@ -166,7 +176,7 @@ local function look_at(cursor)
     return
   end
   runnable[#runnable + 1] = job
-  quotas[lane] = quotas[lane] - 1
+  quotas[lane], places = quotas[lane] - 1, places - 1
   if cursor.place ~= lane then suspects = suspects - 1 end
   if job.gate then job.gate.charge(estimate_tokens(#job.payload)) end
   if offer then
@@ -186,10 +196,10 @@ end
 -- done with one claims again, and tick tells the others.
 local more, left = 0, {}
 for _, cursor in ipairs(cursors) do
-  local lane = cursor.lane
-  if cursor.place == lane and not left[lane] and not no_permit[lane]
+  local lane, urgency = cursor.lane, cursor.p >= URGENT and 2 or 1
+  if cursor.place == lane and urgency > (left[lane] or 0) and not no_permit[lane]
       and redis.call('ZCARD', cursor.key) > cursor.taken then
-    left[lane], more = true, 1
+    left[lane], more = urgency, math.max(more, urgency)
   end
 end
 
@@ -211,7 +221,7 @@ end
 local waits = {}
 for _, lane in ipairs(lanes) do
   if no_permit[lane] then
-    waits[#waits + 1], waits[#waits + 2] = lane, no_permit[lane]
+    waits[#waits + 1], waits[#waits + 2], waits[#waits + 3] = lane, no_permit[lane][1], no_permit[lane][2]
   end
 end
 local reply, remembered, leases, last_token = { more, waits }, { claim_id }, {}, 0

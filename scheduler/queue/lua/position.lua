@@ -12,11 +12,11 @@ if rec.s ~= 'waiting' and rec.s ~= 'held' then return -1 end
 local lane = place_of(rec)
 local p, rank = tonumber(rec.p), tonumber(rec.q)
 local aging_us = tonumber(redis.call('HGET', conf_key, 'aging_ms') or 30000) * 1000
-local strict = p >= 8 or aging_us == 0
+local strict = p >= URGENT or aging_us == 0
 local before = redis.call('ZRANK', level_key(lane, p), ARGV[1]) or 0
 for level = 0, 9 do
   local key = level_key(lane, level)
-  if level > p and (level >= 8 or strict) then
+  if level > p and (level >= URGENT or strict) then
     before = before + redis.call('ZCARD', key)
   elseif level ~= p and not strict then
     -- Where both have aged alike the higher level is first.

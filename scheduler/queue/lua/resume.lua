@@ -3,6 +3,9 @@
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] lane
 -- returns 1 if the lane was paused before
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/level"
 -- @include "lib/wake"
 local was_paused = redis.call('SREM', paused_key, ARGV[1])
 wake(ARGV[1])

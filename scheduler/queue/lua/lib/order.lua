@@ -4,7 +4,7 @@ local CHUNK = 32
 local aging_us = tonumber(redis.call('HGET', conf_key, 'aging_ms') or 30000) * 1000
 
 -- The class of a level, and what it adds to the enqueue time in that class.
-local function order_of(p) return (p >= 8 or aging_us == 0) and 9 - p or 2, (9 - p) * aging_us end
+local function order_of(p) return (p >= URGENT or aging_us == 0) and 9 - p or 2, (9 - p) * aging_us end
 
 -- Cursors, each of which walks one level of a lane, or of the place beside it; chunk: how many jobs to read at first.
 local function open_cursors(cursors, lane, bits, chunk, place)

@@ -16,6 +16,9 @@ local function read(id, ...)
   return rec
 end
 
+-- From here on priorities go strictly first, and have places kept for them.
+local URGENT = 8
+
 local LIVE = { waiting = true, delayed = true, held = true, running = true }
 local ENDED = { done = true, failed = true, cancelled = true, expired = true, shed = true }
 
