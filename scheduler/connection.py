@@ -73,6 +73,7 @@ def connection_pool(url: str, *, retries: int) -> ConnectionPool:
         "retry": Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
         "retry_on_error": list(AWAY),
         **socket_options(url),
+        **tls_options(url),
     }
     if is_sentinel(url):
         try:
@@ -138,6 +139,13 @@ def socket_options(url: str) -> dict[str, Any]:
     return {"socket_connect_timeout": 5, "socket_keepalive": True, "socket_keepalive_options": options}
 
 
+def tls_options(url: str) -> dict[str, Any]:
+    """What makes TLS ask for a certificate of that very host; redis-py takes any that its CAs have signed."""
+    if not url.startswith("rediss") or "ssl_cert_reqs=none" in url:
+        return {}
+    return {"ssl_check_hostname": True}
+
+
 def unusable(url: str) -> ConfigError:
     """The error for a URL that redis-py does not take. Its own words would repeat parts of a password."""
     return ConfigError(
@@ -194,6 +202,11 @@ def translate(error: Exception, url: str) -> RedisError:
     if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command not allowed" in text:
         return RedisOutOfMemory(
             f"Redis at {where} has reached its maxmemory; raise it, or wait until work has drained"
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return RedisUnavailable(
+            f"Redis at {where} has a certificate that is not accepted ({_cause(error)}); name its CA with "
+            "?ssl_ca_certs=/path/to/ca.pem or SSL_CERT_FILE, and the host as the certificate does"
         )
     if isinstance(error, AWAY):
         return RedisUnavailable(

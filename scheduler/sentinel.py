@@ -14,15 +14,15 @@ DEFAULT_PORT = 26379
 SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
 
 _HOST = re.compile(r"^(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/?#@\s]+)(:(?P<port>\d{1,5}))?$")
-_QUERY = ("sentinel_username", "sentinel_password")
+_QUERY = ("sentinel_username", "sentinel_password", "ssl_ca_certs")
 
 
 @dataclass(frozen=True, slots=True)
 class SentinelUrl:
     """The sentinels to ask, and for which service. Credentials before the `@` are the server's.
 
-    `rediss+sentinel://` means TLS to all of them. The sentinels have their credentials in the query:
-    `?sentinel_username=…&sentinel_password=…`.
+    `rediss+sentinel://` means TLS to all of them; `?ssl_ca_certs=…` names the file of their CA. The sentinels
+    have their credentials in the query: `?sentinel_username=…&sentinel_password=…`.
     """
 
     sentinels: tuple[tuple[str, int], ...]
@@ -33,6 +33,7 @@ class SentinelUrl:
     tls: bool = False
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
+    ssl_ca_certs: str | None = None
 
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
@@ -58,12 +59,14 @@ class SentinelUrl:
             username=unquote(username) or None,
             password=unquote(password) or None,
             tls=scheme.startswith("rediss"),
-            **_sentinel_credentials(query),
+            **_options(query),
         )
 
     def pool(self, **connection: Any) -> ConnectionPool:
         """Connections to whichever server is the primary; `connection` are redis-py's options for each."""
-        kept = {name: value for name, value in connection.items() if name.startswith("socket_")}
+        if self.tls and self.ssl_ca_certs:
+            connection["ssl_ca_certs"] = self.ssl_ca_certs
+        kept = {name: value for name, value in connection.items() if name.startswith(("socket_", "ssl_"))}
         own = {
             "username": self.sentinel_username,
             "password": self.sentinel_password,
@@ -107,9 +110,9 @@ def _host(text: str) -> tuple[str, int]:
     return match["host"].strip("[]"), port
 
 
-def _sentinel_credentials(query: str) -> dict[str, str]:
+def _options(query: str) -> dict[str, str]:
     given = parse_qs(query, keep_blank_values=True)
     for name in given:
         if name not in _QUERY:
-            raise ValueError(f"knows {' and '.join(_QUERY)} after the ?, and nothing else")
+            raise ValueError(f"knows {', '.join(_QUERY)} after the ?, and nothing else")
     return {name: values[-1] for name, values in given.items()}

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -22,10 +23,11 @@ import orjson
 from arq import Retry as ArqRetry
 from arq import func
 from arq.connections import ArqRedis, RedisSettings
+from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
 from scheduler.client import AsyncClient
-from scheduler.connection import check_server, connection_pool, open_redis, translate
+from scheduler.connection import check_server, connection_pool, open_redis, tls_options, translate
 from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine, SettingsReloader
 from scheduler.errors import ConfigError, InvalidRequest, RedisUnavailable, ResultTimeout, SchedulerError
@@ -114,7 +116,13 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
 def _arq_settings(url: str) -> RedisSettings:
     """What `arq --check` connects by."""
     if not is_sentinel(url):
-        return RedisSettings.from_dsn(url)
+        settings = RedisSettings.from_dsn(url)
+        if settings.ssl:
+            known = {field.name for field in fields(settings)}
+            options = {**tls_options(url), **parse_url(url)}
+            for name in known & {name for name in options if name.startswith("ssl_")}:
+                setattr(settings, name, options[name])
+        return settings
     at = SentinelUrl.parse(url)
     return RedisSettings(
         host=list(at.sentinels),
@@ -124,6 +132,8 @@ def _arq_settings(url: str) -> RedisSettings:
         username=at.username,
         password=at.password,
         ssl=at.tls,
+        ssl_ca_certs=at.ssl_ca_certs,
+        ssl_check_hostname=at.tls,
     )
 
 

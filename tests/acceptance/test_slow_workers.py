@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler import AsyncClient, Job, JobState, PromptRequest
+from scheduler import AsyncClient, Job, JobExpired, JobState, PromptRequest
 from tests.acceptance.conftest import StartWorker, slow_echo
 
 STAGE = '''
@@ -32,6 +32,22 @@ TOML = """
     [[routes.echo.endpoints]]
     backend = "echo"
     options = { delay_s = 0.02 }
+"""
+
+JUMPING_CLOCK = """
+# Each look at the wall clock of this process finds it up to a day before or after the last.
+import random
+import time
+
+true_time, true_time_ns = time.time, time.time_ns
+
+
+def jump_s():
+    return random.choice([-86_400, -3600, -1, 0, 1, 3600, 86_400])
+
+
+time.time = lambda: true_time() + jump_s()
+time.time_ns = lambda: true_time_ns() + jump_s() * 10**9
 """
 
 LEASE = {"SCHEDULER_LEASE_S": "1"}
@@ -103,6 +119,28 @@ async def test_a_worker_that_was_stopped_for_a_while_is_refused_what_it_still_wr
     output, _ = await asyncio.to_thread(stopped.communicate, timeout=20)
     assert output.count("is not ours any more") == 5
     assert stopped.returncode == 0
+
+
+async def test_the_wall_clock_of_a_worker_may_jump(
+    valkey_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(JUMPING_CLOCK, encoding="utf-8")
+    environ = {**LEASE, "PYTHONPATH": str(tmp_path)}
+    worker = await asyncio.to_thread(start_worker, valkey_url, toml=slow_echo(0.02), **environ)
+    async with AsyncClient(valkey_url) as client:
+        long = await client.enqueue(" ".join(str(n) for n in range(150)))
+        late = await client.enqueue("a " * 500, deadline_s=1.5)
+        began = asyncio.get_running_loop().time()
+        delayed = await client.enqueue("later", delay_s=1)
+        assert (await delayed.result(timeout_s=10)).text == "later"
+        assert asyncio.get_running_loop().time() - began >= 1
+        with pytest.raises(JobExpired):
+            await late.result(timeout_s=10)
+        assert (await long.result(timeout_s=20)).attempts == 1, "its lease was renewed all the time"
+    worker.terminate()
+    output, _ = await asyncio.to_thread(worker.communicate, timeout=20)
+    assert worker.returncode == 0
+    assert "Traceback" not in output
 
 
 @pytest.mark.timeout(120)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -13,10 +14,12 @@ CHUNK_BYTES = 65_536
 class ChaosProxy:
     """Stands before one server. The faults hold until `heal()`; `cut()` is over at once.
 
-    `latency_s` is added to each chunk either way, `bytes_per_s` is what a connection lets through either way.
+    With `tls` it speaks that to its clients, and plain TCP to the server. `latency_s` is added to each chunk
+    either way, `bytes_per_s` is what a connection lets through either way.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._upstream = (host, port)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,7 +66,7 @@ class ChaosProxy:
         self._latency_s, self._bytes_per_s = 0.0, None
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1024)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1024, ssl=self._tls)
         return self
 
     async def __aexit__(

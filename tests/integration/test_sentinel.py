@@ -39,7 +39,7 @@ def test_url_says_which_sentinels_and_which_service() -> None:
         ("redis+sentinel://a:b:c/mymaster", "host:port"),
         ("redis+sentinel://a:99999/mymaster", "host:port"),
         ("redis+sentinel://a/mymaster/x", "database"),
-        ("redis+sentinel://:secret@a/mymaster?password=secret", "sentinel_username and sentinel_password"),
+        ("redis+sentinel://:secret@a/mymaster?password=secret", "knows sentinel_username, sentinel_password"),
     ],
 )
 def test_mistake_in_the_url_is_explained_without_its_secrets(url: str, said: str) -> None:
