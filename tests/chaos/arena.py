@@ -128,6 +128,7 @@ class Arena:
     poison_every_s: float
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     clients: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    kills: int = 0
     deaths: int = 0
     _started: int = 0
     _log_of: dict[int, Path] = field(default_factory=dict)
@@ -155,6 +156,7 @@ class Arena:
 
     def kill_worker(self, at: int) -> None:
         """End a worker process without a word, and start another."""
+        self.kills += 1
         self.workers[at].kill()
         self.workers[at].wait()
         self.workers[at] = self._start_worker()

@@ -18,6 +18,8 @@ from scheduler.queue.queue import PromptQueue
 from tests.chaos.arena import Arena, SentinelSet
 from tests.chaos.load import KINDS
 
+REPEATED = "engine calls made again after a loss"
+WASTED = "tokens streamed for nothing"
 PAGE = 500
 PROBLEMS_SHOWN = 20
 LOST_BY_A_FAILOVER_S = 2.0
@@ -47,7 +49,7 @@ class Verdict:
         """Print it."""
         print(f"\n{self.name}")
         for name, figure in self.figures.items():
-            print(f"  {name:<40}{figure:>14,}" if isinstance(figure, int) else f"  {name:<40}{figure:>14}")
+            print(f"  {name:<54}{figure:>12,}" if isinstance(figure, int) else f"  {name:<54}{figure:>12}")
         for problem in self.problems[:PROBLEMS_SHOWN]:
             print(f"  PROBLEM: {problem}")
         if len(self.problems) > PROBLEMS_SHOWN:
@@ -65,7 +67,6 @@ async def judge(arena: Arena) -> Verdict:
         await queue.load()
         meta = await client.hgetall(queue.keys.fixed("meta"))  # type: ignore[misc]
         totals = {key[2:].decode(): int(n) for key, n in meta.items() if key.startswith(b"t:")}
-        kills = arena.deaths
         verdict.figures |= {"jobs promised": len(promises), "jobs enqueued": totals.get("enqueued", 0)}
         await _judge_jobs(arena, queue, promises, verdict)
         await _judge_leftovers(queue, verdict)
@@ -73,8 +74,14 @@ async def judge(arena: Arena) -> Verdict:
     verdict.figures |= {
         "leases lost": totals.get("lost", 0),
         "quarantined": totals.get("quarantined", 0),
-        "worker processes that died of poison": kills,
+        "worker processes killed": arena.kills,
+        "worker processes that died of poison": arena.deaths,
     }
+    dead = arena.kills + arena.deaths
+    for name in (REPEATED, WASTED):
+        verdict.figures[f"  a dead process, {name}"] = f"{verdict.figures[name] / max(1, dead):.1f}"
+    verdict.figures["repeated, as the queue counted"] = totals.get("repeated", 0)
+    verdict.figures["tokens wasted, as the queue estimated"] = totals.get("wasted_tokens", 0)
     return verdict
 
 
@@ -136,8 +143,8 @@ async def _judge_jobs(
             twice += max(0, calls[job_id] - max(1, needed)) if calls[job_id] else 0
             wasted += _wasted_words(events)
     verdict.figures |= {f"  {state}": n for state, n in sorted(states.items())}
-    verdict.figures["engine calls made again after a loss"] = twice
-    verdict.figures["tokens streamed for nothing"] = wasted
+    verdict.figures[REPEATED] = twice
+    verdict.figures[WASTED] = wasted
     if innocent:
         verdict.figures["innocent jobs that lost three processes"] = innocent
     if gone:

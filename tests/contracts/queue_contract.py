@@ -822,6 +822,18 @@ class QueueContract(OnQueue):
 
     # Reaping
 
+    async def test_what_a_lost_attempt_has_cost_is_counted(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        await q.publish(job, "x" * 100, "y" * 60)
+        bytes_ = 160 + await q.redis.strlen(q.queue.keys.of("payload", "a"))
+        await q.lose_lease(job)
+        await q.tick()
+        silent = await q.claim()
+        await q.lose_lease(silent)
+        await q.tick()
+        totals = await q.redis.hmget(q.queue.keys.fixed("meta"), "t:lost", "t:repeated", "t:wasted_tokens")
+        assert [int(n) for n in totals] == [2, 1, bytes_ // 4], "no engine was called by the second"
+
     async def test_a_lost_lease_returns_the_job_at_its_own_place(self, q: QueueDriver) -> None:
         job = await q.running("a", 6)
         await q.enqueue(new_job("b", 6))

@@ -64,6 +64,21 @@ end
 local LOST = 'the worker process that ran it did not renew its lease'
 local POISON = 'it has lost its worker process %d times, at last as the only suspect that ran there'
 
+-- What a lost attempt has cost an engine for nothing, as far as can be told: the request, and what was streamed of the
+-- answer, of which the last entries are looked at.
+local WASTE_ENTRIES = 256
+local function count_waste(id, token)
+  local entries = token and redis.pcall('XREVRANGE', stream_key(id), token, token, 'COUNT', WASTE_ENTRIES) or {}
+  if entries.err or #entries == 0 then return end
+  local bytes = redis.call('STRLEN', payload_key(id))
+  for _, entry in ipairs(entries) do
+    local readable, event = pcall(cjson.decode, entry[2][2])
+    if readable and type(event) == 'table' and type(event.text) == 'string' then bytes = bytes + #event.text end
+  end
+  add('t:repeated', 1)
+  add('t:wasted_tokens', estimate_tokens(bytes))
+end
+
 local function give_back(id, rec)
   rec.o = redis.call('HINCRBY', record_key(id), 'o', 1)
   local token = next_token()
@@ -77,24 +92,31 @@ local function give_back(id, rec)
   add('t:lost', 1)
 end
 
+local function lose(id, rec)
+  count_waste(id, rec.k)
+  if rec.x and tonumber(rec.x) <= now_ms then
+    end_job(id, rec, 'expired', 'deadline')
+  elseif is_suspect(rec) then
+    -- No other suspect ran in its process: see claim.
+    rec.o = redis.call('HINCRBY', record_key(id), 'o', 1)
+    add('t:lost', 1)
+    add('t:quarantined', 1)
+    end_job(id, rec, 'failed', 'poison', error_json('poison', string.format(POISON, rec.o)))
+  else
+    give_back(id, rec)
+  end
+end
+
 local function reap()
   if now_ms < reap_after then return 0 end
   local ids = due(leases_key)
   for _, id in ipairs(ids) do
     local rec = read(id, 's', 'q', 'w', 'y', unpack(ENDING))
     redis.call('ZREM', leases_key, id)
-    if not (sound(rec) and rec.q and rec.s == 'running') then
-      set_aside(id, rec, 'running')
-    elseif rec.x and tonumber(rec.x) <= now_ms then
-      end_job(id, rec, 'expired', 'deadline')
-    elseif is_suspect(rec) then
-      -- No other suspect ran in its process: see claim.
-      rec.o = redis.call('HINCRBY', record_key(id), 'o', 1)
-      add('t:lost', 1)
-      add('t:quarantined', 1)
-      end_job(id, rec, 'failed', 'poison', error_json('poison', string.format(POISON, rec.o)))
+    if sound(rec) and rec.q and rec.s == 'running' then
+      lose(id, rec)
     else
-      give_back(id, rec)
+      set_aside(id, rec, 'running')
     end
   end
   return #ids
