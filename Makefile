@@ -20,7 +20,7 @@ ENGINES   := $(VENV)/.engines
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos lint format bench clean llama-server vllm
+.PHONY: help demo test test-engines chaos lint format bench bench-loss clean llama-server vllm
 
 help: ## List what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ format: $(INSTALLED) ## Put the code into shape
 bench: $(INSTALLED) $(ENGINES) llama-server vllm ## Measure throughput, latency, and what batching is worth
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python benchmarks/batching.py
+
+bench-loss: $(INSTALLED) ## Measure recovery from a kill, memory behind a backlog, and the wait of critical prompts
+	$(BIN)/python benchmarks/resilience.py $(ARGS)
 
 clean: ## Remove the environment and all that was made here; llama-server and vLLM stay in their cache
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -243,7 +244,7 @@ class Settings(_Strict, BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    redis_url: str = Field(default="redis://localhost:6379", repr=False)
+    redis_url: SecretStr = SecretStr("redis://localhost:6379")
     data_dir: Path | None = None
     queue: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     worker_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._:@-]{1,128}$")
@@ -285,12 +286,13 @@ class Settings(_Strict, BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, url: str) -> str:
+    def _known_scheme(cls, secret: SecretStr) -> SecretStr:
+        url = secret.get_secret_value()
         if url != EMBEDDED and not url.startswith(("redis://", "rediss://", "unix://", *SENTINEL_SCHEMES)):
             raise ValueError(
                 "give redis://, rediss://, redis+sentinel:// or unix://, or 'embedded' for a private server"
             )
-        return url
+        return secret
 
     @classmethod
     def settings_customise_sources(

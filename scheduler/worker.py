@@ -63,7 +63,7 @@ def worker_settings() -> type:
     try:
         settings = load_settings()
         server = None
-        url = settings.redis_url
+        url = settings.redis_url.get_secret_value()
         if url == EMBEDDED and not checking:
             server = EmbeddedServer(settings.data_dir)
             server.start()

@@ -58,12 +58,12 @@ def dev(
     """
     at = session(ctx)
     settings = at.settings
-    if "redis_url" in settings.model_fields_set and settings.redis_url != EMBEDDED:
+    if "redis_url" in settings.model_fields_set and settings.redis_url.get_secret_value() != EMBEDDED:
         if port is not None or data_dir is not None:
             raise ConfigError(
                 "--port and --data-dir are for the private server, but redis_url is set: leave out either"
             )
-        _run_until_signalled(_serve(at, settings.redis_url, quiet=quiet))
+        _run_until_signalled(_serve(at, settings.redis_url.get_secret_value(), quiet=quiet))
         return
     with EmbeddedServer(data_dir or settings.data_dir, port=port or USUAL_PORT) as server:
         if port is not None and _port(server.url) != port:

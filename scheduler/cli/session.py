@@ -58,9 +58,10 @@ class Session:
         Raises:
             ConfigError, RedisUnavailable: there is none to be found.
         """
-        if self.settings.redis_url == EMBEDDED:
+        url = self.settings.redis_url.get_secret_value()
+        if url == EMBEDDED:
             return EmbeddedServer.running_url(self.settings.data_dir)
-        return self.settings.redis_url
+        return url
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AsyncClient]:

@@ -23,5 +23,5 @@ def worker(
     at.export()
     flags = {"--burst": burst, "--check": check, "--verbose": verbose}
     given = [flag for flag, wanted in flags.items() if wanted]
-    with redis_errors(at.settings.redis_url):
+    with redis_errors(at.settings.redis_url.get_secret_value()):
         arq.main(["scheduler.WorkerSettings", *given], prog_name="prompt-scheduler worker")

@@ -12,6 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from scheduler.client.job import Job
@@ -75,7 +76,7 @@ class AsyncClient:
         if settings is None:
             settings = load_settings(redis_url=redis_url) if redis_url else load_settings()
         elif redis_url is not None:
-            settings = settings.model_copy(update={"redis_url": redis_url})
+            settings = settings.model_copy(update={"redis_url": SecretStr(redis_url)})
         self.settings = settings
         self._given = redis
         self._server: EmbeddedServer | None = None
@@ -109,7 +110,7 @@ class AsyncClient:
     @property
     def redis_url(self) -> str:
         """The URL of the server in use, that of the private one where there is one."""
-        return self._server.url if self._server else self.settings.redis_url
+        return self._server.url if self._server else self.settings.redis_url.get_secret_value()
 
     async def connect(self) -> None:
         """Connect, and make sure that a usable server answers. Safe to call twice.
@@ -131,7 +132,7 @@ class AsyncClient:
                 raise
 
     async def _open(self) -> None:
-        if self.settings.redis_url == EMBEDDED:
+        if self.settings.redis_url.get_secret_value() == EMBEDDED:
             self._server = EmbeddedServer(self.settings.data_dir)
             await asyncio.to_thread(self._server.start)
         redis = open_redis(self.redis_url)

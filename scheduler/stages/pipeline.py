@@ -15,6 +15,7 @@ from types import MappingProxyType, TracebackType
 from typing import cast
 
 from scheduler.errors import ConfigError
+from scheduler.model import is_urgent
 from scheduler.settings import RouteSettings
 from scheduler.stages.assemble import AssembleStage
 from scheduler.stages.base import PromptContext, Stage
@@ -41,13 +42,13 @@ class DeadlinePassed(Exception):
 
 
 class StageGate:
-    """Bounds and counts who is in a stage; who waits is let in in order.
+    """Bounds and counts who is in a stage; who waits is let in in order, the urgent before the others.
 
     `limit`, `running` and `waiting` are numbers of prompts now, `passed` of those that came through without
     an error since the start.
     """
 
-    __slots__ = ("_waiters", "limit", "passed", "running")
+    __slots__ = ("_others", "_urgent", "limit", "passed", "running")
 
     def __init__(self, limit: int) -> None:
         if limit < 1:
@@ -55,12 +56,13 @@ class StageGate:
         self.limit = limit
         self.running = 0
         self.passed = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._urgent: deque[asyncio.Future[None]] = deque()
+        self._others: deque[asyncio.Future[None]] = deque()
 
     @property
     def waiting(self) -> int:
         """How many wait to be let in."""
-        return len(self._waiters)
+        return len(self._urgent) + len(self._others)
 
     def try_enter(self) -> bool:
         """Go in if there is room; there is none while somebody waits. Who has gone in must `leave`."""
@@ -69,28 +71,30 @@ class StageGate:
         self.running += 1
         return True
 
-    async def enter(self) -> None:
+    async def enter(self, *, urgent: bool = False) -> None:
         """Go in, after waiting for room if need be. Who has gone in must `leave`."""
         if self.try_enter():
             return
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        waiters = self._urgent if urgent else self._others
+        waiters.append(waiter)
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self.leave()  # let in and cancelled at once: the place goes to the next
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
+            elif waiter in waiters:
+                waiters.remove(waiter)
             raise
 
     def leave(self) -> None:
         """Make room; the place goes straight to who has waited longest."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        for waiters in (self._urgent, self._others):
+            while waiters:
+                waiter = waiters.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
+                    return
         self.running -= 1
 
     async def __aenter__(self) -> StageGate:
@@ -150,7 +154,7 @@ class Pipeline:
                 context.stages_ms[step.name] = 0.0
                 continue
             if not gate.try_enter():
-                await gate.enter()
+                await gate.enter(urgent=is_urgent(context.priority))
             began = perf_counter()
             try:
                 if context.expires_at is not None and monotonic() >= context.expires_at:

@@ -56,7 +56,7 @@ def test_passwords_in_the_url_are_masked() -> None:
 
 def test_settings_take_such_a_url() -> None:
     url = "redis+sentinel://a:26379/mymaster"
-    assert load_settings(environ={"SCHEDULER_REDIS_URL": url}).redis_url == url
+    assert load_settings(environ={"SCHEDULER_REDIS_URL": url}).redis_url.get_secret_value() == url
 
 
 @pytest.mark.timeout(90)

@@ -195,6 +195,13 @@ def import_alone(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.parametrize("path", [*modules(SCHEDULER), *modules(WORKERS)], ids=str)
+def test_nothing_is_read_that_could_run_code(path: Path) -> None:
+    """No pickle anywhere: whoever can write to Redis must not be able to run code in a worker process."""
+    banned = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
+    assert not banned & {name.split(".")[0] for name in imports(path)}
+
+
 def test_import_reads_no_settings_and_opens_no_connection() -> None:
     assert "redis" in import_alone("scheduler"), "the client needs it"
 

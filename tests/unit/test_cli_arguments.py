@@ -291,9 +291,9 @@ def test_without_the_extra_the_program_says_what_to_install(
 def test_options_go_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCHEDULER_REDIS_URL", "redis://elsewhere")
     monkeypatch.setenv("SCHEDULER_QUEUE", "mine")
-    assert Session().settings.redis_url == "redis://elsewhere"
+    assert Session().settings.redis_url.get_secret_value() == "redis://elsewhere"
     session = Session(redis_url=NOWHERE)
-    assert (session.settings.redis_url, session.settings.queue) == (NOWHERE, "mine")
+    assert (session.settings.redis_url.get_secret_value(), session.settings.queue) == (NOWHERE, "mine")
     environ: dict[str, str] = {}
     Session(redis_url=NOWHERE, config=Path("a.toml")).export(environ)
     assert environ == {"SCHEDULER_REDIS_URL": NOWHERE, CONFIG_VARIABLE: "a.toml"}

@@ -11,6 +11,7 @@ import pytest
 from scheduler import InvalidRequest, PromptRequest
 from scheduler.client.ids import new_job_id
 from scheduler.client.submission import new_job
+from scheduler.model import MAX_REQUEST_BYTES
 from scheduler.queue.records import NewJob
 
 
@@ -111,3 +112,9 @@ def test_the_words_of_a_refusal_do_not_repeat_the_prompt() -> None:
     with pytest.raises(InvalidRequest) as refused:
         job_of(prompt="a private matter", metadata={"x": object()})
     assert "private" not in str(refused.value)
+
+
+def test_a_request_that_is_too_big_is_refused_at_the_edge() -> None:
+    job_of(metadata={"m": "x" * (MAX_REQUEST_BYTES - 100)})
+    with pytest.raises(InvalidRequest, match=r"has 8,388,\d{3} bytes as JSON; at most 8,388,608 are taken"):
+        job_of(metadata={"m": "x" * MAX_REQUEST_BYTES})

@@ -122,7 +122,7 @@ def test_compose_worker_starts_with_its_environment(compose: dict[str, Any]) -> 
     worker = compose["services"]["worker"]
     environ = {name: str(value) for name, value in worker["environment"].items()}
     environ["SCHEDULER_CONFIG"] = str(DEPLOY / "config.example.toml")
-    assert load_settings(environ=environ).redis_url == "redis://redis:6379"
+    assert load_settings(environ=environ).redis_url.get_secret_value() == "redis://redis:6379"
     mounted = dict(volume.rsplit(":", 2)[:2][::-1] for volume in worker["volumes"])
     assert mounted[worker["environment"]["SCHEDULER_CONFIG"]].endswith("./config.example.toml}")
 

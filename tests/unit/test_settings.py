@@ -43,7 +43,7 @@ def test_without_configuration_there_is_the_echo_route(load: Any) -> None:
     settings = load()
     assert settings == Settings()
     assert list(settings.routes) == ["echo"]
-    assert settings.redis_url == "redis://localhost:6379"
+    assert settings.redis_url.get_secret_value() == "redis://localhost:6379"
 
 
 def test_what_is_passed_wins_over_environment_over_file_over_default(load: Any, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_file_that_is_passed_wins_over_the_variable(tmp_path: Path) -> None:
     ],
 )
 def test_redis_url_is_ours_else_the_common_one(load: Any, environ: dict[str, str], url: str) -> None:
-    assert load(**environ).redis_url == url
+    assert load(**environ).redis_url.get_secret_value() == url
 
 
 def test_variables_reach_into_routes_of_the_file(load: Any) -> None:

@@ -288,6 +288,25 @@ async def test_a_gate_keeps_newcomers_behind_those_who_wait() -> None:
     assert gate.running == 1
 
 
+async def test_the_urgent_are_let_in_before_others_that_wait() -> None:
+    gate = StageGate(1)
+    assert gate.try_enter()
+    order: list[str] = []
+
+    async def come(name: str, *, urgent: bool) -> None:
+        await gate.enter(urgent=urgent)
+        order.append(name)
+        gate.leave()
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("first", "second", "urgent", "urgent too"):
+            tasks.create_task(come(name, urgent=name.startswith("urgent")))
+        while gate.waiting < 4:
+            await asyncio.sleep(0)
+        gate.leave()
+    assert order == ["urgent", "urgent too", "first", "second"]
+
+
 @pytest.mark.parametrize("leave_first", [False, True])
 async def test_a_cancelled_waiter_takes_no_place(leave_first: bool) -> None:
     gate = StageGate(1)
