@@ -8,7 +8,7 @@ import re
 import httpx
 import pytest
 
-from scheduler import AsyncClient, Delta, Done, JobFailed, PromptRequest
+from scheduler import AsyncClient, Delta, Done, Job, JobFailed, PromptRequest
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
 from tests.engines.conftest import LlamaServer
 
@@ -74,6 +74,37 @@ async def test_a_prompt_that_overflows_the_context_fails_alone_with_the_engines_
     assert "context" in str(failed)
     assert failed.attempts == 1, "what can never succeed is not tried again"
     assert not [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+
+
+async def test_a_critical_prompt_is_answered_while_others_keep_all_other_slots_busy(
+    valkey_url: str,
+    llama_server: LlamaServer,
+    start_worker: StartWorker,  # noqa: F811
+) -> None:
+    toml = f"""
+        [routes.chat]
+        [[routes.chat.endpoints]]
+        backend = "llama_cpp"
+        base_url = "{llama_server.base_url}"
+        model = "tiny"
+        reserved = 1
+    """
+    await asyncio.to_thread(start_worker, valkey_url, toml=toml)
+    endless = PromptRequest(prompt="go on and on", model="chat", priority=7, params={"max_tokens": 30_000})
+    async with AsyncClient(valkey_url) as client:
+        bulk = [job for job in await client.enqueue_many([endless] * 6) if isinstance(job, Job)]
+        async with asyncio.timeout(20):
+            while await _states(bulk) != ["running"] * 3 + ["waiting"] * 3:
+                await asyncio.sleep(0.02)
+        result = await client.run("now", model="chat", priority=9, params={"max_tokens": 4}, timeout_s=20)
+        assert result.usage.output_tokens == 4
+        assert await _states(bulk) == ["running"] * 3 + ["waiting"] * 3, "it took nobody's place"
+        for job in bulk:
+            await job.cancel()
+
+
+async def _states(jobs: list[Job]) -> list[str]:
+    return sorted([(await job.info()).state.value for job in jobs])
 
 
 async def test_a_cancelled_job_stops_costing(worker: str, llama_server: LlamaServer) -> None:
