@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import parse_qs
 
 from redis import exceptions as redis_errors
 from redis.asyncio import ConnectionPool, Redis
@@ -48,7 +49,7 @@ _AUTH = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redi
 # one that waits for an answer, for a wake token, or for a message. Linux has them all, others some.
 _DEAD_PEER = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 
-_PASSWORD = re.compile(r"([?&](?:sentinel_)?password=)[^&]*", re.IGNORECASE)
+_PASSWORD = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 
 
 def open_redis(url: str, *, retries: int = 3) -> Redis:
@@ -141,7 +142,8 @@ def socket_options(url: str) -> dict[str, Any]:
 
 def tls_options(url: str) -> dict[str, Any]:
     """What makes TLS ask for a certificate of that very host; redis-py takes any that its CAs have signed."""
-    if not url.startswith("rediss") or "ssl_cert_reqs=none" in url:
+    asked = parse_qs(url.partition("?")[2]).get("ssl_cert_reqs", [])
+    if not url.startswith("rediss") or asked[-1:] == ["none"]:
         return {}
     return {"ssl_check_hostname": True}
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import click
 import orjson
@@ -24,10 +24,11 @@ from arq import Retry as ArqRetry
 from arq import func
 from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio.connection import parse_url
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from scheduler.client import AsyncClient
-from scheduler.connection import check_server, connection_pool, open_redis, tls_options, translate
+from scheduler.connection import check_server, connection_pool, open_redis, tls_options, translate, translated
 from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine, SettingsReloader
 from scheduler.errors import ConfigError, InvalidRequest, RedisUnavailable, ResultTimeout, SchedulerError
@@ -93,7 +94,8 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
                 keep_result=settings.result_ttl_s,
             )
         ],
-        "redis_settings": _arq_settings(url),
+        # A worker process has its pool; only the check makes one of these.
+        "redis_settings": _arq_settings(url) if _arq_option("check") else RedisSettings(),
         "redis_pool": None,
         "queue_name": keys.fixed("arq"),
         "health_check_key": keys.of("health", f"{socket.gethostname()}:{settings.worker_name or ''}"),
@@ -114,7 +116,11 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
 
 
 def _arq_settings(url: str) -> RedisSettings:
-    """What `arq --check` connects by."""
+    """What `arq --check` connects by.
+
+    Raises:
+        RedisUnavailable: no sentinel knows a primary.
+    """
     if not is_sentinel(url):
         settings = RedisSettings.from_dsn(url)
         if settings.ssl:
@@ -124,10 +130,11 @@ def _arq_settings(url: str) -> RedisSettings:
                 setattr(settings, name, options[name])
         return settings
     at = SentinelUrl.parse(url)
+    # arq would ask sentinels without TLS and without credentials.
+    host, port = asyncio.run(_primary(url))
     return RedisSettings(
-        host=list(at.sentinels),
-        sentinel=True,
-        sentinel_master=at.service,
+        host=host,
+        port=port,
         database=at.db,
         username=at.username,
         password=at.password,
@@ -135,6 +142,16 @@ def _arq_settings(url: str) -> RedisSettings:
         ssl_ca_certs=at.ssl_ca_certs,
         ssl_check_hostname=at.tls,
     )
+
+
+async def _primary(url: str) -> tuple[str, int]:
+    pool = cast("SentinelConnectionPool", connection_pool(url, retries=0))
+    try:
+        with translated(url):
+            host, port = await pool.get_master_address()  # type: ignore[no-untyped-call]
+        return str(host), int(port)
+    finally:
+        await pool.disconnect()
 
 
 def _arq_pool(url: str, queue_name: str) -> ArqRedis:

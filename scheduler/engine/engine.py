@@ -27,6 +27,7 @@ from scheduler.engine.retry import RetryPolicy
 from scheduler.engine.routes import NO_PLACES, Places, Route, build_routes, describe_routes, rebuild_routes
 from scheduler.engine.shares import Shares
 from scheduler.errors import SchedulerError
+from scheduler.model import is_urgent
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, Offer, Publication, Return, WriteOutcome
@@ -48,6 +49,7 @@ SAY_GOODBYE_S = 2.0
 
 NO_PERMIT_MS = 1000
 RETIRE_POLL_S = 0.2
+SETTLED_IN_S = 0.05
 TELL_AGAIN_S = 0.5
 
 FIXED = ("redis_url", "data_dir", "queue", "worker_name", "lease_s", "redis_wait_s")
@@ -260,8 +262,8 @@ class Engine:
         most = self.settings.max_running
         free = min(most - self._running, CLAIM_AT_ONCE)
         # What endpoints keep for the urgent is of no use to them in a process that is full.
-        reserved = min(sum(endpoint.reserved for endpoint in self._endpoints), most - 1)
-        for_all = min(free, max(0, most - reserved - self._running))
+        kept = min(sum(endpoint.kept for endpoint in self._endpoints if endpoint.admits), most // 2)
+        for_all = min(free, max(0, most - kept - self._running))
         if not any(places.for_all for places in of_lanes):
             for_all = 0
         return Places(free, free - for_all)
@@ -392,6 +394,9 @@ class Engine:
             logger.warning("job %s has lost its worker process before; it runs as the only suspect", job.id)
         self._running += 1
         route.running += 1
+        if is_urgent(job.priority) and any(endpoint.kept for endpoint in route.endpoints):
+            # Until it is in its place, it counts as if it took one of the others'.
+            asyncio.get_running_loop().call_later(SETTLED_IN_S, self._news.set)
         if job.remaining_ms is not None:
             attempt.set_deadline(time.monotonic() + job.remaining_ms / 1000)
         task = asyncio.create_task(run_attempt(attempt, self._writer.room, self._policy, max_attempts))

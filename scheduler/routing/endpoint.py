@@ -89,6 +89,7 @@ class Endpoint:
         self._paused_until = 0.0
         self._overloads = 0  # one after the other, without a word of how long to wait
         self._resume: asyncio.TimerHandle | None = None
+        self._places = self.limit, self.kept
         self.window = Window(max(1, self.limit))
         self.window.kept = self._window_kept
         self.batcher = Batcher(worker, batch, self.window, clock=clock, watcher=self)
@@ -122,8 +123,11 @@ class Endpoint:
     def kept(self) -> int:
         """How many places are left free for urgent prompts now.
 
-        A lowered limit does not leave the others without a place, unless the whole share is reserved.
+        A lowered limit does not leave the others without a place, unless the whole share is reserved. While
+        the breaker is not closed any prompt may be the probe.
         """
+        if self.breaker.state is not BreakerState.CLOSED:
+            return 0
         reserved = self.reserved
         return min(reserved, self.limit if reserved == self.share else max(0, self.limit - 1))
 
@@ -142,10 +146,8 @@ class Endpoint:
         return room if self.breaker.state is BreakerState.CLOSED else min(1, room)
 
     def room_for(self, priority: int) -> int:
-        """How many more prompts of that priority would go without waiting. Any may be a breaker's probe."""
-        if is_urgent(priority) or self.breaker.state is not BreakerState.CLOSED:
-            return self.room
-        return max(0, self.room - self.kept)
+        """How many more prompts of that priority would go without waiting for a place."""
+        return self.room if is_urgent(priority) else max(0, self.room - self.kept)
 
     @property
     def admits(self) -> bool:
@@ -204,7 +206,18 @@ class Endpoint:
 
     def call_began(self) -> _Call:
         """A call goes."""
-        return _Call(self.breaker.begin(), self._clock(), self.window.free <= self.window.kept)
+        return _Call(self.breaker.begin(), self._clock(), self._is_full)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether it holds so much that its success says that more would go well.
+
+        Places that are kept are empty most of the time: the others being full says it, too, unless a lowered
+        limit has left them next to nothing.
+        """
+        window = self.window
+        proven = self.limit > self.reserved or 2 * window.in_flight >= self.limit
+        return window.free == 0 or (window.free <= window.kept and proven)
 
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
         """A call has ended, well or with an error."""
@@ -263,6 +276,8 @@ class Endpoint:
         if state is BreakerState.CLOSED:
             self.last_error = ""
             logger.info("endpoint %s is well again", self.name)
+        self._places = self.limit, self.kept
+        self.window.kept = self._window_kept
         self._changed()
 
     def _turn_away(self) -> None:
@@ -273,9 +288,10 @@ class Endpoint:
 
     def _set_limit(self) -> None:
         """Take over what has become of the adaptive limit, its ceiling, or the part that is reserved."""
-        before = self.limit, self.window.kept
+        before = self._places
         self.limit = self._adaptive.value
-        if (self.limit, self._window_kept) == before:
+        self._places = self.limit, self.kept
+        if self._places == before:
             return
         # Prompts that are here already must get through, even where no more shall come.
         self.window.limit = max(1, self.limit)

@@ -30,6 +30,8 @@ DEFAULT_LIMITS: Mapping[str, int] = MappingProxyType({"rag": 4})
 UNBOUNDED = 100_000
 """More than a process may run (`max_running`), so that such a stage only counts."""
 
+OTHERS_EVERY = 8
+
 _STAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
@@ -44,11 +46,13 @@ class DeadlinePassed(Exception):
 class StageGate:
     """Bounds and counts who is in a stage; who waits is let in in order, the urgent before the others.
 
+    One place in `OTHERS_EVERY` goes to the others first, so that they do not wait for ever.
+
     `limit`, `running` and `waiting` are numbers of prompts now, `passed` of those that came through without
     an error since the start.
     """
 
-    __slots__ = ("_others", "_urgent", "limit", "passed", "running")
+    __slots__ = ("_left", "_others", "_urgent", "limit", "passed", "running")
 
     def __init__(self, limit: int) -> None:
         if limit < 1:
@@ -56,6 +60,7 @@ class StageGate:
         self.limit = limit
         self.running = 0
         self.passed = 0
+        self._left = 0
         self._urgent: deque[asyncio.Future[None]] = deque()
         self._others: deque[asyncio.Future[None]] = deque()
 
@@ -88,8 +93,10 @@ class StageGate:
             raise
 
     def leave(self) -> None:
-        """Make room; the place goes straight to who has waited longest."""
-        for waiters in (self._urgent, self._others):
+        """Make room; the place goes straight to who is next."""
+        self._left += 1
+        lines = (self._urgent, self._others)
+        for waiters in lines if self._left % OTHERS_EVERY else reversed(lines):
             while waiters:
                 waiter = waiters.popleft()
                 if not waiter.done():

@@ -1287,6 +1287,13 @@ class QueueContract(OnQueue):
         assert (await q.queue.set_priority("a", 9)) is not None
         assert await q.redis.llen(urgent) == 1
 
+    async def test_a_join_that_makes_a_job_urgent_leaves_its_token(self, q: QueueDriver) -> None:
+        urgent = q.queue.keys.of("urgent", LANE)
+        await q.enqueue(new_job("a", priority=5, key="K"))
+        assert await q.redis.llen(urgent) == 0
+        await q.enqueue(new_job("b", priority=9, key="K"))
+        assert await q.redis.llen(urgent) == 1
+
     async def test_maintenance_puts_a_lost_token_back(self, q: QueueDriver) -> None:
         await q.enqueue(new_job("a"))
         await q.redis.delete(q.queue.keys.of("wake", LANE))

@@ -64,6 +64,14 @@ class SuspectsContract(OnQueue):
         assert not (await q.claim_all(suspects=False)).more, "what it may not have wakes nobody"
         assert await q.claimed_ids() == ["s"]
 
+    async def test_an_urgent_suspect_that_is_left_wakes_nobody(self, q: QueueDriver) -> None:
+        await make_suspects(q, "s", priority=9)
+        await q.enqueue(new_job("a"))
+        urgent = q.queue.keys.of("urgent", LANE)
+        await q.redis.delete(urgent)
+        assert not (await q.claim_all(suspects=False, lanes_kept={LANE: 1024})).jobs
+        assert await q.redis.llen(urgent) == 0, "who listens to it alone would come back at once, for ever"
+
     async def test_a_suspect_has_its_own_place_among_the_others(self, q: QueueDriver) -> None:
         await make_suspects(q, "s", priority=6)
         await q.enqueue(new_job("urgent", 9), new_job("five"), new_job("six", 6))

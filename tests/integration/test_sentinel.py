@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from scheduler import AsyncClient, ConfigError, load_settings
 from scheduler.connection import mask, open_redis
 from scheduler.engine import Engine
 from scheduler.sentinel import SentinelUrl
+from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
 from tests.integration.engine_room import install_puppet, puppet_of, settings_of
 from tests.integration.sentinel_servers import sentinel_servers
 
@@ -88,3 +91,19 @@ async def test_primary_may_die_while_prompts_run(
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len([said for said in warnings if "Redis is away" in said]) == 1, warnings
     await asyncio.sleep(0)
+
+
+@pytest.mark.timeout(120)
+async def test_check_asks_the_primary_for_the_health_of_its_worker(
+    valkey_binary: Path,
+    tmp_path: Path,
+    start_worker: StartWorker,  # noqa: F811
+) -> None:
+    check = [sys.executable, "-m", "arq", "--check", "scheduler.WorkerSettings"]
+    with sentinel_servers(valkey_binary, tmp_path) as servers:
+        environ = {"PATH": "/usr/bin:/bin", "SCHEDULER_REDIS_URL": servers.url}
+        for status in (1, 0):
+            done = await asyncio.to_thread(subprocess.run, check, env=environ, check=False)
+            assert done.returncode == status
+            if status:
+                await asyncio.to_thread(start_worker, servers.url)

@@ -12,6 +12,7 @@ from scheduler.connection import (
     passes,
     server_version,
     socket_options,
+    tls_options,
     translate,
     translated,
 )
@@ -30,6 +31,7 @@ URL = "redis://user:secret@host:6379/0"
         ("redis://:sec/ret@host", "redis://:***@host"),
         ("redis://[bad:secret@host", "redis://[bad:***@host"),
         ("rediss://host?password=secret&db=1", "rediss://host?password=***&db=1"),
+        ("rediss://host?ssl_password=secret&db=1", "rediss://host?ssl_password=***&db=1"),
         ("unix:///tmp/s?db=1&password=secret", "unix:///tmp/s?db=1&password=***"),
     ],
 )
@@ -125,3 +127,17 @@ async def test_a_server_that_hides_its_version_will_do() -> None:
 def test_trouble_of_the_server_passes_and_a_wrong_command_does_not(words: str) -> None:
     assert passes(redis_errors.ResponseError(words))
     assert not passes(redis_errors.ResponseError("ERR wrong number of arguments"))
+
+
+@pytest.mark.parametrize(
+    ("url", "verified"),
+    [
+        ("rediss://host", True),
+        ("rediss+sentinel://a/primary", True),
+        ("rediss://:ssl_cert_reqs=none@host", True),
+        ("rediss://host?ssl_cert_reqs=none", False),
+        ("redis://host", False),
+    ],
+)
+def test_tls_verifies_the_host_unless_told_otherwise(url: str, verified: bool) -> None:
+    assert tls_options(url) == ({"ssl_check_hostname": True} if verified else {})

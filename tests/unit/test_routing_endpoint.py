@@ -359,8 +359,36 @@ def test_more_is_not_reserved_than_a_back_end_holds() -> None:
 
 
 def test_any_prompt_may_be_the_probe_though_places_are_reserved() -> None:
-    one = half_open(endpoint(limit=4, reserved=3))
-    assert one.room_for(0) == one.room == 1
+    one = endpoint(limit=4, reserved=3)
+    one.window.acquire(3)
+    half_open(one)
+    assert one.room_for(0) == one.room == one.window.free_for(urgent=False) == 1
+    one.breaker.record(one.breaker.begin(), ok=True)
+    assert (one.room_for(0), one.room_for(9), one.window.free_for(urgent=False)) == (0, 1, 0)
+
+
+def test_places_that_are_reserved_no_more_are_told_of() -> None:
+    one = endpoint(limit=4, reserved=3, shared=True)
+    rooms, told = [], []
+    one.on_change = lambda: told.append(one.room_for(0))
+    for place in range(4):
+        one.divide(4, place)
+        rooms.append(one.room_for(0))
+    assert sorted(rooms) == [0, 0, 0, 1]
+    assert told[-1] == rooms[-1]
+    assert sum(told) == 1, "the change of the one that serves the others was told"
+
+
+def test_a_lowered_limit_does_not_grow_by_a_single_prompt_beside_kept_places() -> None:
+    one = endpoint(limit=64, reserved=60)
+    while one.limit > 4:
+        one.crowded()
+    for _ in range(100):
+        one.window.acquire(1)
+        call = one.call_began()
+        one.window.release(1)
+        one.call_ended(call, 1, None)
+    assert one.limit == 4
 
 
 def test_a_window_that_is_full_but_for_the_reserved_places_may_grow() -> None:

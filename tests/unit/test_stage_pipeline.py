@@ -18,7 +18,14 @@ from scheduler.settings import AssembleSettings, EndpointSettings, PostSettings,
 from scheduler.stages import pipeline as pipeline_module
 from scheduler.stages.assemble import AssembleStage
 from scheduler.stages.base import PromptContext, Stage
-from scheduler.stages.pipeline import DeadlinePassed, Pipeline, StageGate, build_pipeline, resolve_stage
+from scheduler.stages.pipeline import (
+    OTHERS_EVERY,
+    DeadlinePassed,
+    Pipeline,
+    StageGate,
+    build_pipeline,
+    resolve_stage,
+)
 from workers.base import Completed, Piece
 
 EXAMPLE = Path(__file__).parents[2] / "examples/custom_stage.py"
@@ -305,6 +312,26 @@ async def test_the_urgent_are_let_in_before_others_that_wait() -> None:
             await asyncio.sleep(0)
         gate.leave()
     assert order == ["urgent", "urgent too", "first", "second"]
+
+
+async def test_the_urgent_do_not_keep_others_out_for_ever() -> None:
+    gate = StageGate(1)
+    assert gate.try_enter()
+    other = asyncio.create_task(gate.enter())
+    while not gate.waiting:
+        await asyncio.sleep(0)
+    for _ in range(OTHERS_EVERY):
+        urgent = asyncio.create_task(gate.enter(urgent=True))
+        while gate.waiting < 2:
+            await asyncio.sleep(0)
+        gate.leave()
+        await asyncio.wait([urgent, other], return_when=asyncio.FIRST_COMPLETED)
+        if other.done():
+            break
+    assert other.done()
+    assert not urgent.done()
+    gate.leave()
+    await urgent
 
 
 @pytest.mark.parametrize("leave_first", [False, True])

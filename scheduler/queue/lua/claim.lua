@@ -252,5 +252,5 @@ if #leases > 0 then
 end
 save_gates()
 save_counts()
-for lane in pairs(left) do wake(lane) end
+for lane, urgency in pairs(left) do wake(lane, urgency == 2) end
 return reply

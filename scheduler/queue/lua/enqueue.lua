@@ -114,6 +114,7 @@ local function raise_priority(id, rec, priority)
   end
   redis.call('HSET', record_key(id), 'p', priority)
   rec.p = priority
+  if rec.s == 'waiting' and priority >= URGENT then to_wake[rec.l] = true end
 end
 
 local function extend_deadline(id, rec, deadline_ms)

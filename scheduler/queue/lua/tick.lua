@@ -65,12 +65,15 @@ local LOST = 'the worker process that ran it did not renew its lease'
 local POISON = 'it has lost its worker process %d times, at last as the only suspect that ran there'
 
 -- What a lost attempt has cost an engine for nothing, as far as can be told: the request, and what was streamed of the
--- answer, of which the last entries are looked at.
-local WASTE_ENTRIES = 256
+-- answer, of which the last entries are looked at: so many of a job, and so many in a tick.
+local WASTE_ENTRIES, waste_entries_left = 256, 4096
 local function count_waste(id, token)
-  local entries = token and redis.pcall('XREVRANGE', stream_key(id), token, token, 'COUNT', WASTE_ENTRIES) or {}
+  local most = math.max(1, math.min(WASTE_ENTRIES, waste_entries_left))
+  local entries = token and redis.pcall('XREVRANGE', stream_key(id), token, token, 'COUNT', most) or {}
   if entries.err or #entries == 0 then return end
-  local bytes = redis.call('STRLEN', payload_key(id))
+  waste_entries_left = waste_entries_left - #entries
+  local bytes = redis.pcall('STRLEN', payload_key(id))
+  if type(bytes) ~= 'number' then bytes = 0 end
   for _, entry in ipairs(entries) do
     local readable, event = pcall(cjson.decode, entry[2][2])
     if readable and type(event) == 'table' and type(event.text) == 'string' then bytes = bytes + #event.text end

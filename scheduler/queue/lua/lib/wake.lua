@@ -8,8 +8,10 @@ local function leave_token(key)
   return true
 end
 
-local function wake(lane)
+-- urgent: whether there is work of 8 or 9, where the caller knows it.
+local function wake(lane, urgent)
   if redis.call('SISMEMBER', paused_key, lane) == 1 then return false end
-  if has_urgent(lane) then leave_token(urgent_key(lane)) end
+  if urgent == nil then urgent = has_urgent(lane) end
+  if urgent then leave_token(urgent_key(lane)) end
   return leave_token(wake_key(lane))
 end
