@@ -1,7 +1,7 @@
 """What a job costs Redis on its way: round trips, commands and bytes, counted by the server. No clock.
 
-These are the numbers of today. A change that makes one of them larger has to say why; one that makes it smaller
-writes the smaller one here.
+These are the numbers of today. A change that makes one of them larger has to say why; one that makes it
+smaller writes the smaller one here.
 """
 
 from __future__ import annotations
