@@ -19,7 +19,7 @@ from tests.contracts.queue_driver import LANE, QueueDriver, deltas, ending, new_
 JOBS = 64
 COMMANDS = {"enqueue": 530, "claim": 213, "publish": 385, "finish": 899}
 """Of all the jobs. Two deltas each; a dedup key, which finish lets go of."""
-BYTES_A_JOB = {"enqueue": 160, "claim": 140, "publish": 200, "finish": 200}
+BYTES_A_JOB = {"enqueue": 175, "claim": 140, "publish": 200, "finish": 200}
 
 AROUND_SCRIPTS = {"evalsha", "info", "multi", "exec"}
 
@@ -35,22 +35,39 @@ class Cost:
 
 
 class Meter:
-    """Counts what happens between two looks."""
+    """Counts what happens between `start` and `stop`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._calls: dict[str, int] = {}
+        self._net = self._looking = (0, 0)
 
-    async def look(self) -> Cost:
-        stats = await self._redis.info("stats")
-        commands = await self._redis.info("commandstats")
-        calls = {name.removeprefix("cmdstat_"): one["calls"] for name, one in commands.items()}
-        inside = sum(n for name, n in calls.items() if name not in AROUND_SCRIPTS)
+    async def start(self) -> None:
+        """Read the bytes last: what INFO says of commands has a length of its own each time."""
+        self._calls = await self._commands()
+        first = await self._bytes()
+        self._net = await self._bytes()
+        self._looking = (self._net[0] - first[0], self._net[1] - first[1])
+
+    async def stop(self) -> Cost:
+        """And first here."""
+        net = await self._bytes()
+        calls = await self._commands()
+        made = {name: n - self._calls.get(name, 0) for name, n in calls.items()}
         return Cost(
-            calls.get("evalsha", 0),
-            inside,
-            stats["total_net_input_bytes"],
-            stats["total_net_output_bytes"],
+            made.get("evalsha", 0),
+            sum(n for name, n in made.items() if name not in AROUND_SCRIPTS),
+            net[0] - self._net[0] - self._looking[0],
+            net[1] - self._net[1] - self._looking[1],
         )
+
+    async def _commands(self) -> dict[str, int]:
+        stats = await self._redis.info("commandstats")
+        return {name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()}
+
+    async def _bytes(self) -> tuple[int, int]:
+        stats = await self._redis.info("stats")
+        return stats["total_net_input_bytes"], stats["total_net_output_bytes"]
 
 
 @pytest.fixture
@@ -63,44 +80,26 @@ async def q(valkey_url: str) -> AsyncIterator[QueueDriver]:
         yield driver
 
 
-async def spent(meter: Meter, before: Cost) -> Cost:
-    after = await meter.look()
-    idle_before = await meter.look()
-    idle_after = await meter.look()
-    looking = Cost(
-        0,
-        0,
-        idle_after.bytes_in - idle_before.bytes_in,
-        idle_after.bytes_out - idle_before.bytes_out,
-    )
-    return Cost(
-        after.scripts - before.scripts,
-        after.commands - before.commands,
-        after.bytes_in - before.bytes_in - looking.bytes_in,
-        after.bytes_out - before.bytes_out - looking.bytes_out,
-    )
-
-
 async def test_a_job_costs_no_more_than_it_did(q: QueueDriver) -> None:
     meter = Meter(q.redis)
     costs = {}
 
-    before = await meter.look()
+    await meter.start()
     await q.enqueue(*[new_job(f"job-{n:04}", key=f"key {n}") for n in range(JOBS)])
-    costs["enqueue"] = await spent(meter, before)
+    costs["enqueue"] = await meter.stop()
 
-    before = await meter.look()
+    await meter.start()
     jobs = (await q.claim_all(JOBS, lanes={LANE: JOBS})).jobs
-    costs["claim"] = await spent(meter, before)
+    costs["claim"] = await meter.stop()
     assert len(jobs) == JOBS
 
-    before = await meter.look()
+    await meter.start()
     await q.queue.write(publications=[deltas(job, "a", "b") for job in jobs])
-    costs["publish"] = await spent(meter, before)
+    costs["publish"] = await meter.stop()
 
-    before = await meter.look()
+    await meter.start()
     await q.queue.write(endings=[ending(job, JobState.DONE, seq=3) for job in jobs])
-    costs["finish"] = await spent(meter, before)
+    costs["finish"] = await meter.stop()
 
     assert {name: cost.scripts for name, cost in costs.items()} == dict.fromkeys(COMMANDS, 1)
     assert {name: cost.commands for name, cost in costs.items()} == COMMANDS
