@@ -426,7 +426,7 @@ class Engine:
     def _refused(self, job_id: str, token: int) -> None:
         """A write was refused: the job was cancelled, expired, or given to another."""
         attempt = self._attempts.get(token)
-        if attempt is None:
+        if attempt is None or attempt.stop is Stop.LOST:
             return
         logger.info("job %s is not ours any more; letting go of it", job_id)
         if attempt.task is not None and attempt.task.done():
