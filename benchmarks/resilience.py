@@ -30,6 +30,7 @@ from typing import Any
 
 from scheduler import AsyncClient, Job, JobState, PromptRequest, Started, load_settings
 from scheduler.embedded import EmbeddedServer
+from scheduler.queue.inspection import QueueInspector
 
 LEASE_S = 10.0
 ARQ_DEFAULT_S = 310.0
@@ -116,7 +117,7 @@ def client(url: str, queue: str = "default") -> AsyncClient:
 async def serving(one: AsyncClient, processes: int) -> None:
     """Wait until so many worker processes can be seen."""
     async with asyncio.timeout(60):
-        while await one.queue.redis.zcard(one.queue.keys.fixed("workers")) < processes:
+        while len(await QueueInspector(one.queue).workers()) < processes:
             await asyncio.sleep(0.05)
 
 
@@ -181,13 +182,8 @@ async def _started_again(job: Job) -> None:
 async def _forgotten(one: AsyncClient, pid: int) -> None:
     """Until the dead process has no share any more."""
     async with asyncio.timeout(60):
-        while any(f":{pid}:".encode() in name for name in await _workers(one)):
+        while any(worker.pid == pid for worker in await QueueInspector(one.queue).workers()):
             await asyncio.sleep(0.2)
-
-
-async def _workers(one: AsyncClient) -> list[bytes]:
-    names: list[bytes] = await one.queue.redis.zrange(one.queue.keys.fixed("workers"), 0, -1)
-    return names
 
 
 # Memory
@@ -223,12 +219,11 @@ async def memory(url: str, server_pid: int, jobs: int, seconds: float) -> dict[s
                     end_at = time.monotonic() + seconds
                 most = {name: max(most[name], resident_mb(pid)) for name, pid in pids.items()}
                 await asyncio.sleep(0.1)
-            waiting = int(await one.queue.redis.hget(one.queue.keys.fixed("meta"), "n") or 0)  # type: ignore[misc]
-            streams = int((await one.queue.redis.info("clients"))["connected_clients"])
+            waiting = (await QueueInspector(one.queue).status()).waiting
         user.kill()
         await user.wait()
     hung.close()
-    return {**most, "waiting": waiting, "connections": streams}
+    return {**most, "waiting": waiting}
 
 
 async def _never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -282,8 +277,7 @@ async def urgency(url: str, reserved: int, samples: int) -> list[float]:
                     if isinstance(event, Started):
                         times.append((time.perf_counter() - began) * 1000)
                         break
-            waiting = int(await one.queue.redis.hget(one.queue.keys.fixed("meta"), "n") or 0)  # type: ignore[misc]
-            if waiting < 1000:
+            if (await QueueInspector(one.queue).status()).waiting < 1000:
                 raise SystemExit("the backlog ran dry; ask for fewer samples")
     return times
 

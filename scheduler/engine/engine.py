@@ -12,7 +12,7 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -255,16 +255,18 @@ class Engine:
             await self._stop_waker()
 
     def _places(self) -> Places:
-        """How many jobs may be claimed now; of each lane its route says how many."""
-        of_lanes = [self._places_of(route) for route in self.routes.values()]
-        if not any(places.free for places in of_lanes):
+        """How many jobs may be claimed now, over all lanes."""
+        return self._over_all(self._places_of_lanes())
+
+    def _over_all(self, of_lanes: Mapping[str, Places]) -> Places:
+        if not any(places.free for places in of_lanes.values()):
             return NO_PLACES
         most = self.settings.max_running
         free = min(most - self._running, CLAIM_AT_ONCE)
         # What endpoints keep for the urgent is of no use to them in a process that is full.
         kept = min(sum(endpoint.kept for endpoint in self._endpoints if endpoint.admits), most // 2)
         for_all = min(free, max(0, most - kept - self._running))
-        if not any(places.for_all for places in of_lanes):
+        if not any(places.for_all for places in of_lanes.values()):
             for_all = 0
         return Places(free, free - for_all)
 
@@ -285,9 +287,11 @@ class Engine:
             return False
         return claim.more if self._places().for_all else claim.more_urgent
 
-    def _places_of(self, route: Route) -> Places:
-        """How many more of its jobs may be claimed now; endpoints without a permit take none."""
-        return route.places(without=self._refused_permits(route.name))
+    def _places_of_lanes(self) -> dict[str, Places]:
+        """How many more jobs of each lane may be claimed now; endpoints without a permit take none."""
+        return {
+            name: route.places(without=self._refused_permits(name)) for name, route in self.routes.items()
+        }
 
     def _refused_permits(self, lane: str) -> Container[str]:
         refused = self._without_permit.get(lane)
@@ -308,7 +312,7 @@ class Engine:
 
     async def _ask(self, claim_id: str, places: Places) -> Claim:
         # Lanes without room are named too: the script passes their wake tokens on.
-        of_lanes = {name: self._places_of(route) for name, route in self.routes.items()}
+        of_lanes = self._places_of_lanes()
         offers: dict[str, list[Offer]] = {}
         if self._limits.endpoints:
             offers = {
@@ -346,8 +350,8 @@ class Engine:
 
     async def _wait_for_work(self) -> None:
         """Until a wake token comes for a lane with room, room changes, or some seconds have gone."""
-        of_lanes = {name: self._places_of(route) for name, route in self.routes.items()}
-        full = not self._places().for_all
+        of_lanes = self._places_of_lanes()
+        full = not self._over_all(of_lanes).for_all
         lanes = frozenset(
             (name, bool(full or not places.for_all)) for name, places in of_lanes.items() if places.free
         )

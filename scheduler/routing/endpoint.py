@@ -81,7 +81,6 @@ class Endpoint:
         self._clock = clock
         self._max_in_flight = max_in_flight
         self._processes, self._place = (0 if shared else 1), 0
-        self._reserved = settings.reserved
         self._adaptive = AdaptiveLimit(
             self.share, start=None if max_in_flight else UNKNOWN_START, clock=clock
         )
@@ -89,9 +88,8 @@ class Endpoint:
         self._paused_until = 0.0
         self._overloads = 0  # one after the other, without a word of how long to wait
         self._resume: asyncio.TimerHandle | None = None
-        self._places = self.limit, self.kept
         self.window = Window(max(1, self.limit))
-        self.window.kept = self._window_kept
+        self._fit()
         self.batcher = Batcher(worker, batch, self.window, clock=clock, watcher=self)
 
     # What it may hold
@@ -108,16 +106,19 @@ class Endpoint:
 
     def share_among(self, processes: int, place: int) -> int:
         """What the share of the process at `place` is among so many; 0 among none."""
-        total = self._max_in_flight or UNKNOWN_CEILING
+        return self._part_of(self._total, processes, place)
+
+    @property
+    def _total(self) -> int:
+        return self._max_in_flight or UNKNOWN_CEILING
+
+    def _part_of(self, total: int, processes: int, place: int) -> int:
         return share_of(total, processes=processes, place=place, name=self.name) if processes else 0
 
     @property
     def reserved(self) -> int:
         """The part of its share that is for urgent prompts alone: of the whole always less than all."""
-        if not self._reserved or not self._processes:
-            return 0
-        total = min(self._reserved, (self._max_in_flight or UNKNOWN_CEILING) - 1)
-        return share_of(total, processes=self._processes, place=self._place, name=self.name)
+        return self._part_of(min(self.settings.reserved, self._total - 1), self._processes, self._place)
 
     @property
     def kept(self) -> int:
@@ -276,8 +277,7 @@ class Endpoint:
         if state is BreakerState.CLOSED:
             self.last_error = ""
             logger.info("endpoint %s is well again", self.name)
-        self._places = self.limit, self.kept
-        self.window.kept = self._window_kept
+        self._fit()
         self._changed()
 
     def _turn_away(self) -> None:
@@ -288,19 +288,20 @@ class Endpoint:
 
     def _set_limit(self) -> None:
         """Take over what has become of the adaptive limit, its ceiling, or the part that is reserved."""
-        before = self._places
         self.limit = self._adaptive.value
-        self._places = self.limit, self.kept
-        if self._places == before:
+        if (self.limit, self.kept) == self._places:
             return
-        # Prompts that are here already must get through, even where no more shall come.
-        self.window.limit = max(1, self.limit)
-        self.window.kept = self._window_kept
+        self._fit()
         self._changed()
 
-    @property
-    def _window_kept(self) -> int:
-        return min(self.kept, max(1, self.limit) - 1)
+    def _fit(self) -> None:
+        """Let the window have the limit and the places that are kept.
+
+        Prompts that are here already must get through, even where no more shall come.
+        """
+        self._places = self.limit, self.kept
+        self.window.limit = max(1, self.limit)
+        self.window.kept = min(self.kept, self.window.limit - 1)
 
     def _changed(self) -> None:
         self.on_change()

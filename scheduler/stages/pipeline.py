@@ -31,6 +31,7 @@ UNBOUNDED = 100_000
 """More than a process may run (`max_running`), so that such a stage only counts."""
 
 OTHERS_EVERY = 8
+"""Of so many places that come free in a stage, one goes to who is not urgent first."""
 
 _STAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 

@@ -15,19 +15,16 @@ from tests.engines.conftest import LlamaServer
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
 
+def route_to(server: LlamaServer, *settings: str) -> str:
+    """The route `chat` on the server; `settings` of its endpoint in TOML."""
+    lines = ["[routes.chat]", "[[routes.chat.endpoints]]", 'backend = "llama_cpp"', 'model = "tiny"']
+    return "\n".join([*lines, f'base_url = "{server.base_url}"', *settings])
+
+
 @pytest.fixture
 def worker(valkey_url: str, llama_server: LlamaServer, start_worker: StartWorker) -> str:  # noqa: F811
     """A worker process with the route `chat` on the server; its Redis URL."""
-    start_worker(
-        valkey_url,
-        toml=f"""
-            [routes.chat]
-            [[routes.chat.endpoints]]
-            backend = "llama_cpp"
-            base_url = "{llama_server.base_url}"
-            model = "tiny"
-        """,
-    )
+    start_worker(valkey_url, toml=route_to(llama_server))
     return valkey_url
 
 
@@ -81,15 +78,7 @@ async def test_a_critical_prompt_is_answered_while_others_keep_all_other_slots_b
     llama_server: LlamaServer,
     start_worker: StartWorker,  # noqa: F811
 ) -> None:
-    toml = f"""
-        [routes.chat]
-        [[routes.chat.endpoints]]
-        backend = "llama_cpp"
-        base_url = "{llama_server.base_url}"
-        model = "tiny"
-        reserved = 1
-    """
-    await asyncio.to_thread(start_worker, valkey_url, toml=toml)
+    await asyncio.to_thread(start_worker, valkey_url, toml=route_to(llama_server, "reserved = 1"))
     endless = PromptRequest(prompt="go on and on", model="chat", priority=7, params={"max_tokens": 30_000})
     async with AsyncClient(valkey_url) as client:
         bulk = [job for job in await client.enqueue_many([endless] * 6) if isinstance(job, Job)]
