@@ -16,6 +16,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.connection import HiredisRespSerializer
 
 from scheduler.errors import (
     ConfigError,
@@ -78,7 +79,7 @@ def connection_pool(url: str, *, retries: int) -> ConnectionPool:
     }
     if is_sentinel(url):
         try:
-            return SentinelUrl.parse(url).pool(**options)
+            return _packing_in_c(SentinelUrl.parse(url).pool(**options))
         except ValueError as error:
             raise ConfigError(f"redis_url: {mask(url)} {error}") from None
     try:
@@ -86,7 +87,24 @@ def connection_pool(url: str, *, retries: int) -> ConnectionPool:
     except (ValueError, AttributeError):
         raise unusable(url) from None
     pool.retries = retries
+    return _packing_in_c(pool)
+
+
+def _packing_in_c(pool: ConnectionPool) -> ConnectionPool:
+    """Let hiredis put the commands together, as redis-py does without asyncio: a tenth of the time."""
+    fast: type[AbstractConnection] = type(
+        pool.connection_class.__name__, (_Packing, pool.connection_class), {}
+    )
+    pool.connection_class = fast
     return pool
+
+
+class _Packing(AbstractConnection):
+    _serializer = HiredisRespSerializer()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        packed: list[bytes] = self._serializer.pack(*args)
+        return packed
 
 
 class _Pool(ConnectionPool):

@@ -7,6 +7,7 @@ applications that know arq. Prompts do not pass through arq's queue: the engine 
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import logging
 import os
@@ -248,6 +249,7 @@ class _Host:
             await self.on_shutdown(context)
             os._exit(2 if isinstance(error, ConfigError) else 1)
         await self._reloader.start()
+        _collect_garbage_less_often()
         self._take_signals(asyncio.current_task())
         if _arq_option("burst"):
             await self._engine.run_until_drained()
@@ -353,6 +355,15 @@ def _set_event_loop() -> None:
         asyncio.set_event_loop(asyncio.new_event_loop())
     else:
         asyncio.set_event_loop(uvloop.new_event_loop())
+
+
+def _collect_garbage_less_often() -> None:
+    """Python's collector takes a quarter of the time of a busy worker process with its usual thresholds.
+
+    Jobs come and go by the thousand and leave hardly a cycle behind; what has been imported stays.
+    """
+    gc.freeze()
+    gc.set_threshold(25_000, 20, 20)
 
 
 def _show_logs() -> None:

@@ -145,7 +145,8 @@ class Batcher:
     def _new_member(
         self, generation: Generation, deliver: Deliver, tokens: int, expires_at: float | None
     ) -> Member:
-        self._loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
         self._arrivals += 1
         now = self._clock()
         return Member(
@@ -173,7 +174,7 @@ class Batcher:
 
     def _wake(self) -> None:
         """Decide in the next turn of the event loop, so that members that arrive together go together."""
-        if self._turn is None and self._loop is not None and self._has_room:
+        if self._groups and self._turn is None and self._loop is not None and self._has_room:
             self._turn = self._loop.call_soon(self._decide)
 
     @property

@@ -84,6 +84,7 @@ class AsyncClient:
         self._subscriptions: Subscriptions | None = None
         self._replays: Replays | None = None
         self._routes: dict[str, tuple[str, bool]] = {}
+        self._own_routes: dict[str, tuple[str, bool]] = {}
         self._routes_read_at = -math.inf
         self._connecting = asyncio.Lock()
         # Made anew by each connect, for the event loop that it runs in.
@@ -225,7 +226,8 @@ class AsyncClient:
             if prompt is not None and "prompt" in fields:
                 raise InvalidRequest("prompt: is given twice; leave out one of them", field="prompt")
             request = PromptRequest.parse(**({} if prompt is None else {"prompt": prompt}), **fields)
-        outcome = (await self.enqueue_many([request]))[0]
+        made = await self._new_job(request)
+        outcome = made if isinstance(made, SchedulerError) else (await self._enqueue_chunk({0: made}))[0]
         if isinstance(outcome, SchedulerError):
             raise outcome
         return outcome
@@ -241,6 +243,26 @@ class AsyncClient:
         requests = list(requests)
         _refuse_others(requests)
         outcomes: dict[int, Job | SchedulerError] = {}
+        on_its_way: asyncio.Task[dict[int, Job | SchedulerError]] | None = None
+        try:
+            async for chunk in self._chunks(requests, outcomes):
+                # Chunks go in order; while one is on its way the next is made.
+                if on_its_way is not None:
+                    outcomes |= await on_its_way
+                on_its_way = asyncio.create_task(self._enqueue_chunk(chunk))
+                await asyncio.sleep(0)
+            if on_its_way is not None:
+                outcomes |= await on_its_way
+        finally:
+            if on_its_way is not None and not on_its_way.done():
+                on_its_way.cancel()
+                await asyncio.wait([on_its_way])
+        return [outcomes[at] for at in range(len(requests))]
+
+    async def _chunks(
+        self, requests: list[PromptRequest], outcomes: dict[int, Job | SchedulerError]
+    ) -> AsyncIterator[dict[int, NewJob]]:
+        """The jobs by their places, as many as share a call; what cannot be one goes into `outcomes`."""
         chunk: dict[int, NewJob] = {}
         size = 0
         for at, request in enumerate(requests):
@@ -249,13 +271,12 @@ class AsyncClient:
                 outcomes[at] = made
                 continue
             if len(chunk) == ENQUEUE_CHUNK or (chunk and size + len(made.payload) > MAX_CHUNK_BYTES):
-                outcomes |= await self._enqueue_chunk(chunk)
+                yield chunk
                 chunk, size = {}, 0
             chunk[at] = made
             size += len(made.payload)
         if chunk:
-            outcomes |= await self._enqueue_chunk(chunk)
-        return [outcomes[at] for at in range(len(requests))]
+            yield chunk
 
     async def _enqueue_chunk(self, jobs: dict[int, NewJob]) -> dict[int, Job | SchedulerError]:
         outcomes: dict[int, Job | SchedulerError] = {}
@@ -318,8 +339,11 @@ class AsyncClient:
             await self._read_routes()
         if model in self._routes:
             return self._routes[model]
+        if model in self._own_routes:
+            return self._own_routes[model]
         if own := self.settings.routes.get(model):
-            return own.revision, own.uses_metadata
+            self._own_routes[model] = (own.revision, own.uses_metadata)
+            return self._own_routes[model]
         names = ", ".join(sorted({*self._routes, *self.settings.routes}))
         raise UnknownModel(
             f"model: no route {model!r}; there are: {names}. "

@@ -34,6 +34,7 @@ STORED_FIELDS = frozenset(
 )
 """What the worker process needs of a request; the rest is in the job's record."""
 
+_PLAIN = frozenset({"prompt"})
 # Where a user may put any JSON.
 _FREE_FORM = ("messages", "tools", "tool_choice", "response_format", "extra_body", "metadata")
 # What changes nothing about the answer.
@@ -89,8 +90,11 @@ def content_hash(model: str, fields: dict[str, Any], *, uses_metadata: bool) -> 
 
 
 def _fields(request: PromptRequest) -> dict[str, Any]:
+    stored = STORED_FIELDS & request.model_fields_set
+    if stored == _PLAIN:  # the most of them, and pydantic takes its time
+        return {"prompt": request.prompt}
     try:
-        return request.model_dump(include=set(STORED_FIELDS), exclude_defaults=True)
+        return request.model_dump(include=set(stored), exclude_defaults=True)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
 

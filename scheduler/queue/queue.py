@@ -282,17 +282,9 @@ class PromptQueue:
     def _finish(endings: Sequence[Ending]) -> Call:
         args: list[Argument] = []
         for one in endings:
-            args += (
-                one.job_id,
-                one.token,
-                one.state.value,
-                one.seq,
-                one.event,
-                one.result,
-                one.reason,
-                one.error,
-            )
-            args += (one.result_ttl_ms, _optional(one.used_tokens))
+            args += (one.job_id, one.token, one.state.value, one.first_seq, len(one.events))
+            args += one.events
+            args += (one.head, one.value, one.reason, one.result_ttl_ms, _optional(one.used_tokens))
         return "finish", args
 
     async def cancel(self, job_id: str, ticket: str | None = None) -> CancelReply:
@@ -430,7 +422,7 @@ def _outcome(reply: list[Any]) -> EnqueueOutcome:
             return Enqueued(reply[1].decode(), deduplicated=kind == b"joined")
 
 
-def _claimed(row: list[bytes]) -> ClaimedJob:
+def _claimed(row: list[Any]) -> ClaimedJob:
     (
         job_id,
         token,
@@ -448,18 +440,18 @@ def _claimed(row: list[bytes]) -> ClaimedJob:
         payload,
     ) = row
     return ClaimedJob(
-        id=job_id.decode(),
-        token=int(token),
-        attempt=int(attempt),
-        failures=int(failures),
-        max_attempts=_number(attempts),
-        priority=int(priority),
-        lane=lane.decode(),
-        tenant=tenant.decode(),
-        waited_ms=int(waited),
-        remaining_ms=_number(remaining),
-        result_ttl_ms=_number(ttl),
-        payload=payload,
-        endpoint=endpoint.decode(),
-        suspect=bool(suspect),
+        job_id.decode(),
+        token,
+        attempt,
+        failures,
+        attempts,
+        priority,
+        lane.decode(),
+        tenant.decode(),
+        waited,
+        remaining,
+        ttl,
+        payload,
+        endpoint.decode(),
+        bool(suspect),
     )

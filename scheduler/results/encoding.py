@@ -44,17 +44,17 @@ class EventEncoder:
             orjson.dumps(delay_ms / 1000),
         )
 
-    def done(self, seq: int, result: bytes) -> bytes:
-        """A `Done` event; `result` is the JSON of a `JobResult`."""
-        return b'%s%d","type":"done%s,"result":%s}' % (self._head, seq, self._tail, result)
+    def done(self, seq: int) -> bytes:
+        """A `Done` event up to its result, the JSON of a `JobResult`; a brace comes after it."""
+        return b'%s%d","type":"done%s,"result":' % (self._head, seq, self._tail)
 
-    def failed(self, seq: int, error: bytes) -> bytes:
-        """A `Failed` event; `error` is the JSON of a `JobError`."""
-        return b'%s%d","type":"failed%s,"error":%s}' % (self._head, seq, self._tail, error)
+    def failed(self, seq: int) -> bytes:
+        """A `Failed` event up to its error, the JSON of a `JobError`; a brace comes after it."""
+        return b'%s%d","type":"failed%s,"error":' % (self._head, seq, self._tail)
 
     def expired(self, seq: int) -> bytes:
-        """An `Expired` event."""
-        return b'%s%d","type":"expired%s,"reason":"deadline"}' % (self._head, seq, self._tail)
+        """An `Expired` event but for its last brace."""
+        return b'%s%d","type":"expired%s,"reason":"deadline"' % (self._head, seq, self._tail)
 
 
 def encode(value: Any) -> bytes:

@@ -100,20 +100,18 @@ class JobWriter:
     def done(self, result: bytes) -> None:
         """The job is done; `result` is the JSON of its `JobResult`."""
         if self.end is None:
-            seq = self._close()
-            self._end(JobState.DONE, seq, self._encode.done(seq, result), result=result)
+            self._end(JobState.DONE, self._encode.done(self._close()), result)
 
     def failed(self, code: str, message: str) -> None:
         """The job has failed for good."""
         if self.end is None:
-            error, seq = encode_error(code, message), self._close()
-            self._end(JobState.FAILED, seq, self._encode.failed(seq, error), reason=code, error=error)
+            error = encode_error(code, message)
+            self._end(JobState.FAILED, self._encode.failed(self._close()), error, reason=code)
 
     def expired(self) -> None:
         """The job's deadline has passed."""
         if self.end is None:
-            seq = self._close()
-            self._end(JobState.EXPIRED, seq, self._encode.expired(seq), reason="deadline")
+            self._end(JobState.EXPIRED, self._encode.expired(self._close()), reason="deadline")
 
     def retry(self, code: str, message: str, *, delay_ms: int, counts: bool) -> None:
         """The job goes back to its lane, after `delay_ms`; `counts`: the attempt was a failure."""
@@ -126,16 +124,21 @@ class JobWriter:
             self._writer.wake(self)
 
     def take(self) -> Publication | None:
-        """The events to be written now; `end` goes after them."""
-        self._gather()
+        """The events to be written now; `end` goes after them, and has some itself."""
         publication = None
+        if self.end is None:
+            self._gather()
         if self._events:
-            publication = Publication(self.job.id, self.job.token, self.first_seq, tuple(self._events))
-            self.first_seq += len(self._events)
-            self._events.clear()
+            publication = Publication(self.job.id, self.job.token, *self._take_events())
         self._writer.pending_bytes -= self.bytes
         self.bytes = 0
         return publication
+
+    def _take_events(self) -> tuple[int, tuple[bytes, ...]]:
+        first_seq, events = self.first_seq, tuple(self._events)
+        self.first_seq += len(events)
+        self._events.clear()
+        return first_seq, events
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -164,22 +167,15 @@ class JobWriter:
         self._gather()
         return self._next_seq()
 
-    def _end(self, state: JobState, seq: int, event: bytes, *, result: bytes = b"", **why: Any) -> None:
-        ttl_ms = self.job.result_ttl_ms or self._writer.result_ttl_ms
+    def _end(self, state: JobState, head: bytes, value: bytes = b"", *, reason: str = "") -> None:
         job = self.job
+        first_seq, events = self._take_events()
+        ttl_ms = job.result_ttl_ms or self._writer.result_ttl_ms
         self.end = Ending(
-            job.id,
-            job.token,
-            state,
-            seq,
-            event,
-            result,
-            result_ttl_ms=ttl_ms,
-            used_tokens=self.used_tokens,
-            **why,
+            job.id, job.token, state, first_seq, events, head, value, reason, ttl_ms, self.used_tokens
         )
-        self.bytes += len(event) + len(result)
-        self._writer.pending_bytes += len(event) + len(result)
+        self.bytes += len(value)
+        self._writer.pending_bytes += len(value)
         self._writer.wake(self)
 
 
@@ -373,7 +369,7 @@ class EventWriter:
     def _settle(self, batch: _Batch, refused: frozenset[tuple[str, int]]) -> None:
         ended = {end.token for ends in (batch.returns, batch.endings) for end in ends}
         for job in batch.jobs:
-            if (job.job.id, job.job.token) in refused:
+            if refused and (job.job.id, job.job.token) in refused:
                 self._refuse(job)
             elif job.job.token in ended:
                 self._tell(self._on_ended, job)

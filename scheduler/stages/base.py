@@ -73,21 +73,24 @@ class PromptContext:
             text = answer_filter.feed(text) if text else text
         for answer_filter in self.reasoning_filters:
             reasoning = answer_filter.feed(reasoning) if reasoning else reasoning
-        self._pass_on(text, reasoning, piece)
+        if text is not piece.text or reasoning is not piece.reasoning:
+            piece = Piece(piece.member, text, reasoning, piece.tool_calls)
+        self._pass_on(piece)
 
     def flush(self) -> None:
         """The answer has ended: let the filters give out what they held back."""
-        self._pass_on(_flush(self.filters), _flush(self.reasoning_filters), Piece(member=0))
+        self._pass_on(Piece(0, _flush(self.filters), _flush(self.reasoning_filters)))
 
-    def _pass_on(self, text: str, reasoning: str, piece: Piece) -> None:
+    def _pass_on(self, piece: Piece) -> None:
+        _, text, reasoning, tool_calls = piece
         if text:
             self.texts.append(text)
         if reasoning:
             self.reasonings.append(reasoning)
-        if piece.tool_calls:
-            self.tool_calls.extend(piece.tool_calls)
-        if self.sink and (text or reasoning or piece.tool_calls):
-            self.sink(Piece(piece.member, text, reasoning, piece.tool_calls))
+        if tool_calls:
+            self.tool_calls.extend(tool_calls)
+        if self.sink and (text or reasoning or tool_calls):
+            self.sink(piece)
 
 
 def _flush(filters: list[AnswerFilter]) -> str:

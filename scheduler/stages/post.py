@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from scheduler.settings import PostSettings
@@ -119,7 +118,7 @@ class PostStage:
             context.flush()
         if context.stopped:
             completed = context.completed or Completed(member=0, finish_reason="stop")
-            context.completed = replace(completed, finish_reason="stop")
+            context.completed = completed._replace(finish_reason="stop")
 
 
 def _stops(params: Mapping[str, Any], request: Mapping[str, Any]) -> Sequence[str]:

@@ -15,6 +15,7 @@ import redis.asyncio
 from scheduler import admin
 from scheduler.model import JobState
 from scheduler.queue.queue import PromptQueue
+from scheduler.queue.records import START
 from tests.chaos.arena import Arena, SentinelSet
 from tests.chaos.load import KINDS
 
@@ -179,15 +180,26 @@ async def _read(
     async with queue.redis.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
             pipe.hgetall(queue.keys.of("record", job_id))
-            pipe.xrange(queue.keys.of("stream", job_id))
-        replies = iter(await pipe.execute())
+        records = await pipe.execute()
     return [
         (
             {name.decode(): value.decode() for name, value in record.items()},
-            [orjson.loads(fields[b"e"]) for _, fields in entries],
+            await _events(queue, job_id),
         )
-        for record, entries in zip(replies, replies, strict=True)
+        for job_id, record in zip(job_ids, records, strict=True)
     ]
+
+
+async def _events(queue: PromptQueue, job_id: str) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    after = START
+    while replay := await queue.replay(job_id, after):
+        events += map(orjson.loads, replay.events)
+        if not replay.more:
+            break
+        token, _, seq = events[-1]["id"].partition("-")
+        after = (int(token), int(seq))
+    return events
 
 
 async def _judge_leftovers(queue: PromptQueue, verdict: Verdict) -> None:

@@ -131,7 +131,9 @@ async def live_request_that_would_go(q: QueueDriver) -> str:
 
 @breaks("no_expiry")
 async def stream_that_stays(q: QueueDriver) -> str:
-    await q.finish(await q.running("a"))
+    job = await q.running("a")
+    await q.publish(job, "x")
+    await q.finish(job, seq=2)
     await q.redis.persist(q.queue.keys.of("stream", "a"))
     return q.queue.keys.of("stream", "a")
 

@@ -466,7 +466,9 @@ class QueueContract(OnQueue):
 
     async def test_the_answer_is_kept_as_long_as_its_window(self, q: QueueDriver) -> None:
         await q.configure(dedup_ttl_ms=60_000)
-        await q.finish(await q.running("a", key="K", dedup=DedupMode.WINDOW), result_ttl_ms=1000)
+        job = await q.running("a", key="K", dedup=DedupMode.WINDOW)
+        await q.publish(job, "x")
+        await q.finish(job, seq=2, result_ttl_ms=1000)
         for kind in ("record", "result", "stream"):
             assert await q.redis.pttl(q.queue.keys.of(kind, "a")) > 50_000, kind
 
@@ -942,10 +944,35 @@ class QueueContract(OnQueue):
     async def test_finishing_stores_the_result_and_the_terminal_event(self, q: QueueDriver) -> None:
         job = await q.running("a")
         await q.publish(job, "Hel", "lo")
-        assert await q.finish(job, seq=3, result=b'{"text":"Hello"}')
+        assert await q.finish(job, seq=3, value=b'{"text":"Hello"}')
         assert await q.redis.get(q.queue.keys.of("result", "a")) == b'{"text":"Hello"}'
         assert await q.event_types("a") == ["queued", "delta", "delta", "done"]
         assert (await q.replay("a")).last == (job.token, 3)
+
+    async def test_an_end_takes_the_events_along_that_are_left(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        left = tuple(event("delta", job, seq, text=text) for seq, text in ((2, "l"), (3, "o")))
+        await q.publish(job, "Hel")
+        assert await q.finish(job, seq=4, events=left)
+        assert await q.event_types("a") == ["queued", "delta", "delta", "delta", "done"]
+        assert await q.finish(job, seq=4, events=left)
+        assert len(await q.events("a")) == 5
+
+    @pytest.mark.parametrize("state", [JobState.DONE, JobState.FAILED])
+    async def test_a_terminal_event_is_replayed_as_it_was_published(
+        self, q: QueueDriver, state: JobState
+    ) -> None:
+        job = await q.running("a.b_c:d-1")
+        async with q.redis.pubsub() as subscriber:
+            await subscriber.subscribe(q.queue.channel(job.id))
+            await q.publish(job, "x")
+            await q.finish(job, state, seq=2)
+            heard: list[bytes] = []
+            async with asyncio.timeout(10):
+                while len(heard) < 2:
+                    message = await subscriber.get_message(ignore_subscribe_messages=True, timeout=1.0)
+                    heard += [message["data"]] if message else []
+        assert (await q.replay(job.id)).events[1:] == tuple(heard)
 
     async def test_an_ended_job_is_kept_for_its_time_from_the_end(self, q: QueueDriver) -> None:
         job = await q.running("a")
@@ -957,7 +984,9 @@ class QueueContract(OnQueue):
 
     async def test_a_failed_job_is_kept_with_its_payload_among_the_dead(self, q: QueueDriver) -> None:
         await q.configure(dead_ttl_ms=90_000)
-        await q.finish(await q.running("a"), JobState.FAILED, result_ttl_ms=1000)
+        job = await q.running("a")
+        await q.publish(job, "x")
+        await q.finish(job, JobState.FAILED, seq=2, result_ttl_ms=1000)
         for kind in ("record", "payload", "stream"):
             assert 80_000 < await q.redis.pttl(q.queue.keys.of(kind, "a")) <= 90_000, kind
         assert await q.redis.zrange(q.queue.keys.fixed("dead"), 0, -1) == [b"a"]

@@ -17,7 +17,7 @@ from scheduler.queue.queue import PromptQueue
 from tests.contracts.queue_driver import LANE, QueueDriver, deltas, ending, new_job
 
 JOBS = 64
-COMMANDS = {"enqueue": 530, "claim": 213, "publish": 385, "finish": 899}
+COMMANDS = {"enqueue": 530, "claim": 213, "publish": 385, "finish": 646}
 """Of all the jobs. Two deltas each; a dedup key, which finish lets go of."""
 BYTES_A_JOB = {"enqueue": 175, "claim": 140, "publish": 200, "finish": 200}
 

@@ -54,10 +54,10 @@ class Bench:
         )
 
     async def finish(self) -> None:
-        event = self.encode.done(self.seq + 1, RESULT)
+        head = self.encode.done(self.seq + 1)
         job = self.job
         await self.queue.write(
-            endings=[Ending(job.id, job.token, JobState.DONE, self.seq + 1, event, RESULT)]
+            endings=[Ending(job.id, job.token, JobState.DONE, self.seq + 1, (), head, RESULT)]
         )
 
     def read(self, *, resync_s: float = 60.0) -> AsyncIterator[Event]:

@@ -38,7 +38,7 @@ async def fail(q: QueueDriver, name: str, *, code: str = "engine", **fields: Any
     await q.enqueue(new_job(name, payload=orjson.dumps(REQUEST), **fields))
     job = await q.claim(lanes={fields.get("lane", LANE): 1})
     error = orjson.dumps({"code": code, "message": f"{name} failed"})
-    assert await q.finish(job, JobState.FAILED, error=error, reason=code)
+    assert await q.finish(job, JobState.FAILED, value=error, reason=code)
     await q.pass_ms(10)
 
 

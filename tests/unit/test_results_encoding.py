@@ -34,9 +34,9 @@ def test_events_come_back_as_they_went(
     )
     assert decode_event(encode.delta(seq, "", "", calls)) == Delta(**same, tool_calls=calls)
     assert decode_event(encode.retrying(seq, error_json, 1500)) == Retrying(**same, error=error, delay_s=1.5)
-    assert decode_event(encode.failed(seq, error_json)) == Failed(**same, error=error)
-    assert decode_event(encode.expired(seq)) == Expired(**same)
-    done = decode_event(encode.done(seq, orjson.dumps({"text": text})))
+    assert decode_event(encode.failed(seq) + error_json + b"}") == Failed(**same, error=error)
+    assert decode_event(encode.expired(seq) + b"}") == Expired(**same)
+    done = decode_event(encode.done(seq) + orjson.dumps({"text": text}) + b"}")
     assert isinstance(done, Done)
     assert done.result.text == text
 

@@ -87,7 +87,7 @@ def story(*texts: str, token: int = 7) -> list[bytes]:
     """All events of an attempt that ends well."""
     encode = EventEncoder("job", token, 1)
     deltas = [encode.delta(seq, text, "", []) for seq, text in enumerate(texts, 2)]
-    return [encode.started(1, "w"), *deltas, encode.done(len(texts) + 2, RESULT)]
+    return [encode.started(1, "w"), *deltas, encode.done(len(texts) + 2) + RESULT + b"}"]
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,8 @@ async def test_result_is_that_of_the_end() -> None:
 
 async def test_result_of_a_job_that_failed_says_why() -> None:
     room = Room()
-    room.write(EventEncoder("job", 7, 3).failed(1, encode_error("worker_timeout", "too slow")), heard=False)
+    failed = EventEncoder("job", 7, 3).failed(1) + encode_error("worker_timeout", "too slow") + b"}"
+    room.write(failed, heard=False)
     with pytest.raises(JobFailed, match="too slow") as raised:
         await read_result(room, cast("Subscriptions", room), "job")
     assert (raised.value.reason, raised.value.attempts) == ("worker_timeout", 3)

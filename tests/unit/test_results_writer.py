@@ -55,23 +55,23 @@ class ScriptedQueue:
         """Seq and type of all events of a token, in the order of writing; ends included."""
         found: list[tuple[int, str]] = []
         for publications, returns, endings in self.writes:
-            for publication in publications:
-                if publication.token == token:
-                    for at, event in enumerate(publication.events):
-                        found.append((publication.first_seq + at, decode_event(event).type))
-            ends: list[Return | Ending] = [*returns, *endings]
-            for end in ends:
-                if end.token == token:
-                    found.append((end.seq, decode_event(end.event).type))
+            events: list[Publication | Ending] = [*publications, *endings]
+            for one in events:
+                if one.token == token:
+                    for at, event in enumerate(one.events):
+                        found.append((one.first_seq + at, decode_event(event).type))
+            ends = [(end.token, end.seq, end.event) for end in returns]
+            ends += [(end.token, end.seq, end.head + end.value + b"}") for end in endings]
+            found += [(seq, decode_event(event).type) for owner, seq, event in ends if owner == token]
         return found
 
     def text(self, token: int = 1) -> str:
         return "".join(
             event.text
-            for publications, _, _ in self.writes
-            for publication in publications
-            if publication.token == token
-            for event in map(decode_event, publication.events)
+            for publications, _, endings in self.writes
+            for one in (*publications, *endings)
+            if one.token == token
+            for event in map(decode_event, one.events)
             if isinstance(event, Delta)
         )
 
@@ -365,7 +365,7 @@ async def test_a_batch_is_bounded_in_jobs_and_bytes(queue: ScriptedQueue, writer
     sizes = [len(endings) for _, _, endings in queue.writes]
     assert sum(sizes) == 604
     assert max(sizes) <= writer_module.BATCH_JOBS
-    big = [endings for _, _, endings in queue.writes if len(endings[0].result) > 1000]
+    big = [endings for _, _, endings in queue.writes if len(endings[0].value) > 1000]
     assert all(len(endings) <= 2 for endings in big)
 
 

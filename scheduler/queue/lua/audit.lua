@@ -98,7 +98,7 @@ end
 
 local function audit_job(id)
   if redis.call('EXISTS', record_key(id)) == 0 then return end -- it has gone since it was listed
-  local rec = read(id, 'q', 'u', unpack(ENDING))
+  local rec = read(id, { 'q', 'u', unpack(ENDING) })
   if not (sound(rec) and (ENDED[rec.s] or rec.q)) then
     if redis.call('PTTL', record_key(id)) == -1 and found('damaged', id) then
       local live = rec and LIVE[rec.s]
@@ -116,7 +116,7 @@ end
 local function audit_member(key, id)
   local score = score_in(key, id)
   if not score then return end
-  local rec = read(id, 's', 'p', 'l', 't', 'o', 'x', 'q')
+  local rec = read(id, { 's', 'p', 'l', 't', 'o', 'x', 'q' })
   local right
   if not rec then
     -- What has ended goes by itself; its listing is cleared a little later.
@@ -137,7 +137,7 @@ end
 local function audit_dedup(key)
   local owner = redis.pcall('GET', key)
   if type(owner) ~= 'string' or redis.call('PTTL', key) ~= -1 then return end
-  local rec = read(owner, 's', 'd', 't')
+  local rec = read(owner, { 's', 'd', 't' })
   if rec and LIVE[rec.s] and rec.d and dedup_key(rec.t, rec.d) == key then return end
   if found('dedup_without_owner', key) then redis.call('DEL', key) end
 end
@@ -169,9 +169,11 @@ for i = 2, #ARGV, 2 do
   elseif what == 'dedup' then audit_dedup(id)
   elseif what == 'lasting' then audit_lasting(id)
   else
+    save_ended()
     save_counts()
     audit_counts()
   end
 end
+save_ended()
 save_counts()
 return reply

@@ -11,7 +11,7 @@
 -- @include "lib/ending"
 
 local id, ticket = ARGV[1], ARGV[2]
-local rec = read(id, 's', 'r', unpack(ENDING))
+local rec = read(id, { 's', 'r', unpack(ENDING) })
 if not sound(rec) then return 'not_found' end
 if ENDED[rec.s] then return rec.s == 'cancelled' and rec.r == 'cancelled' and 'cancelled' or 'ended' end
 if ticket ~= '' then
@@ -20,5 +20,6 @@ if ticket ~= '' then
   if redis.call('HEXISTS', record_key(id), 'j') == 0 and ticket ~= id then return 'ticket_returned' end
 end
 end_job(id, rec, 'cancelled', 'cancelled')
+save_ended()
 save_counts()
 return 'cancelled'

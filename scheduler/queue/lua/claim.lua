@@ -8,8 +8,8 @@
 -- ARGV[6] 1 if the worker process runs no suspect and may take one, else 0
 -- ARGV[7…] lane, how many of it at most, how many of those places are kept for 8 and 9,
 --   '' or where its jobs may go: 'endpoint room kept outstanding weight endpoint …'; …
--- returns {more, {lane, ms, endpoints, …}, {id, token, attempt, failures, max_attempts or '', priority, lane, tenant, waited ms,
---   remaining ms or '', result ttl ms or '', suspect (1 or 0), endpoint or '', payload}, …}
+-- returns {more, {lane, ms, endpoints, …}, {id, token, attempt, failures, max_attempts or nil, priority, lane, tenant, waited ms,
+--   remaining ms or nil, result ttl ms or nil, suspect (1 or 0), endpoint or '', payload}, …}
 --   more: claimable work was left behind, 2: of priority 8 or 9, 1: below only, 0: none;
 --   lanes whose work was left for want of a permit, when one comes, and the endpoints that have none
 -- @include "lib/clock"
@@ -31,14 +31,13 @@ local MAX_HINDERED = 256
 local claim_id, worker = ARGV[1], ARGV[2]
 local lease_ms, limit, limit_kept = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
-local FIELDS = { 's', 'p', 'l', 't', 'q', 'x', 'n', 'f', 'a', 'g', 'd', 'm', 'j', 'k', 'v', 'o' }
 local suspects = tonumber(ARGV[6])
 
 local function entry(id, rec, token, endpoint, payload)
   return {
-    id, text(token), text(rec.n or 0), rec.f or '0', rec.a or '', rec.p, rec.l, rec.t or 'default',
-    text(math.max(0, now_ms - math.floor(tonumber(rec.q) / 1000))),
-    rec.x and text(tonumber(rec.x) - now_ms) or '', rec.g or '', is_suspect(rec) and 1 or 0, endpoint, payload,
+    id, token, tonumber(rec.n), tonumber(rec.f or 0), tonumber(rec.a or '') or false, tonumber(rec.p), rec.l,
+    rec.t or 'default', math.max(0, now_ms - math.floor(tonumber(rec.q) / 1000)),
+    rec.x and tonumber(rec.x) - now_ms or false, tonumber(rec.g or '') or false, is_suspect(rec) and 1 or 0, endpoint, payload,
   }
 end
 
@@ -48,7 +47,7 @@ local function repeated()
   if not before or string.sub(before, 1, #claim_id + 1) ~= claim_id .. '\n' then return nil end
   local reply = { 2, {} }
   for id, token, endpoint in string.gmatch(before, '\n(%S+) (%d+) ?(%S*)') do
-    local rec = read(id, unpack(FIELDS))
+    local rec = read_all(id)
     local payload = redis.call('GET', payload_key(id))
     if rec and rec.s == 'running' and rec.k == token and payload then
       reply[#reply + 1] = entry(id, rec, tonumber(token), endpoint, payload)
@@ -169,7 +168,7 @@ local function look_at(cursor)
     end
   end
   local job = { id = pick(cursor), lane = lane, place = cursor.place, p = cursor.p }
-  job.rec = read(job.id, unpack(FIELDS))
+  job.rec = read_all(job.id)
   job.hindrance = hindrance(job)
   if job.hindrance then
     hindered[#hindered + 1] = job
@@ -251,6 +250,7 @@ if #leases > 0 then
   redis.call('SET', claimed_key(worker), table.concat(remembered, '\n'), 'PX', REMEMBER_CLAIM_MS)
 end
 save_gates()
+save_ended()
 save_counts()
 for lane, urgency in pairs(left) do wake(lane, urgency == 2) end
 return reply

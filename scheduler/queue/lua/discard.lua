@@ -10,7 +10,7 @@
 
 local reply = {}
 for i, id in ipairs(ARGV) do
-  local rec = read(id, 's')
+  local rec = read(id, { 's' })
   reply[i] = rec and rec.s == 'failed' and 1 or 0
   if reply[i] == 1 then
     forget_dead(id)

@@ -56,7 +56,7 @@ local function newest_unrun(lane, p)
   local state = is_held(lane) and 'held' or 'waiting'
   local ids = redis.call('ZREVRANGE', level_key(lane, p), 0, SHED_LOOKS - 1, 'WITHSCORES')
   for i = 1, #ids, 2 do
-    local rec = read(ids[i], unpack(ENDING))
+    local rec = read(ids[i], ENDING)
     if sound(rec) and rec.s == state and place_of(rec) == lane and tonumber(rec.p) == p and not rec.n then
       return { id = ids[i], rec = rec, rank = tonumber(ids[i + 1]) }
     end
@@ -171,7 +171,7 @@ end
 local function settle(job)
   local owner = redis.pcall('GET', dedup_key(job.tenant, job.hash))
   if type(owner) ~= 'string' then return nil end
-  local rec = read(owner, 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g', 'e', 'o')
+  local rec = read(owner, { 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g', 'e', 'o' })
   if not sound(rec) then return nil end
   local live = not ENDED[rec.s]
   if job.mode == 'replace' then
@@ -250,7 +250,7 @@ end
 -- Where this very call has been made before and joined a job.
 local function joined_before(job)
   local id = redis.call('GET', alias_key(job.id))
-  local rec = id and read(id, 's', 'H', 'e')
+  local rec = id and read(id, { 's', 'H', 'e' })
   if not rec then return nil end
   return rec.s == 'done' and reused(id, rec.H, rec.e) or { 'joined', id }
 end
@@ -281,6 +281,7 @@ local replies = {}
 for i = 1, n_jobs do replies[i] = enqueue(2 + (i - 1) * 12) end
 if refused > 0 then add('t:refused', refused) end
 save_us()
+save_ended()
 save_counts()
 for lane in pairs(to_wake) do wake(lane) end
 pass_space_on()

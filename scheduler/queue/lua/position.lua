@@ -6,7 +6,7 @@
 -- returns the number, -1 for a job that neither waits nor is held, -2 for an unknown one
 -- @include "lib/record"
 
-local rec = read(ARGV[1], 's', 'p', 'l', 't', 'q', 'o')
+local rec = read(ARGV[1], { 's', 'p', 'l', 't', 'q', 'o' })
 if not sound(rec) or not rec.q then return -2 end
 if rec.s ~= 'waiting' and rec.s ~= 'held' then return -1 end
 local lane = place_of(rec)

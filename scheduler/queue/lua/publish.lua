@@ -19,7 +19,7 @@ local replies = {}
 local i = 1
 while i <= #ARGV do
   local id, token, first, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
-  local rec = read(id, 's', 'k')
+  local rec = read(id, { 's', 'k' })
   local accepted = rec and rec.k == token
   if accepted and rec.s == 'running' then
     for k = 0, n - 1 do emit(id, token, first + k, ARGV[i + 4 + k]) end

@@ -16,7 +16,7 @@ local purged = 0
 
 local function purge_level(place, p)
   for _, id in ipairs(redis.call('ZREVRANGE', level_key(place, p), 0, limit - purged - 1)) do
-    local rec = read(id, unpack(ENDING))
+    local rec = read(id, ENDING)
     local state = is_held(place) and 'held' or 'waiting'
     if sound(rec) and rec.s == state and place_of(rec) == place and tonumber(rec.p) == p then
       end_job(id, rec, 'cancelled', 'purged')
@@ -40,5 +40,6 @@ for p = 0, 9 do
     end
   end
 end
+save_ended()
 save_counts()
 return purged

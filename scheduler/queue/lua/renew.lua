@@ -12,7 +12,7 @@ local lease_end = text(now_ms + lease_ms)
 local replies = {}
 for i = 4, #ARGV, 2 do
   local id = ARGV[i]
-  local rec = read(id, 's', 'k', 'x')
+  local rec = read(id, { 's', 'k', 'x' })
   if rec and rec.s == 'running' and rec.k == ARGV[i + 1] then
     redis.call('ZADD', leases_key, lease_end, id)
     redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS)

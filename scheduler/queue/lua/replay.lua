@@ -8,7 +8,7 @@
 -- @include "lib/event"
 
 local id, after_token, after_seq, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local rec = read(id, 's', 'k', 'n', 'z', 'r', 'i')
+local rec = read(id, { 's', 'k', 'n', 'z', 'r', 'i' })
 if not rec or not (LIVE[rec.s] or ENDED[rec.s]) then return {} end
 
 local stream = stream_key(id)

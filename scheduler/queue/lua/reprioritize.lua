@@ -10,7 +10,7 @@
 -- @include "lib/wake"
 
 local id, priority = ARGV[1], tonumber(ARGV[2])
-local rec = read(id, 's', 'p', 'l', 't', 'q', 'o', 'y')
+local rec = read(id, { 's', 'p', 'l', 't', 'q', 'o', 'y' })
 if not sound(rec) then return 'not_found' end
 if ENDED[rec.s] or tonumber(rec.p) == priority then return rec.s end
 if rec.s == 'waiting' or rec.s == 'held' then move_level(place_of(rec), rec.p, priority, id, tonumber(rec.q)) end

@@ -15,7 +15,7 @@
 -- @include "lib/ready"
 
 local id, request = ARGV[1], ARGV[2]
-local rec = read(id, 's', 'p', 'l', 't', 'd', 'r', 'n', 'k', 'y', 'q', 'b')
+local rec = read(id, { 's', 'p', 'l', 't', 'd', 'r', 'n', 'k', 'y', 'q', 'b' })
 if not sound(rec) then return 'not_found' end
 if not ENDED[rec.s] or rec.s == 'done' then return rec.s end
 if redis.call('EXISTS', payload_key(id)) == 0 then return 'payload_lost' end

@@ -8,7 +8,7 @@
 -- @include "lib/limit"
 
 local id, endpoint = ARGV[1], ARGV[3]
-local rec = read(id, 's', 'k', 'v')
+local rec = read(id, { 's', 'k', 'v' })
 if not rec or rec.s ~= 'running' or rec.k ~= ARGV[2] then return -1 end
 if rec.v == endpoint then return 0 end
 local gate = endpoint_gate(endpoint)

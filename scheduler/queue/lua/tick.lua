@@ -48,7 +48,7 @@ local function due(key) return redis.call('ZRANGEBYSCORE', key, '-inf', text(now
 local function promote()
   local ids = due(delayed_key)
   for _, id in ipairs(ids) do
-    local rec = read(id, 's', 'q', unpack(ENDING))
+    local rec = read(id, { 's', 'q', unpack(ENDING) })
     redis.call('ZREM', delayed_key, id)
     if sound(rec) and rec.q and rec.s == 'delayed' then
       redis.call('HDEL', record_key(id), 'u')
@@ -114,11 +114,11 @@ local function reap()
   if now_ms < reap_after then return 0 end
   local ids = due(leases_key)
   for _, id in ipairs(ids) do
-    local rec = read(id, 's', 'q', 'w', 'y', unpack(ENDING))
+    local rec = read(id, { 's', 'q', 'w', 'y', unpack(ENDING) })
     redis.call('ZREM', leases_key, id)
     if sound(rec) and rec.q and rec.s == 'running' then
       lose(id, rec)
-    else
+    elseif not (sound(rec) and ENDED[rec.s]) then
       set_aside(id, rec, 'running')
     end
   end
@@ -128,7 +128,7 @@ end
 local function expire()
   local ids = due(deadlines_key)
   for _, id in ipairs(ids) do
-    local rec = read(id, unpack(ENDING))
+    local rec = read(id, ENDING)
     redis.call('ZREM', deadlines_key, id)
     if sound(rec) and rec.s ~= 'running' and not ENDED[rec.s] then end_job(id, rec, 'expired', 'deadline') end
   end
@@ -138,7 +138,7 @@ end
 -- The class and rank of the last job that was released of a held lane, while it waits for a worker process.
 local function last_released(held)
   local id = redis.call('HGET', released_key, held)
-  local rec = id and read(id, 's', 'p', 'l', 'q')
+  local rec = id and read(id, { 's', 'p', 'l', 'q' })
   if not (sound(rec) and rec.q and rec.s == 'waiting') then return nil end
   local p = tonumber(rec.p)
   local class, bonus = order_of(p)
@@ -146,7 +146,7 @@ local function last_released(held)
 end
 
 local function release_job(id, held)
-  local rec = read(id, 's', 'q', unpack(ENDING))
+  local rec = read(id, { 's', 'q', unpack(ENDING) })
   if sound(rec) and rec.q and rec.s == 'held' and place_of(rec) == held then
     redis.call('HSET', record_key(id), 's', 'waiting')
     rec.s = 'waiting'
@@ -271,6 +271,7 @@ end
 
 local promoted, reaped, expired, released = promote(), reap(), expire(), release()
 local retained = forget()
+save_ended()
 save_counts()
 if now_ms - tonumber(meta[3] or 0) >= mend_ms then
   mend()

@@ -1,5 +1,5 @@
 -- Redis' clock, and numbers as text that keeps all digits (tostring and .. round to 14).
-local function text(number) return string.format('%.0f', number) end
+local function text(number) return string.format('%d', number) end
 
 local clock = redis.call('TIME')
 local now_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2])

@@ -12,19 +12,34 @@ local function release_dedup(id, rec, state, window_ms)
   end
 end
 
+-- What is the same for all jobs that a script ends goes in one command, by save_ended(): key -> score, job, score, job, …;
+-- and the keys of payloads that nobody needs any more.
+local ended, spent = {}, {}
+
+local function save_ended()
+  for key, members in pairs(ended) do redis.call('ZADD', key, unpack(members)) end
+  if #spent > 0 then redis.call('UNLINK', unpack(spent)) end
+  ended, spent = {}, {}
+end
+
 -- Keep what belongs to an ended job for keep_ms; its stream is copied once, which packs it tightly.
 local function retain(id, rec, state, keep_ms)
   local stream = stream_key(id)
-  if redis.call('COPY', stream, packed_key, 'REPLACE') == 1 then redis.call('RENAME', packed_key, stream) end
-  redis.call('PEXPIRE', stream, keep_ms)
+  if redis.call('COPY', stream, packed_key, 'REPLACE') == 1 then
+    redis.call('RENAME', packed_key, stream)
+    redis.call('PEXPIRE', stream, keep_ms)
+  end
   redis.call('PEXPIRE', record_key(id), keep_ms)
   if rec.j then redis.call('PEXPIRE', tickets_key(id), keep_ms) end
   if state == 'done' then
-    redis.call('UNLINK', payload_key(id))
+    spent[#spent + 1] = payload_key(id)
   else
     redis.call('PEXPIRE', payload_key(id), keep_ms)
   end
-  redis.call('ZADD', state == 'failed' and dead_key or finished_key, text(now_ms + keep_ms), id)
+  local key = state == 'failed' and dead_key or finished_key
+  local members = ended[key] or {}
+  ended[key] = members
+  members[#members + 1], members[#members + 2] = text(now_ms + keep_ms), id
 end
 
 -- Take a live job from where it stands.
@@ -48,7 +63,7 @@ local ENDING = { 's', 'p', 'l', 't', 'x', 'n', 'd', 'm', 'j', 'k', 'g', 'o' }
 local function close(id, rec, state, reason, error)
   local token = next_token()
   local rest = error and ',"error":' .. error or ',"reason":' .. cjson.encode(reason)
-  emit(id, text(token), 1, event_json(id, token, 1, state, rec.n, rest))
+  tell(channel_key(id), event_json(id, token, 1, state, rec.n, rest))
   redis.call('HSET', record_key(id), 's', state, 'e', text(now_ms), 'r', reason, 'k', text(token), 'z', 1)
   if error then redis.call('HSET', record_key(id), 'i', error) end
   local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms')

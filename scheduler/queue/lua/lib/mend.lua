@@ -38,7 +38,7 @@ local function reckon()
   local delayed = redis.call('ZRANGE', delayed_key, 0, DELAYED_COUNTED)
   if #delayed > DELAYED_COUNTED then return { n = counts.n }, bits end
   for _, id in ipairs(delayed) do
-    local rec = read(id, 'l')
+    local rec = read(id, { 'l' })
     if rec and rec.l then counts['n:' .. rec.l] = (counts['n:' .. rec.l] or 0) + 1 end
   end
   return counts, bits

@@ -7,12 +7,20 @@
 --   e ended, ms   r reason   i error, JSON   z seq of the terminal event   y history, JSON without its brackets
 
 -- The named fields of a job, or nil where there is no record that can be read.
-local function read(id, ...)
-  local names = {...}
-  local values = redis.pcall('HMGET', record_key(id), ...)
+local function read(id, names)
+  local values = redis.pcall('HMGET', record_key(id), unpack(names))
   if values.err or not values[1] then return nil end
   local rec = {}
-  for i, name in ipairs(names) do rec[name] = values[i] or nil end
+  for i = 1, #names do rec[names[i]] = values[i] or nil end
+  return rec
+end
+
+-- All fields of a job: less work than naming many, most of which are not there.
+local function read_all(id)
+  local flat = redis.pcall('HGETALL', record_key(id))
+  if flat.err or #flat == 0 then return nil end
+  local rec = {}
+  for i = 1, #flat, 2 do rec[flat[i]] = flat[i + 1] end
   return rec
 end
 
@@ -47,8 +55,8 @@ local NUMBERS = { 'q', 'x', 'u', 'n', 'f', 'o', 'a', 'g', 'k' }
 local function sound(rec)
   if not (rec and rec.l and (LIVE[rec.s] or ENDED[rec.s])) then return false end
   if not (rec.p and string.find(rec.p, '^%d$')) then return false end
-  for _, name in ipairs(NUMBERS) do
-    local value = rec[name]
+  for i = 1, #NUMBERS do
+    local value = rec[NUMBERS[i]]
     if value and (#value > 16 or not string.find(value, '^%d+$')) then return false end
   end
   return true
