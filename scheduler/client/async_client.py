@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from scheduler.client.job import Job
 from scheduler.client.submission import new_job
+from scheduler.coalescer import MAX_BYTES, Coalescer
 from scheduler.connection import check_server, open_redis, translated
 from scheduler.embedded import EmbeddedServer
 from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError, UnknownModel
@@ -35,7 +36,7 @@ ROUTES_RECENT_S = 0.25
 MAX_COMMANDS = 32
 # Each wait for room in a full queue holds a connection as well; the others wait their turn.
 MAX_SPACE_WAITS = 4
-MAX_CHUNK_BYTES = 8 << 20
+BREATHE_EVERY = 16
 
 
 class RequestFields(TypedDict, total=False):
@@ -83,6 +84,7 @@ class AsyncClient:
         self._queue: PromptQueue | None = None
         self._subscriptions: Subscriptions | None = None
         self._replays: Replays | None = None
+        self._enqueues: Coalescer[NewJob, EnqueueOutcome] | None = None
         self._routes: dict[str, tuple[str, bool]] = {}
         self._own_routes: dict[str, tuple[str, bool]] = {}
         self._routes_read_at = -math.inf
@@ -151,6 +153,9 @@ class AsyncClient:
         queue = self._queue = PromptQueue(redis, self.settings.queue, script_flags=script_flags)
         self._subscriptions = Subscriptions(redis)
         self._replays = Replays(partial(self._replay_many, queue), queue.channel)
+        self._enqueues = Coalescer(
+            partial(self._enqueue_all, queue), chunk=ENQUEUE_CHUNK, size=lambda job: len(job.payload)
+        )
 
     def _check_usable(self) -> None:
         if self._queue is None:
@@ -167,7 +172,7 @@ class AsyncClient:
             self._check_usable()
         queue, self._queue = self._queue, None
         subscriptions, self._subscriptions = self._subscriptions, None
-        self._replays = None
+        self._replays = self._enqueues = None
         if subscriptions is not None:
             await subscriptions.aclose()
         if queue is not None and self._given is None:
@@ -196,6 +201,12 @@ class AsyncClient:
             raise not_connected()
         with translated(self.redis_url):
             yield replays, subscriptions
+
+    async def _enqueue_all(self, queue: PromptQueue, jobs: Sequence[NewJob]) -> Sequence[EnqueueOutcome]:
+        async with self.commands() as current:
+            if current is not queue:
+                raise not_connected()
+            return await queue.enqueue(jobs)
 
     async def _replay_many(
         self, queue: PromptQueue, wanted: Sequence[tuple[str, Cursor]]
@@ -250,7 +261,6 @@ class AsyncClient:
                 if on_its_way is not None:
                     outcomes |= await on_its_way
                 on_its_way = asyncio.create_task(self._enqueue_chunk(chunk))
-                await asyncio.sleep(0)
             if on_its_way is not None:
                 outcomes |= await on_its_way
         finally:
@@ -266,11 +276,13 @@ class AsyncClient:
         chunk: dict[int, NewJob] = {}
         size = 0
         for at, request in enumerate(requests):
+            if at % BREATHE_EVERY == 0:
+                await asyncio.sleep(0)  # so that the chunk before gets away, and others their turn
             made = await self._new_job(request)
             if isinstance(made, InvalidRequest):
                 outcomes[at] = made
                 continue
-            if len(chunk) == ENQUEUE_CHUNK or (chunk and size + len(made.payload) > MAX_CHUNK_BYTES):
+            if len(chunk) == ENQUEUE_CHUNK or (chunk and size + len(made.payload) > MAX_BYTES):
                 yield chunk
                 chunk, size = {}, 0
             chunk[at] = made
@@ -282,8 +294,7 @@ class AsyncClient:
         outcomes: dict[int, Job | SchedulerError] = {}
         give_up_at = time.monotonic() + self.settings.block_timeout_s
         while True:
-            async with self.commands() as queue:
-                replies = await queue.enqueue(list(jobs.values()))
+            replies = await self._send(list(jobs.values()))
             blocked: dict[int, NewJob] = {}
             for (at, job), reply in zip(jobs.items(), replies, strict=True):
                 outcomes[at] = self._outcome(job, reply)
@@ -294,6 +305,14 @@ class AsyncClient:
                 return outcomes
             jobs = blocked
             await self._wait_for_space(left_s)
+
+    async def _send(self, jobs: list[NewJob]) -> Sequence[EnqueueOutcome]:
+        """Send a chunk as it is; single jobs go with those of other callers."""
+        self._check_usable()
+        if len(jobs) == 1 and self._enqueues is not None:
+            return [await self._enqueues.ask(jobs[0])]
+        async with self.commands() as queue:
+            return await queue.enqueue(jobs)
 
     async def _wait_for_space(self, limit_s: float) -> None:
         try:

@@ -6,6 +6,7 @@ It knows nothing of arq: `scheduler.worker` hosts it under arq, `dev` and `sched
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -48,6 +49,7 @@ LET_GO_S = 5.0
 SAY_GOODBYE_S = 2.0
 
 NO_PERMIT_MS = 1000
+RENEWALS_A_LOOK = 3
 RETIRE_POLL_S = 0.2
 SETTLED_IN_S = 0.05
 TELL_AGAIN_S = 0.5
@@ -90,7 +92,8 @@ class Engine:
             result_ttl_ms=round(settings.result_ttl_s * 1000),
         )
         self._subscriptions = Subscriptions(redis)
-        self._news = asyncio.Event()  # a reason for the claimer to look again
+        self._news = asyncio.Event()  # something has changed for the claimer
+        self._look = True  # there may be work that no wake token tells of
         self._overdue: set[int] = set()  # tokens of attempts whose deadline has come
         self._deadlines = asyncio.Event()
         self._draining = False
@@ -249,6 +252,8 @@ class Engine:
                 places = self._places()
                 if places.free < 1:
                     await self._wait_for_room()
+                elif self._will_be_woken():
+                    await self._news.wait()
                 elif not await self._claim(places) and self._places().free:
                     await self._wait_for_work()
         finally:
@@ -274,6 +279,7 @@ class Engine:
         """Claim and begin; returns whether it is worth while to claim again at once."""
         self._claims += 1
         claim_id = f"{self.id}:{self._claims}"
+        self._look = False
         async with self._claiming:
             try:
                 claim = await self._patience.until_done(lambda: self._ask(claim_id, places))
@@ -281,6 +287,8 @@ class Engine:
                 logger.exception("claiming failed; it goes on in a second")
                 await asyncio.sleep(1.0)
                 return True
+            if claim.more or claim.without_permit:
+                self._look = True
             for job in claim.jobs:
                 self._begin(job)
         if not claim.jobs and not claim.without_permit:
@@ -304,7 +312,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
         self._without_permit.setdefault(lane, {}).update(dict.fromkeys(endpoints, until))
-        loop.call_at(until, self._news.set)
+        loop.call_at(until, self._look_again)
 
     def _permit_in_s(self, lane: str, endpoint: str) -> float:
         until = self._without_permit.get(lane, {}).get(endpoint, 0.0)
@@ -348,13 +356,26 @@ class Engine:
             return
         await self._news.wait()
 
-    async def _wait_for_work(self) -> None:
-        """Until a wake token comes for a lane with room, room changes, or some seconds have gone."""
+    def _look_again(self) -> None:
+        self._look = True
+        self._news.set()
+
+    def _lanes_with_room(self) -> frozenset[tuple[str, bool]]:
+        """The lanes to hear of: each for work of any priority, or (True) for urgent work alone."""
         of_lanes = self._places_of_lanes()
         full = not self._over_all(of_lanes).for_all
-        lanes = frozenset(
+        return frozenset(
             (name, bool(full or not places.for_all)) for name, places in of_lanes.items() if places.free
         )
+
+    def _will_be_woken(self) -> bool:
+        """Whether a wake token is sure to tell of whatever could be claimed: to ask before is of no use."""
+        waits = self._waker is not None and not self._waker.done()
+        return waits and not self._look and self._lanes_with_room() <= self._waker_lanes
+
+    async def _wait_for_work(self) -> None:
+        """Until a wake token comes for a lane with room, room changes, or some seconds have gone."""
+        lanes = self._lanes_with_room()
         if self._waker is not None and self._waker.done():
             self._waker = None
         if self._waker is not None and not lanes <= self._waker_lanes:
@@ -377,7 +398,7 @@ class Engine:
     def _woken(self, waker: asyncio.Task[None]) -> None:
         if not waker.cancelled() and (error := waker.exception()):
             logger.error("waiting for work failed", exc_info=error)
-        self._news.set()
+        self._look_again()
 
     async def _stop_waker(self) -> None:
         waker, self._waker = self._waker, None
@@ -442,16 +463,17 @@ class Engine:
         self._attempts.pop(token, None)
         if token in self._suspects:
             self._suspects.discard(token)
-            self._news.set()  # the next suspect may come
+            self._look_again()  # the next suspect may come
 
     # Leases, maintenance, control
 
     async def _keep_leases(self) -> None:
-        while True:
+        for renewals in itertools.count(1):
             await asyncio.sleep(self.settings.lease_s / 3)
             await self._patience.until_done(lambda: self._renew(tuple(self._attempts)))
             await self._patience.until_done(self._divide)
-            await self._patience.until_done(self._mend_settings)
+            if renewals % RENEWALS_A_LOOK == 0:
+                await self._patience.until_done(self._mend_settings)
 
     async def _divide(self) -> None:
         """Keep the shares up to date; a process that drains leaves to others what it needs no more."""
@@ -472,7 +494,7 @@ class Engine:
             await asyncio.sleep(TELL_AGAIN_S)
 
     def _endpoint_changed(self, endpoint: Endpoint) -> None:
-        self._news.set()
+        self._look_again()
         if endpoint.breaker.state is not self._breaker_states.get(endpoint.name, BreakerState.CLOSED):
             self._breaker_states[endpoint.name] = endpoint.breaker.state
             self._breakers.set()
@@ -575,7 +597,7 @@ class Engine:
             task.add_done_callback(self._retiring.pop)
         gone = [route.name for route in old if route.name not in routes]
         await self._patience.until_done(lambda: self._republish(gone))
-        self._news.set()
+        self._look_again()
 
     async def _republish(self, gone: Sequence[str]) -> None:
         await self._publish_settings()

@@ -227,7 +227,7 @@ async def test_more_than_a_script_takes_go_in_several(
     assert await client.enqueue_many([]) == []
     outcomes = await client.enqueue_many(PromptRequest(prompt=f"p {n}") for n in range(300))
     assert len({outcome.id for outcome in outcomes if isinstance(outcome, Job)}) == 300
-    monkeypatch.setattr(async_client, "MAX_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(async_client, "MAX_BYTES", 1000)
     sizes: list[int] = []
     enqueue = client.queue.enqueue
 
@@ -582,3 +582,14 @@ async def test_a_job_that_failed_says_why_and_after_how_many_attempts(
     with pytest.raises(JobFailed, match="too long") as failed:
         await job.result(timeout_s=SOON_S)
     assert (failed.value.reason, failed.value.attempts) == ("request_rejected", 1)
+
+
+async def test_one_of_many_that_is_refused_is_refused_alone(client: AsyncClient) -> None:
+    await client.enqueue("a", model="echo", dedup_key="k")
+    first, second = await asyncio.gather(
+        client.enqueue("b", model="echo", dedup_key="k"),
+        client.enqueue("c", model="echo"),
+        return_exceptions=True,
+    )
+    assert isinstance(first, DedupConflict)
+    assert not isinstance(second, BaseException)

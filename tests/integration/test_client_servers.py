@@ -219,3 +219,13 @@ async def test_an_engine_stops_though_redis_has_gone(
     async with asyncio.timeout(15):
         await engine.stop(drain_s=0)
     await redis_client.aclose()
+
+
+async def test_callers_at_once_share_round_trips(valkey_url: str) -> None:
+    async with AsyncClient(valkey_url) as client:
+        await client.enqueue("first", model="echo")
+        before = (await client.queue.redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
+        jobs = await asyncio.gather(*(client.enqueue(f"prompt {n}", model="echo") for n in range(100)))
+        assert len({job.id for job in jobs}) == 100
+        after = (await client.queue.redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    assert after == before + 1

@@ -21,7 +21,19 @@ LUA = SCHEDULER / "queue" / "lua"
 
 # A part may import the parts of the rows above its own; of its own row only itself and what is said below.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model", "events", "settings", "connection", "sentinel", "_supervisor", "embedded"}),
+    frozenset(
+        {
+            "errors",
+            "model",
+            "events",
+            "settings",
+            "coalescer",
+            "connection",
+            "sentinel",
+            "_supervisor",
+            "embedded",
+        }
+    ),
     frozenset({"queue", "results", "batching"}),
     frozenset({"routing"}),
     frozenset({"stages"}),

@@ -145,9 +145,8 @@ async def test_the_first_delta_goes_at_once_and_later_ones_are_gathered(
     job.started()
     await writer.flush()
     job.piece(Piece(0, "a"))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    for _ in range(writer_module.TURNS + 2):
+        await asyncio.sleep(0)
     assert queue.text() == "a"
     for letter in "bcdef":
         job.piece(Piece(0, letter))
@@ -156,6 +155,31 @@ async def test_the_first_delta_goes_at_once_and_later_ones_are_gathered(
     await writer.flush()
     assert queue.text() == "abcdef"
     assert queue.events() == [(1, "started"), (2, "delta"), (3, "delta")]
+
+
+async def test_a_short_answer_is_one_write(queue: ScriptedQueue, writer: EventWriter) -> None:
+    job = open_job(writer)
+    job.started()
+    await asyncio.sleep(0)
+    job.piece(Piece(0, "a"))
+    await asyncio.sleep(0)
+    job.done(b'{"text":"a"}')
+    await writer.flush()
+    assert len(queue.writes) == 1
+    assert queue.events() == [(1, "started"), (2, "delta"), (3, "done")]
+
+
+async def test_a_delta_after_a_silence_is_not_held(
+    queue: ScriptedQueue, writer: EventWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = open_job(writer)
+    job.piece(Piece(0, "a"))
+    await writer.flush()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(job, "_taken_at", loop.time() - 2 * writer_module.COALESCE_S)
+    job.piece(Piece(0, "b"))
+    assert job.queued
+    assert job.timer is None
 
 
 async def test_an_end_takes_gathered_deltas_along_before_it(
@@ -374,11 +398,11 @@ async def test_a_long_stream_is_written_less_and_less_often(
 ) -> None:
     delays: list[float] = []
 
-    def wake_at_once(job: JobWriter, delay_s: float) -> None:
-        delays.append(delay_s)
+    def wake_at_once(job: JobWriter, at: float) -> None:
+        delays.append(round(at - job._taken_at, 6))
         writer.wake(job)
 
-    monkeypatch.setattr(writer, "wake_later", wake_at_once)
+    monkeypatch.setattr(writer, "wake_at", wake_at_once)
     monkeypatch.setattr(writer_module, "EVENTS_A_DOUBLING", 10)
     job = open_job(writer)
     for _ in range(35):

@@ -47,7 +47,7 @@ end
 
 local function take_out(key, id)
   local p, place = string.match(key, ':(%d):(.+)$', #prefix)
-  if p and key == level_key(place, p) then leave_level(place, p, id) else redis.call('ZREM', key, id) end
+  if p and key == level_key(place, p) then leave_level(place, p, { id }) else redis.call('ZREM', key, id) end
 end
 
 local function bring_home(id, rec)

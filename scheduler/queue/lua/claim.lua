@@ -107,9 +107,10 @@ local meta = redis.call('HMGET', meta_key, unpack(fields))
 local claims = tonumber(meta[1] or 0)
 local cursors = {}
 for i, lane in ipairs(lanes) do
-  open_cursors(cursors, lane, tonumber(meta[2 * i] or 0), #lanes == 1 and math.min(CHUNK, limit) or 1)
-  open_cursors(cursors, lane, tonumber(meta[2 * i + 1] or 0), 1, suspects_lane(lane))
+  open_cursors(cursors, lane, tonumber(meta[2 * i] or 0))
+  open_cursors(cursors, lane, tonumber(meta[2 * i + 1] or 0), suspects_lane(lane))
 end
+local heap = make_heap(cursors, limit)
 
 local places = limit
 
@@ -122,13 +123,11 @@ end
 -- The oldest job that has waited past its bound.
 local function starved()
   if aging_us == 0 then return nil end
-  local chosen, chosen_score
+  local chosen
   for _, cursor in ipairs(cursors) do
-    if cursor.p < URGENT and wanted_of(cursor) then
-      local id, score = head(cursor, limit)
-      if id and score + cursor.bonus < now_us and (not chosen or score < chosen_score) then
-        chosen, chosen_score = cursor, score
-      end
+    if cursor.class ~= LAST and cursor.p < URGENT and cursor.rank < now_us and wanted_of(cursor)
+        and (not chosen or cursor.score < chosen.score) then
+      chosen = cursor
     end
   end
   return chosen
@@ -167,7 +166,7 @@ local function look_at(cursor)
       return
     end
   end
-  local job = { id = pick(cursor), lane = lane, place = cursor.place, p = cursor.p }
+  local job = { lane = lane, place = cursor.place, p = cursor.p, id = pick(heap, cursor) }
   job.rec = read_all(job.id)
   job.hindrance = hindrance(job)
   if job.hindrance then
@@ -186,7 +185,7 @@ local function look_at(cursor)
 end
 
 while #runnable < limit and #hindered < MAX_HINDERED do
-  local cursor = (claims + #runnable + 1) % STARVED_EVERY == 0 and starved() or best(cursors, limit, wanted_of)
+  local cursor = (claims + #runnable + 1) % STARVED_EVERY == 0 and starved() or best(heap, wanted_of)
   if not cursor then break end
   look_at(cursor)
 end
@@ -197,7 +196,7 @@ local more, left = 0, {}
 for _, cursor in ipairs(cursors) do
   local lane, urgency = cursor.lane, cursor.p >= URGENT and 2 or 1
   if cursor.place == lane and urgency > (left[lane] or 0) and not no_permit[lane]
-      and redis.call('ZCARD', cursor.key) > cursor.taken then
+      and has_more(cursor) then
     left[lane], more = urgency, math.max(more, urgency)
   end
 end
@@ -252,5 +251,5 @@ end
 save_gates()
 save_ended()
 save_counts()
-for lane, urgency in pairs(left) do wake(lane, urgency == 2) end
+for lane, urgency in pairs(left) do rouse(lane, urgency == 2) end
 return reply

@@ -21,7 +21,7 @@ local function purge_level(place, p)
     if sound(rec) and rec.s == state and place_of(rec) == place and tonumber(rec.p) == p then
       end_job(id, rec, 'cancelled', 'purged')
     else
-      leave_level(place, p, id)
+      leave_level(place, p, { id })
       count_waiting(lane, -1)
       set_aside(id, rec, state)
     end

@@ -141,8 +141,7 @@ local function last_released(held)
   local rec = id and read(id, { 's', 'p', 'l', 'q' })
   if not (sound(rec) and rec.q and rec.s == 'waiting') then return nil end
   local p = tonumber(rec.p)
-  local class, bonus = order_of(p)
-  return { class = class, rank = tonumber(rec.q) + bonus }
+  return { class = CLASS[p], rank = tonumber(rec.q) + BONUS[p] }
 end
 
 local function release_job(id, held)
@@ -172,7 +171,7 @@ end
 local function release_tenant(tenant, lanes, at_most)
   local gate, cursors, last = tenant_gate(tenant), {}, {}
   for _, held in ipairs(lanes) do
-    open_cursors(cursors, held, level_bits(held), CHUNK)
+    open_cursors(cursors, held, level_bits(held))
     last[held] = gate and last_released(held)
   end
   -- While those released before wait for a worker process, only who is more urgent goes after them.
@@ -180,18 +179,16 @@ local function release_tenant(tenant, lanes, at_most)
   local function outranks(cursor)
     local other = last[cursor.lane]
     if not other then return true end
-    local id, score = head(cursor, CHUNK)
-    if not id then return false end
     if cursor.class < other.class then return true end
-    if cursor.class == other.class and score + cursor.bonus < other.rank then return true end
+    if cursor.class == other.class and cursor.rank < other.rank then return true end
     stuck[cursor.lane] = true
     return false
   end
-  local released, newest = {}, {}
+  local heap, released, newest = make_heap(cursors, at_most), {}, {}
   while #released < at_most and (not gate or gate.passable()) do
-    local cursor = best(cursors, CHUNK, outranks)
+    local cursor = best(heap, outranks)
     if not cursor then break end
-    local job = { id = pick(cursor), held = cursor.lane }
+    local job = { held = cursor.lane, id = pick(heap, cursor) }
     released[#released + 1], newest[job.held] = job, job.id
     -- Reckoned with here, and saved nowhere: claim charges for good.
     if gate then gate.charge(estimate_tokens(redis.call('STRLEN', payload_key(job.id)))) end

@@ -45,7 +45,7 @@ end
 -- Take a live job from where it stands.
 local function detach(id, rec)
   if rec.s == 'waiting' or rec.s == 'held' then
-    leave_level(place_of(rec), rec.p, id)
+    leave_level(place_of(rec), rec.p, { id })
   elseif rec.s == 'delayed' then
     redis.call('ZREM', delayed_key, id)
   elseif rec.s == 'running' then

@@ -1,5 +1,8 @@
 -- The levels of a lane, and a bitmap of those in use, so that a claim over many lanes reads few keys.
-local function has_level(bits, p) return math.floor(bits / 2 ^ p) % 2 == 1 end
+local function has_level(bits, p)
+  local bit = 2 ^ p
+  return bits % (2 * bit) >= bit
+end
 
 -- Bitmaps as this script last read or wrote them: it alone changes them while it runs.
 local bitmaps = {}
@@ -34,14 +37,15 @@ local function enter_level(lane, p, id, rank)
   set_level(lane, p, true)
 end
 
-local function leave_level(lane, p, ...)
+-- ids: at most what unpack takes. more: others are known to be there.
+local function leave_level(lane, p, ids, more)
   local key = level_key(lane, p)
-  redis.call('ZREM', key, ...)
-  if redis.call('EXISTS', key) == 0 then set_level(lane, p, false) end
+  redis.call('ZREM', key, unpack(ids))
+  if not more and redis.call('EXISTS', key) == 0 then set_level(lane, p, false) end
 end
 
 -- Enter first: a held lane that is empty in between would be forgotten.
 local function move_level(lane, from, to, id, rank)
   enter_level(lane, to, id, rank)
-  leave_level(lane, from, id)
+  leave_level(lane, from, { id })
 end

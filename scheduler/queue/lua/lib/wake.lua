@@ -8,10 +8,13 @@ local function leave_token(key)
   return true
 end
 
--- urgent: whether there is work of 8 or 9, where the caller knows it.
-local function wake(lane, urgent)
-  if redis.call('SISMEMBER', paused_key, lane) == 1 then return false end
+-- Wake somebody for a lane that is not paused. urgent: whether there is work of 8 or 9, where the caller knows it.
+local function rouse(lane, urgent)
   if urgent == nil then urgent = has_urgent(lane) end
   if urgent then leave_token(urgent_key(lane)) end
   return leave_token(wake_key(lane))
+end
+
+local function wake(lane)
+  return redis.call('SISMEMBER', paused_key, lane) == 0 and rouse(lane)
 end
