@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,11 @@ from workers.base import Piece
 
 logger = logging.getLogger(__name__)
 
+# Between two writes of one job's deltas is this long at least.
 COALESCE_S = 0.02
+# All deltas but the first go with those of other jobs, every so often: a write for each would cost twice as
+# much.
+TICK_S = 0.003
 # A stream is bounded by writing less often the longer it gets: the wait doubles every so many events.
 EVENTS_A_DOUBLING = 2000
 # All that happens within so many turns of the event loop shares a round trip: a short answer takes as many
@@ -48,13 +53,13 @@ class JobWriter:
         "_worker",
         "_writer",
         "bytes",
+        "due",
         "end",
         "first_seq",
         "job",
         "queued",
         "refused",
         "streamed",
-        "timer",
         "used_tokens",
     )
 
@@ -74,7 +79,7 @@ class JobWriter:
         self.queued = False  # in the writer's list of those with something to write now
         self.refused = False  # the job is not this token's any more: nothing of it is worth a write
         self.streamed = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.due: int | None = None  # the tick with which what is gathered goes
         self.bytes = 0
         self.used_tokens: int | None = None  # what the attempt cost, for the limits; to be set before its end
 
@@ -100,7 +105,7 @@ class JobWriter:
         if not self.streamed:
             self.streamed = True
             self._writer.wake(self)
-        elif not self.queued and self.timer is None:
+        elif not self.queued and self.due is None:
             wait_s = COALESCE_S * 2 ** (self._seq // EVENTS_A_DOUBLING)
             self._writer.wake_at(self, self._taken_at + wait_s)
 
@@ -238,7 +243,9 @@ class EventWriter:
         self.result_ttl_ms = result_ttl_ms
         self.pending_bytes = 0
         self._ready: list[JobWriter] = []
-        self._gathering: set[JobWriter] = set()  # those whose deltas wait for a timer
+        self._ticks: dict[int, list[JobWriter]] = {}  # by the tick that they wait for, those with deltas
+        self._timer: asyncio.TimerHandle | None = None  # for the first of them, `_timer_tick`
+        self._timer_tick = 0
         # How often a job was put into, and came out of, the ready list: what `flush` waits by.
         self._queued = 0
         self._settled = 0
@@ -263,18 +270,19 @@ class EventWriter:
             return
         try:
             async with asyncio.timeout(limit_s):
-                while self._gathering or self._settled < self._queued:
+                while self._ticks or self._settled < self._queued:
                     await self.flush()
         except TimeoutError:
             unwritten = self._queued - self._settled
             logger.warning("leaving %d job(s) unwritten; their leases bring them back", unwritten)
+        if self._timer is not None:
+            self._timer.cancel()
         task.cancel()
         await asyncio.wait([task])
 
     async def flush(self) -> None:
         """Return once all that happened so far is written."""
-        for job in tuple(self._gathering):
-            self.wake(job)
+        self._tick_over(math.inf)
         last = self._queued
         while self._settled < last:
             self._written.clear()
@@ -288,10 +296,7 @@ class EventWriter:
 
     def wake(self, job: JobWriter) -> None:
         """Write what `job` has in the next round."""
-        if job.timer is not None:
-            job.timer.cancel()
-            job.timer = None
-            self._gathering.discard(job)
+        job.due = None
         if not job.queued:
             job.queued = True
             self._queued += 1
@@ -299,13 +304,35 @@ class EventWriter:
             self._wake.set()
 
     def wake_at(self, job: JobWriter, at: float) -> None:
-        """Write what `job` has `at` that time of the event loop, unless something else makes it go before."""
+        """Write what `job` has at the tick that follows, or after that time of the event loop.
+
+        Something else may make it go before.
+        """
         loop = asyncio.get_running_loop()
-        if at <= loop.time():
-            self.wake(job)
-        else:
-            self._gathering.add(job)
-            job.timer = loop.call_at(at, self.wake, job)
+        job.due = int(max(at, loop.time()) / TICK_S) + 1
+        self._ticks.setdefault(job.due, []).append(job)
+        if self._timer is None or job.due < self._timer_tick:
+            self._set_timer(loop, job.due)
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop, tick: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_tick = tick
+        self._timer = loop.call_at(tick * TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        # The loop's clock may be a little short of the time that was asked for.
+        self._tick_over(loop.time() / TICK_S + 0.1)
+        if self._ticks:
+            self._set_timer(loop, min(self._ticks))
+
+    def _tick_over(self, now: float) -> None:
+        for tick in [tick for tick in self._ticks if tick <= now]:
+            for job in self._ticks.pop(tick):
+                if job.due == tick:
+                    self.wake(job)
 
     async def _run(self) -> None:
         while True:

@@ -110,14 +110,9 @@ def test_events_are_shown_as_they_are_on_the_channel(
     assert shown.exit_code == 0
     assert [line.split()[1] for line in shown.stdout.splitlines()][-1] == "done"
     lines = program("subscribe", job.id, "--json").stdout.encode().splitlines()
-    queue = client._client.queue
-
-    async def stored() -> list[bytes]:
-        entries = await queue.redis.xrange(queue.keys.of("stream", job.id))
-        return [fields[b"e"] for _, fields in entries]
-
-    on_the_wire = client._running.run(stored())
-    assert [json.loads(line) for line in lines[1:]] == [json.loads(data) for data in on_the_wire]
+    replay = client._running.run(client._client.queue.replay(job.id))
+    assert replay is not None
+    assert [json.loads(line) for line in lines] == [json.loads(data) for data in replay.events]
 
 
 def test_a_job_that_fails_is_told_and_exits_with_1(program: Program, start_worker: StartWorker) -> None:

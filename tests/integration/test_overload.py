@@ -104,6 +104,7 @@ async def test_a_full_disk_refuses_new_jobs_and_those_that_run_are_done_when_the
                 except RedisError as error:
                     refused = error
         assert "MISCONF" in str(refused)
+        await until(lambda: "Redis is away" in caplog.text)
         call.finish("answered")
         let_files_grow(server, resource.RLIM_INFINITY)
         assert (await job.result(timeout_s=3 * SOON_S)).text == "answered"
