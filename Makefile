@@ -17,10 +17,11 @@ VLLM_PYTHON  ?= $(CACHE)/vllm/bin/python
 MADE      := $(VENV)/.made-$(notdir $(PYTHON))
 INSTALLED := $(VENV)/.installed
 ENGINES   := $(VENV)/.engines
+BENCH     := $(VENV)/.bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos lint format bench bench-loss clean llama-server vllm
+.PHONY: help demo test test-engines chaos lint format bench bench-batching bench-loss clean llama-server vllm
 
 help: ## List what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,12 +52,14 @@ format: $(INSTALLED) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) $(ENGINES) llama-server vllm ## Measure throughput, latency, and what batching is worth
-	$(BIN)/python benchmarks/bench.py $(ARGS)
-	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python benchmarks/batching.py
+bench: $(INSTALLED) $(BENCH) ## Measure speed beside seven other queues, some 40 minutes; ARGS=--quick takes two
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-batching: $(INSTALLED) $(ENGINES) $(BENCH) llama-server vllm ## Measure what batching is worth on both engines
+	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python -m benchmarks.batching $(ARGS)
 
 bench-loss: $(INSTALLED) ## Measure recovery from a kill, memory behind a backlog, and the wait of critical prompts
-	$(BIN)/python benchmarks/resilience.py $(ARGS)
+	$(BIN)/python -m benchmarks.resilience $(ARGS)
 
 clean: ## Remove the environment and all that was made here; llama-server and vLLM stay in their cache
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -85,4 +88,8 @@ $(INSTALLED): pyproject.toml $(MADE)
 
 $(ENGINES): pyproject.toml $(INSTALLED)
 	$(PIP) install --group engines
+	@touch $@
+
+$(BENCH): pyproject.toml $(INSTALLED)
+	$(PIP) install --group bench
 	@touch $@

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.harness import Row
+from benchmarks.harness import OURS, Row
 
-OURS = "prompt-scheduler"
 TIMES = "\N{MULTIPLICATION SIGN}"
 PYTHON_PEERS = ("arq", "saq", "taskiq-list", "taskiq-stream", "streaq", "dramatiq", "celery")
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from benchmarks import peers
-from benchmarks.harness import Bench, done_of_ours, processes, watch_drain, worker_processes
+from benchmarks.harness import OURS, Bench, done_of_ours, processes, watch_drain, worker_processes
 from scheduler import PromptRequest
 
 BARE = [sys.executable, "-m", "benchmarks.bare_loop"]
@@ -23,12 +23,12 @@ Figures = Mapping[tuple[str, str], float]
 async def measure(bench: Bench) -> None:
     """Drain with one process, with the peers in turn; then with two."""
     cases: dict[str, Callable[[], Awaitable[Figures]]] = {
-        "prompt-scheduler": partial(drain_ours, bench, 1),
+        OURS: partial(drain_ours, bench, 1),
         "bare loop": partial(drain_bare, bench),
     }
     cases |= {peer.name: partial(drain_peer, bench, peer) for peer in peers.available(bench)}
     await bench.alternate("drain, one process", cases)
-    await bench.alternate("drain, two processes", {"prompt-scheduler": partial(drain_ours, bench, 2)})
+    await bench.alternate("drain, two processes", {OURS: partial(drain_ours, bench, 2)})
 
 
 async def drain_ours(bench: Bench, n_workers: int) -> Figures:

@@ -20,11 +20,10 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import peers
-from benchmarks.harness import Bench, cpu_s
+from benchmarks.harness import OURS, Bench, cpu_s
 from benchmarks.peers.peer import How, Produced, ask_producer
 from scheduler import AsyncClient, PromptRequest, load_settings
 
-OURS = "prompt-scheduler"
 ROOT = Path(__file__).parent.parent
 CONCURRENT = 100
 OURS_JOBS = 30_000  # below the bound

@@ -36,6 +36,7 @@ from redis.asyncio import Redis
 
 from benchmarks import peers
 from benchmarks.harness import (
+    OURS,
     Bench,
     cpu_s,
     done_of_ours,
@@ -58,7 +59,6 @@ from scheduler.queue.inspection import QueueInspector
 IDLE = "latency, idle"
 HALF_LOAD = "latency, half load"
 URGENT = "latency, urgent"
-OURS = "prompt-scheduler"
 
 PROMPT = "What is the capital of France?"
 WARM_UP = 50

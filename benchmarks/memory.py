@@ -30,7 +30,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from benchmarks.harness import Bench, cpu_s, resident_mb, worker_processes
+from benchmarks.harness import OURS, Bench, cpu_s, resident_mb, worker_processes
 from scheduler import AsyncClient, PromptRequest, load_settings
 from scheduler.client.submission import stored_request
 from scheduler.embedded import OLDEST, EmbeddedServer, bundled_binary, server_version
@@ -65,7 +65,7 @@ async def measure(bench: Bench) -> None:
         WAITING, {name: partial(waiting_job, binary, kinds) for name, binary in servers().items()}
     )
     await idle_workers(bench, (1, 10) if bench.quick else (1, 10, 50))
-    await bench.alternate(BUSY, {"prompt-scheduler": partial(busy_worker, bench)})
+    await bench.alternate(BUSY, {OURS: partial(busy_worker, bench)})
 
 
 # A waiting job

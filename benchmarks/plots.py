@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.aims import OURS, TIMES
-from benchmarks.harness import Row
+from benchmarks.aims import TIMES
+from benchmarks.harness import OURS, Row
 
 BARE = "bare loop"
 BLUE, LIGHT_BLUE = "#2f6fde", "#a9c4f5"

@@ -25,8 +25,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from benchmarks import plots
-from benchmarks.aims import OURS, TIMES, Verdict, judge
-from benchmarks.harness import Bench, Row
+from benchmarks.aims import TIMES, Verdict, judge
+from benchmarks.harness import OURS, Bench, Row
 
 PACKAGES = ("prompt-scheduler", "arq", "redis", "hiredis", "uvloop", "httpx", "orjson", "pydantic")
 BAR_WIDTH = 20

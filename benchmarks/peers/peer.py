@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from redis.asyncio import Redis
 
-from benchmarks.harness import GIVE_UP_S, Bench, processes
+from benchmarks.harness import GIVE_UP_S, Bench, CaseFailed, processes
 
 FOLDER = Path(__file__).parent
 
@@ -87,8 +87,8 @@ async def ask_producer(
     except TimeoutError:
         process.kill()
         await process.wait()
-        raise SystemExit(f"{' '.join(command)}: not done in {GIVE_UP_S:.0f} s") from None
+        raise CaseFailed(f"{' '.join(command)}: not done in {GIVE_UP_S:.0f} s") from None
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: {err[-2000:].decode(errors='replace')}")
+        raise CaseFailed(f"{' '.join(command)}: {err[-2000:].decode(errors='replace')}")
     answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     return answer

@@ -20,7 +20,7 @@ class Member:
 
     Two things end apart from each other. Its caller may leave: `listening` turns false. The engine may be
     done with it: `open` turns false, and its place in the window is free. `streamed`: the engine has sent
-    something for it. Without a key to share a call by it is `solo`, and its own key.
+    something for it. Without a key to share a call by it is `solo`, and has one that no other has.
     """
 
     __slots__ = (
@@ -55,7 +55,7 @@ class Member:
         self.deliver = deliver
         self.future = future
         self.solo = key is None
-        self.key: Hashable = self if key is None else key
+        self.key: Hashable = object() if key is None else key  # not itself, which would be a circle
         self.tokens = tokens
         self.arrived_at = arrived_at
         self.due = due
@@ -129,7 +129,7 @@ class Call:
     __slots__ = ("completed", "error", "listening", "members", "open", "task")
 
     def __init__(self, members: Sequence[Member]) -> None:
-        self.members = members
+        self.members: Sequence[Member] = members
         self.open = len(members)
         self.listening = len(members)
         self.task: asyncio.Task[None] | None = None
@@ -156,6 +156,14 @@ class Call:
         member.open = False
         self.open -= 1
         return True
+
+    def forget(self) -> None:
+        """Let go of the members, which hold on to the call: a circle of all that a job is made of."""
+        for member in self.members:
+            if member.call is self:
+                member.call = None
+        self.members = ()
+        self.task = None
 
     def unended(self) -> list[Member]:
         """Return the members without an end, apart from those that have gone on to another call."""

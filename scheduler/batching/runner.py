@@ -185,6 +185,7 @@ class CallRunner:
             self._fail(call, member, failures.closed() if self._closed else failures.cancelled())
         if not task.cancelled():
             task.exception()
+        call.forget()
         if not self._calls:
             self._on_quiet()
 

@@ -6,20 +6,30 @@ smaller writes the smaller one here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from scheduler import AsyncClient, load_settings
+from scheduler.connection import open_redis
+from scheduler.engine import Engine
 from scheduler.model import JobState
 from scheduler.queue.queue import PromptQueue
+from scheduler.queue.scripts import Argument, Call, Scripts
 from tests.contracts.queue_driver import LANE, QueueDriver, deltas, ending, new_job
+from tests.integration.engine_room import until
 
 JOBS = 64
-COMMANDS = {"enqueue": 530, "claim": 213, "publish": 385, "finish": 646}
-"""Of all the jobs. Two deltas each; a dedup key, which finish lets go of."""
-BYTES_A_JOB = {"enqueue": 175, "claim": 140, "publish": 200, "finish": 200}
+COMMANDS = {"enqueue": 530, "claim": 213, "publish": 385, "finish": 646, "finish at once": 900}
+"""Of all the jobs. Two deltas each, published first or with the end; a dedup key, which it lets go of."""
+BYTES_A_JOB = {"enqueue": 175, "claim": 140, "publish": 200, "finish": 200, "finish at once": 350}
+ROUND_TRIPS = {"enqueue": 1, "claim": 1, "finish": 1}
+"""Of a prompt on an idle system, that is answered at once. Who reads its events replays them once beside."""
 
 AROUND_SCRIPTS = {"evalsha", "info", "multi", "exec"}
 
@@ -80,12 +90,17 @@ async def q(valkey_url: str) -> AsyncIterator[QueueDriver]:
         yield driver
 
 
+async def enqueue(q: QueueDriver) -> None:
+    batch = secrets.token_hex(2)
+    await q.enqueue(*[new_job(f"job-{batch}-{n:04}", key=f"{batch} {n:04}") for n in range(JOBS)])
+
+
 async def test_a_job_costs_no_more_than_it_did(q: QueueDriver) -> None:
     meter = Meter(q.redis)
     costs = {}
 
     await meter.start()
-    await q.enqueue(*[new_job(f"job-{n:04}", key=f"key {n}") for n in range(JOBS)])
+    await enqueue(q)
     costs["enqueue"] = await meter.stop()
 
     await meter.start()
@@ -101,7 +116,45 @@ async def test_a_job_costs_no_more_than_it_did(q: QueueDriver) -> None:
     await q.queue.write(endings=[ending(job, JobState.DONE, seq=3) for job in jobs])
     costs["finish"] = await meter.stop()
 
+    await enqueue(q)
+    jobs = (await q.claim_all(JOBS, lanes={LANE: JOBS})).jobs
+    await meter.start()
+    ends = [ending(job, JobState.DONE, seq=3, events=deltas(job, "a", "b").events) for job in jobs]
+    await q.queue.write(endings=ends)
+    costs["finish at once"] = await meter.stop()
+
     assert {name: cost.scripts for name, cost in costs.items()} == dict.fromkeys(COMMANDS, 1)
     assert {name: cost.commands for name, cost in costs.items()} == COMMANDS
     for name, cost in costs.items():
         assert cost.bytes_in + cost.bytes_out <= JOBS * BYTES_A_JOB[name], name
+
+
+async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(environ={}, redis_url=valkey_url, lease_s=600)
+    engine = Engine(settings, open_redis(valkey_url))
+    await engine.start()
+    async with AsyncClient(settings=settings) as client:
+        await client.run("the first", model="echo", timeout_s=10)
+        await until(engine._will_be_woken)
+        called: Counter[str] = Counter()
+        send, run = Scripts._send, Scripts.run
+
+        async def counted_send(scripts: Scripts, calls: Sequence[Call]) -> list[Any]:
+            called.update(name for name, _ in calls)
+            return await send(scripts, calls)
+
+        async def counted_run(scripts: Scripts, name: str, *args: Argument) -> Any:
+            called[name] += 1
+            return await run(scripts, name, *args)
+
+        monkeypatch.setattr(Scripts, "_send", counted_send)
+        monkeypatch.setattr(Scripts, "run", counted_run)
+        await client.run("the next", model="echo", timeout_s=10)
+        await until(lambda: engine._will_be_woken() and not engine.running)
+    await engine.stop()
+    await engine.queue.redis.aclose()
+    called.pop("tick", None)
+    assert called.pop("replay") == 1
+    assert called == ROUND_TRIPS
