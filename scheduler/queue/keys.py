@@ -29,12 +29,11 @@ _KEYS: dict[str, str] = {
     "leader": "leader",  # STRING the worker process that does the maintenance
     "samples": "samples",  # LIST   "<ms> <ended so far>", newest first
     "space": "space",  # LIST   a token when there is room again
-    "packed": "packed",  # STREAM while one is being copied
     "record": "j:",  # HASH   a job
     "payload": "p:",  # STRING its request, JSON
     "result": "r:",  # STRING its result, JSON
     "tickets": "h:",  # SET    its tickets, from the second on
-    "stream": "e:",  # STREAM its events
+    "stream": "e:",  # LIST   its events, JSON, the oldest first; the terminal one is made from its record
     "bucket": "l:",  # STRING of t:<tenant> or e:<endpoint>: when all of its requests and tokens are back, us
     "alias": "a:",  # STRING the id that a joined caller proposed -> the job it joined
     "claimed": "c:",  # STRING what a worker process got from its last claim

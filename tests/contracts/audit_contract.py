@@ -146,7 +146,7 @@ async def alias_that_stays(q: QueueDriver) -> str:
 
 @breaks("orphan")
 async def stream_without_a_job(q: QueueDriver) -> str:
-    await q.redis.xadd(q.queue.keys.of("stream", "gone"), {"e": "{}"})
+    await q.redis.rpush(q.queue.keys.of("stream", "gone"), "{}")
     return q.queue.keys.of("stream", "gone")
 
 

@@ -949,6 +949,31 @@ class QueueContract(OnQueue):
         assert await q.event_types("a") == ["queued", "delta", "delta", "done"]
         assert (await q.replay("a")).last == (job.token, 3)
 
+    async def test_a_replay_goes_on_after_any_event(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        await q.publish(job, *"abc")
+        await q.give_back(job, seq=4)
+        (job,) = (await q.claim_all(1)).jobs
+        await q.publish(job, *"de")
+        await q.publish(job, *"fg", first_seq=3)
+        await q.finish(job, seq=5)
+        every = (await q.replay("a")).events[1:]
+        ids = [tuple(map(int, orjson.loads(raw)["id"].split("-"))) for raw in every]
+        assert len(every) == 9
+        for at, cursor in enumerate(ids):
+            assert (await q.replay("a", cursor)).events == every[at + 1 :]
+            assert (await q.replay("a", cursor)).last == ids[-1]
+        part = await q.replay("a", ids[1], limit=3)
+        assert (part.events, part.more) == (every[2:5], True)
+        assert not (await q.replay("a", (99, 1))).events
+
+    async def test_a_publication_that_comes_again_with_more_adds_the_more(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        await q.publish(job, "a", "b")
+        await q.publish(job, "a", "b", "c")
+        await q.publish(job, "b", "c", first_seq=2)
+        assert await q.event_types("a") == ["queued", "delta", "delta", "delta"]
+
     async def test_an_end_takes_the_events_along_that_are_left(self, q: QueueDriver) -> None:
         job = await q.running("a")
         left = tuple(event("delta", job, seq, text=text) for seq, text in ((2, "l"), (3, "o")))

@@ -326,8 +326,6 @@ def _read_whole(pipe: Any, key: bytes, kind: bytes) -> None:
             pipe.smembers(key)
         case b"list":
             pipe.lrange(key, 0, -1)
-        case b"stream":
-            pipe.xrange(key)
         case _:
             pipe.get(key)
 
@@ -433,14 +431,13 @@ def _audit_dedup(
 
 def _audit_events(records: Mapping[str, Mapping[str, str]], found: Mapping[str, Any]) -> None:
     for job_id, record in records.items():
-        entries = found.get(f"e:{job_id}", [])
-        types = [orjson.loads(fields[b"e"])["type"] for _, fields in entries]
-        for entry_id, fields in entries:
-            said = orjson.loads(fields[b"e"])
-            assert (said["id"], said["job_id"]) == (entry_id.decode(), job_id)
-            assert int(said["id"].partition("-")[0]) <= int(record["k"]), job_id
+        events = [orjson.loads(json) for json in found.get(f"e:{job_id}", [])]
+        ids = [tuple(map(int, event["id"].split("-"))) for event in events]
+        assert ids == sorted(set(ids)), job_id
+        assert not ids or ids[-1][0] <= int(record["k"]), job_id
+        assert {event["job_id"] for event in events} <= {job_id}
         # Terminal events are made from the record.
-        assert not ENDED.intersection(types), job_id
+        assert not ENDED.intersection(event["type"] for event in events), job_id
         assert record["s"] not in ENDED or {"k", "z"} <= record.keys(), job_id
 
 

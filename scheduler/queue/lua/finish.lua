@@ -27,7 +27,7 @@ local function finish(at, n)
   if not rec or rec.k ~= token then return 0 end
   if ENDED[rec.s] then return 1 end
   if rec.s ~= 'running' then return 0 end
-  for k = 0, n - 1 do emit(id, token, first + k, ARGV[at + 5 + k]) end
+  if n > 0 then emit(id, unpack(ARGV, at + 5, at + 4 + n)) end
   at = at + 5 + n
   local head, value, reason, keep_ms, used = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4]
   tell(channel_key(id), head .. value .. '}')

@@ -7,25 +7,27 @@
 -- @include "lib/record"
 -- @include "lib/event"
 
--- Whether an event is in the stream already: the job has moved on under this very token, and the write is repeated.
-local function published(id, token, seq)
-  local newest = redis.call('XREVRANGE', stream_key(id), '+', '-', 'COUNT', 1)
-  if not newest[1] then return false end
-  local last_token, last_seq = string.match(newest[1][1], '(%d+)-(%d+)')
-  return last_token == token and tonumber(last_seq) >= seq
+local FIELDS = { 's', 'k' }
+
+-- The last seq of a token that is in the stream: this write may be a repetition. 0 if there is none.
+local function last_seq(id, token)
+  local newest = redis.pcall('LINDEX', stream_key(id), -1)
+  local last_token, seq = token_and_seq(type(newest) == 'string' and newest or '')
+  return last_token == tonumber(token) and seq or 0
 end
 
 local replies = {}
 local i = 1
 while i <= #ARGV do
   local id, token, first, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
-  local rec = read(id, { 's', 'k' })
+  local rec = read(id, FIELDS)
   local accepted = rec and rec.k == token
   if accepted and rec.s == 'running' then
-    for k = 0, n - 1 do emit(id, token, first + k, ARGV[i + 4 + k]) end
+    local there = math.max(0, last_seq(id, token) - first + 1)
+    if there < n then emit(id, unpack(ARGV, i + 4 + there, i + 3 + n)) end
     if first == 1 then redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS) end
   elseif accepted then
-    accepted = published(id, token, first + n - 1)
+    accepted = last_seq(id, token) >= first + n - 1
   end
   replies[#replies + 1] = accepted and 1 or 0
   i = i + 4 + n

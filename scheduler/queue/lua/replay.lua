@@ -11,24 +11,42 @@ local id, after_token, after_seq, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(AR
 local rec = read(id, { 's', 'k', 'n', 'z', 'r', 'i' })
 if not rec or not (LIVE[rec.s] or ENDED[rec.s]) then return {} end
 
-local stream = stream_key(id)
-local entries = redis.call('XRANGE', stream, '(' .. after_token .. '-' .. after_seq, '+', 'COUNT', limit + 1)
-local reply = { rec.s, '0', '1', 0 }
-if after_token == '0' and after_seq == '0' then reply[5] = event_json(id, 0, 1, 'queued') end
-for i = 1, math.min(#entries, limit) do reply[#reply + 1] = entries[i][2][2] end
-if #entries > limit then reply[4] = 1 end
+local stream, token, seq = stream_key(id), tonumber(after_token), tonumber(after_seq)
+local length = redis.call('LLEN', stream)
 
-local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
-if newest[1] then
-  reply[2], reply[3] = string.match(newest[1][1], '(%d+)-(%d+)')
+local function id_at(at) return token_and_seq(redis.call('LINDEX', stream, at) or '') end
+
+local function is_after(event_token, event_seq)
+  return event_token and (event_token > token or (event_token == token and event_seq > seq))
 end
 
--- The stream has gone before the record: make the terminal event from the record.
+-- Where the events after the cursor begin: they stand in the order of their ids.
+local function after_cursor()
+  local low, high = 0, length
+  if token == 0 and seq == 0 then return 0 end
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if is_after(id_at(middle)) then high = middle else low = middle + 1 end
+  end
+  return low
+end
+
+local first = after_cursor()
+local events = first < length and redis.call('LRANGE', stream, first, first + limit - 1) or {}
+local reply = { rec.s, '0', '1', 0 }
+if token == 0 and seq == 0 then reply[5] = event_json(id, 0, 1, 'queued') end
+for i = 1, #events do reply[#reply + 1] = events[i] end
+if length - first > limit then reply[4] = 1 end
+if length > 0 then
+  local last_token, last_seq = id_at(-1)
+  if last_token then reply[2], reply[3] = text(last_token), text(last_seq) end
+end
+
+-- The terminal event is in no stream: it is made from the record.
 local k, z = tonumber(rec.k), tonumber(rec.z)
-if ENDED[rec.s] and k and z and not (reply[2] == rec.k and reply[3] == rec.z) then
+if ENDED[rec.s] and k and z then
   reply[2], reply[3] = rec.k, rec.z
-  local newer = k > tonumber(after_token) or (k == tonumber(after_token) and z > tonumber(after_seq))
-  if newer and reply[4] == 0 then
+  if is_after(k, z) and reply[4] == 0 then
     local rest = ',"reason":' .. cjson.encode(rec.r or rec.s)
     if rec.s == 'done' then
       rest = ',"result":' .. (redis.call('GET', result_key(id)) or '{"text":""}')

@@ -19,13 +19,13 @@
 local to_wake = {}
 
 local function give_back(at)
-  local id, token, seq, counts = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4] == '1'
+  local id, token, counts = ARGV[at], ARGV[at + 1], ARGV[at + 4] == '1'
   local delay_ms, error = tonumber(ARGV[at + 5]), ARGV[at + 6]
   local rec = read(id, { 's', 'k', 'l', 'p', 't', 'q', 'x', 'f', 'n', 'o', 'w', 'y', 'v' })
   if not rec or rec.k ~= token then return 0 end
   if rec.s == 'waiting' or rec.s == 'delayed' or rec.s == 'held' then return 1 end
   if rec.s ~= 'running' or not sound(rec) or not rec.q then return 0 end
-  emit(id, token, seq, ARGV[at + 3])
+  emit(id, ARGV[at + 3])
   redis.call('ZREM', leases_key, id)
   if counts then redis.call('HINCRBY', record_key(id), 'f', 1) end
   if error ~= '' then redis.call('HSET', record_key(id), 'i', error) end

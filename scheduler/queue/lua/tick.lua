@@ -69,15 +69,19 @@ local POISON = 'it has lost its worker process %d times, at last as the only sus
 local WASTE_ENTRIES, waste_entries_left = 256, 4096
 local function count_waste(id, token)
   local most = math.max(1, math.min(WASTE_ENTRIES, waste_entries_left))
-  local entries = token and redis.pcall('XREVRANGE', stream_key(id), token, token, 'COUNT', most) or {}
-  if entries.err or #entries == 0 then return end
-  waste_entries_left = waste_entries_left - #entries
-  local bytes = redis.pcall('STRLEN', payload_key(id))
+  local events = token and redis.pcall('LRANGE', stream_key(id), -most, -1) or {}
+  if events.err then return end
+  waste_entries_left = waste_entries_left - #events
+  local bytes, found = redis.pcall('STRLEN', payload_key(id)), false
   if type(bytes) ~= 'number' then bytes = 0 end
-  for _, entry in ipairs(entries) do
-    local readable, event = pcall(cjson.decode, entry[2][2])
-    if readable and type(event) == 'table' and type(event.text) == 'string' then bytes = bytes + #event.text end
+  for _, json in ipairs(events) do
+    if token_and_seq(json) == tonumber(token) then
+      found = true
+      local readable, event = pcall(cjson.decode, json)
+      if readable and type(event) == 'table' and type(event.text) == 'string' then bytes = bytes + #event.text end
+    end
   end
+  if not found then return end
   add('t:repeated', 1)
   add('t:wasted_tokens', estimate_tokens(bytes))
 end
@@ -87,7 +91,7 @@ local function give_back(id, rec)
   local token = next_token()
   redis.call('HSET', record_key(id), 'k', text(token))
   local rest = ',"error":' .. error_json('lease_lost', LOST) .. ',"delay_s":0'
-  emit(id, text(token), 1, event_json(id, token, 1, 'retrying', rec.n, rest))
+  emit(id, event_json(id, token, 1, 'retrying', rec.n, rest))
   redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS)
   remember(id, rec.y, 'lease_lost', rec.w, rec.n)
   make_ready(id, rec)

@@ -22,13 +22,9 @@ local function save_ended()
   ended, spent = {}, {}
 end
 
--- Keep what belongs to an ended job for keep_ms; its stream is copied once, which packs it tightly.
+-- Keep what belongs to an ended job for keep_ms.
 local function retain(id, rec, state, keep_ms)
-  local stream = stream_key(id)
-  if redis.call('COPY', stream, packed_key, 'REPLACE') == 1 then
-    redis.call('RENAME', packed_key, stream)
-    redis.call('PEXPIRE', stream, keep_ms)
-  end
+  redis.call('PEXPIRE', stream_key(id), keep_ms)
   redis.call('PEXPIRE', record_key(id), keep_ms)
   if rec.j then redis.call('PEXPIRE', tickets_key(id), keep_ms) end
   if state == 'done' then

@@ -1,4 +1,4 @@
--- Events: an explicit id makes a repeated write harmless; the stream and the channel get the same bytes.
+-- Events: a job's stream is a list of them in the order of their ids, token and seq; its channel gets the same bytes.
 local RUNNING_STREAM_MS = 86400000
 
 local function next_token()
@@ -13,11 +13,15 @@ end
 -- Without the right to publish a script must not fail half-way: readers find it in the stream, if later.
 local function tell(channel, message) redis.pcall('PUBLISH', channel, message) end
 
-local function emit(id, token, seq, json)
-  local added = redis.pcall('XADD', stream_key(id), token .. '-' .. seq, 'e', json)
-  -- An error here means that the id is there already: this write is being repeated.
-  if type(added) == 'table' and added.err then return end
-  tell(channel_key(id), json)
+-- The caller makes sure that they are not there yet. A key that is no list must not stop a script half-way.
+local function emit(id, ...)
+  redis.pcall('RPUSH', stream_key(id), ...)
+  for _, json in ipairs({...}) do tell(channel_key(id), json) end
+end
+
+local function token_and_seq(json)
+  local token, seq = string.match(json, '^{"id":"(%d+)-(%d+)"')
+  return tonumber(token), tonumber(seq)
 end
 
 local function error_json(code, message)
