@@ -1,6 +1,6 @@
 """Run the measurements, on a server of their own; print the table, and keep it with its plots.
 
-    make bench                                    # all of it, some 30 minutes
+    make bench                                    # all of it, some 40 minutes
     python -m benchmarks --quick                  # under two minutes
     python -m benchmarks drain latency --rounds 7 --out /tmp/figures
 
@@ -52,7 +52,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("measures", nargs="*", choices=[*MEASURES, []], help="which; all if none is named")
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=f"of {', '.join(MEASURES)}; else all")
     parser.add_argument("--quick", action="store_true", help="fewer jobs and one round, in two minutes")
     parser.add_argument("--rounds", type=int, help="how often each case runs; 5, and 1 in a quick run")
     parser.add_argument("--out", type=Path, help="keep figures.json, the table and the plots in this folder")
@@ -60,6 +60,8 @@ def main() -> None:
         "--server", type=Path, default=bundled_binary(), help="the redis-server or valkey-server to use"
     )
     options = parser.parse_args()
+    if unknown := [name for name in options.measures if name not in MEASURES]:
+        parser.error(f"no such measure: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
     rounds = options.rounds or (1 if options.quick else 5)
     with EmbeddedServer(binary=options.server) as server:
         bench = asyncio.run(

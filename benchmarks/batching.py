@@ -1,6 +1,6 @@
 """What batching is worth: prompts through the whole system to real engines, with batching off and on.
 
-    make bench           # or: python benchmarks/batching.py --rounds 3 --json out.json --plot out.svg
+    make bench-batching  # or: python -m benchmarks.batching --rounds 3 --json out.json --plot out.svg
 
 Plain prompts with answers of 8 tokens that are wanted whole, by callers that enqueue 16, wait for their
 answers, and enqueue the next. Beside them a bare client: httpx, lists of 16, as many prompts in flight,

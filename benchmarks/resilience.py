@@ -1,6 +1,6 @@
 """What losing a worker process costs, what a backlog costs in memory, and what it costs a critical prompt.
 
-    make bench-loss      # or: python benchmarks/resilience.py --json out.json
+    make bench-loss      # or: python -m benchmarks.resilience --json out.json
 
 Recovery: pairs of worker processes with jobs in flight; one of a pair is killed (SIGKILL) at a random moment,
 and the clock runs until each of its jobs has been started by the other. Lease 10 s, the default.
