@@ -40,7 +40,7 @@ WAITING = "memory, waiting job"
 IDLE = "idle workers"
 BUSY = "memory, worker process"
 
-WHOLE, NO_DEADLINE, BARE = "beyond its payload", "without a deadline", "without deadline and key"
+WHOLE, NO_DEADLINE, BARE = "with a key and a deadline", "with a key", "with neither"
 JOBS = 24_000
 IN_FLIGHT = 1000
 READY_TIMEOUT_S = 60.0
