@@ -28,7 +28,7 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "memory": memory.measure,
     "streaming": streaming.measure,
     "adapters": adapters.measure,
-    "platform": bill.measure,
+    "bill": bill.measure,
 }
 """In the order of the report."""
 
