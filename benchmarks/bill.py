@@ -20,9 +20,8 @@ are read twice, and the client says how many tokens it has received between.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
-from benchmarks.harness import Bench, worker_processes
+from benchmarks.harness import Bench, Figures, worker_processes
 from benchmarks.mock_engine import mock_engine
 from benchmarks.streaming import MOCK, Load, Window, follower, watch
 from scheduler.queue.scripts import NAMES, source
@@ -37,8 +36,6 @@ CARRIED_MS = 50.0
 
 PART = ("tokens that came, of the timetable's", "parts of 1")
 LATER = ("later tokens under way, p50", "ms")
-
-Figures = Mapping[tuple[str, str], float]
 
 
 async def measure(bench: Bench) -> None:

@@ -8,16 +8,23 @@ bare loop leases 32 jobs in one script and publishes and finishes them in anothe
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from benchmarks import peers
-from benchmarks.harness import OURS, Bench, done_of_ours, processes, watch_drain, worker_processes
+from benchmarks.harness import (
+    OURS,
+    Bench,
+    Figures,
+    done_of_ours,
+    processes,
+    refuse_errors,
+    watch_drain,
+    worker_processes,
+)
 from scheduler import PromptRequest
 
 BARE = [sys.executable, "-m", "benchmarks.bare_loop"]
-
-Figures = Mapping[tuple[str, str], float]
 
 
 async def measure(bench: Bench) -> None:
@@ -36,11 +43,9 @@ async def drain_ours(bench: Bench, n_workers: int) -> Figures:
     prompts = bench.size(30_000, 6_000)
     async with bench.client() as client, bench.redis() as redis:
         requests = [PromptRequest(prompt=f"prompt number {n}", model="echo") for n in range(prompts)]
-        outcomes = await client.enqueue_many(requests)
-        if errors := [outcome for outcome in outcomes if isinstance(outcome, Exception)]:
-            raise SystemExit(f"enqueue failed: {errors[0]}")
+        refuse_errors(await client.enqueue_many(requests))
         with worker_processes(bench, n_workers) as workers:
-            span = await watch_drain(bench, workers, partial(done_of_ours, redis, bench), prompts)
+            span = await watch_drain(bench, workers, partial(done_of_ours, redis), prompts)
     return span.figures()
 
 
@@ -62,6 +67,6 @@ async def drain_peer(bench: Bench, peer: peers.Peer) -> Figures:
     jobs = bench.size(peer.jobs, peer.jobs // 5)
     await peer.enqueue(bench, "many", jobs)
     async with bench.redis() as redis:
-        with processes(peer.worker, environ=peer.environ(bench), cwd=peers.FOLDER / peer.name) as workers:
+        with processes(peer.worker, environ=peer.environ(bench), cwd=peer.folder) as workers:
             span = await watch_drain(bench, workers, partial(peer.done, redis, jobs), jobs)
     return span.figures()

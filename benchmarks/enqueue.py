@@ -20,7 +20,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import peers
-from benchmarks.harness import OURS, Bench, cpu_s
+from benchmarks.harness import OURS, Bench, Figures, cpu_s, refuse_errors
 from benchmarks.peers.peer import How, Produced, ask_producer
 from scheduler import AsyncClient, PromptRequest, load_settings
 
@@ -28,8 +28,6 @@ ROOT = Path(__file__).parent.parent
 CONCURRENT = 100
 OURS_JOBS = 30_000  # below the bound
 WAYS: Mapping[How, str] = {"one": "one by one", "hundred": "100 at once", "many": "bulk"}
-
-Figures = Mapping[tuple[str, str], float]
 
 
 async def measure(bench: Bench) -> None:
@@ -99,9 +97,7 @@ async def produce(url: str, how: How, n: int, *, dedup: bool) -> Produced:
 
 async def in_bulk(client: AsyncClient, requests: Iterable[PromptRequest]) -> None:
     """Enqueue all of them in one call."""
-    outcomes = await client.enqueue_many(requests)
-    if errors := [outcome for outcome in outcomes if isinstance(outcome, Exception)]:
-        raise SystemExit(f"enqueue failed: {errors[0]}")
+    refuse_errors(await client.enqueue_many(requests))
 
 
 async def by_callers(client: AsyncClient, requests: Iterator[PromptRequest], callers: int) -> None:

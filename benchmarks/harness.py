@@ -13,16 +13,24 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from redis.asyncio import Redis
 
 from scheduler import AsyncClient, load_settings
 from scheduler.embedded import EmbeddedServer
+from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.keys import Keys
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 OURS = "prompt-scheduler"
 STOP_TIMEOUT_S = 30.0
 GIVE_UP_S = 180.0
+READY_TIMEOUT_S = 60.0
+META = Keys("default").fixed("meta")
+
+Figures: TypeAlias = Mapping[tuple[str, str], float]
+"""What a case has found: `(what, unit)` -> value."""
 
 
 class CaseFailed(Exception):
@@ -85,9 +93,7 @@ class Bench:
         self.rows.append(row)
         print(f"{measure}: {case}: {what} {row.median:,.6g} {unit}", flush=True)
 
-    async def alternate(
-        self, measure: str, cases: Mapping[str, Callable[[], Awaitable[Mapping[tuple[str, str], float]]]]
-    ) -> None:
+    async def alternate(self, measure: str, cases: Mapping[str, Callable[[], Awaitable[Figures]]]) -> None:
         """Run the cases in turn, round after round (A B A B), each on an empty server.
 
         A case returns its figures: `(what, unit)` -> value. A peer that fails is left out from then on, which
@@ -244,6 +250,24 @@ async def watch_drain(
     )
 
 
-async def done_of_ours(redis: Redis, bench: Bench) -> int:
-    """How many of our jobs are done."""
-    return int(await redis.hget("ps:{default}:meta", "t:done") or 0)  # type: ignore[misc]
+async def done_of_ours(redis: Redis) -> int:
+    """How many of our jobs are done: the one field, as it is polled."""
+    return int(await redis.hget(META, "t:done") or 0)  # type: ignore[misc] # sync or async in the stubs
+
+
+async def until_serving(bench: Bench, n_workers: int = 1) -> None:
+    """Wait until so many worker processes can be seen.
+
+    Raises:
+        TimeoutError: they cannot.
+    """
+    async with bench.client() as client, asyncio.timeout(READY_TIMEOUT_S):
+        while len(await QueueInspector(client.queue).workers()) < n_workers:
+            await asyncio.sleep(0.02)
+
+
+def refuse_errors(outcomes: Sequence[object]) -> None:
+    """End the program if a prompt was not taken."""
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise SystemExit(f"enqueue failed: {outcome}")

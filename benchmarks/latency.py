@@ -27,7 +27,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -36,12 +36,17 @@ from redis.asyncio import Redis
 
 from benchmarks import peers
 from benchmarks.harness import (
+    META,
     OURS,
+    READY_TIMEOUT_S,
     Bench,
+    Figures,
     cpu_s,
     done_of_ours,
     processes,
     quantiles,
+    refuse_errors,
+    until_serving,
     worker_processes,
 )
 from scheduler import (
@@ -50,7 +55,6 @@ from scheduler import (
     Done,
     Priority,
     PromptRequest,
-    SchedulerError,
     Started,
     load_settings,
 )
@@ -63,7 +67,6 @@ URGENT = "latency, urgent"
 PROMPT = "What is the capital of France?"
 WARM_UP = 50
 ENOUGH_FOR_P999 = 1000
-READY_TIMEOUT_S = 60.0
 FILL_CHUNK = 10_000
 GROUP_S = 0.005
 """How often the process that makes the load enqueues."""
@@ -80,7 +83,6 @@ reserved = 4
 options = { delay_s = 0.25 }
 """
 
-Figures = Mapping[tuple[str, str], float]
 T = TypeVar("T")
 
 
@@ -127,7 +129,7 @@ async def capacity(bench: Bench) -> float:
             for number in range(1, tries + 1):
                 began = time.perf_counter()
                 await fill(client, prompts, priority=Priority.NORMAL)
-                await until_done(redis, bench, prompts * number)
+                await until_done(redis, prompts * number)
                 rates.append(prompts / (time.perf_counter() - began))
     return statistics.median(rates)
 
@@ -139,18 +141,18 @@ async def half_load(bench: Bench, rate: float) -> Figures:
         with worker_processes(bench) as workers:
             await until_serving(bench)
             with processes(SENDER, environ=load):
-                await until_done(redis, bench, int(rate * SETTLE_S))
+                await until_done(redis, int(rate * SETTLE_S))
                 return await under_load(bench, redis, workers[0].pid, rate)
 
 
 async def under_load(bench: Bench, redis: Redis, worker_pid: int, rate: float) -> Figures:
     """Probe while the load runs, and see what of it was done."""
-    done, began = await done_of_ours(redis, bench), time.perf_counter()
+    done, began = await done_of_ours(redis), time.perf_counter()
     worker_s, server_s = cpu_s(worker_pid), cpu_s(bench.server_pid)
     figures = await on_loop_of_its_own(probe(bench, bench.size(1000, 100)))
     elapsed_s = time.perf_counter() - began
-    done = await done_of_ours(redis, bench) - done
-    waiting = int(await redis.hget("ps:{default}:meta", "n") or 0)  # type: ignore[misc]  # sync or async in the stubs
+    done = await done_of_ours(redis) - done
+    waiting = int(await redis.hget(META, "n") or 0)  # type: ignore[misc]  # sync or async in the stubs
     return {
         **figures,
         ("load sent", "jobs/s"): rate,
@@ -280,25 +282,14 @@ async def on_loop_of_its_own(work: Coroutine[Any, Any, T]) -> T:
     return await asyncio.to_thread(run)
 
 
-async def until_serving(bench: Bench) -> None:
-    """Wait until a worker process can be seen.
-
-    Raises:
-        TimeoutError: there is none.
-    """
-    async with bench.client() as client, asyncio.timeout(READY_TIMEOUT_S):
-        while not await QueueInspector(client.queue).workers():
-            await asyncio.sleep(0.05)
-
-
-async def until_done(redis: Redis, bench: Bench, jobs: int) -> None:
+async def until_done(redis: Redis, jobs: int) -> None:
     """Wait until so many jobs have been done.
 
     Raises:
         TimeoutError: it takes too long.
     """
     async with asyncio.timeout(READY_TIMEOUT_S):
-        while await done_of_ours(redis, bench) < jobs:
+        while await done_of_ours(redis) < jobs:
             await asyncio.sleep(0.02)
 
 
@@ -311,13 +302,6 @@ async def fill(client: AsyncClient, jobs: int, *, priority: int) -> None:
             for n in range(start, min(start + FILL_CHUNK, jobs))
         ]
         refuse_errors(await client.enqueue_many(requests))
-
-
-def refuse_errors(outcomes: list[Any]) -> None:
-    """End the program if a prompt was not taken."""
-    for outcome in outcomes:
-        if isinstance(outcome, SchedulerError):
-            raise SystemExit(f"enqueue failed: {outcome}")
 
 
 if __name__ == "__main__":

@@ -23,14 +23,24 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 from redis.asyncio import Redis
 
-from benchmarks.harness import OURS, Bench, cpu_s, resident_mb, worker_processes
+from benchmarks.harness import (
+    OURS,
+    READY_TIMEOUT_S,
+    Bench,
+    Figures,
+    cpu_s,
+    refuse_errors,
+    resident_mb,
+    until_serving,
+    worker_processes,
+)
 from scheduler import AsyncClient, PromptRequest, load_settings
 from scheduler.client.submission import stored_request
 from scheduler.embedded import OLDEST, EmbeddedServer, bundled_binary, server_version
@@ -43,7 +53,6 @@ BUSY = "memory, worker process"
 WHOLE, NO_DEADLINE, BARE = "with a key and a deadline", "with a key", "with neither"
 JOBS = 24_000
 IN_FLIGHT = 1000
-READY_TIMEOUT_S = 60.0
 STEADY_BYTES = 10_000
 
 STREAMING = """
@@ -54,8 +63,6 @@ options = {{ delay_s = 1.0 }}
 """
 WORDS = 90
 """Of a streamed answer: a word a second, longer than anybody looks."""
-
-Figures = Mapping[tuple[str, str], float]
 
 
 async def measure(bench: Bench) -> None:
@@ -111,13 +118,6 @@ def request_of(kind: str) -> PromptRequest:
         dedup_key=None if kind == BARE else secrets.token_hex(),
         deadline_s=3600 if kind == WHOLE else None,
     )
-
-
-def refuse_errors(outcomes: Sequence[object]) -> None:
-    """End the program if a prompt was not taken."""
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise SystemExit(f"enqueue failed: {outcome}")
 
 
 async def used_bytes(redis: Redis) -> int:
@@ -211,15 +211,4 @@ async def until_running(client: AsyncClient, jobs: int) -> None:
     inspector = QueueInspector(client.queue)
     async with asyncio.timeout(READY_TIMEOUT_S):
         while (await inspector.status()).running < jobs:
-            await asyncio.sleep(0.1)
-
-
-async def until_serving(bench: Bench, processes: int) -> None:
-    """Wait until so many worker processes can be seen.
-
-    Raises:
-        TimeoutError: they cannot.
-    """
-    async with bench.client() as client, asyncio.timeout(READY_TIMEOUT_S):
-        while len(await QueueInspector(client.queue).workers()) < processes:
             await asyncio.sleep(0.1)

@@ -32,10 +32,9 @@ from typing import Any
 import orjson
 import uvloop
 
-from benchmarks.harness import Bench, cpu_s, quantiles, worker_processes
+from benchmarks.harness import Bench, Figures, cpu_s, quantiles, until_serving, worker_processes
 from benchmarks.mock_engine import mock_engine
 from scheduler import AsyncClient, Delta, Done, GenerationParams, Job, PromptRequest, load_settings
-from scheduler.queue.inspection import QueueInspector
 
 START_TIMEOUT_S = 60.0
 SETTLE_S = 1.0
@@ -64,8 +63,6 @@ max_in_flight = 10_000
 ECHO_DELAY_S = 0.021
 LATE_INTERVAL_MS = 100.0
 LATE_FIRST_MS = 200.0
-
-Figures = Mapping[tuple[str, str], float]
 
 
 async def measure(bench: Bench) -> None:
@@ -152,7 +149,7 @@ class Follower:
 @asynccontextmanager
 async def follower(bench: Bench, load: Load) -> AsyncIterator[Follower]:
     """Start a client process once there is a worker process; it ends with the block."""
-    await until_served(bench)
+    await until_serving(bench)
     arguments = (bench.url, load.model, str(load.streams), str(load.tokens), str(load.ramp_s))
     async with started(*FOLLOW, *arguments) as process:
         yield Follower(process)
@@ -170,13 +167,6 @@ async def started(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-async def until_served(bench: Bench) -> None:
-    """Wait until a worker process can be seen."""
-    async with bench.client() as client, asyncio.timeout(START_TIMEOUT_S):
-        while not await QueueInspector(client.queue).workers():
-            await asyncio.sleep(0.02)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,11 +48,18 @@ def python_peer(
     settings: str,
     done: Callable[[Redis, int], Awaitable[int]],
     script: str = "python",
+    folder: str = "",
+    **variables: str,
 ) -> Peer:
-    """A peer whose worker is `script` of its virtual environment with these arguments."""
-    python = python_environment(FOLDER / name)
+    """A peer whose worker is `script` of its virtual environment with these arguments.
+
+    Its folder has its name unless another is given; `variables` are environment variables.
+    """
+    place = FOLDER / (folder or name)
+    python = python_environment(place)
     command = (str(python.with_name(script)), *worker)
-    return Peer(name, jobs, settings, command, (str(python), "-m", "producer"), None, done)
+    producer = (str(python), "-m", "producer")
+    return Peer(name, place, jobs, settings, command, producer, None, done, variables)
 
 
 def arq() -> Peer:
@@ -87,6 +94,8 @@ def taskiq(kind: str) -> Peer:
         settings=f"taskiq 0.13.0, taskiq-redis 1.2.4, {kind} broker, uvloop, orjson: one worker, "
         "max-async-tasks 100, no-parse, log level WARNING",
         done=partial(results, ("taskiq",)),
+        folder="taskiq",
+        TASKIQ_BROKER=kind,
     )
 
 
@@ -127,9 +136,11 @@ def celery() -> Peer:
 
 def bullmq() -> Peer:
     """BullMQ, on Node."""
-    node_modules: Path = node_environment(FOLDER / "bullmq")
+    folder = FOLDER / "bullmq"
+    node_modules: Path = node_environment(folder)
     return Peer(
         "bullmq",
+        folder,
         30_000,
         "BullMQ 6.7.0 on Node: one worker, concurrency 100",
         ("node", "worker.js"),

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,22 +31,31 @@ class Produced:
 class Peer:
     """Another queue: its commands in its own environment, and how to see from Redis what it has done.
 
+    `folder` has its modules, and `variables` are environment variables of its own.
+
     `jobs` is how many a full run drains; `count_done(redis, total)` asks Redis only for counts, since it is
     polled. The server is empty before a run.
     """
 
     name: str
+    folder: Path
     jobs: int
     settings: str
     worker: tuple[str, ...]
     producer: tuple[str, ...]
     node_modules: Path | None
     count_done: Callable[[Redis, int], Awaitable[int]]
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def environ(self, bench: Bench) -> Mapping[str, str]:
         """The environment variables of its processes."""
         modules = {"NODE_PATH": str(self.node_modules)} if self.node_modules else {}
-        return {"PEER_REDIS_URL": bench.url, "PYTHONPATH": str(FOLDER / "driver"), **modules}
+        return {
+            "PEER_REDIS_URL": bench.url,
+            "PYTHONPATH": str(FOLDER / "driver"),
+            **modules,
+            **self.variables,
+        }
 
     async def done(self, redis: Redis, total: int) -> int:
         """How many of `total` jobs have ended, with their results kept."""
@@ -65,14 +74,12 @@ class Peer:
 
         Starts a worker process for it, and ends it.
         """
-        with processes(self.worker, environ=self.environ(bench), cwd=FOLDER / self.name):
+        with processes(self.worker, environ=self.environ(bench), cwd=self.folder):
             times: list[float] = (await self._ask_producer(bench, "latency", n))["latency_ms"]
         return times
 
     async def _ask_producer(self, bench: Bench, how: str, n: int) -> dict[str, Any]:
-        return await ask_producer(
-            (*self.producer, how, str(n)), environ=self.environ(bench), cwd=FOLDER / self.name
-        )
+        return await ask_producer((*self.producer, how, str(n)), environ=self.environ(bench), cwd=self.folder)
 
 
 async def ask_producer(

@@ -37,6 +37,7 @@ MAX_COMMANDS = 32
 # Each wait for room in a full queue holds a connection as well; the others wait their turn.
 MAX_SPACE_WAITS = 4
 BREATHE_EVERY = 16
+"""Of so many jobs that are made in a row, the event loop has a turn before the next."""
 
 
 class RequestFields(TypedDict, total=False):
@@ -202,19 +203,22 @@ class AsyncClient:
         with translated(self.redis_url):
             yield replays, subscriptions
 
-    async def _enqueue_all(self, queue: PromptQueue, jobs: Sequence[NewJob]) -> Sequence[EnqueueOutcome]:
+    @asynccontextmanager
+    async def _commands_of(self, queue: PromptQueue) -> AsyncIterator[None]:
+        """Few at a time, and none once the client is closed."""
         async with self.commands() as current:
             if current is not queue:
                 raise not_connected()
+            yield
+
+    async def _enqueue_all(self, queue: PromptQueue, jobs: Sequence[NewJob]) -> Sequence[EnqueueOutcome]:
+        async with self._commands_of(queue):
             return await queue.enqueue(jobs)
 
     async def _replay_many(
         self, queue: PromptQueue, wanted: Sequence[tuple[str, Cursor]]
     ) -> Sequence[Replay | Exception | None]:
-        """Few at a time, and none once the client is closed."""
-        async with self.commands() as current:
-            if current is not queue:
-                raise not_connected()
+        async with self._commands_of(queue):
             return await queue.replay_many(wanted)
 
     async def enqueue(
@@ -311,8 +315,7 @@ class AsyncClient:
         self._check_usable()
         if len(jobs) == 1 and self._enqueues is not None:
             return [await self._enqueues.ask(jobs[0])]
-        async with self.commands() as queue:
-            return await queue.enqueue(jobs)
+        return await self._enqueue_all(self.queue, jobs)
 
     async def _wait_for_space(self, limit_s: float) -> None:
         try:

@@ -49,7 +49,7 @@ LET_GO_S = 5.0
 SAY_GOODBYE_S = 2.0
 
 NO_PERMIT_MS = 1000
-RENEWALS_A_LOOK = 3
+RENEWALS_A_LOOK = 3  # after so many renewals it is looked whether Redis still has the settings
 RETIRE_POLL_S = 0.2
 SETTLED_IN_S = 0.05
 TELL_AGAIN_S = 0.5

@@ -274,7 +274,7 @@ class PromptQueue:
     def _retry(returns: Sequence[Return]) -> Call:
         args: list[Argument] = []
         for one in returns:
-            args += (one.job_id, one.token, one.seq, one.event, int(one.counts), one.delay_ms, one.error)
+            args += (one.job_id, one.token, one.event, int(one.counts), one.delay_ms, one.error)
             args.append(_optional(one.used_tokens))
         return "retry", args
 
@@ -398,10 +398,6 @@ def _route_of(subject: str) -> str | None:
 
 def _optional(value: int | None) -> Argument:
     return "" if value is None else value
-
-
-def _number(value: bytes) -> int | None:
-    return int(value) if value else None
 
 
 def _state(reply: bytes) -> JobState | None:

@@ -163,11 +163,6 @@ class Ending(NamedTuple):
     result_ttl_ms: int = 3_600_000
     used_tokens: int | None = None
 
-    @property
-    def seq(self) -> int:
-        """That of the terminal event."""
-        return self.first_seq + len(self.events)
-
 
 class Return(NamedTuple):
     """A running job goes back: after a failure (`counts`), or given back at its own place.
@@ -177,7 +172,6 @@ class Return(NamedTuple):
 
     job_id: str
     token: int
-    seq: int
     event: bytes
     counts: bool
     delay_ms: int = 0

@@ -128,11 +128,9 @@ class JobWriter:
     def retry(self, code: str, message: str, *, delay_ms: int, counts: bool) -> None:
         """The job goes back to its lane, after `delay_ms`; `counts`: the attempt was a failure."""
         if self.end is None:
-            error, seq = encode_error(code, message), self._close()
-            event = self._encode.retrying(seq, error, delay_ms)
-            self.end = Return(
-                self.job.id, self.job.token, seq, event, counts, delay_ms, error, self.used_tokens
-            )
+            error = encode_error(code, message)
+            event = self._encode.retrying(self._close(), error, delay_ms)
+            self.end = Return(self.job.id, self.job.token, event, counts, delay_ms, error, self.used_tokens)
             self._writer.wake(self)
 
     def take(self) -> Publication | None:

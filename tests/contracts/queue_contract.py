@@ -1480,7 +1480,6 @@ class QueueContract(OnQueue):
                     Return(
                         job.id,
                         job.token,
-                        1,
                         event("retrying", job, 1),
                         True,
                         0,

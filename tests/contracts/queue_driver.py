@@ -100,7 +100,6 @@ def returning(
     return Return(
         job.id,
         job.token,
-        seq,
         event("retrying", job, seq, error=error, delay_s=delay_ms / 1000),
         counts,
         delay_ms,

@@ -18,6 +18,11 @@ from scheduler.results.writer import EventWriter, JobWriter
 from workers.base import Piece
 
 
+def seq_and_type(data: bytes) -> tuple[int, str]:
+    event = decode_event(data)
+    return int(event.id.partition("-")[2]), event.type
+
+
 class ScriptedQueue:
     """Keeps what is written. `errors` are raised first, `refuse` names tokens that are refused."""
 
@@ -60,9 +65,11 @@ class ScriptedQueue:
                 if one.token == token:
                     for at, event in enumerate(one.events):
                         found.append((one.first_seq + at, decode_event(event).type))
-            ends = [(end.token, end.seq, end.event) for end in returns]
-            ends += [(end.token, end.seq, end.head + end.value + b"}") for end in endings]
-            found += [(seq, decode_event(event).type) for owner, seq, event in ends if owner == token]
+            found += [seq_and_type(end.event) for end in returns if end.token == token]
+            for end in endings:
+                if end.token == token:
+                    found.append(seq_and_type(end.head + end.value + b"}"))
+                    assert found[-1][0] == end.first_seq + len(end.events)
         return found
 
     def text(self, token: int = 1) -> str:

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Give running jobs back to their lanes: after a failure, or unharmed, at their own place. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV, 8 a job: job, token, seq, retrying event JSON, 1 if it counts as a failure, delay (ms), error JSON or '',
+-- ARGV, 7 a job: job, token, retrying event JSON, 1 if it counts as a failure, delay (ms), error JSON or '',
 --   tokens that the attempt has used or '' where nobody knows
 -- returns, a job: 1 | 0 refused, the job is not this token's any more
 -- @include "lib/clock"
@@ -19,17 +19,17 @@
 local to_wake = {}
 
 local function give_back(at)
-  local id, token, counts = ARGV[at], ARGV[at + 1], ARGV[at + 4] == '1'
-  local delay_ms, error = tonumber(ARGV[at + 5]), ARGV[at + 6]
+  local id, token, counts = ARGV[at], ARGV[at + 1], ARGV[at + 3] == '1'
+  local delay_ms, error = tonumber(ARGV[at + 4]), ARGV[at + 5]
   local rec = read(id, { 's', 'k', 'l', 'p', 't', 'q', 'x', 'f', 'n', 'o', 'w', 'y', 'v' })
   if not rec or rec.k ~= token then return 0 end
   if rec.s == 'waiting' or rec.s == 'delayed' or rec.s == 'held' then return 1 end
   if rec.s ~= 'running' or not sound(rec) or not rec.q then return 0 end
-  emit(id, ARGV[at + 3])
+  emit(id, ARGV[at + 2])
   redis.call('ZREM', leases_key, id)
   if counts then redis.call('HINCRBY', record_key(id), 'f', 1) end
   if error ~= '' then redis.call('HSET', record_key(id), 'i', error) end
-  settle_usage(id, rec, ARGV[at + 7])
+  settle_usage(id, rec, ARGV[at + 6])
   remember(id, rec.y, counts and 'failed' or 'given_back', rec.w, rec.n, error)
   if delay_ms > 0 then
     make_delayed(id, rec, now_ms + delay_ms)
@@ -43,7 +43,7 @@ local function give_back(at)
 end
 
 local replies = {}
-for at = 1, #ARGV, 8 do replies[#replies + 1] = give_back(at) end
+for at = 1, #ARGV, 7 do replies[#replies + 1] = give_back(at) end
 save_gates()
 save_counts()
 for lane in pairs(to_wake) do wake(lane) end
