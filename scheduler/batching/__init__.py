@@ -1,6 +1,7 @@
 """Micro-batching: gathers prompts for one endpoint into calls."""
 
 from scheduler.batching.batcher import Batcher, BatcherSnapshot, Flush
+from scheduler.batching.call import Member
 from scheduler.batching.policy import LONG_GENERATION_TOKENS, BatchPolicy, FlushReason, share_key
 from scheduler.batching.runner import CallWatcher
 from scheduler.batching.window import Window
@@ -13,6 +14,7 @@ __all__ = [
     "CallWatcher",
     "Flush",
     "FlushReason",
+    "Member",
     "Window",
     "share_key",
 ]

@@ -64,7 +64,7 @@ class Batcher:
         self._policy = policy
         self._window = window
         self._clock = clock
-        self._on_flush = on_flush
+        self.on_flush = on_flush
         self._runner = CallRunner(worker, window, on_quiet=self._check_quiet, watcher=watcher)
         self._groups: dict[Hashable, Group] = {}
         self._gathered = 0
@@ -233,12 +233,12 @@ class Batcher:
     def _send(self, members: Sequence[Member], reason: FlushReason) -> None:
         self._runner.send(members)
         self._flushes[reason] += 1
-        if self._on_flush is None:
+        if self.on_flush is None:
             return
         waited_s = max(0.0, self._clock() - min(member.arrived_at for member in members))
         flush = Flush(reason, len(members), sum(member.tokens for member in members), waited_s)
         try:
-            self._on_flush(flush)
+            self.on_flush(flush)
         except Exception:
             logger.exception("on_flush raised; the call goes on")
 

@@ -17,12 +17,16 @@ from workers.errors import RequestRejected, WorkerError
 class CallWatcher(Protocol):
     """Who wants to know how an endpoint's calls go. Must be cheap and must not raise."""
 
-    def call_began(self) -> Any:
-        """A call goes. The answer comes back when it has ended."""
+    def call_began(self, members: Sequence[Member]) -> Any:
+        """A call goes, in the task that carries it out. The answer comes back when it has ended."""
         ...
 
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
-        """A call has ended of itself, well or with an error; one that was given up is not reported."""
+        """A call has ended of itself, well or with an error."""
+        ...
+
+    def call_given_up(self, call: Any) -> None:
+        """A call was aborted, or not read to its end, because nobody waited for it any more."""
         ...
 
 
@@ -88,12 +92,16 @@ class CallRunner:
         call.task.add_done_callback(partial(self._end, call))
 
     async def _carry_out(self, call: Call) -> None:
-        watched = self._watcher.call_began() if self._watcher is not None else None
-        error = await self._read(call)
-        if self._watcher is not None and (error is not None or call.completed or not call.abandoned):
-            self._watcher.call_ended(
-                watched, len(call.members), error or (None if call.completed else call.error)
-            )
+        watcher = self._watcher
+        watched = watcher.call_began(call.members) if watcher is not None else None
+        try:
+            error = await self._read(call)
+        except BaseException:
+            if watcher is not None:
+                watcher.call_given_up(watched)
+            raise
+        if watcher is not None:
+            _report(watcher, watched, call, error)
         left = call.unended()
         refused = isinstance(error, RequestRejected)
         again = self._to_try_again(call, left) if refused else {}
@@ -188,6 +196,13 @@ class CallRunner:
         call.forget()
         if not self._calls:
             self._on_quiet()
+
+
+def _report(watcher: CallWatcher, watched: Any, call: Call, error: WorkerError | None) -> None:
+    if error is not None or call.completed or not call.abandoned:
+        watcher.call_ended(watched, len(call.members), error or (None if call.completed else call.error))
+    else:
+        watcher.call_given_up(watched)
 
 
 def _halves(members: Sequence[Member]) -> list[Sequence[Member]]:

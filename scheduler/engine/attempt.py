@@ -15,7 +15,9 @@ import orjson
 from scheduler.engine.retry import Retry, RetryPolicy
 from scheduler.engine.routes import Route
 from scheduler.errors import SchedulerError
-from scheduler.queue.records import ClaimedJob
+from scheduler.model import JobState
+from scheduler.observations import AttemptBegan, Observer, Outcome
+from scheduler.queue.records import ClaimedJob, Ending
 from scheduler.results.writer import JobWriter
 from scheduler.stages.base import PromptContext
 from scheduler.stages.pipeline import DeadlinePassed
@@ -32,6 +34,14 @@ class Stop(Enum):
     EXPIRED = "expired"
     DRAIN = "drain"  # the process ends: the job goes back to its place
 
+
+GIVEN_BACK = "given_back"
+
+_OUTCOMES = {
+    JobState.DONE: Outcome.DONE,
+    JobState.FAILED: Outcome.FAILED,
+    JobState.EXPIRED: Outcome.EXPIRED,
+}
 
 CONFIRM_S = 2.0
 """How long a deadline that has passed waits for Redis to confirm it."""
@@ -50,8 +60,10 @@ class Attempt:
     writer: JobWriter
     on_deadline: Callable[[int], None]
     take_permit: Callable[[str], Awaitable[int]] | None = None
+    observe: Observer | None = None
     expires_at: float | None = None
     claimed_at: float = field(default_factory=time.monotonic)
+    ended_at: float = 0.0
     context: PromptContext | None = None
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
@@ -75,7 +87,18 @@ class Attempt:
 
     def close(self) -> None:
         """The attempt is over: no deadline can come."""
+        self.ended_at = time.monotonic()
         self._cancel_timer()
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it has ended, by what was given to the writer."""
+        end = self.writer.end
+        if self.stop is Stop.LOST or end is None:
+            return Outcome.LOST
+        if isinstance(end, Ending):
+            return _OUTCOMES[end.state]
+        return Outcome.GIVEN_BACK if self.writer.code == GIVEN_BACK else Outcome.RETRIED
 
     def _deadline(self) -> None:
         self.timer = asyncio.get_running_loop().call_later(CONFIRM_S, self.end_early, Stop.EXPIRED)
@@ -99,6 +122,8 @@ async def run_attempt(
         await room()
         writer.started()
         attempt.context = context = make_context(attempt)
+        if attempt.observe is not None:
+            attempt.observe(AttemptBegan(job, context, attempt.claimed_at))
         await attempt.route.pipeline.run(context)
         result = build_result(context, queue_ms=job.waited_ms, claimed_at=attempt.claimed_at)
         writer.used_tokens = _tokens_of(context)
@@ -210,4 +235,4 @@ def _stopped(attempt: Attempt) -> None:
     if attempt.stop is Stop.EXPIRED:
         attempt.writer.expired()
     elif attempt.stop is not Stop.LOST:
-        attempt.writer.retry("given_back", "the worker process is stopping", delay_ms=0, counts=False)
+        attempt.writer.retry(GIVEN_BACK, "the worker process is stopping", delay_ms=0, counts=False)

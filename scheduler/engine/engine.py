@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Protocol, TypeVar
 
 import orjson
 from redis.asyncio import Redis
@@ -29,6 +30,15 @@ from scheduler.engine.routes import NO_PLACES, Places, Route, build_routes, desc
 from scheduler.engine.shares import Shares
 from scheduler.errors import SchedulerError
 from scheduler.model import is_urgent
+from scheduler.observations import (
+    AttemptEnded,
+    Claimed,
+    Observer,
+    RoundTrip,
+    Ticked,
+    Written,
+    one_observer,
+)
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, Offer, Publication, Return, WriteOutcome
@@ -38,6 +48,8 @@ from scheduler.routing import BreakerState, Endpoint
 from scheduler.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Few, so that the server works while this process runs what it has; many, for the price of one round trip.
 CLAIM_AT_ONCE = 64
@@ -68,12 +80,22 @@ class Engine:
     """Moves prompts from the queue through the stages. `start()` and `stop()` are safe to call twice.
 
     An engine runs once: to go on after `stop()`, make another.
-    `script_flags` is false for a Redis that does not know `#!lua` (fakeredis).
+    `script_flags` is false for a Redis that does not know `#!lua` (fakeredis). `observers` hear of all that
+    happens.
     """
 
-    def __init__(self, settings: Settings, redis: Redis, *, script_flags: bool = True) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        *,
+        script_flags: bool = True,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.settings = settings
         self.id = worker_id(settings)
+        self.leads = False  # it does the queue's maintenance
+        self._observe = one_observer(observers)
         self.queue = PromptQueue(redis, settings.queue, script_flags=script_flags)
         self.routes: dict[str, Route] = build_routes(settings)
         self._limits = limits_of(settings)
@@ -86,9 +108,10 @@ class Engine:
         self._patience = Patience(redis)
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
         self._writer = EventWriter(
-            _PatientWrites(self.queue, self._patience),
+            _PatientWrites(self.queue, self._patience, self._timed),
             on_refused=self._refused,
             on_ended=self._ended,
+            on_written=None if self._observe is None else self._written,
             result_ttl_ms=round(settings.result_ttl_s * 1000),
         )
         self._subscriptions = Subscriptions(redis)
@@ -146,7 +169,7 @@ class Engine:
     async def _start(self) -> None:
         self._started_at_ms = time.time_ns() // 1_000_000
         for route in self.routes.values():
-            await route.start(self._endpoint_changed)
+            await route.start(self._endpoint_changed, self._observe)
         await self.queue.load()
         await self._publish_settings()
         await self._renew(())
@@ -289,6 +312,8 @@ class Engine:
                 return True
             if claim.more or claim.without_permit:
                 self._look = True
+            if self._observe is not None and claim.jobs:
+                self._observe(Claimed(claim.jobs))
             for job in claim.jobs:
                 self._begin(job)
         if not claim.jobs and not claim.without_permit:
@@ -327,16 +352,19 @@ class Engine:
                 name: offers_of(route, without=self._refused_permits(name))
                 for name, route in self.routes.items()
             }
-        claim = await self.queue.claim(
-            claim_id,
-            self.id,
-            {name: each.free for name, each in of_lanes.items()},
-            limit=places.free,
-            kept=places.kept,
-            lanes_kept={name: each.kept for name, each in of_lanes.items()},
-            lease_ms=self.lease_ms,
-            suspects=not self._suspects,
-            offers=offers,
+        claim = await self._timed(
+            "claim",
+            self.queue.claim(
+                claim_id,
+                self.id,
+                {name: each.free for name, each in of_lanes.items()},
+                limit=places.free,
+                kept=places.kept,
+                lanes_kept={name: each.kept for name, each in of_lanes.items()},
+                lease_ms=self.lease_ms,
+                suspects=not self._suspects,
+                offers=offers,
+            ),
         )
         for lane, refusal in claim.without_permit.items():
             self._leave_alone(lane, refusal.endpoints, refusal.wait_ms / 1000)
@@ -412,6 +440,7 @@ class Engine:
         attempt = Attempt(job, route, self._writer.open(job, self.id), self._deadline_came)
         if self._limits.endpoints:
             attempt.take_permit = partial(self._take_permit, job)
+        attempt.observe = self._observe
         max_attempts = job.max_attempts or route.settings.max_attempts or self.settings.max_attempts
         self._attempts[job.token] = attempt
         if job.suspect:
@@ -444,6 +473,10 @@ class Engine:
         if attempt.stop is Stop.LOST:
             self._forget(attempt.job.token)
 
+    def _written(self, jobs: int, lag_s: float) -> None:
+        if self._observe is not None:
+            self._observe(Written(jobs, lag_s))
+
     def _ended(self, job_id: str, token: int) -> None:
         """The writer has written the end of an attempt."""
         self._forget(token)
@@ -460,7 +493,9 @@ class Engine:
             attempt.end_early(Stop.LOST)
 
     def _forget(self, token: int) -> None:
-        self._attempts.pop(token, None)
+        attempt = self._attempts.pop(token, None)
+        if attempt is not None and self._observe is not None:
+            self._observe(_end_of(attempt))
         if token in self._suspects:
             self._suspects.discard(token)
             self._look_again()  # the next suspect may come
@@ -515,7 +550,9 @@ class Engine:
     async def _renew(self, tokens: Sequence[int]) -> None:
         """Renew the leases of these attempts, and hear of their deadlines."""
         held = [(self._attempts[token].job.id, token) for token in tokens if token in self._attempts]
-        replies = await self.queue.renew(self.id, held, lease_ms=self.lease_ms, about=self._about())
+        replies = await self._timed(
+            "renew", self.queue.renew(self.id, held, lease_ms=self.lease_ms, about=self._about())
+        )
         now = time.monotonic()
         for (job_id, token), reply in zip(held, replies, strict=True):
             attempt = self._attempts.get(token)
@@ -542,8 +579,11 @@ class Engine:
         lock_ms = min(2000, max(500, self.lease_ms // 4))
         while True:
             report = await self._patience.until_done(
-                lambda: self.queue.tick(self.id, lease_ms=self.lease_ms, lock_ms=lock_ms)
+                lambda: self._timed("tick", self.queue.tick(self.id, lease_ms=self.lease_ms, lock_ms=lock_ms))
             )
+            self.leads = report.leader
+            if self._observe is not None:
+                self._observe(Ticked(report))
             # Those who wait for the lock spread out: fifty idle processes must not knock all at once.
             spread_ms = 0.0 if report.leader else random.random() * lock_ms
             await asyncio.sleep((max(report.next_ms, 1) + spread_ms) / 1000)
@@ -558,6 +598,15 @@ class Engine:
                 with suppress(ValueError, KeyError, TypeError):
                     order = orjson.loads(message)
                     self._refused(order["cancel"], int(order["token"]))
+
+    async def _timed(self, script: str, call: Awaitable[T]) -> T:
+        """Await a script's reply, and let observers know how long it took."""
+        if self._observe is None:
+            return await call
+        began = time.perf_counter()
+        reply = await call
+        self._observe(RoundTrip(script, time.perf_counter() - began))
+        return reply
 
     # Settings that change while it runs
 
@@ -577,7 +626,7 @@ class Engine:
         fresh = [route for name, route in routes.items() if route is not self.routes.get(name)]
         try:
             for route in fresh:
-                await route.start(self._endpoint_changed)
+                await route.start(self._endpoint_changed, self._observe)
         except BaseException:
             for route in fresh:
                 await route.stop()
@@ -667,12 +716,31 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _end_of(attempt: Attempt) -> AttemptEnded:
+    writer = attempt.writer
+    now = time.monotonic()
+    return AttemptEnded(
+        attempt.job,
+        attempt.context,
+        attempt.outcome,
+        writer.code,
+        attempt.claimed_at,
+        attempt.ended_at or now,
+        now,
+    )
+
+
+class _Timed(Protocol):
+    def __call__(self, script: str, call: Awaitable[T], /) -> Awaitable[T]: ...
+
+
 class _PatientWrites:
     """The queue as the writer needs it. Waits for Redis with the other loops: one log line for all."""
 
-    def __init__(self, queue: PromptQueue, patience: Patience) -> None:
+    def __init__(self, queue: PromptQueue, patience: Patience, timed: _Timed) -> None:
         self._queue = queue
         self._patience = patience
+        self._timed = timed
 
     async def write(
         self,
@@ -682,5 +750,7 @@ class _PatientWrites:
         endings: Sequence[Ending] = (),
     ) -> WriteOutcome:
         return await self._patience.until_done(
-            lambda: self._queue.write(publications=publications, returns=returns, endings=endings)
+            lambda: self._timed(
+                "write", self._queue.write(publications=publications, returns=returns, endings=endings)
+            )
         )

@@ -27,6 +27,8 @@ from scheduler.queue.reports import DedupKey, LaneStatus, LimitedTenant, QueueSt
 PAGE = 200
 LANES_AT_ONCE = 50
 RATE_FRESH_MS = 60_000
+UNKNOWN_MEAN_S = 1.0
+"""What a job is reckoned to take in a lane of which none has ended yet, as in tick.lua."""
 PRIORITIES = range(9, -1, -1)
 REPLIES_A_LANE = 2 * 2 * len(PRIORITIES)
 LIVE = (JobState.RUNNING, JobState.WAITING, JobState.HELD, JobState.DELAYED)
@@ -139,6 +141,7 @@ class QueueInspector:
                 held=held_by_lane[name],
                 paused=name.encode() in paused,
                 bound=conf.get(f"max_waiting:{name}".encode()),
+                mean_ms=meta.get(f"mean:{name}".encode()),
                 now_us=now_us,
             )
             for at, name in enumerate(names)
@@ -437,6 +440,7 @@ def _lane_status(
     held: int,
     paused: bool,
     bound: bytes | None,
+    mean_ms: bytes | None,
     now_us: int,
 ) -> LaneStatus:
     """`levels`: the size and the head of each level, from 9 down, and then of each level of its suspects.
@@ -444,6 +448,7 @@ def _lane_status(
     `unclaimed` counts all but running.
     """
     sizes = levels[::2]
+    mean_s = float(mean_ms) / 1000 if mean_ms else None
     innocent, suspects = sizes[: len(PRIORITIES)], sizes[len(PRIORITIES) :]
     counts = {p: a + b for p, a, b in zip(PRIORITIES, innocent, suspects, strict=True) if a + b}
     heads = [score for head in levels[1::2] for _, score in head]
@@ -458,6 +463,8 @@ def _lane_status(
         paused=paused,
         oldest_s=max(0, now_us - int(min(heads))) / 1_000_000 if heads else None,
         max_waiting=int(bound) if bound else None,
+        mean_s=mean_s,
+        work_s=waiting * (UNKNOWN_MEAN_S if mean_s is None else mean_s),
     )
 
 

@@ -14,7 +14,8 @@ _KEYS: dict[str, str] = {
     "conf": "conf",  # HASH   settings of the queue: max_waiting, when_full, aging_ms, …
     "routes": "routes",  # HASH   route -> JSON, published by worker processes
     "limits": "limits",  # HASH   t:<tenant>, t:*, e:<endpoint> -> "requests tokens" a minute, 0: no limit
-    "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>)
+    "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>),
+    #               by lane: ms and jobs since the last look (ms:, ran:), mean ms a job (mean:)
     "limited": "limited",  # ZSET   held lane, "<lane> <tenant>" -> when some of it may be released, ms
     "released": "released",  # HASH   held lane -> the last job that was released of it
     "lanes": "lanes",  # SET    every lane that ever held a job
@@ -41,6 +42,7 @@ _KEYS: dict[str, str] = {
     "worker": "n:",  # STRING a worker process describes itself, JSON
     "wake": "k:",  # LIST   of a lane: one token when there is work
     "urgent": "ku:",  # LIST   of a lane: one token when there is work of priority 8 or 9
+    "work": "work:",  # LIST   of a lane: as many entries as a place needs seconds for what waits
     "channel": "ch:",  # pub/sub channel of a job
     "control": "ctl",  # pub/sub channel to the worker processes
     "arq": "arq",  # arq's own queue of a worker process: run_prompt

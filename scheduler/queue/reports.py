@@ -14,7 +14,8 @@ class LaneStatus(Frozen):
 
     `held` are those whose tenants have used what they may; `suspects`, some of the waiting, have lost their
     worker process twice. `by_priority` has the levels in use, the most urgent first. `max_waiting` is the
-    lane's own bound.
+    lane's own bound. `mean_s` is how long a job keeps a place in a worker process, None while none has ended;
+    `work_s` how long one place would need for all that wait, with a second a job while nobody knows better.
     """
 
     name: str
@@ -26,6 +27,8 @@ class LaneStatus(Frozen):
     paused: bool = False
     oldest_s: float | None = None
     max_waiting: int | None = None
+    mean_s: float | None = None
+    work_s: float = 0.0
 
 
 class LimitedTenant(Frozen):

@@ -53,6 +53,7 @@ class JobWriter:
         "_worker",
         "_writer",
         "bytes",
+        "code",
         "due",
         "end",
         "first_seq",
@@ -76,6 +77,7 @@ class JobWriter:
         self.job = job
         self.first_seq = 1
         self.end: Ending | Return | None = None
+        self.code = ""  # of the error that the attempt ended with
         self.queued = False  # in the writer's list of those with something to write now
         self.refused = False  # the job is not this token's any more: nothing of it is worth a write
         self.streamed = False
@@ -117,6 +119,7 @@ class JobWriter:
     def failed(self, code: str, message: str) -> None:
         """The job has failed for good."""
         if self.end is None:
+            self.code = code
             error = encode_error(code, message)
             self._end(JobState.FAILED, self._encode.failed(self._close()), error, reason=code)
 
@@ -128,6 +131,7 @@ class JobWriter:
     def retry(self, code: str, message: str, *, delay_ms: int, counts: bool) -> None:
         """The job goes back to its lane, after `delay_ms`; `counts`: the attempt was a failure."""
         if self.end is None:
+            self.code = code
             error = encode_error(code, message)
             event = self._encode.retrying(self._close(), error, delay_ms)
             self.end = Return(self.job.id, self.job.token, event, counts, delay_ms, error, self.used_tokens)
@@ -224,7 +228,8 @@ class EventWriter:
 
     While Redis is away it keeps what it has and goes on trying. `on_refused(job_id, token)`: a write was
     refused, the job is not this token's any more, and nothing more of it will be written. `on_ended(job_id,
-    token)`: an end, or a return, has been written. Every end is answered by one of the two.
+    token)`: an end, or a return, has been written. Every end is answered by one of the two. `on_written(jobs,
+    lag_s)`: so many jobs' news have been written, that long after the first of them was ready.
     """
 
     def __init__(
@@ -233,11 +238,14 @@ class EventWriter:
         *,
         on_refused: Callback,
         on_ended: Callback,
+        on_written: Callable[[int, float], None] | None = None,
         result_ttl_ms: int = DEFAULT_RESULT_TTL_MS,
     ) -> None:
         self._queue = queue
         self._on_refused = on_refused
         self._on_ended = on_ended
+        self._on_written = on_written
+        self._ready_at = 0.0  # when the first of the ready list got there, on the event loop's clock
         self.result_ttl_ms = result_ttl_ms
         self.pending_bytes = 0
         self._ready: list[JobWriter] = []
@@ -298,6 +306,8 @@ class EventWriter:
         if not job.queued:
             job.queued = True
             self._queued += 1
+            if self._on_written is not None and not self._ready:
+                self._ready_at = asyncio.get_running_loop().time()
             self._ready.append(job)
             self._wake.set()
 
@@ -342,11 +352,13 @@ class EventWriter:
                 await self._write_some()
 
     async def _write_some(self) -> None:
-        jobs = self._next()
+        jobs, ready_at = self._next(), self._ready_at
         try:
             batch = self._gather(jobs)
             if batch.jobs:
                 await self._write(batch)
+                if self._on_written is not None:
+                    self._on_written(len(batch.jobs), asyncio.get_running_loop().time() - ready_at)
         finally:
             self._settled += len(jobs)
             self._written.set()

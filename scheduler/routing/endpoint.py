@@ -6,12 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scheduler.batching import Batcher, BatchPolicy, Window
+from scheduler.batching import Batcher, BatchPolicy, Flush, Member, Window
 from scheduler.model import is_urgent
+from scheduler.observations import BreakerChanged, CallBegan, CallEnded, Flushed, Observer
 from scheduler.routing.breaker import Breaker, BreakerState
 from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.settings import EndpointSettings
@@ -33,7 +34,7 @@ OVERLOAD_PAUSE_S, MAX_OVERLOAD_PAUSE_S = 0.25, 30.0
 MAX_ERROR_CHARS = 200
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     """A call on its way: when it began, the breaker's state then, and whether the window was full."""
 
@@ -75,6 +76,7 @@ class Endpoint:
         self.shared = shared
         self.rate_limited = settings.is_limited
         self.on_change: Callable[[], None] = lambda: None
+        self._observe: Observer | None = None
         self.breaker = Breaker(settings.breaker, clock=clock, on_change=self._breaker_changed)
         self.opened = asyncio.Event()  # the breaker is open: somebody has to ask when the back end is ready
         self.last_error = ""
@@ -205,9 +207,18 @@ class Endpoint:
 
     # What happens to its calls: see batching.runner.CallWatcher
 
-    def call_began(self) -> _Call:
+    def call_began(self, members: Sequence[Member] = ()) -> _Call:
         """A call goes."""
-        return _Call(self.breaker.begin(), self._clock(), self._is_full)
+        call = _Call(self.breaker.begin(), self._clock(), self._is_full)
+        if self._observe is not None:
+            settings, prompts = self.settings, [member.generation for member in members]
+            self._observe(CallBegan(call, self.name, settings.backend, settings.base_url, prompts))
+        return call
+
+    def call_given_up(self, call: Any) -> None:
+        """Nobody waits for a call any more: it says nothing about the endpoint."""
+        if self._observe is not None:
+            self._observe(CallEnded(call, None, given_up=True))
 
     @property
     def _is_full(self) -> bool:
@@ -222,6 +233,8 @@ class Endpoint:
 
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
         """A call has ended, well or with an error."""
+        if self._observe is not None:
+            self._observe(CallEnded(call, error))
         if isinstance(error, WorkerOverloaded):
             self._adaptive.overloaded(call.began_at)
             self._set_limit()
@@ -258,6 +271,11 @@ class Endpoint:
             "last_error": self.last_error,
         }
 
+    def tell(self, observe: Observer) -> None:
+        """Let an observer hear of its calls, batches and breaker."""
+        self._observe = observe
+        self.batcher.on_flush = self._flushed
+
     async def aclose(self) -> None:
         """Abort its calls and close its connections. Safe to call twice."""
         if self._resume is not None:
@@ -265,7 +283,13 @@ class Endpoint:
         await self.batcher.aclose()
         await self.worker.aclose()
 
+    def _flushed(self, flush: Flush) -> None:
+        if self._observe is not None:
+            self._observe(Flushed(self.name, flush))
+
     def _breaker_changed(self, state: BreakerState) -> None:
+        if self._observe is not None:
+            self._observe(BreakerChanged(self.name, state.value))
         if state is BreakerState.OPEN:
             self.opened.set()
             logger.warning(

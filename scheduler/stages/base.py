@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from scheduler.model import Source
+from scheduler.observations import StageWatcher
 from workers.base import Completed, Piece
 
 
@@ -63,8 +64,10 @@ class PromptContext:
     stopped: bool = False
     completed: Completed | None = None
     endpoint: str = ""
+    model: str = ""  # by the endpoint's own name for it
     first_token_at: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
+    stage_watcher: StageWatcher | None = None
 
     def deliver(self, piece: Piece) -> None:
         """Take a piece of the answer from the engine: filter, keep and pass it on."""

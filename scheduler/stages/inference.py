@@ -67,7 +67,7 @@ class InferenceStage:
         return None
 
     async def _ask(self, context: PromptContext, endpoint: Endpoint) -> None:
-        context.endpoint = endpoint.name
+        context.endpoint, context.model = endpoint.name, endpoint.model
         admitted = endpoint.breaker.admit()
         try:
             context.completed = await endpoint.batcher.run(

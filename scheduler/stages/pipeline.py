@@ -164,6 +164,9 @@ class Pipeline:
             if not gate.try_enter():
                 await gate.enter(urgent=is_urgent(context.priority))
             began = perf_counter()
+            watcher = context.stage_watcher
+            if watcher is not None:
+                watcher.stage_began(step.name)
             try:
                 if context.expires_at is not None and monotonic() >= context.expires_at:
                     raise DeadlinePassed(step.name)
@@ -171,6 +174,13 @@ class Pipeline:
                     open_filters(context)
                 await run(context)
                 gate.passed += 1
+            except BaseException as error:
+                if watcher is not None:
+                    watcher.stage_ended(step.name, error)
+                raise
+            else:
+                if watcher is not None:
+                    watcher.stage_ended(step.name, None)
             finally:
                 context.stages_ms[step.name] = (perf_counter() - began) * 1000.0
                 gate.leave()

@@ -878,6 +878,72 @@ class QueueContract(OnQueue):
         assert (await q.tick(lease_ms=500)).next_ms <= 125
         assert (await q.tick(lease_ms=60_000)).next_ms == 250
 
+    # What autoscalers read
+
+    async def test_waiting_work_is_as_long_a_list_as_a_place_needs_seconds_for_it(
+        self, q: QueueDriver
+    ) -> None:
+        await q.enqueue(*[new_job(f"job-{n}") for n in range(4)])
+        await q.tick()
+        assert await q.work() == 4  # a second each, while nobody knows
+        job = await q.claim()
+        await q.began_s_ago(job, 20)
+        await q.finish(job)
+        await q.work_is_due()
+        await q.tick()
+        assert 60 <= await q.work() <= 61
+
+    async def test_waiting_work_follows_what_jobs_take_of_late(self, q: QueueDriver) -> None:
+        for name, took_s in (("slow", 33), ("fast", 0)):
+            await q.enqueue(new_job(name))
+            job = await q.claim()
+            await q.began_s_ago(job, took_s)
+            await q.finish(job)
+            await q.enqueue(new_job(f"after-{name}"))
+            await q.work_is_due()
+            await q.tick()
+        # One fast job beside 32 that are remembered as slow, and two that wait.
+        assert 64 <= await q.work() <= 65
+
+    async def test_attempts_that_were_given_back_count_as_time_of_their_job(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"))
+        for _ in range(2):
+            job = await q.claim()
+            await q.began_s_ago(job, 10)
+            await q.give_back(job)
+        await q.finish(await q.claim())
+        await q.enqueue(new_job("b"))
+        await q.work_is_due()
+        await q.tick()
+        assert 20 <= await q.work() <= 21
+
+    async def test_no_waiting_work_is_no_key(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"))
+        await q.tick()
+        await q.finish(await q.claim())
+        await q.work_is_due()
+        await q.tick()
+        assert await q.work() == 0
+        assert not await q.redis.exists(q.queue.keys.of("work", LANE))
+
+    async def test_very_much_waiting_work_is_bounded(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"))
+        job = await q.claim()
+        await q.began_s_ago(job, 1_000_000)
+        await q.finish(job)
+        await q.enqueue(new_job("b"))
+        for most in [*range(5000, 100_001, 5000), 100_000]:
+            await q.work_is_due()
+            await q.tick()
+            assert await q.work() == most
+
+    async def test_refusals_count_by_whose_bound_was_reached(self, q: QueueDriver) -> None:
+        await q.configure(max_waiting=3, **{f"max_waiting:{LANE}": 1})
+        await q.enqueue(new_job("a"), new_job("b"))
+        await q.enqueue(new_job("c", lane="other"), new_job("d", lane="other"), new_job("e", lane="other"))
+        meta = await q.meta()
+        assert (meta["t:refused"], meta["t:refused_lane"]) == ("2", "1")
+
     # Deadlines
 
     async def test_a_waiting_job_expires_at_its_deadline(self, q: QueueDriver) -> None:

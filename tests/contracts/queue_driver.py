@@ -224,6 +224,19 @@ class QueueDriver:
             self.queue.keys.fixed("meta"), mapping={"reap_after": 0, "tick": await self.now_ms()}
         )
 
+    async def began_s_ago(self, job: ClaimedJob, seconds: float) -> None:
+        """Let a running job have been claimed that long ago."""
+        record = self.queue.keys.of("record", job.id)
+        await self.redis.hset(record, "c", await self.now_ms() - round(seconds * 1000))
+
+    async def work_is_due(self) -> None:
+        """Let the next tick look at what waits."""
+        await self.redis.hdel(self.queue.keys.fixed("meta"), "worked")
+
+    async def work(self, lane: str = LANE) -> int:
+        """How long the list is that autoscalers read, in seconds."""
+        return int(await self.redis.llen(self.queue.keys.of("work", lane)))
+
     async def now_ms(self) -> int:
         seconds, micros = await self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000

@@ -35,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"queue", "results", "batching"}),
+    frozenset({"observations"}),
     frozenset({"routing"}),
     frozenset({"stages"}),
     frozenset({"engine"}),

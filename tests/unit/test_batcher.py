@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.batching import Batcher, BatchPolicy, Flush, FlushReason, Window
+from scheduler.batching import Batcher, BatchPolicy, Flush, FlushReason, Member, Window
 from workers.base import (
     Capabilities,
     Completed,
@@ -806,14 +806,18 @@ class Watcher:
     """Notes how calls begin and end. What it gives for a call is its number."""
 
     began: int = 0
+    given_up: list[int] = field(default_factory=list)
     ended: list[tuple[int, int, WorkerError | None]] = field(default_factory=list)
 
-    def call_began(self) -> int:
+    def call_began(self, members: Sequence[Member]) -> int:
         self.began += 1
         return self.began
 
     def call_ended(self, call: int, prompts: int, error: WorkerError | None) -> None:
         self.ended.append((call, prompts, error))
+
+    def call_given_up(self, call: int) -> None:
+        self.given_up.append(call)
 
 
 def watched(**bench: Any) -> tuple[Bench, Watcher]:
@@ -897,7 +901,7 @@ async def test_answer_that_its_reader_ends_went_well_for_the_watcher() -> None:
     assert watcher.ended == [(1, 1, None)]
 
 
-async def test_watcher_does_not_hear_of_a_call_that_is_given_up() -> None:
+async def test_watcher_hears_of_a_call_that_is_given_up_as_of_no_other_end() -> None:
     bench, watcher = watched()
     answers = bench.submit_many(2)
     call = await bench.worker.next_call()
@@ -905,15 +909,15 @@ async def test_watcher_does_not_hear_of_a_call_that_is_given_up() -> None:
     for answer in answers:
         await answer.cancel()
     await bench.batcher.drain()
-    assert (watcher.began, watcher.ended) == (1, [])
+    assert (watcher.began, watcher.ended, watcher.given_up) == (1, [], [1])
 
 
-async def test_watcher_does_not_hear_of_calls_that_closing_ends() -> None:
+async def test_watcher_hears_of_calls_that_closing_ends_as_given_up() -> None:
     bench, watcher = watched()
     bench.submit("a")
     await bench.worker.next_call()
     await bench.batcher.aclose()
-    assert watcher.ended == []
+    assert (watcher.ended, watcher.given_up) == ([], [1])
 
 
 # Ending

@@ -31,7 +31,7 @@ local conf = redis.call('HMGET', conf_key, 'max_waiting', 'when_full')
 local max_waiting = tonumber(conf[1] or 100000)
 local when_full = conf[2] or 'reject'
 local total = tonumber(redis.call('HGET', meta_key, 'n') or 0)
-local lane_totals, lane_bounds, to_wake, refused = {}, {}, {}, 0
+local lane_totals, lane_bounds, to_wake, refused, lane_full = {}, {}, {}, 0, 0
 
 local function known_lane(lane)
   if lane_totals[lane] then return end
@@ -87,11 +87,11 @@ local function lanes_to_shed(only)
 end
 
 local function make_room(job)
-  local lane_full = lane_totals[job.lane] >= lane_bounds[job.lane]
-  if total < max_waiting and not lane_full then return nil end
+  local full = lane_totals[job.lane] >= lane_bounds[job.lane]
+  if total < max_waiting and not full then return nil end
   if when_full == 'shed' then
     -- One goes for one that comes: returned jobs may have gone past the bound, and are not made to pay for it.
-    local one = victim(job.priority, lanes_to_shed(lane_full and job.lane))
+    local one = victim(job.priority, lanes_to_shed(full and job.lane))
     if one then
       known_lane(one.rec.l)
       end_job(one.id, one.rec, 'shed', 'queue_full')
@@ -100,7 +100,8 @@ local function make_room(job)
     end
   end
   refused = refused + 1
-  if lane_full then
+  if full then
+    lane_full = lane_full + 1
     local bound = lane_bounds[job.lane]
     return { 'full', lane_totals[job.lane], bound, job.lane, retry_after_ms(bound), when_full }
   end
@@ -280,6 +281,7 @@ end
 local replies = {}
 for i = 1, n_jobs do replies[i] = enqueue(2 + (i - 1) * 12) end
 if refused > 0 then add('t:refused', refused) end
+if lane_full > 0 then add('t:refused_lane', lane_full) end
 save_us()
 save_ended()
 save_counts()

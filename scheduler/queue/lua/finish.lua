@@ -15,7 +15,7 @@
 -- @include "lib/limit"
 -- @include "lib/settle"
 
-local FIELDS = { 's', 'k', 't', 'd', 'm', 'j', 'v' }
+local FIELDS = { 's', 'k', 'l', 't', 'd', 'm', 'j', 'v', 'c' }
 
 local conf = redis.call('HMGET', conf_key, 'dead_ttl_ms', 'dedup_ttl_ms')
 local dead_ttl_ms, window_ms = tonumber(conf[1] or 604800000), tonumber(conf[2] or 3600000)
@@ -37,6 +37,7 @@ local function finish(at, n)
   redis.call('HSET', record_key(id), unpack(fields))
   unleased[#unleased + 1] = id
   settle_usage(id, rec, used)
+  count_attempt(rec)
   if state == 'failed' then keep_ms = dead_ttl_ms end
   if state == 'done' then
     if rec.m == 'window' then keep_ms = math.max(keep_ms, window_ms) end
@@ -45,6 +46,7 @@ local function finish(at, n)
   retain(id, rec, state, keep_ms)
   release_dedup(id, rec, state, window_ms)
   add('t:' .. state, 1)
+  if rec.l then add('ran:' .. rec.l, 1) end
   return 1
 end
 

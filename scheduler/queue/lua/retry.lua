@@ -21,7 +21,7 @@ local to_wake = {}
 local function give_back(at)
   local id, token, counts = ARGV[at], ARGV[at + 1], ARGV[at + 3] == '1'
   local delay_ms, error = tonumber(ARGV[at + 4]), ARGV[at + 5]
-  local rec = read(id, { 's', 'k', 'l', 'p', 't', 'q', 'x', 'f', 'n', 'o', 'w', 'y', 'v' })
+  local rec = read(id, { 's', 'k', 'l', 'p', 't', 'q', 'x', 'f', 'n', 'o', 'w', 'y', 'v', 'c' })
   if not rec or rec.k ~= token then return 0 end
   if rec.s == 'waiting' or rec.s == 'delayed' or rec.s == 'held' then return 1 end
   if rec.s ~= 'running' or not sound(rec) or not rec.q then return 0 end
@@ -30,6 +30,7 @@ local function give_back(at)
   if counts then redis.call('HINCRBY', record_key(id), 'f', 1) end
   if error ~= '' then redis.call('HSET', record_key(id), 'i', error) end
   settle_usage(id, rec, ARGV[at + 6])
+  count_attempt(rec)
   remember(id, rec.y, counts and 'failed' or 'given_back', rec.w, rec.n, error)
   if delay_ms > 0 then
     make_delayed(id, rec, now_ms + delay_ms)

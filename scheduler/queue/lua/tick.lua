@@ -24,6 +24,7 @@
 local IDLE_MS = 250
 local FORGET_AT_ONCE = 5000
 local SAMPLES = 7
+local WORK_MS = 1000
 
 local worker, lock_ms = ARGV[1], tonumber(ARGV[2])
 local lease_ms, chunk, mend_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -34,7 +35,7 @@ if leader and leader ~= worker then
 end
 redis.call('SET', leader_key, worker, 'PX', lock_ms)
 
-local meta = redis.call('HMGET', meta_key, 'tick', 'reap_after', 'mended', 'sampled')
+local meta = redis.call('HMGET', meta_key, 'tick', 'reap_after', 'mended', 'sampled', 'worked')
 local reap_after = tonumber(meta[2] or 0)
 if not meta[1] or now_ms - tonumber(meta[1]) > lease_ms / 2 then
   -- After an outage the leases are old for want of Redis, not of workers.
@@ -254,6 +255,57 @@ local function rearm()
   return woken
 end
 
+-- How long a job of a lane keeps a place, ms: the mean that was known counts as so many jobs beside those that have ended.
+local JOBS_REMEMBERED, UNKNOWN_MS = 32, 1000
+
+local function learn_mean(lane)
+  local seen = redis.call('HMGET', meta_key, 'ms:' .. lane, 'ran:' .. lane, 'mean:' .. lane)
+  local ms, ran, mean = tonumber(seen[1] or 0), tonumber(seen[2] or 0), tonumber(seen[3])
+  if ran == 0 then return mean or UNKNOWN_MS end
+  mean = mean and (mean * JOBS_REMEMBERED + ms) / (JOBS_REMEMBERED + ran) or ms / ran
+  redis.call('HDEL', meta_key, 'ms:' .. lane, 'ran:' .. lane)
+  redis.call('HSET', meta_key, 'mean:' .. lane, string.format('%.3f', mean))
+  return mean
+end
+
+local function waiting_in(lane)
+  local n = 0
+  for _, place in ipairs({ lane, suspects_lane(lane) }) do
+    local bits = level_bits(place)
+    for p = 0, 9 do
+      if has_level(bits, p) then n = n + redis.call('ZCARD', level_key(place, p)) end
+    end
+  end
+  return n
+end
+
+-- Autoscalers read the length of a list, and nothing else: one entry a second of waiting work.
+local MOST_WORK_S, WORK_AT_ONCE = 100000, 5000
+
+local function add_entries(key, n)
+  local entries = {}
+  for i = 1, math.min(n, WORK_AT_ONCE) do entries[i] = '' end
+  redis.call('RPUSH', key, unpack(entries))
+end
+
+local function show_work(lane, work_s)
+  local shown = redis.call('LLEN', work_key(lane))
+  if work_s == 0 then
+    if shown > 0 then redis.call('UNLINK', work_key(lane)) end
+  elseif work_s < shown then
+    redis.call('LTRIM', work_key(lane), 0, work_s - 1)
+  elseif work_s > shown then
+    add_entries(work_key(lane), work_s - shown)
+  end
+end
+
+local function work()
+  for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
+    local work_s = math.ceil(waiting_in(lane) * learn_mean(lane) / 1000)
+    show_work(lane, math.min(MOST_WORK_S, work_s))
+  end
+end
+
 -- The rate at which jobs end, over the last minute.
 local function sample()
   local totals = redis.call('HMGET', meta_key, 't:done', 't:failed', 't:cancelled', 't:expired', 't:shed')
@@ -279,6 +331,10 @@ if now_ms - tonumber(meta[3] or 0) >= mend_ms then
   redis.call('HSET', meta_key, 'mended', text(now_ms))
 end
 local rearmed = rearm()
+if now_ms - tonumber(meta[5] or 0) >= WORK_MS then
+  work()
+  redis.call('HSET', meta_key, 'worked', text(now_ms))
+end
 if now_ms - tonumber(meta[4] or 0) >= 10000 then sample() end
 
 -- A leader that ticks less often than twice a lease would look like an outage.

@@ -1,3 +1,8 @@
+-- How long the attempts of a lane took: what work() in tick reckons with.
+local function count_attempt(rec)
+  if rec.l and rec.c then add('ms:' .. rec.l, math.max(0, now_ms - tonumber(rec.c))) end
+end
+
 -- An attempt has ended: what it used takes the place of what was estimated when it began.
 local function settle_usage(id, rec, used)
   if used == '' then return end

@@ -1,0 +1,167 @@
+"""What the core tells those who look on, such as metrics and traces. Without one of them nothing is made.
+
+An `Observer` is called in the event loop and in the task in which it happened. It must be quick; an error of
+its own is logged and goes no further. Moments are seconds on the clock of `time.monotonic`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from scheduler.batching import Flush
+from scheduler.queue.records import ClaimedJob, TickReport
+from workers.base import Completed, Generation
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(Enum):
+    """How an attempt ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    RETRIED = "retried"  # it failed, and the job goes on with another attempt
+    GIVEN_BACK = "given_back"  # the worker process stops
+    LOST = "lost"  # the job was cancelled, or is another's now
+
+
+class StageWatcher(Protocol):
+    """Who follows one attempt through its stages."""
+
+    def stage_began(self, stage: str) -> None:
+        """The stage begins, in the task that runs it."""
+        ...
+
+    def stage_ended(self, stage: str, error: BaseException | None) -> None:
+        """The stage has ended, well or with an error."""
+        ...
+
+
+class Progress(Protocol):
+    """How far an attempt has come. Set `stage_watcher` to follow it further."""
+
+    request: Mapping[str, Any]
+    endpoint: str
+    model: str
+    completed: Completed | None
+    texts: list[str]
+    first_token_at: float | None
+    stages_ms: dict[str, float]
+    stage_watcher: StageWatcher | None
+
+
+class Claimed(NamedTuple):
+    """One claim brought these jobs."""
+
+    jobs: Sequence[ClaimedJob]
+
+
+class AttemptBegan(NamedTuple):
+    """A job is about to enter its first stage, in the task that takes it through them."""
+
+    job: ClaimedJob
+    progress: Progress
+    claimed_at: float
+
+
+class AttemptEnded(NamedTuple):
+    """The end of an attempt has been written, or has been refused because the job is another's now.
+
+    `progress` is None where the attempt ended before its first stage. `code` is that of the error, "" without
+    one. `ended_at` is when its last stage was over, `written_at` when Redis had it.
+    """
+
+    job: ClaimedJob
+    progress: Progress | None
+    outcome: Outcome
+    code: str
+    claimed_at: float
+    ended_at: float
+    written_at: float
+
+
+class Flushed(NamedTuple):
+    """A batch has gone to an endpoint as one call."""
+
+    endpoint: str
+    flush: Flush
+
+
+class CallBegan(NamedTuple):
+    """A call begins, in the task that carries it out. `call` tells it from others until it has ended."""
+
+    call: object
+    endpoint: str
+    backend: str
+    base_url: str
+    generations: Sequence[Generation]
+
+
+class CallEnded(NamedTuple):
+    """A call has ended: well, with an error, or because nobody waited for it any more (`given_up`)."""
+
+    call: object
+    error: Exception | None
+    given_up: bool = False
+
+
+class BreakerChanged(NamedTuple):
+    """An endpoint's breaker has gone to another state: closed, open, half_open."""
+
+    endpoint: str
+    state: str
+
+
+class Written(NamedTuple):
+    """What happened to `jobs` jobs is in Redis and published, `lag_s` after the first of it was ready."""
+
+    jobs: int
+    lag_s: float
+
+
+class RoundTrip(NamedTuple):
+    """Redis has answered a script of that name after `seconds`, as the event loop saw it."""
+
+    script: str
+    seconds: float
+
+
+class Ticked(NamedTuple):
+    """One round of maintenance by this process, or a look whether another does it."""
+
+    report: TickReport
+
+
+Observation: TypeAlias = (
+    Claimed
+    | AttemptBegan
+    | AttemptEnded
+    | Flushed
+    | CallBegan
+    | CallEnded
+    | BreakerChanged
+    | Written
+    | RoundTrip
+    | Ticked
+)
+
+Observer: TypeAlias = Callable[[Observation], None]
+
+
+def one_observer(observers: Sequence[Observer]) -> Observer | None:
+    """Make one of several, whose errors stop neither the others nor the work; None of none."""
+    if not observers:
+        return None
+
+    def observe(observation: Observation) -> None:
+        for observer in observers:
+            try:
+                observer(observation)
+            except Exception:
+                logger.exception("an observer failed on %s", type(observation).__name__)
+
+    return observe
