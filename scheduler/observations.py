@@ -1,15 +1,18 @@
-"""What the core tells those who look on, such as metrics and traces. Without one of them nothing is made.
+"""What the core tells those who look on, such as metrics and traces.
 
-An `Observer` is called in the event loop and in the task in which it happened. It must be quick; an error of
-its own is logged and goes no further. Moments are seconds on the clock of `time.monotonic`.
+An observer is an object with a method for each kind of observation that it wants to hear of, named as the
+fields of `Observers` are. What nobody wants is not even made. Methods are called in the event loop, in the
+task in which it happened; they must be quick; an error of theirs is logged and goes no further. Moments are
+seconds on the clock of `time.monotonic`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 from scheduler.batching import Flush
 from scheduler.queue.records import ClaimedJob, TickReport
@@ -102,9 +105,11 @@ class CallBegan(NamedTuple):
 
 
 class CallEnded(NamedTuple):
-    """A call has ended: well, with an error, or because nobody waited for it any more (`given_up`)."""
+    """A call has ended after `seconds`: well, with an error, or because nobody waited for it (`given_up`)."""
 
     call: object
+    endpoint: str
+    seconds: float
     error: Exception | None
     given_up: bool = False
 
@@ -136,32 +141,43 @@ class Ticked(NamedTuple):
     report: TickReport
 
 
-Observation: TypeAlias = (
-    Claimed
-    | AttemptBegan
-    | AttemptEnded
-    | Flushed
-    | CallBegan
-    | CallEnded
-    | BreakerChanged
-    | Written
-    | RoundTrip
-    | Ticked
-)
+@dataclass(frozen=True, slots=True)
+class Observers:
+    """For each kind of observation whom to call; None where nobody wants it."""
 
-Observer: TypeAlias = Callable[[Observation], None]
+    claimed: Callable[[Claimed], None] | None = None
+    attempt_began: Callable[[AttemptBegan], None] | None = None
+    attempt_ended: Callable[[AttemptEnded], None] | None = None
+    flushed: Callable[[Flushed], None] | None = None
+    call_began: Callable[[CallBegan], None] | None = None
+    call_ended: Callable[[CallEnded], None] | None = None
+    breaker_changed: Callable[[BreakerChanged], None] | None = None
+    written: Callable[[Written], None] | None = None
+    round_trip: Callable[[RoundTrip], None] | None = None
+    ticked: Callable[[Ticked], None] | None = None
+
+    @classmethod
+    def of(cls, observers: Iterable[object]) -> Observers:
+        """Find the methods that these have."""
+        observers = tuple(observers)
+        return cls(
+            **{
+                kind.name: _guarded(found)
+                for kind in fields(cls)
+                if (found := [m for one in observers if (m := getattr(one, kind.name, None)) is not None])
+            }
+        )
 
 
-def one_observer(observers: Sequence[Observer]) -> Observer | None:
-    """Make one of several, whose errors stop neither the others nor the work; None of none."""
-    if not observers:
-        return None
-
-    def observe(observation: Observation) -> None:
-        for observer in observers:
+def _guarded(methods: Sequence[Callable[[Any], None]]) -> Callable[[Any], None]:
+    def observe(observation: Any) -> None:
+        for method in methods:
             try:
-                observer(observation)
+                method(observation)
             except Exception:
                 logger.exception("an observer failed on %s", type(observation).__name__)
 
     return observe
+
+
+NOBODY = Observers()

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scheduler.batching import failures
 from scheduler.batching.call import Deliver, Group, Member
@@ -19,8 +20,7 @@ from workers.errors import WorkerError
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Flush:
+class Flush(NamedTuple):
     """One call that went: why, its prompts, their prompt tokens, how long the first of them had waited."""
 
     reason: FlushReason

@@ -16,7 +16,7 @@ from scheduler.engine.retry import Retry, RetryPolicy
 from scheduler.engine.routes import Route
 from scheduler.errors import SchedulerError
 from scheduler.model import JobState
-from scheduler.observations import AttemptBegan, Observer, Outcome
+from scheduler.observations import NOBODY, AttemptBegan, Observers, Outcome
 from scheduler.queue.records import ClaimedJob, Ending
 from scheduler.results.writer import JobWriter
 from scheduler.stages.base import PromptContext
@@ -60,7 +60,7 @@ class Attempt:
     writer: JobWriter
     on_deadline: Callable[[int], None]
     take_permit: Callable[[str], Awaitable[int]] | None = None
-    observe: Observer | None = None
+    observers: Observers = NOBODY
     expires_at: float | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     ended_at: float = 0.0
@@ -122,8 +122,8 @@ async def run_attempt(
         await room()
         writer.started()
         attempt.context = context = make_context(attempt)
-        if attempt.observe is not None:
-            attempt.observe(AttemptBegan(job, context, attempt.claimed_at))
+        if (tell := attempt.observers.attempt_began) is not None:
+            tell(AttemptBegan(job, context, attempt.claimed_at))
         await attempt.route.pipeline.run(context)
         result = build_result(context, queue_ms=job.waited_ms, claimed_at=attempt.claimed_at)
         writer.used_tokens = _tokens_of(context)

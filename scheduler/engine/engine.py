@@ -33,11 +33,10 @@ from scheduler.model import is_urgent
 from scheduler.observations import (
     AttemptEnded,
     Claimed,
-    Observer,
+    Observers,
     RoundTrip,
     Ticked,
     Written,
-    one_observer,
 )
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import PromptQueue
@@ -80,8 +79,8 @@ class Engine:
     """Moves prompts from the queue through the stages. `start()` and `stop()` are safe to call twice.
 
     An engine runs once: to go on after `stop()`, make another.
-    `script_flags` is false for a Redis that does not know `#!lua` (fakeredis). `observers` hear of all that
-    happens.
+    `script_flags` is false for a Redis that does not know `#!lua` (fakeredis). `observers` are as
+    `scheduler.observations` says.
     """
 
     def __init__(
@@ -90,12 +89,12 @@ class Engine:
         redis: Redis,
         *,
         script_flags: bool = True,
-        observers: Sequence[Observer] = (),
+        observers: Iterable[object] = (),
     ) -> None:
         self.settings = settings
         self.id = worker_id(settings)
         self.leads = False  # it does the queue's maintenance
-        self._observe = one_observer(observers)
+        self._observers = Observers.of(observers)
         self.queue = PromptQueue(redis, settings.queue, script_flags=script_flags)
         self.routes: dict[str, Route] = build_routes(settings)
         self._limits = limits_of(settings)
@@ -111,7 +110,7 @@ class Engine:
             _PatientWrites(self.queue, self._patience, self._timed),
             on_refused=self._refused,
             on_ended=self._ended,
-            on_written=None if self._observe is None else self._written,
+            on_written=None if self._observers.written is None else self._written,
             result_ttl_ms=round(settings.result_ttl_s * 1000),
         )
         self._subscriptions = Subscriptions(redis)
@@ -169,7 +168,7 @@ class Engine:
     async def _start(self) -> None:
         self._started_at_ms = time.time_ns() // 1_000_000
         for route in self.routes.values():
-            await route.start(self._endpoint_changed, self._observe)
+            await route.start(self._endpoint_changed, self._observers)
         await self.queue.load()
         await self._publish_settings()
         await self._renew(())
@@ -312,8 +311,8 @@ class Engine:
                 return True
             if claim.more or claim.without_permit:
                 self._look = True
-            if self._observe is not None and claim.jobs:
-                self._observe(Claimed(claim.jobs))
+            if (tell := self._observers.claimed) is not None and claim.jobs:
+                tell(Claimed(claim.jobs))
             for job in claim.jobs:
                 self._begin(job)
         if not claim.jobs and not claim.without_permit:
@@ -440,7 +439,7 @@ class Engine:
         attempt = Attempt(job, route, self._writer.open(job, self.id), self._deadline_came)
         if self._limits.endpoints:
             attempt.take_permit = partial(self._take_permit, job)
-        attempt.observe = self._observe
+        attempt.observers = self._observers
         max_attempts = job.max_attempts or route.settings.max_attempts or self.settings.max_attempts
         self._attempts[job.token] = attempt
         if job.suspect:
@@ -474,8 +473,8 @@ class Engine:
             self._forget(attempt.job.token)
 
     def _written(self, jobs: int, lag_s: float) -> None:
-        if self._observe is not None:
-            self._observe(Written(jobs, lag_s))
+        if (tell := self._observers.written) is not None:
+            tell(Written(jobs, lag_s))
 
     def _ended(self, job_id: str, token: int) -> None:
         """The writer has written the end of an attempt."""
@@ -494,8 +493,8 @@ class Engine:
 
     def _forget(self, token: int) -> None:
         attempt = self._attempts.pop(token, None)
-        if attempt is not None and self._observe is not None:
-            self._observe(_end_of(attempt))
+        if attempt is not None and (tell := self._observers.attempt_ended) is not None:
+            tell(_end_of(attempt))
         if token in self._suspects:
             self._suspects.discard(token)
             self._look_again()  # the next suspect may come
@@ -582,8 +581,8 @@ class Engine:
                 lambda: self._timed("tick", self.queue.tick(self.id, lease_ms=self.lease_ms, lock_ms=lock_ms))
             )
             self.leads = report.leader
-            if self._observe is not None:
-                self._observe(Ticked(report))
+            if (tell := self._observers.ticked) is not None:
+                tell(Ticked(report))
             # Those who wait for the lock spread out: fifty idle processes must not knock all at once.
             spread_ms = 0.0 if report.leader else random.random() * lock_ms
             await asyncio.sleep((max(report.next_ms, 1) + spread_ms) / 1000)
@@ -601,11 +600,12 @@ class Engine:
 
     async def _timed(self, script: str, call: Awaitable[T]) -> T:
         """Await a script's reply, and let observers know how long it took."""
-        if self._observe is None:
+        tell = self._observers.round_trip
+        if tell is None:
             return await call
         began = time.perf_counter()
         reply = await call
-        self._observe(RoundTrip(script, time.perf_counter() - began))
+        tell(RoundTrip(script, time.perf_counter() - began))
         return reply
 
     # Settings that change while it runs
@@ -626,7 +626,7 @@ class Engine:
         fresh = [route for name, route in routes.items() if route is not self.routes.get(name)]
         try:
             for route in fresh:
-                await route.start(self._endpoint_changed, self._observe)
+                await route.start(self._endpoint_changed, self._observers)
         except BaseException:
             for route in fresh:
                 await route.stop()

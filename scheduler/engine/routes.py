@@ -14,7 +14,7 @@ import orjson
 
 from scheduler.batching import BatchPolicy
 from scheduler.errors import ConfigError
-from scheduler.observations import Observer
+from scheduler.observations import NOBODY, Observers
 from scheduler.routing import Endpoint, EndpointMonitor
 from scheduler.settings import EndpointSettings, RouteSettings, Settings
 from scheduler.stages.inference import InferenceStage
@@ -93,7 +93,7 @@ class Route:
         self.fallbacks = tuple(routes[name] for name in self.settings.fallbacks)
         self.inference.fallbacks = tuple(route.endpoints for route in self.fallbacks)
 
-    async def start(self, on_change: Callable[[Endpoint], None], observe: Observer | None = None) -> None:
+    async def start(self, on_change: Callable[[Endpoint], None], observers: Observers = NOBODY) -> None:
         """Start the stages, and ask the back ends how they do; `on_change` hears of what they say.
 
         Raises:
@@ -102,8 +102,7 @@ class Route:
         await self.pipeline.start()
         for endpoint in self.endpoints:
             endpoint.on_change = partial(on_change, endpoint)
-            if observe is not None:
-                endpoint.tell(observe)
+            endpoint.tell(observers)
             monitor = EndpointMonitor(endpoint)
             self._monitors.append(monitor)
             await monitor.start()

@@ -12,7 +12,7 @@ from typing import Any
 
 from scheduler.batching import Batcher, BatchPolicy, Flush, Member, Window
 from scheduler.model import is_urgent
-from scheduler.observations import BreakerChanged, CallBegan, CallEnded, Flushed, Observer
+from scheduler.observations import NOBODY, BreakerChanged, CallBegan, CallEnded, Flushed, Observers
 from scheduler.routing.breaker import Breaker, BreakerState
 from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.settings import EndpointSettings
@@ -76,7 +76,7 @@ class Endpoint:
         self.shared = shared
         self.rate_limited = settings.is_limited
         self.on_change: Callable[[], None] = lambda: None
-        self._observe: Observer | None = None
+        self._observers = NOBODY
         self.breaker = Breaker(settings.breaker, clock=clock, on_change=self._breaker_changed)
         self.opened = asyncio.Event()  # the breaker is open: somebody has to ask when the back end is ready
         self.last_error = ""
@@ -210,15 +210,15 @@ class Endpoint:
     def call_began(self, members: Sequence[Member] = ()) -> _Call:
         """A call goes."""
         call = _Call(self.breaker.begin(), self._clock(), self._is_full)
-        if self._observe is not None:
+        if (tell := self._observers.call_began) is not None:
             settings, prompts = self.settings, [member.generation for member in members]
-            self._observe(CallBegan(call, self.name, settings.backend, settings.base_url, prompts))
+            tell(CallBegan(call, self.name, settings.backend, settings.base_url, prompts))
         return call
 
     def call_given_up(self, call: Any) -> None:
         """Nobody waits for a call any more: it says nothing about the endpoint."""
-        if self._observe is not None:
-            self._observe(CallEnded(call, None, given_up=True))
+        if (tell := self._observers.call_ended) is not None:
+            tell(CallEnded(call, self.name, self._clock() - call.began_at, None, given_up=True))
 
     @property
     def _is_full(self) -> bool:
@@ -233,8 +233,8 @@ class Endpoint:
 
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
         """A call has ended, well or with an error."""
-        if self._observe is not None:
-            self._observe(CallEnded(call, error))
+        if (tell := self._observers.call_ended) is not None:
+            tell(CallEnded(call, self.name, self._clock() - call.began_at, error))
         if isinstance(error, WorkerOverloaded):
             self._adaptive.overloaded(call.began_at)
             self._set_limit()
@@ -271,10 +271,10 @@ class Endpoint:
             "last_error": self.last_error,
         }
 
-    def tell(self, observe: Observer) -> None:
-        """Let an observer hear of its calls, batches and breaker."""
-        self._observe = observe
-        self.batcher.on_flush = self._flushed
+    def tell(self, observers: Observers) -> None:
+        """Let observers hear of its calls, batches and breaker."""
+        self._observers = observers
+        self.batcher.on_flush = self._flushed if observers.flushed is not None else None
 
     async def aclose(self) -> None:
         """Abort its calls and close its connections. Safe to call twice."""
@@ -284,12 +284,12 @@ class Endpoint:
         await self.worker.aclose()
 
     def _flushed(self, flush: Flush) -> None:
-        if self._observe is not None:
-            self._observe(Flushed(self.name, flush))
+        if (tell := self._observers.flushed) is not None:
+            tell(Flushed(self.name, flush))
 
     def _breaker_changed(self, state: BreakerState) -> None:
-        if self._observe is not None:
-            self._observe(BreakerChanged(self.name, state.value))
+        if (tell := self._observers.breaker_changed) is not None:
+            tell(BreakerChanged(self.name, state.value))
         if state is BreakerState.OPEN:
             self.opened.set()
             logger.warning(
