@@ -254,6 +254,9 @@ class Settings(_Strict, BaseSettings):
     drain_s: float = Field(default=30.0, ge=0)
     redis_wait_s: float = Field(default=10.0, ge=0)
 
+    metrics_port: int | None = Field(default=None, ge=0, le=65_535)
+    metrics_host: str = Field(default="127.0.0.1", min_length=1)
+
     max_waiting: int = Field(default=100_000, ge=1)
     when_full: Literal["reject", "shed", "block"] = "reject"
     block_timeout_s: float = Field(default=30.0, ge=0)

@@ -37,6 +37,7 @@ from scheduler.model import PromptRequest
 from scheduler.queue.keys import Keys
 from scheduler.sentinel import SentinelUrl, is_sentinel
 from scheduler.settings import EMBEDDED, Settings, config_path, load_settings
+from scheduler.telemetry.host import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -229,6 +230,7 @@ class _Host:
         self._server = server
         self._engine: Engine | None = None
         self._client: AsyncClient | None = None
+        self._telemetry: Telemetry | None = None
         self._reloader: SettingsReloader | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._leaving = asyncio.Event()
@@ -239,10 +241,12 @@ class _Host:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         redis = open_redis(self._url)
         try:
-            self._engine = Engine(self._settings, redis)
+            self._telemetry = Telemetry(self._settings)
+            self._engine = Engine(self._settings, redis, observers=self._telemetry.observers)
             self._reloader = SettingsReloader(self._engine, load_settings, config_path())
             self._client = AsyncClient(self._url, settings=self._settings)
             await self._client.connect()
+            await self._telemetry.start(self._engine)
             await self._engine.start()
         except (SchedulerError, RedisError, OSError) as error:
             logger.error("%s", error if isinstance(error, SchedulerError) else translate(error, self._url))
@@ -298,6 +302,8 @@ class _Host:
         if self._engine is not None:
             await self._engine.stop()
             await self._engine.queue.redis.aclose()
+        if self._telemetry is not None:
+            await self._telemetry.stop()
         if self._client is not None:
             await self._client.aclose()
         self._end_server()

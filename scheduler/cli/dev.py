@@ -27,6 +27,7 @@ from scheduler.errors import ConfigError, SchedulerError
 from scheduler.events import Delta, decode_event
 from scheduler.queue import PromptQueue
 from scheduler.settings import EMBEDDED, Settings, config_path
+from scheduler.telemetry.host import Telemetry
 
 DRAIN_S = 5.0  # unless drain_s is set: somebody sits before it and waits
 LISTEN_AGAIN_S = 1.0
@@ -122,7 +123,10 @@ async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -
         stack.enter_context(redis_errors(url))
         stack.push_async_callback(redis.aclose)
         await check_server(redis, url)
-        engine = Engine(settings, redis)
+        telemetry = Telemetry(settings)
+        engine = Engine(settings, redis, observers=telemetry.observers)
+        stack.push_async_callback(telemetry.stop)
+        await telemetry.start(engine)
         await engine.start()
         drain_s = settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S
         stack.push_async_callback(engine.stop, drain_s=drain_s)

@@ -65,7 +65,16 @@ RETIRE_POLL_S = 0.2
 SETTLED_IN_S = 0.05
 TELL_AGAIN_S = 0.5
 
-FIXED = ("redis_url", "data_dir", "queue", "worker_name", "lease_s", "redis_wait_s")
+FIXED = (
+    "redis_url",
+    "data_dir",
+    "queue",
+    "worker_name",
+    "lease_s",
+    "redis_wait_s",
+    "metrics_port",
+    "metrics_host",
+)
 """Settings that a process keeps for its life."""
 
 
@@ -94,6 +103,7 @@ class Engine:
         self.settings = settings
         self.id = worker_id(settings)
         self.leads = False  # it does the queue's maintenance
+        self.metrics_url = ""  # where its metrics are, for who looks at the list of processes
         self._observers = Observers.of(observers)
         self.queue = PromptQueue(redis, settings.queue, script_flags=script_flags)
         self.routes: dict[str, Route] = build_routes(settings)
@@ -139,8 +149,33 @@ class Engine:
         return self._running
 
     @property
-    def _endpoints(self) -> list[Endpoint]:
+    def endpoints(self) -> list[Endpoint]:
+        """The endpoints of all its routes."""
         return [endpoint for route in self.routes.values() for endpoint in route.endpoints]
+
+    @property
+    def draining(self) -> bool:
+        """Whether it finishes what it has, and claims no more."""
+        return self._draining
+
+    @property
+    def redis_is_away(self) -> bool:
+        """Whether Redis does not answer, or takes no writes."""
+        return self._patience.is_away
+
+    @property
+    def pending_write_bytes(self) -> int:
+        """Text of answers that waits to be written."""
+        return self._writer.pending_bytes
+
+    @property
+    def why_not_ready(self) -> str:
+        """Why it takes no jobs now; "" when it does."""
+        if self._draining:
+            return "it is stopping"
+        if self._claimer is None:
+            return "it is starting"
+        return "Redis is away" if self.redis_is_away else ""
 
     @property
     def lease_ms(self) -> int:
@@ -172,7 +207,7 @@ class Engine:
         await self.queue.load()
         await self._publish_settings()
         await self._renew(())
-        await self._shares.update(self._endpoints)
+        await self._shares.update(self.endpoints)
         await self._writer.start()
         self._serve("leases", self._keep_leases)
         self._serve("deadlines", self._confirm_deadlines)
@@ -250,7 +285,7 @@ class Engine:
         with suppress(RedisError, OSError):
             async with asyncio.timeout(SAY_GOODBYE_S):
                 await self._pass_on()
-                await self._shares.give_up(self._endpoints)
+                await self._shares.give_up(self.endpoints)
                 await self.queue.forget_worker(self.id)
 
     def _serve(self, name: str, service: Callable[[], Awaitable[None]]) -> None:
@@ -291,7 +326,7 @@ class Engine:
         most = self.settings.max_running
         free = min(most - self._running, CLAIM_AT_ONCE)
         # What endpoints keep for the urgent is of no use to them in a process that is full.
-        kept = min(sum(endpoint.kept for endpoint in self._endpoints if endpoint.admits), most // 2)
+        kept = min(sum(endpoint.kept for endpoint in self.endpoints if endpoint.admits), most // 2)
         for_all = min(free, max(0, most - kept - self._running))
         if not any(places.for_all for places in of_lanes.values()):
             for_all = 0
@@ -517,7 +552,7 @@ class Engine:
             needed = [route for route in self.routes.values() if route not in idle]
             await self._shares.update([endpoint for route in needed for endpoint in route.endpoints])
         else:
-            await self._shares.update(self._endpoints)
+            await self._shares.update(self.endpoints)
 
     async def _tell_of_breakers(self) -> None:
         """Show administrators at once when an endpoint is left alone, and when it is well again."""
@@ -651,7 +686,7 @@ class Engine:
     async def _republish(self, gone: Sequence[str]) -> None:
         await self._publish_settings()
         await self._renew(())
-        await self._shares.update(self._endpoints)
+        await self._shares.update(self.endpoints)
         if gone:
             others = await QueueInspector(self.queue).workers()
             served = {name for worker in others for name in worker.routes}
@@ -694,6 +729,7 @@ class Engine:
                 "running": self._running,
                 "max_running": self.settings.max_running,
                 "draining": self._draining,
+                "metrics_url": self.metrics_url,
                 "routes": {
                     name: {
                         "running": route.running,

@@ -28,6 +28,11 @@ class Patience:
         self._redis = redis
         self._away = False
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the last call has not gone through yet."""
+        return self._away
+
     async def until_done(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make the call until it goes through. The call must bear being made twice."""
         delay_s = 0.05

@@ -127,4 +127,5 @@ class WorkerInfo(Frozen):
     max_running: int = 0
     draining: bool = False
     leader: bool = False
+    metrics_url: str = ""
     routes: dict[str, Any] = Field(default_factory=dict)

@@ -40,6 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"stages"}),
     frozenset({"engine"}),
     frozenset({"client"}),
+    frozenset({"telemetry"}),
     frozenset({"worker"}),
     frozenset({"gateway", "admin", "testing"}),
     frozenset({"cli", "__main__"}),

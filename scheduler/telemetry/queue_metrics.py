@@ -1,0 +1,113 @@
+"""The metrics of the queue: of all worker processes, the one that leads exports them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import Metric
+from redis.asyncio import Redis
+
+from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.queue import PromptQueue
+from scheduler.queue.reports import LaneStatus, QueueStatus
+from scheduler.telemetry import catalogue
+from scheduler.telemetry.catalogue import Spec
+from scheduler.telemetry.tallies import family
+
+ENDS = ("done", "failed", "cancelled", "expired", "shed")
+
+_TOTALS: Mapping[str, Spec] = {
+    "enqueued": catalogue.ENQUEUED,
+    "joined": catalogue.JOINED,
+    "reused": catalogue.REUSED,
+    "retried": catalogue.RETRIED,
+    "given_back": catalogue.GIVEN_BACK,
+    "lost": catalogue.LOST,
+    "quarantined": catalogue.QUARANTINED,
+    "dead_dropped": catalogue.DEAD_DROPPED,
+    "repeated": catalogue.REPEATED,
+    "wasted_tokens": catalogue.WASTED,
+}
+
+_OF_QUEUE: Mapping[Spec, Callable[[QueueStatus], float]] = {
+    catalogue.BOUND: lambda status: status.max_waiting,
+    catalogue.RUNNING: lambda status: status.running,
+    catalogue.DEAD: lambda status: status.dead,
+    catalogue.FINISHED: lambda status: status.finished,
+    catalogue.GARBAGE: lambda status: status.garbage,
+    catalogue.WORKERS: lambda status: status.workers,
+}
+
+# None: the lane has no such figure.
+_OF_LANE: Mapping[Spec, Callable[[LaneStatus], float | None]] = {
+    catalogue.DELAYED: lambda lane: lane.delayed,
+    catalogue.HELD: lambda lane: lane.held,
+    catalogue.SUSPECTS: lambda lane: lane.suspects,
+    catalogue.OLDEST: lambda lane: lane.oldest_s or 0.0,
+    catalogue.WORK: lambda lane: lane.work_s,
+    catalogue.MEAN: lambda lane: lane.mean_s,
+    catalogue.LANE_PAUSED: lambda lane: lane.paused,
+    catalogue.LANE_BOUND: lambda lane: lane.max_waiting,
+}
+
+
+class QueueMetrics:
+    """Reads how the queue stands for a scrape, and is a collector of prometheus-client's."""
+
+    def __init__(self, queue: PromptQueue) -> None:
+        self._redis: Redis = queue.redis
+        self._inspector = QueueInspector(queue)
+        self._status: QueueStatus | None = None
+        self._memory: Mapping[str, Any] = {}
+
+    async def read(self) -> None:
+        """Read anew. Six round trips, whatever the number of jobs.
+
+        Raises:
+            redis.exceptions.RedisError, OSError: Redis did not answer.
+        """
+        self.forget()
+        status = await self._inspector.status()
+        self._memory = await self._redis.info("memory")
+        self._status = status
+
+    def forget(self) -> None:
+        """Export nothing: another process leads, or Redis is away."""
+        self._status = None
+
+    def describe(self) -> Iterator[Metric]:
+        """The families, without their values: asked for when this is registered."""
+        for spec in catalogue.QUEUE:
+            yield family(spec, ())
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of the queue."""
+        if (status := self._status) is None:
+            return
+        yield from self._totals(status)
+        queue = status.queue
+        for spec, of_queue in _OF_QUEUE.items():
+            yield family(spec, [((queue,), of_queue(status))])
+        # A level that has been left stands at zero, and does not end as it last was.
+        levels = [(lane, priority) for lane in status.lanes for priority in range(10)]
+        yield family(
+            catalogue.WAITING,
+            [((queue, lane.name, str(p)), lane.by_priority.get(p, 0)) for lane, p in levels],
+        )
+        for spec, of_lane in _OF_LANE.items():
+            values = [((queue, lane.name), of_lane(lane)) for lane in status.lanes]
+            yield family(spec, [(labels, value) for labels, value in values if value is not None])
+        yield family(catalogue.REDIS_MEMORY, [((queue,), self._memory.get("used_memory", 0))])
+        if bound := self._memory.get("maxmemory"):
+            yield family(catalogue.REDIS_MEMORY_MAX, [((queue,), bound)])
+
+    @staticmethod
+    def _totals(status: QueueStatus) -> Iterator[Metric]:
+        totals, queue = status.totals, status.queue
+        for name, spec in _TOTALS.items():
+            yield family(spec, [((queue,), totals.get(name, 0))])
+        yield family(catalogue.ENDED, [((queue, state), totals.get(state, 0)) for state in ENDS])
+        of_lanes = totals.get("refused_lane", 0)
+        of_queue = totals.get("refused", 0) - of_lanes
+        yield family(catalogue.REFUSED, [((queue, "queue"), of_queue), ((queue, "lane"), of_lanes)])

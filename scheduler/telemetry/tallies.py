@@ -1,0 +1,93 @@
+"""Counts and histograms that the hot path can afford.
+
+prometheus-client's own take a lock for each value, 0.8 µs: what a job brings would cost an eighth of all that
+it costs a worker process. All values come from one event loop, which needs no lock. prometheus-client gets
+them when it collects.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
+
+from scheduler.telemetry.catalogue import Kind, Spec
+
+Labels = tuple[str, ...]
+
+
+class Histogram:
+    """How many values came, by size. `observe` takes 0.15 µs."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def export(self) -> tuple[list[tuple[str, float]], float]:
+        """For each upper bound how many values were at most that; and the sum of all values."""
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        return list(zip(names, map(float, accumulate(self._counts)), strict=True)), self._sum
+
+
+class Histograms:
+    """A histogram for each set of labels."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._made: dict[Labels, Histogram] = {}
+
+    def of(self, *labels: str) -> Histogram:
+        """The histogram of these labels."""
+        found = self._made.get(labels)
+        if found is None:
+            found = self._made[labels] = Histogram(self._spec.buckets)
+        return found
+
+    def collect(self) -> Metric:
+        """All of them, for prometheus-client."""
+        family = HistogramMetricFamily(self._spec.family, self._spec.help, labels=self._spec.labels)
+        for labels, histogram in self._made.items():
+            buckets, total = histogram.export()
+            family.add_metric(labels, buckets=buckets, sum_value=total)
+        return family
+
+
+class Counts:
+    """A count for each set of labels; from zero, so that the first increase is seen as one."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._counts: dict[Labels, int] = {}
+
+    def add(self, n: int, *labels: str) -> None:
+        """Count `n` more."""
+        self._counts[labels] = self._counts.get(labels, 0) + n
+
+    def begin(self, *labels: str) -> None:
+        """Say that these labels have been counted none so far."""
+        self._counts.setdefault(labels, 0)
+
+    def collect(self) -> Metric:
+        """All of them, for prometheus-client."""
+        return family(self._spec, self._counts.items())
+
+
+def family(spec: Spec, values: Iterable[tuple[Labels, float]]) -> Metric:
+    """Counts or gauges that are known by other means, for prometheus-client."""
+    make = CounterMetricFamily if spec.kind is Kind.COUNTER else GaugeMetricFamily
+    made = make(spec.family, spec.help, labels=spec.labels)
+    for labels, value in values:
+        made.add_metric(labels, value)
+    return made

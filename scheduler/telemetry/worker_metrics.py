@@ -1,0 +1,271 @@
+"""The metrics of one worker process: what it was told as an observer, and how its engine stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+
+from prometheus_client import Metric
+
+from scheduler.batching import FlushReason
+from scheduler.engine import Engine
+from scheduler.observations import (
+    AttemptEnded,
+    BreakerChanged,
+    CallEnded,
+    Claimed,
+    Flushed,
+    Outcome,
+    Progress,
+    RoundTrip,
+    Ticked,
+    Written,
+)
+from scheduler.routing import BreakerState, Endpoint
+from scheduler.telemetry import catalogue
+from scheduler.telemetry.tallies import Counts, Histogram, Histograms, family
+
+# An outcome after which the same job has another attempt, which will have these figures again.
+GOES_ON = frozenset({Outcome.RETRIED, Outcome.GIVEN_BACK})
+TICK_WORK = ("promoted", "reaped", "expired", "released", "rearmed", "retained")
+# Codes are the error classes'; a model worker from elsewhere may make some up as it goes.
+MAX_CODES = 100
+OTHER = "other"
+
+
+class _Lane:
+    """What is counted of a lane, looked up once a job."""
+
+    __slots__ = (
+        "end_to_end",
+        "first_token",
+        "inputs",
+        "name",
+        "outcomes",
+        "outputs",
+        "overhead",
+        "stages",
+        "waits",
+    )
+
+    def __init__(self, name: str, metrics: WorkerMetrics) -> None:
+        self.name = name
+        self.end_to_end = metrics.end_to_end.of(name)
+        self.overhead = metrics.overhead.of(name)
+        self.first_token = metrics.first_token.of(name)
+        self.waits: dict[int, Histogram] = {}
+        self.stages: dict[str, Histogram] = {}
+        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.inputs = self.outputs = 0
+
+
+class WorkerMetrics:
+    """Counts what its engine tells, and reads the engine when prometheus-client collects.
+
+    `watch` names the engine, which is made after its observers.
+    """
+
+    def __init__(self) -> None:
+        self.end_to_end = Histograms(catalogue.END_TO_END)
+        self.overhead = Histograms(catalogue.OVERHEAD)
+        self.first_token = Histograms(catalogue.FIRST_TOKEN)
+        self._waits = Histograms(catalogue.WAIT)
+        self._stages = Histograms(catalogue.STAGE)
+        self._batch_prompts = Histograms(catalogue.BATCH_PROMPTS)
+        self._batch_waits = Histograms(catalogue.BATCH_WAIT)
+        self._calls_s = Histograms(catalogue.CALL)
+        self._round_trips = Histograms(catalogue.ROUND_TRIP)
+        self._event_lags = Histograms(catalogue.EVENT_LAG)
+        self._event_lag = self._event_lags.of()
+        self._claimed = Counts(catalogue.CLAIMED)
+        self._errors = Counts(catalogue.ERRORS)
+        self._codes: set[str] = set()
+        self._batches = Counts(catalogue.BATCHES)
+        self._calls = Counts(catalogue.CALLS)
+        self._breaker_changes = Counts(catalogue.BREAKER_CHANGES)
+        self._tick = Counts(catalogue.TICK)
+        self._lanes: dict[str, _Lane] = {}
+        self._engine: Engine | None = None
+
+    def watch(self, engine: Engine) -> None:
+        """Export how this engine stands."""
+        self._engine = engine
+
+    # What the engine tells: see scheduler.observations.Observers
+
+    def claimed(self, what: Claimed) -> None:
+        """Jobs have come."""
+        for job in what.jobs:
+            lane = self._lanes.get(job.lane) or self._lane(job.lane)
+            waits = lane.waits.get(job.priority)
+            if waits is None:
+                waits = lane.waits[job.priority] = self._waits.of(job.lane, str(job.priority))
+            waits.observe(job.waited_ms / 1000)
+            self._claimed.add(1, job.lane)
+
+    def attempt_ended(self, end: AttemptEnded) -> None:
+        """An attempt is over."""
+        job, progress, outcome = end.job, end.progress, end.outcome
+        lane = self._lanes.get(job.lane) or self._lane(job.lane)
+        lane.outcomes[outcome] += 1
+        if end.code:
+            self._errors.add(1, job.lane, self._code(end.code))
+        if progress is None:
+            return
+        stages_ms = progress.stages_ms
+        for stage, ms in stages_ms.items():
+            if ms:  # a stage that had nothing to do was not entered
+                self._stage(lane, stage).observe(ms / 1000)
+        if outcome in GOES_ON:
+            return
+        waited_s = job.waited_ms / 1000
+        if progress.first_token_at is not None:
+            lane.first_token.observe(waited_s + progress.first_token_at - end.claimed_at)
+        if outcome is Outcome.DONE:
+            here_s = end.written_at - end.claimed_at
+            lane.end_to_end.observe(waited_s + here_s)
+            lane.overhead.observe(max(0.0, here_s - stages_ms.get("inference", 0.0) / 1000))
+            self._count_tokens(lane, progress)
+
+    def flushed(self, what: Flushed) -> None:
+        """A batch has gone."""
+        endpoint, flush = what
+        self._batches.add(1, endpoint, flush.reason.value)
+        self._batch_prompts.of(endpoint).observe(flush.size)
+        self._batch_waits.of(endpoint).observe(flush.waited_s)
+
+    def call_ended(self, end: CallEnded) -> None:
+        """A call is over."""
+        result = "given_up" if end.given_up else "ok" if end.error is None else "failed"
+        self._calls.add(1, end.endpoint, result)
+        self._calls_s.of(end.endpoint).observe(end.seconds)
+
+    def breaker_changed(self, what: BreakerChanged) -> None:
+        """An endpoint is left alone, tried, or well again."""
+        self._breaker_changes.add(1, what.endpoint, what.state)
+
+    def written(self, what: Written) -> None:
+        """Events and ends are in Redis."""
+        self._event_lag.observe(what.lag_s)
+
+    def round_trip(self, what: RoundTrip) -> None:
+        """Redis has answered."""
+        self._round_trips.of(what.script).observe(what.seconds)
+
+    def ticked(self, what: Ticked) -> None:
+        """Maintenance was done."""
+        for work in TICK_WORK:
+            if n := getattr(what.report, work):
+                self._tick.add(n, work)
+
+    def _lane(self, name: str) -> _Lane:
+        lane = self._lanes[name] = _Lane(name, self)
+        self._claimed.begin(name)
+        return lane
+
+    def _stage(self, lane: _Lane, stage: str) -> Histogram:
+        found = lane.stages.get(stage)
+        if found is None:
+            found = lane.stages[stage] = self._stages.of(lane.name, stage)
+        return found
+
+    def _code(self, code: str) -> str:
+        if code not in self._codes and len(self._codes) >= MAX_CODES:
+            return OTHER
+        self._codes.add(code)
+        return code
+
+    @staticmethod
+    def _count_tokens(lane: _Lane, progress: Progress) -> None:
+        usage = progress.completed.usage if progress.completed else None
+        if usage is not None:
+            lane.inputs += usage.input_tokens or 0
+            lane.outputs += usage.output_tokens or 0
+
+    # What prometheus-client asks for
+
+    def describe(self) -> Iterator[Metric]:
+        """The families, without their values: asked for when this is registered."""
+        for spec in catalogue.WORKER:
+            yield family(spec, ())
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of this process."""
+        if self._engine is not None:
+            self._begin(self._engine)
+            yield from self._process(self._engine)
+            yield from self._endpoints(self._engine)
+            yield from self._gates(self._engine)
+        lanes = self._lanes.values()
+        yield family(
+            catalogue.ATTEMPTS,
+            (((lane.name, outcome.value), n) for lane in lanes for outcome, n in lane.outcomes.items()),
+        )
+        yield family(
+            catalogue.TOKENS,
+            (
+                ((lane.name, direction), n)
+                for lane in lanes
+                for direction, n in (("input", lane.inputs), ("output", lane.outputs))
+            ),
+        )
+        for tally in (
+            *(self._claimed, self._errors, self._batches, self._calls, self._breaker_changes, self._tick),
+            *(self._waits, self.first_token, self._stages, self.end_to_end, self.overhead),
+            *(self._batch_prompts, self._batch_waits, self._calls_s, self._event_lags, self._round_trips),
+        ):
+            yield tally.collect()
+
+    def _begin(self, engine: Engine) -> None:
+        """Let what can be counted stand at zero before it is: rates miss what a series begins with."""
+        for lane in engine.routes:
+            if lane not in self._lanes:
+                self._lane(lane)
+        for endpoint in engine.endpoints:
+            for reason in FlushReason:
+                self._batches.begin(endpoint.name, reason.value)
+            for result in ("ok", "failed", "given_up"):
+                self._calls.begin(endpoint.name, result)
+            for state in BreakerState:
+                self._breaker_changes.begin(endpoint.name, state.value)
+        for work in TICK_WORK:
+            self._tick.begin(work)
+
+    @staticmethod
+    def _process(engine: Engine) -> Iterator[Metric]:
+        who = (engine.settings.queue, engine.id, version("prompt-scheduler"))
+        yield family(catalogue.WORKER_INFO, [(who, 1)])
+        for spec, value in (
+            (catalogue.WORKER_RUNNING, engine.running),
+            (catalogue.WORKER_MAX_RUNNING, engine.settings.max_running),
+            (catalogue.WORKER_DRAINING, engine.draining),
+            (catalogue.WORKER_LEADER, engine.leads),
+            (catalogue.PENDING_BYTES, engine.pending_write_bytes),
+            (catalogue.REDIS_UP, not engine.redis_is_away),
+        ):
+            yield family(spec, [((), value)])
+
+    @staticmethod
+    def _endpoints(engine: Engine) -> Iterator[Metric]:
+        def of_each(spec: catalogue.Spec, value: Callable[[Endpoint], float]) -> Metric:
+            return family(spec, [((one.name,), value(one)) for one in engine.endpoints])
+
+        yield of_each(catalogue.IN_FLIGHT, lambda one: one.window.in_flight)
+        yield of_each(catalogue.GATHERED, lambda one: one.batcher.gathered)
+        yield of_each(catalogue.LIMIT, lambda one: one.limit)
+        yield of_each(catalogue.PAUSED, lambda one: one.paused)
+        states = [(one, state) for one in engine.endpoints for state in BreakerState]
+        yield family(
+            catalogue.BREAKER,
+            [((one.name, state.value), one.breaker.state is state) for one, state in states],
+        )
+
+    @staticmethod
+    def _gates(engine: Engine) -> Iterator[Metric]:
+        gates = [
+            ((lane, stage), gate)
+            for lane, route in engine.routes.items()
+            for stage, gate in route.pipeline.gates.items()
+        ]
+        yield family(catalogue.STAGE_RUNNING, [(labels, gate.running) for labels, gate in gates])
+        yield family(catalogue.STAGE_WAITING, [(labels, gate.waiting) for labels, gate in gates])
