@@ -16,7 +16,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from benchmarks import adapters, bill, drain, enqueue, latency, memory, report, scale, streaming
+from benchmarks import adapters, bill, drain, enqueue, latency, memory, report, scale, streaming, telemetry
 from benchmarks.harness import Bench
 from scheduler.embedded import EmbeddedServer, bundled_binary
 
@@ -29,6 +29,7 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "streaming": streaming.measure,
     "adapters": adapters.measure,
     "bill": bill.measure,
+    "telemetry": telemetry.measure,
 }
 """In the order of the report."""
 

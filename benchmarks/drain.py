@@ -38,13 +38,13 @@ async def measure(bench: Bench) -> None:
     await bench.alternate("drain, two processes", {OURS: partial(drain_ours, bench, 2)})
 
 
-async def drain_ours(bench: Bench, n_workers: int) -> Figures:
-    """Drain our queue."""
+async def drain_ours(bench: Bench, n_workers: int, **environ: str) -> Figures:
+    """Drain our queue; `environ` is for the worker processes."""
     prompts = bench.size(30_000, 6_000)
     async with bench.client() as client, bench.redis() as redis:
         requests = [PromptRequest(prompt=f"prompt number {n}", model="echo") for n in range(prompts)]
         refuse_errors(await client.enqueue_many(requests))
-        with worker_processes(bench, n_workers) as workers:
+        with worker_processes(bench, n_workers, **environ) as workers:
             span = await watch_drain(bench, workers, partial(done_of_ours, redis), prompts)
     return span.figures()
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from scheduler.batching import failures
@@ -40,6 +41,9 @@ class BatcherSnapshot:
     in_flight: int
     calls: int
     flushes: Mapping[FlushReason, int]
+
+
+_arrived_at = attrgetter("arrived_at")
 
 
 class Batcher:
@@ -235,8 +239,9 @@ class Batcher:
         self._flushes[reason] += 1
         if self.on_flush is None:
             return
-        waited_s = max(0.0, self._clock() - min(member.arrived_at for member in members))
-        flush = Flush(reason, len(members), sum(member.tokens for member in members), waited_s)
+        first = members[0] if len(members) == 1 else min(members, key=_arrived_at)
+        tokens = first.tokens if len(members) == 1 else sum(member.tokens for member in members)
+        flush = Flush(reason, len(members), tokens, max(0.0, self._clock() - first.arrived_at))
         try:
             self.on_flush(flush)
         except Exception:

@@ -7,6 +7,7 @@ from typing import Any
 
 from prometheus_client import Metric
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import PromptQueue
@@ -39,6 +40,8 @@ _OF_QUEUE: Mapping[Spec, Callable[[QueueStatus], float]] = {
     catalogue.WORKERS: lambda status: status.workers,
 }
 
+_MEMORY = {"used_memory": catalogue.REDIS_MEMORY, "maxmemory": catalogue.REDIS_MEMORY_MAX}
+
 # None: the lane has no such figure.
 _OF_LANE: Mapping[Spec, Callable[[LaneStatus], float | None]] = {
     catalogue.DELAYED: lambda lane: lane.delayed,
@@ -69,7 +72,10 @@ class QueueMetrics:
         """
         self.forget()
         status = await self._inspector.status()
-        self._memory = await self._redis.info("memory")
+        try:
+            self._memory = await self._redis.info("memory")
+        except ResponseError:
+            self._memory = {}  # a server that does not tell, or not us
         self._status = status
 
     def forget(self) -> None:
@@ -98,9 +104,12 @@ class QueueMetrics:
         for spec, of_lane in _OF_LANE.items():
             values = [((queue, lane.name), of_lane(lane)) for lane in status.lanes]
             yield family(spec, [(labels, value) for labels, value in values if value is not None])
-        yield family(catalogue.REDIS_MEMORY, [((queue,), self._memory.get("used_memory", 0))])
-        if bound := self._memory.get("maxmemory"):
-            yield family(catalogue.REDIS_MEMORY_MAX, [((queue,), bound)])
+        for spec, field in (
+            (catalogue.REDIS_MEMORY, "used_memory"),
+            (catalogue.REDIS_MEMORY_MAX, "maxmemory"),
+        ):
+            if value := self._memory.get(field):
+                yield family(spec, [((queue,), value)])
 
     @staticmethod
     def _totals(status: QueueStatus) -> Iterator[Metric]:

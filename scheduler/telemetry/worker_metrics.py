@@ -16,7 +16,6 @@ from scheduler.observations import (
     Claimed,
     Flushed,
     Outcome,
-    Progress,
     RoundTrip,
     Ticked,
     Written,
@@ -26,7 +25,7 @@ from scheduler.telemetry import catalogue
 from scheduler.telemetry.tallies import Counts, Histogram, Histograms, family
 
 # An outcome after which the same job has another attempt, which will have these figures again.
-GOES_ON = frozenset({Outcome.RETRIED, Outcome.GIVEN_BACK})
+GOES_ON = (Outcome.RETRIED, Outcome.GIVEN_BACK)
 TICK_WORK = ("promoted", "reaped", "expired", "released", "rearmed", "retained")
 # Codes are the error classes'; a model worker from elsewhere may make some up as it goes.
 MAX_CODES = 100
@@ -36,18 +35,6 @@ OTHER = "other"
 class _Lane:
     """What is counted of a lane, looked up once a job."""
 
-    __slots__ = (
-        "end_to_end",
-        "first_token",
-        "inputs",
-        "name",
-        "outcomes",
-        "outputs",
-        "overhead",
-        "stages",
-        "waits",
-    )
-
     def __init__(self, name: str, metrics: WorkerMetrics) -> None:
         self.name = name
         self.end_to_end = metrics.end_to_end.of(name)
@@ -55,8 +42,19 @@ class _Lane:
         self.first_token = metrics.first_token.of(name)
         self.waits: dict[int, Histogram] = {}
         self.stages: dict[str, Histogram] = {}
-        self.outcomes = dict.fromkeys(Outcome, 0)
-        self.inputs = self.outputs = 0
+        self.outcomes: dict[str, int] = dict.fromkeys(Outcome, 0)
+        self.claimed = self.inputs = self.outputs = 0
+
+
+class _Endpoint:
+    """What is counted of an endpoint, looked up once a call."""
+
+    def __init__(self, name: str, metrics: WorkerMetrics) -> None:
+        self.sizes = metrics.batch_prompts.of(name)
+        self.waits = metrics.batch_waits.of(name)
+        self.calls = metrics.calls_s.of(name)
+        self.reasons: dict[str, int] = dict.fromkeys(FlushReason, 0)
+        self.results = dict.fromkeys(("ok", "failed", "given_up"), 0)
 
 
 class WorkerMetrics:
@@ -71,82 +69,98 @@ class WorkerMetrics:
         self.first_token = Histograms(catalogue.FIRST_TOKEN)
         self._waits = Histograms(catalogue.WAIT)
         self._stages = Histograms(catalogue.STAGE)
-        self._batch_prompts = Histograms(catalogue.BATCH_PROMPTS)
-        self._batch_waits = Histograms(catalogue.BATCH_WAIT)
-        self._calls_s = Histograms(catalogue.CALL)
+        self.batch_prompts = Histograms(catalogue.BATCH_PROMPTS)
+        self.batch_waits = Histograms(catalogue.BATCH_WAIT)
+        self.calls_s = Histograms(catalogue.CALL)
         self._round_trips = Histograms(catalogue.ROUND_TRIP)
         self._event_lags = Histograms(catalogue.EVENT_LAG)
         self._event_lag = self._event_lags.of()
-        self._claimed = Counts(catalogue.CLAIMED)
         self._errors = Counts(catalogue.ERRORS)
         self._codes: set[str] = set()
-        self._batches = Counts(catalogue.BATCHES)
-        self._calls = Counts(catalogue.CALLS)
         self._breaker_changes = Counts(catalogue.BREAKER_CHANGES)
         self._tick = Counts(catalogue.TICK)
         self._lanes: dict[str, _Lane] = {}
+        self._endpoints: dict[str, _Endpoint] = {}
+        self._ended: list[AttemptEnded] = []
+        self._flushes: list[Flushed] = []
+        self._calls: list[CallEnded] = []
+        self.attempt_ended = self._ended.append
+        self.flushed = self._flushes.append
+        self.call_ended = self._calls.append
         self._engine: Engine | None = None
 
     def watch(self, engine: Engine) -> None:
         """Export how this engine stands."""
         self._engine = engine
 
-    # What the engine tells: see scheduler.observations.Observers
+    # What the engine tells: see scheduler.observations.Observers. What comes with every job or call is put on
+    # a list, and counted with all else that has come once it is written.
+
+    def written(self, what: Written) -> None:
+        """Events and ends are in Redis."""
+        self._event_lag.observe(what.lag_s)
+        self._count()
 
     def claimed(self, what: Claimed) -> None:
         """Jobs have come."""
         for job in what.jobs:
             lane = self._lanes.get(job.lane) or self._lane(job.lane)
+            lane.claimed += 1
             waits = lane.waits.get(job.priority)
             if waits is None:
                 waits = lane.waits[job.priority] = self._waits.of(job.lane, str(job.priority))
             waits.observe(job.waited_ms / 1000)
-            self._claimed.add(1, job.lane)
 
-    def attempt_ended(self, end: AttemptEnded) -> None:
-        """An attempt is over."""
-        job, progress, outcome = end.job, end.progress, end.outcome
+    def _count(self) -> None:
+        """Count what is on the lists."""
+        if self._ended:
+            for end in self._ended:
+                self._count_attempt(end)
+            self._ended.clear()
+        for endpoint, (reason, size, _, waited_s) in self._flushes:
+            of = self._endpoints.get(endpoint) or self._endpoint(endpoint)
+            of.reasons[reason] += 1
+            of.sizes.observe(size)
+            of.waits.observe(waited_s)
+        self._flushes.clear()
+        for _, endpoint, seconds, error, given_up in self._calls:
+            of = self._endpoints.get(endpoint) or self._endpoint(endpoint)
+            of.results["given_up" if given_up else "ok" if error is None else "failed"] += 1
+            of.calls.observe(seconds)
+        self._calls.clear()
+
+    def _count_attempt(self, end: AttemptEnded) -> None:
+        job, progress, outcome, code, claimed_at, _, written_at = end
         lane = self._lanes.get(job.lane) or self._lane(job.lane)
         lane.outcomes[outcome] += 1
-        if end.code:
-            self._errors.add(1, job.lane, self._code(end.code))
+        if code:
+            self._errors.add(1, job.lane, self._code(code))
         if progress is None:
             return
         stages_ms = progress.stages_ms
         for stage, ms in stages_ms.items():
             if ms:  # a stage that had nothing to do was not entered
-                self._stage(lane, stage).observe(ms / 1000)
+                stages = lane.stages.get(stage)
+                if stages is None:
+                    stages = lane.stages[stage] = self._stages.of(lane.name, stage)
+                stages.observe(ms / 1000)
         if outcome in GOES_ON:
             return
         waited_s = job.waited_ms / 1000
         if progress.first_token_at is not None:
-            lane.first_token.observe(waited_s + progress.first_token_at - end.claimed_at)
+            lane.first_token.observe(waited_s + progress.first_token_at - claimed_at)
         if outcome is Outcome.DONE:
-            here_s = end.written_at - end.claimed_at
+            here_s = written_at - claimed_at
             lane.end_to_end.observe(waited_s + here_s)
             lane.overhead.observe(max(0.0, here_s - stages_ms.get("inference", 0.0) / 1000))
-            self._count_tokens(lane, progress)
-
-    def flushed(self, what: Flushed) -> None:
-        """A batch has gone."""
-        endpoint, flush = what
-        self._batches.add(1, endpoint, flush.reason.value)
-        self._batch_prompts.of(endpoint).observe(flush.size)
-        self._batch_waits.of(endpoint).observe(flush.waited_s)
-
-    def call_ended(self, end: CallEnded) -> None:
-        """A call is over."""
-        result = "given_up" if end.given_up else "ok" if end.error is None else "failed"
-        self._calls.add(1, end.endpoint, result)
-        self._calls_s.of(end.endpoint).observe(end.seconds)
+            completed = progress.completed
+            if completed is not None and (usage := completed.usage) is not None:
+                lane.inputs += usage.input_tokens or 0
+                lane.outputs += usage.output_tokens or 0
 
     def breaker_changed(self, what: BreakerChanged) -> None:
         """An endpoint is left alone, tried, or well again."""
         self._breaker_changes.add(1, what.endpoint, what.state)
-
-    def written(self, what: Written) -> None:
-        """Events and ends are in Redis."""
-        self._event_lag.observe(what.lag_s)
 
     def round_trip(self, what: RoundTrip) -> None:
         """Redis has answered."""
@@ -160,27 +174,17 @@ class WorkerMetrics:
 
     def _lane(self, name: str) -> _Lane:
         lane = self._lanes[name] = _Lane(name, self)
-        self._claimed.begin(name)
         return lane
 
-    def _stage(self, lane: _Lane, stage: str) -> Histogram:
-        found = lane.stages.get(stage)
-        if found is None:
-            found = lane.stages[stage] = self._stages.of(lane.name, stage)
-        return found
+    def _endpoint(self, name: str) -> _Endpoint:
+        endpoint = self._endpoints[name] = _Endpoint(name, self)
+        return endpoint
 
     def _code(self, code: str) -> str:
         if code not in self._codes and len(self._codes) >= MAX_CODES:
             return OTHER
         self._codes.add(code)
         return code
-
-    @staticmethod
-    def _count_tokens(lane: _Lane, progress: Progress) -> None:
-        usage = progress.completed.usage if progress.completed else None
-        if usage is not None:
-            lane.inputs += usage.input_tokens or 0
-            lane.outputs += usage.output_tokens or 0
 
     # What prometheus-client asks for
 
@@ -191,28 +195,17 @@ class WorkerMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of this process."""
+        self._count()
         if self._engine is not None:
             self._begin(self._engine)
             yield from self._process(self._engine)
-            yield from self._endpoints(self._engine)
+            yield from self._endpoints_now(self._engine)
             yield from self._gates(self._engine)
-        lanes = self._lanes.values()
-        yield family(
-            catalogue.ATTEMPTS,
-            (((lane.name, outcome.value), n) for lane in lanes for outcome, n in lane.outcomes.items()),
-        )
-        yield family(
-            catalogue.TOKENS,
-            (
-                ((lane.name, direction), n)
-                for lane in lanes
-                for direction, n in (("input", lane.inputs), ("output", lane.outputs))
-            ),
-        )
+        yield from self._counted()
         for tally in (
-            *(self._claimed, self._errors, self._batches, self._calls, self._breaker_changes, self._tick),
+            *(self._errors, self._breaker_changes, self._tick),
             *(self._waits, self.first_token, self._stages, self.end_to_end, self.overhead),
-            *(self._batch_prompts, self._batch_waits, self._calls_s, self._event_lags, self._round_trips),
+            *(self.batch_prompts, self.batch_waits, self.calls_s, self._event_lags, self._round_trips),
         ):
             yield tally.collect()
 
@@ -222,14 +215,36 @@ class WorkerMetrics:
             if lane not in self._lanes:
                 self._lane(lane)
         for endpoint in engine.endpoints:
-            for reason in FlushReason:
-                self._batches.begin(endpoint.name, reason.value)
-            for result in ("ok", "failed", "given_up"):
-                self._calls.begin(endpoint.name, result)
+            if endpoint.name not in self._endpoints:
+                self._endpoint(endpoint.name)
             for state in BreakerState:
-                self._breaker_changes.begin(endpoint.name, state.value)
+                self._breaker_changes.begin(endpoint.name, state)
         for work in TICK_WORK:
             self._tick.begin(work)
+
+    def _counted(self) -> Iterator[Metric]:
+        lanes, endpoints = self._lanes.values(), self._endpoints.items()
+        yield family(catalogue.CLAIMED, [((lane.name,), lane.claimed) for lane in lanes])
+        yield family(
+            catalogue.ATTEMPTS,
+            [((lane.name, outcome), n) for lane in lanes for outcome, n in lane.outcomes.items()],
+        )
+        tokens = [(lane.name, lane.inputs, lane.outputs) for lane in lanes]
+        yield family(
+            catalogue.TOKENS,
+            [
+                *(((lane, "input"), inputs) for lane, inputs, _ in tokens),
+                *(((lane, "output"), outputs) for lane, _, outputs in tokens),
+            ],
+        )
+        yield family(
+            catalogue.BATCHES,
+            [((name, reason), n) for name, one in endpoints for reason, n in one.reasons.items()],
+        )
+        yield family(
+            catalogue.CALLS,
+            [((name, result), n) for name, one in endpoints for result, n in one.results.items()],
+        )
 
     @staticmethod
     def _process(engine: Engine) -> Iterator[Metric]:
@@ -246,7 +261,7 @@ class WorkerMetrics:
             yield family(spec, [((), value)])
 
     @staticmethod
-    def _endpoints(engine: Engine) -> Iterator[Metric]:
+    def _endpoints_now(engine: Engine) -> Iterator[Metric]:
         def of_each(spec: catalogue.Spec, value: Callable[[Endpoint], float]) -> Metric:
             return family(spec, [((one.name,), value(one)) for one in engine.endpoints])
 

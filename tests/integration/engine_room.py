@@ -127,9 +127,11 @@ class Room:
         self._engines: list[Engine] = []
         self._clients: list[AsyncClient] = []
 
-    async def engine(self, settings: Settings | None = None, *, start: bool = True) -> Engine:
+    async def engine(
+        self, settings: Settings | None = None, *, start: bool = True, observers: Sequence[object] = ()
+    ) -> Engine:
         redis = FakeAsyncRedis(server=self.server)
-        engine = Engine(settings or settings_of(), redis, script_flags=False)
+        engine = Engine(settings or settings_of(), redis, script_flags=False, observers=observers)
         self._engines.append(engine)
         if start:
             await engine.start()
