@@ -30,6 +30,9 @@ STATE_STYLES = {
     JobState.CANCELLED: "dim",
 }
 
+PRIORITY_STYLES = ("dim", "dim", "cyan", "cyan", "green", "green", "yellow", "yellow", "bold red", "bold red")
+"""A colour a level, from 0 up."""
+
 
 def console(*, stderr: bool = False) -> Console:
     """A console on standard output or standard error."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
 
 import orjson
@@ -97,8 +97,12 @@ class QueueInspector:
             limits, look_at_ms = await pipe.execute()
         return Hold(parse_limit(limits[0] or limits[1]), look_at_ms)
 
-    async def status(self) -> QueueStatus:
-        """How the queue stands. Five round trips, and one more for every 50 lanes or held lanes beyond 50."""
+    async def status(self, *, workers: Sequence[WorkerInfo] | None = None) -> QueueStatus:
+        """How the queue stands; `workers` are the live ones, where they are known already.
+
+        Five round trips, three with `workers`; one more where jobs are held, and one for every 50 lanes or
+        held lanes beyond 50.
+        """
         held = await read_held_lanes(self._redis, self._keys)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.smembers(self._keys.fixed("lanes"))
@@ -125,7 +129,7 @@ class QueueInspector:
                 dead,
                 finished,
                 garbage,
-                workers,
+                processes,
                 *levels,
             ) = await pipe.execute()
         levels += await self._levels(rest)
@@ -156,7 +160,7 @@ class QueueInspector:
             dead=dead,
             finished=finished,
             garbage=garbage,
-            workers=sum(gone_at_ms > now_us / 1000 for _, gone_at_ms in workers),
+            workers=sum(gone_at_ms > now_us / 1000 for _, gone_at_ms in processes),
             max_waiting=int(conf.get(b"max_waiting", 100_000)),
             when_full=conf.get(b"when_full", b"reject").decode(),
             aging_s=_aging_ms(conf.get(b"aging_ms")) / 1000,
@@ -174,7 +178,7 @@ class QueueInspector:
                 )
                 for one in held
             ],
-            endpoints=summarize(await self.workers()),
+            endpoints=summarize(await self.workers() if workers is None else workers),
         )
 
     async def now_ms(self) -> int:
@@ -230,6 +234,23 @@ class QueueInspector:
         async with aclosing(listed) as infos:
             async for info in infos:
                 yield info
+
+    async def latest(self, limits: Mapping[JobState, int]) -> dict[JobState, list[JobInfo]]:
+        """The latest jobs of some states that do not wait, the last first, without their histories.
+
+        Of each list so many are read, however long it is: two round trips. Running jobs come by the end of
+        their leases, failed ones by their end, other ended ones by when their records go; these share a list,
+        of which other states are left out.
+        """
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for state, limit in limits.items():
+                pipe.zrange(self._keys.fixed(_LISTED[state][0]), 0, limit - 1, desc=True)
+            listed = await pipe.execute()
+        infos = iter(await self._read([job_id.decode() for ids in listed for job_id in ids]))
+        return {
+            state: [info for info in islice(infos, len(ids)) if info is not None and info.state is state]
+            for state, ids in zip(limits, listed, strict=True)
+        }
 
     async def _listed(self, state: JobState, name: str, latest_first: bool) -> AsyncGenerator[JobInfo, None]:
         start = 0

@@ -96,6 +96,24 @@ async def test_ended_jobs_are_listed_the_latest_first(q: QueueDriver, look: Queu
     assert [info.id for info in await look.jobs(state=JobState.DONE)] == ["third", "second", "first"]
 
 
+async def test_the_latest_of_each_state_are_read_however_many_there_are(
+    q: QueueDriver, look: QueueInspector
+) -> None:
+    for n in range(4):
+        await q.finish(await q.running(f"failed{n}"), JobState.FAILED)
+        await q.finish(await q.running(f"done{n}"))
+        await q.pass_ms(1)
+    await q.enqueue(new_job("gone"))
+    await q.queue.cancel("gone")
+    await q.running("running")
+    latest = await look.latest({JobState.FAILED: 2, JobState.RUNNING: 5, JobState.DONE: 3})
+    assert {state: [info.id for info in infos] for state, infos in latest.items()} == {
+        JobState.FAILED: ["failed3", "failed2"],
+        JobState.RUNNING: ["running"],
+        JobState.DONE: ["done3", "done2"],  # the cancelled one was among the three
+    }
+
+
 async def test_history_tells_every_attempt_in_order(q: QueueDriver, look: QueueInspector) -> None:
     job = await q.running("a", max_attempts=5)
     await q.give_back(job)

@@ -179,6 +179,7 @@ ADMIN = (
     "jobs list",
     "dedup list",
     "workers list",
+    "top --once --interval 100ms",
     "dead list",
     "dead requeue --all --yes",
     "dead purge --all --yes",

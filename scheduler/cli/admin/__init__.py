@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from scheduler.cli.admin import audit, dead, dedup, jobs, queue, workers
+from scheduler.cli.admin.top import top
 
 app = typer.Typer(help="See and change what is in the queue.", no_args_is_help=True)
 app.add_typer(queue.app, name="queue")
@@ -13,5 +14,6 @@ app.add_typer(dedup.app, name="dedup")
 app.add_typer(dead.app, name="dead")
 app.add_typer(workers.app, name="workers")
 app.command("audit")(audit.audit)
+app.command("top")(top)
 
 __all__ = ["app"]

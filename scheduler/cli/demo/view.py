@@ -16,7 +16,7 @@ from rich.text import Text
 
 from scheduler.cli.demo.hearing import Hearing, Stream
 from scheduler.cli.demo.verdict import Check
-from scheduler.cli.output import age, priority_text
+from scheduler.cli.output import PRIORITY_STYLES, age, priority_text
 from scheduler.model import JobInfo, JobState, Priority
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.reports import QueueStatus
@@ -27,7 +27,6 @@ LONG_BAR_WIDTH = 40
 TEXT_WIDTH = 56
 TABLE_WIDTH = 79
 PRIORITIES = sorted((int(one) for one in Priority), reverse=True)
-STYLES = {9: "bold red", 7: "yellow", 5: "green", 3: "cyan", 1: "dim"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +89,12 @@ def draw(snapshot: Snapshot) -> Group:
         done = [job for job in snapshot.done if job.priority == priority]
         waiting = snapshot.waiting[priority]
         shown.add_row(
-            Text(priority_text(priority), STYLES[priority]),
+            Text(priority_text(priority), PRIORITY_STYLES[priority]),
             str(waiting),
             str(running),
             str(len(done)),
             age(mean_wait_s(done)),
-            _bar(len(done), running, waiting, STYLES[priority], BAR_WIDTH),
+            _bar(len(done), running, waiting, PRIORITY_STYLES[priority], BAR_WIDTH),
         )
     return Group(shown, *_below(snapshot))
 
@@ -120,7 +119,7 @@ def _stream_line(stream: Stream | None) -> Text:
         return Text(" streaming", "dim")
     said = " ".join(character for character in stream.text.split())
     said = "".join(character for character in said if character.isprintable())
-    line = Text(f" {priority_text(stream.priority):<12} ▸ ", STYLES[stream.priority], no_wrap=True)
+    line = Text(f" {priority_text(stream.priority):<12} ▸ ", PRIORITY_STYLES[stream.priority], no_wrap=True)
     return line.append(said if len(said) <= TEXT_WIDTH else f"…{said[1 - TEXT_WIDTH :]}", "default")
 
 

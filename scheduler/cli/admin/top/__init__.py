@@ -1,0 +1,5 @@
+"""`prompt-scheduler admin top`: a queue at work."""
+
+from scheduler.cli.admin.top.command import top
+
+__all__ = ["top"]

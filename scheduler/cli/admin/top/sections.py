@@ -1,0 +1,206 @@
+"""The parts of the picture below its head: lanes, endpoints, worker processes, dead letters. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from rich.text import Text
+
+from scheduler.cli.admin.common import breaker_text
+from scheduler.cli.admin.top.columns import Cell, Column, Section
+from scheduler.cli.admin.top.look import Look, Waits
+from scheduler.cli.admin.top.marks import bar, count, one_line
+from scheduler.cli.output import PRIORITY_STYLES, age
+from scheduler.model import JobInfo
+from scheduler.queue.reports import EndpointStatus, LaneStatus, WorkerInfo
+
+NAME_WIDTH = 28
+LEAST_NAME_WIDTH = 8
+BAR_WIDTH = 40
+SHORT_BAR_WIDTH = 16
+LEAST_BAR_WIDTH = 6
+ERROR_WIDTH = 200
+LEAST_ERROR_WIDTH = 20
+SHORT_ID = 12
+LONG_LINE = 120
+
+
+def sections(look: Look, *, width: int) -> list[Section]:
+    """Those that have something to show, the most important first."""
+    parts = [_lanes(look), _workers(look)]
+    if look.status.endpoints:
+        parts.insert(1, _endpoints(look))
+    if look.dead:
+        parts.append(_dead(look, width=width))
+    return parts
+
+
+# Lanes
+
+
+def _lanes(look: Look) -> Section:
+    lanes = look.status.lanes
+    if not lanes:
+        return _nothing(
+            "LANE", Text("no lane yet: no worker process has been there, and no prompt", "bright_black")
+        )
+    levels = sorted({level for lane in lanes for level in lane.by_priority}, reverse=True)
+    most = max(lane.waiting for lane in lanes)
+    columns = [
+        Column("LANE", least=LEAST_NAME_WIDTH, most=NAME_WIDTH, style="bold"),
+        Column("WAITING", right=True),
+        Column("", least=LEAST_BAR_WIDTH, most=BAR_WIDTH, rank=4),
+        *(Column(str(level), right=True, rank=9 - level, style=PRIORITY_STYLES[level]) for level in levels),
+        Column("OLDEST", right=True),
+        Column("WAITED", right=True, rank=2),
+        Column("DELAYED", right=True, rank=3),
+        Column("HELD", right=True, rank=1),
+        Column("", rank=1, style="yellow"),
+    ]
+    return Section(
+        columns,
+        [_lane(lane, levels, look.waits_by_lane.get(lane.name), most) for lane in lanes],
+        weights=[lane.waiting for lane in lanes],
+        foot=_waited(look.waits_by_priority, levels) if levels and look.waits_by_priority else None,
+    )
+
+
+def _lane(lane: LaneStatus, levels: list[int], waits: Waits | None, most: int) -> list[Cell]:
+    parts = [(float(lane.by_priority.get(level, 0)), PRIORITY_STYLES[level]) for level in levels]
+    return [
+        lane.name,
+        f"{lane.waiting:,}",
+        partial(_bar, parts, float(most)),
+        *(count(lane.by_priority[level]) if level in lane.by_priority else "" for level in levels),
+        age(lane.oldest_s),
+        age(waits.median_s if waits else None),
+        _unless_zero(lane.delayed),
+        _unless_zero(lane.held),
+        ", ".join(
+            said
+            for said, true in (("paused", lane.paused), (f"{lane.suspects:,} suspects", lane.suspects))
+            if true
+        ),
+    ]
+
+
+def _waited(waits: Mapping[int, Waits], levels: list[int]) -> list[Cell]:
+    """How long jobs of each level have waited: below what waits now."""
+    shown = [Text(age(waits[level].median_s), "bright_black") if level in waits else "" for level in levels]
+    return [Text("waited", "bright_black"), "", Text(), *shown, "", "", "", "", ""]
+
+
+def _unless_zero(number: int) -> str | Text:
+    return f"{number:,}" if number else Text("0", "bright_black")
+
+
+def _nothing(title: str, said: Text) -> Section:
+    """A section that has no rows, and what that means."""
+    return Section([Column(title, least=LEAST_NAME_WIDTH)], [[said]])
+
+
+def _bar(parts: list[tuple[float, str]], of: float, width: int) -> Text:
+    return bar(parts, of=of, width=width)
+
+
+def _load(used: int, of: int) -> Callable[[int], Text]:
+    # Full is as it should be: no colour of alarm.
+    return partial(_bar, [(float(used), "cyan")], float(max(of, used)))
+
+
+# Endpoints
+
+
+def _endpoints(look: Look) -> Section:
+    endpoints = look.status.endpoints
+    columns = [
+        Column("ENDPOINT", least=LEAST_NAME_WIDTH, most=NAME_WIDTH, style="bold"),
+        Column("BACKEND", rank=3),
+        Column("IN FLIGHT", right=True),
+        Column("", least=LEAST_BAR_WIDTH, most=SHORT_BAR_WIDTH, rank=2),
+        Column("BREAKER"),
+        Column("LAST ERROR", least=LEAST_ERROR_WIDTH, most=ERROR_WIDTH, rank=1, style="red"),
+    ]
+    return Section(
+        columns, [_endpoint(one) for one in endpoints], weights=[_trouble(one) for one in endpoints]
+    )
+
+
+def _endpoint(one: EndpointStatus) -> list[Cell]:
+    most = f" (of {one.max_in_flight:,})" if one.max_in_flight and one.limit < one.max_in_flight else ""
+    return [
+        one.name,
+        one.backend,
+        f"{one.in_flight:,} of {one.limit:,}{most}",
+        _load(one.in_flight, one.limit),
+        breaker_text(one),
+        one_line(one.last_error),
+    ]
+
+
+def _trouble(one: EndpointStatus) -> float:
+    """Those that take no work are to be seen before those that are busy."""
+    troubled = set(one.breakers) != {"closed"} or one.usable_in_s > 0 or one.permit_in_s > 0
+    return (2.0 if troubled else 0.0) + min(1.0, one.in_flight / max(1, one.limit))
+
+
+# Worker processes
+
+
+def _workers(look: Look) -> Section:
+    if not look.workers:
+        said = "no worker process is live; start one: prompt-scheduler worker"
+        return _nothing("WORKER", Text(said, "bold red"))
+    columns = [
+        Column("WORKER", least=LEAST_NAME_WIDTH, most=2 * NAME_WIDTH, style="bold"),
+        Column("HOST", least=LEAST_NAME_WIDTH, most=NAME_WIDTH, rank=2),
+        Column("RUNNING", right=True),
+        Column("", least=LEAST_BAR_WIDTH, most=SHORT_BAR_WIDTH, rank=1),
+        Column("UP", right=True),
+        Column(""),
+    ]
+    return Section(columns, [_worker(one, look.status.at_ms) for one in look.workers])
+
+
+def _worker(one: WorkerInfo, now_ms: int) -> list[Cell]:
+    up_s = max(0, now_ms - one.started_at_ms) / 1000 if one.started_at_ms else None
+    said = Text(" ").join(
+        Text(word, style)
+        for word, style, true in (("leader", "cyan", one.leader), ("draining", "yellow", one.draining))
+        if true
+    )
+    return [
+        one_line(one.id),
+        one_line(one.host),
+        f"{one.running:,} of {one.max_running:,}",
+        _load(one.running, one.max_running),
+        age(up_s),
+        said,
+    ]
+
+
+# Dead letters
+
+
+def _dead(look: Look, *, width: int) -> Section:
+    columns = [
+        Column("DEAD LETTER", rank=2, style="bright_black"),
+        Column("FAILED", right=True),
+        Column("ROUTE", least=LEAST_NAME_WIDTH, most=NAME_WIDTH, style="bold"),
+        Column("CODE", least=LEAST_NAME_WIDTH, rank=1),
+        Column("MESSAGE", least=LEAST_ERROR_WIDTH, most=ERROR_WIDTH, style="red"),
+    ]
+    return Section(columns, [_letter(job, look.status.at_ms, whole=width >= LONG_LINE) for job in look.dead])
+
+
+def _letter(job: JobInfo, now_ms: int, *, whole: bool) -> list[Cell]:
+    """The end of an id is what tells it from others; all of it is shown where there is room."""
+    ended_at_ms = job.ended_at_ms or now_ms
+    return [
+        job.id if whole or len(job.id) <= SHORT_ID else f"…{job.id[-SHORT_ID + 1 :]}",
+        age(max(0, now_ms - ended_at_ms) / 1000),
+        job.model,
+        one_line(job.error.code if job.error else job.reason or ""),
+        one_line(job.error.message) if job.error else "",
+    ]
