@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from typing import TypeVar
 
 from prometheus_client import Metric
 
@@ -31,6 +32,15 @@ TICK_WORK = ("promoted", "reaped", "expired", "released", "rearmed", "retained")
 # Codes are the error classes'; a model worker from elsewhere may make some up as it goes.
 MAX_CODES = 100
 OTHER = "other"
+
+
+T = TypeVar("T")
+
+
+def _take(kept: list[T]) -> list[T]:
+    taken = kept.copy()
+    kept.clear()
+    return taken
 
 
 class _Lane:
@@ -114,21 +124,17 @@ class WorkerMetrics:
 
     def _count(self) -> None:
         """Count what is on the lists."""
-        if self._ended:
-            for end in self._ended:
-                self._count_attempt(end)
-            self._ended.clear()
-        for endpoint, (reason, size, _, waited_s) in self._flushes:
+        for end in _take(self._ended):
+            self._count_attempt(end)
+        for endpoint, (reason, size, _, waited_s) in _take(self._flushes):
             of = self._endpoints.get(endpoint) or self._endpoint(endpoint)
             of.reasons[reason] += 1
             of.sizes.observe(size)
             of.waits.observe(waited_s)
-        self._flushes.clear()
-        for _, endpoint, seconds, error, given_up in self._calls:
+        for _, endpoint, seconds, error, given_up in _take(self._calls):
             of = self._endpoints.get(endpoint) or self._endpoint(endpoint)
             of.results["given_up" if given_up else "ok" if error is None else "failed"] += 1
             of.calls.observe(seconds)
-        self._calls.clear()
 
     def _count_attempt(self, end: AttemptEnded) -> None:
         job, progress, outcome, code, claimed_at, _, written_at = end
