@@ -103,6 +103,11 @@ def grown(what: str) -> Figure:
     return ratio(median("scale", "1,000,000 waiting", what), median("scale", "1,000 waiting", what))
 
 
+def looked_on(case: str) -> Figure:
+    """Jobs a second through one process that is looked on in some way."""
+    return median("telemetry, drain", case, "rate")
+
+
 AIMS = (
     Aim("drain ÷ arq", "≥", 5, TIMES, ratio(drained(OURS), drained("arq"))),
     Aim(
@@ -189,6 +194,14 @@ AIMS = (
         120,
         "MB",
         median("memory, worker process", OURS, "1,000 in flight"),
+    ),
+    Aim("drain with metrics ÷ without", "≥", 0.95, TIMES, ratio(looked_on("with metrics"), looked_on(OURS))),
+    Aim(
+        "drain with traces, one in ten sampled ÷ without",
+        "≥",
+        0.9,
+        TIMES,
+        ratio(looked_on("with traces"), looked_on(OURS)),
     ),
 )
 """In the order of the report."""
