@@ -13,6 +13,7 @@ from scheduler.batching.call import Deliver, Group, Member
 from scheduler.batching.policy import BatchPolicy, Cut, FlushReason, ration, share_key, trim
 from scheduler.batching.runner import CallRunner, CallWatcher
 from scheduler.batching.window import Window
+from scheduler.logs import traced
 from workers.base import Completed, Generation, ModelWorker
 from workers.errors import WorkerError
 
@@ -239,8 +240,8 @@ class Batcher:
         flush = Flush(reason, len(members), sum(member.tokens for member in members), waited_s)
         try:
             self._on_flush(flush)
-        except Exception:
-            logger.exception("on_flush raised; the call goes on")
+        except Exception as error:
+            logger.error("on_flush raised; the call goes on", exc_info=traced(error, logger))
 
     def _set_timer(self, now: float) -> None:
         """Keep one timer for all groups, and none while there is no room: a release wakes us then."""
