@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from scheduler.batching import Flush
+from scheduler.logs import traced
 from scheduler.queue.records import ClaimedJob, TickReport
 from workers.base import Completed, Generation
 
@@ -177,8 +178,9 @@ def _guarded(methods: Sequence[Callable[[Any], None]]) -> Callable[[Any], None]:
         for method in methods:
             try:
                 method(observation)
-            except Exception:
-                logger.exception("an observer failed on %s", type(observation).__name__)
+            except Exception as error:
+                what = type(observation).__name__
+                logger.error("an observer failed on %s", what, exc_info=traced(error, logger))
 
     return observe
 

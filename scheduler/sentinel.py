@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,7 @@ class SentinelUrl:
             "ssl": self.tls,
             **kept,
         }
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        sentinel = _Sentinel(  # type: ignore[no-untyped-call]
             self.sentinels, sentinel_kwargs={name: value for name, value in own.items() if value}
         )
         return _Pool(  # type: ignore[no-untyped-call]
@@ -85,6 +86,20 @@ class SentinelUrl:
             ssl=self.tls,
             **connection,
         )
+
+
+class _Sentinel(Sentinel):
+    """redis-py puts the sentinel that knew the primary in front, in a list that others are going through.
+
+    Two that ask at the same time would lose a third one for good, and its connection would stay open.
+    """
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        asking = copy.copy(self)
+        asking.sentinels = list(self.sentinels)
+        found: tuple[str, int] = await super(_Sentinel, asking).discover_master(service_name)
+        self.sentinels = asking.sentinels
+        return found
 
 
 class _Pool(SentinelConnectionPool):

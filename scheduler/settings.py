@@ -248,6 +248,8 @@ class Settings(_Strict, BaseSettings):
     data_dir: Path | None = None
     queue: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     worker_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._:@-]{1,128}$")
+    log_format: Literal["auto", "json", "human"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     lease_s: float = Field(default=10.0, ge=0.5, le=3600)
     max_running: int = Field(default=256, ge=1, le=100_000)
@@ -286,6 +288,11 @@ class Settings(_Strict, BaseSettings):
                 if fallback in route.fallbacks[:at]:
                     raise ValueError(f"{where}: {fallback!r} is named twice")
         return self
+
+    @field_validator("log_format", "log_level", mode="before")
+    @classmethod
+    def _in_any_case(cls, word: Any) -> Any:
+        return word.lower() if isinstance(word, str) else word
 
     @field_validator("redis_url")
     @classmethod

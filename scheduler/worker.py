@@ -33,6 +33,7 @@ from scheduler.connection import check_server, connection_pool, open_redis, tls_
 from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine, SettingsReloader
 from scheduler.errors import ConfigError, InvalidRequest, RedisUnavailable, ResultTimeout, SchedulerError
+from scheduler.logs import OURS, identify, is_ours, set_up, wordless
 from scheduler.model import PromptRequest
 from scheduler.queue.keys import Keys
 from scheduler.sentinel import SentinelUrl, is_sentinel
@@ -51,6 +52,9 @@ RUN_PROMPT_MAX = 1000
 ARQ_RETRIES = 1000
 
 FIRST_ANSWER_S = 2.0
+
+# What arq says of each of its jobs, and every ten seconds.
+ARQ_CHATTER = ("→", "←", "↻", "⊘", "recording health")
 
 # The engine has stopped: how long arq may take to end as well.
 FAREWELL_S = 5.0
@@ -84,6 +88,7 @@ def worker_settings() -> type:
 
 def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> type:
     keys = Keys(settings.queue)
+    _listen_to_arq(settings)
     host = _Host(settings, url, server)
     burst = bool(_arq_option("burst"))
     attributes: dict[str, Any] = {
@@ -237,12 +242,13 @@ class _Host:
 
     async def on_startup(self, context: dict[str, Any]) -> None:
         """Start the engine, and take the signals over from arq."""
-        _show_logs()
+        _show_logs(self._settings)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         redis = open_redis(self._url)
         try:
             self._telemetry = Telemetry(self._settings)
             self._engine = Engine(self._settings, redis, observers=self._telemetry.observers)
+            identify(queue=self._settings.queue, worker=self._engine.id)
             self._reloader = SettingsReloader(self._engine, load_settings, config_path())
             self._client = AsyncClient(self._url, settings=self._settings)
             await self._client.connect()
@@ -372,14 +378,64 @@ def _collect_garbage_less_often() -> None:
     gc.set_threshold(25_000, 20, 20)
 
 
-def _show_logs() -> None:
-    """Let our loggers speak in the voice of arq's, the only one it sets up, unless they have been set up."""
+def _show_logs(settings: Settings) -> None:
+    """Set up logging, unless somebody has. Safe to call twice.
+
+    arq sets up its own logger and no other. Where a user has done that in his way, and has said nothing of
+    ours, they speak through it.
+    """
     if logging.getLogger().handlers:
         return
-    source = logging.getLogger("arq")
-    for name in ("scheduler", "workers"):
-        log = logging.getLogger(name)
+    loggers = [logging.getLogger(name) for name in OURS]
+    if not _arq_option("custom_log_dict") and not any(log.handlers for log in loggers):
+        set_up(settings.log_format, "debug" if _arq_option("verbose") else settings.log_level)
+        return
+    arq = logging.getLogger("arq")
+    for log in loggers:
         if not log.handlers:
-            for handler in source.handlers:
-                log.addHandler(handler)
-            log.setLevel(source.level or logging.INFO)
+            log.handlers = list(arq.handlers)
+            log.setLevel(arq.level or logging.INFO)
+
+
+def _listen_to_arq(settings: Settings) -> None:
+    """Set up logging with the first line that arq says: before it calls us, after it has set up its own."""
+    log = logging.getLogger("arq.worker")
+    for one in [one for one in log.filters if isinstance(one, _ArqLines)]:
+        log.removeFilter(one)
+    log.addFilter(_ArqLines(settings))
+
+
+class _ArqLines(logging.Filter):
+    """Takes the words of exceptions out of arq's lines, and from info those that come with every job."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._begun = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is to be written."""
+        if not self._begun:
+            self._begun = True
+            identify(queue=self._settings.queue)
+            _show_logs(self._settings)
+        log = logging.getLogger(record.name)
+        if log.isEnabledFor(logging.DEBUG):
+            return True
+        _take_words_out(record)
+        if not is_ours():
+            return True
+        chatter = record.levelno == logging.INFO and any(mark in str(record.msg) for mark in ARQ_CHATTER)
+        return log.isEnabledFor(record.levelno) and not chatter
+
+
+def _take_words_out(record: logging.LogRecord) -> None:
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            getattr(one, "code", type(one).__name__) if isinstance(one, BaseException) else one
+            for one in record.args
+        )
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        stand_in = wordless(error)
+        record.exc_info = (type(stand_in), stand_in, stand_in.__traceback__)

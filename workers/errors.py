@@ -24,16 +24,21 @@ class WorkerError(Exception):
     """A back end did not answer a prompt.
 
     `code` is stable and machine-readable; `retryable` says whether another attempt could succeed;
-    `retry_after_s` is the wait in seconds that the back end asked for, or None.
+    `retry_after_s` is the wait in seconds that the back end asked for, or None. `log_text` is what a log may
+    say of it: the message without words of the back end, which may repeat a prompt. None: the code alone.
     """
 
     code: ClassVar[str] = "worker_error"
     http_status: ClassVar[int] = 502
     retryable: ClassVar[bool] = True
+    log_text: str | None = None
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, log_text: str | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.log_text = log_text
 
 
 class WorkerUnavailable(WorkerError):

@@ -186,13 +186,17 @@ class HttpEndpoint:
         said = f": {words}" if words else ""
         error = self._translate(refusal)
         hint = "; check api_key_env" if refusal.status in {401, 403} else ""
+        answered = f"{self._name} answered {refusal.status}"
         return error(
-            f"{self._name} answered {refusal.status}{said}{hint}", retry_after_s=refusal.retry_after_s
+            f"{answered}{said}{hint}",
+            retry_after_s=refusal.retry_after_s,
+            log_text=f"{answered}{hint}",
         )
 
     def protocol_error(self, what: str) -> WorkerProtocolError:
         """The error for an answer that breaks the protocol."""
-        return WorkerProtocolError(f"{self._name} {what}")
+        message = f"{self._name} {what}"
+        return WorkerProtocolError(message, log_text=message)
 
     def malformed(self) -> WorkerProtocolError:
         """The error for an answer that has not the fields that such a server sends."""
@@ -206,7 +210,8 @@ class HttpEndpoint:
 
     def timed_out(self, limit: _Limit) -> WorkerTimeout:
         """The error for a time limit that has passed."""
-        return WorkerTimeout(f"{self._name}: {limit.message}")
+        message = f"{self._name}: {limit.message}"
+        return WorkerTimeout(message, log_text=message)
 
     def _whole_call(self) -> _Limit:
         return _Limit(_now() + self._timeout_s, f"no end within timeout_s = {self._timeout_s:g}")
@@ -248,11 +253,11 @@ class HttpEndpoint:
             raise self.timed_out(limit) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = self._without_key(str(error)) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
-            raise WorkerUnavailable(
-                f"{self._name}: cannot connect ({reason}); is the server up, and base_url right?"
-            ) from None
+            message = f"{self._name}: cannot connect ({reason}); is the server up, and base_url right?"
+            raise WorkerUnavailable(message, log_text=message) from None
         except httpx.HTTPError as error:
-            raise WorkerUnavailable(f"{self._name}: the connection failed ({type(error).__name__})") from None
+            message = f"{self._name}: the connection failed ({type(error).__name__})"
+            raise WorkerUnavailable(message, log_text=message) from None
 
     async def _refusal(self, response: httpx.Response, limit: _Limit) -> Refusal:
         try:

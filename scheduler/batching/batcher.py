@@ -15,6 +15,7 @@ from scheduler.batching.call import Deliver, Group, Member
 from scheduler.batching.policy import BatchPolicy, Cut, FlushReason, ration, share_key, trim
 from scheduler.batching.runner import CallRunner, CallWatcher
 from scheduler.batching.window import Window
+from scheduler.logs import traced
 from workers.base import Completed, Generation, ModelWorker
 from workers.errors import WorkerError
 
@@ -244,8 +245,8 @@ class Batcher:
         flush = Flush(reason, len(members), tokens, max(0.0, self._clock() - first.arrived_at))
         try:
             self.on_flush(flush)
-        except Exception:
-            logger.exception("on_flush raised; the call goes on")
+        except Exception as error:
+            logger.error("on_flush raised; the call goes on", exc_info=traced(error, logger))
 
     def _set_timer(self, now: float) -> None:
         """Keep one timer for all groups, and none while there is no room: a release wakes us then."""

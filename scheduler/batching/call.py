@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import TypeAlias
 
 from scheduler.batching.policy import Due, Urgency
+from scheduler.logs import attempt_ids
 from scheduler.model import is_urgent
 from workers.base import Completed, Generation, Piece
 from workers.errors import WorkerError
@@ -30,6 +31,7 @@ class Member:
         "due",
         "future",
         "generation",
+        "ids",
         "key",
         "listening",
         "open",
@@ -60,6 +62,7 @@ class Member:
         self.arrived_at = arrived_at
         self.due = due
         self.urgency = urgency
+        self.ids = attempt_ids()
         self.call: Call | None = None
         self.listening = True
         self.open = True

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from scheduler.batching import failures
 from scheduler.batching.call import Call, Member
 from scheduler.batching.window import Window
+from scheduler.logs import speak_for
 from workers.base import Completed, ModelWorker, Output, Piece
 from workers.errors import RequestRejected, WorkerError
 
@@ -92,6 +93,8 @@ class CallRunner:
         call.task.add_done_callback(partial(self._end, call))
 
     async def _carry_out(self, call: Call) -> None:
+        # It may have been started from the task of any other job.
+        speak_for(call.members[0].ids if len(call.members) == 1 else None)
         watcher = self._watcher
         watched = watcher.call_began(call.members) if watcher is not None else None
         try:

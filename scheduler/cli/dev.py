@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
@@ -15,7 +14,6 @@ import typer
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
-from rich.logging import RichHandler
 
 from scheduler.cli.events import event_text
 from scheduler.cli.output import console
@@ -25,6 +23,7 @@ from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine, SettingsReloader
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.events import Delta, decode_event
+from scheduler.logs import set_up
 from scheduler.queue import PromptQueue
 from scheduler.settings import EMBEDDED, Settings, config_path
 from scheduler.telemetry.host import Telemetry
@@ -117,7 +116,8 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
 async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -> None:
     settings = at.settings
     shown = console(stderr=True)
-    _log_to(shown)
+    # What it shows beside its log is for people anyway.
+    set_up("human" if settings.log_format == "auto" else settings.log_format, settings.log_level)
     redis = open_redis(url)
     async with AsyncExitStack() as stack:
         stack.enter_context(redis_errors(url))
@@ -137,17 +137,6 @@ async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -
         if quiet:
             await asyncio.Event().wait()
         await _show_events(redis, engine.queue, shown, patient=not private)
-
-
-def _log_to(shown: Console) -> None:
-    handler: logging.Handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    if shown.is_terminal:
-        handler = RichHandler(console=shown, show_path=False)
-    for name in ("scheduler", "workers"):
-        log = logging.getLogger(name)
-        log.handlers = [handler]
-        log.setLevel(logging.INFO)
 
 
 def _say_how_to_use(

@@ -15,6 +15,7 @@ import orjson
 from scheduler.engine.retry import Retry, RetryPolicy
 from scheduler.engine.routes import Route
 from scheduler.errors import SchedulerError
+from scheduler.logs import ids_of, speak_of, traced
 from scheduler.model import JobState
 from scheduler.observations import NOBODY, AttemptBegan, Observers, Outcome
 from scheduler.queue.records import ClaimedJob, Ending
@@ -118,10 +119,12 @@ async def run_attempt(
     `room` is awaited first: it holds the attempt back while too much is waiting to be written.
     """
     writer, job = attempt.writer, attempt.job
+    ids = speak_of(job)
     try:
         await room()
         writer.started()
         attempt.context = context = make_context(attempt)
+        ids.traceparent = context.request.get("traceparent")
         if (tell := attempt.observers.attempt_began) is not None:
             tell(AttemptBegan(job, context, attempt.claimed_at))
         await attempt.route.pipeline.run(context)
@@ -160,7 +163,10 @@ def settle(attempt: Attempt, task: asyncio.Task[None]) -> None:
     if task.cancelled():
         _stopped(attempt)
     elif error := task.exception():
-        logger.error("job %s: a bug ended its attempt", attempt.job.id, exc_info=error)
+        said = ids_of(attempt.job)
+        logger.error(
+            "job %s: a bug ended its attempt", attempt.job.id, exc_info=traced(error, logger), extra=said
+        )
         attempt.writer.failed("internal_error", "an error inside the scheduler; see the worker's log")
 
 
@@ -225,8 +231,9 @@ def _failed(
 def _unexpected(attempt: Attempt, error: Exception, policy: RetryPolicy, max_attempts: int) -> None:
     """An error in a stage of a user's own, most likely."""
     job = attempt.job
-    logger.error("job %s: an unexpected error in the stages of route %s", job.id, job.lane, exc_info=error)
-    # Its words may hold what the prompt held: they stay in the log.
+    # Its words may hold what the prompt held: they are in neither the log nor the job's record.
+    cause = traced(error, logger)
+    logger.error("job %s: an unexpected error in the stages of route %s", job.id, job.lane, exc_info=cause)
     message = f"{type(error).__name__} in a stage; see the worker's log"
     _failed(attempt, error, policy, code="internal_error", message=message, max_attempts=max_attempts)
 

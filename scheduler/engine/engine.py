@@ -29,6 +29,7 @@ from scheduler.engine.retry import RetryPolicy
 from scheduler.engine.routes import NO_PLACES, Places, Route, build_routes, describe_routes, rebuild_routes
 from scheduler.engine.shares import Shares
 from scheduler.errors import SchedulerError
+from scheduler.logs import identify, ids_of, traced
 from scheduler.model import is_urgent
 from scheduler.observations import (
     AttemptEnded,
@@ -70,6 +71,7 @@ FIXED = (
     "data_dir",
     "queue",
     "worker_name",
+    "log_format",
     "lease_s",
     "redis_wait_s",
     "metrics_port",
@@ -201,6 +203,7 @@ class Engine:
             raise
 
     async def _start(self) -> None:
+        identify(queue=self.settings.queue, worker=self.id)
         self._started_at_ms = time.time_ns() // 1_000_000
         for route in self.routes.values():
             await route.start(self._endpoint_changed, self._observers)
@@ -228,6 +231,7 @@ class Engine:
         await asyncio.shield(self._stopping)
 
     async def _stop(self, drain_s: float) -> None:
+        identify(queue=self.settings.queue, worker=self.id)
         if self._starting is not None and not self._starting.done():
             await _end(self._starting)
         self._draining = True
@@ -260,10 +264,19 @@ class Engine:
         if not tasks:
             return
         logger.info("draining: %d job(s) in flight have %g s to finish", len(tasks), limit_s)
-        _, late = await asyncio.wait(tasks, timeout=limit_s)
-        if not late:
-            return
-        logger.warning("giving back %d job(s) that did not finish within %g s", len(late), limit_s)
+        began = time.monotonic()
+        done, late = await asyncio.wait(tasks, timeout=limit_s)
+        stuck = await self._give_back(late) if late else set()
+        logger.log(
+            logging.WARNING if late else logging.INFO,
+            "drained in %.1f s: %d job(s) have ended, %d given back",
+            time.monotonic() - began,
+            len(done),
+            len(late) - len(stuck),
+        )
+
+    async def _give_back(self, late: Collection[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+        """Let these attempts go back to their places; returns those that do not let go."""
         for attempt in list(self._attempts.values()):
             attempt.end_early(Stop.DRAIN)
         _, stuck = await asyncio.wait(late, timeout=LET_GO_S)
@@ -273,6 +286,7 @@ class Engine:
                 "when their leases end",
                 len(stuck),
             )
+        return stuck
 
     async def _close_routes(self) -> None:
         retiring = dict(self._retiring)
@@ -296,8 +310,8 @@ class Engine:
         while True:
             try:
                 return await service()
-            except Exception:
-                logger.exception("service %r failed; it starts again", name)
+            except Exception as error:
+                logger.error("service %r failed; it starts again", name, exc_info=traced(error, logger))
                 await asyncio.sleep(1.0)
 
     # Claiming
@@ -340,8 +354,8 @@ class Engine:
         async with self._claiming:
             try:
                 claim = await self._patience.until_done(lambda: self._ask(claim_id, places))
-            except RedisError:
-                logger.exception("claiming failed; it goes on in a second")
+            except RedisError as error:
+                logger.error("claiming failed; it goes on in a second", exc_info=traced(error, logger))
                 await asyncio.sleep(1.0)
                 return True
             if claim.more or claim.without_permit:
@@ -459,7 +473,7 @@ class Engine:
 
     def _woken(self, waker: asyncio.Task[None]) -> None:
         if not waker.cancelled() and (error := waker.exception()):
-            logger.error("waiting for work failed", exc_info=error)
+            logger.error("waiting for work failed", exc_info=traced(error, logger))
         self._look_again()
 
     async def _stop_waker(self) -> None:
@@ -479,7 +493,11 @@ class Engine:
         self._attempts[job.token] = attempt
         if job.suspect:
             self._suspects.add(job.token)
-            logger.warning("job %s has lost its worker process before; it runs as the only suspect", job.id)
+            logger.warning(
+                "job %s has lost its worker process before; it runs as the only suspect",
+                job.id,
+                extra=ids_of(job),
+            )
         self._running += 1
         route.running += 1
         if is_urgent(job.priority) and any(endpoint.kept for endpoint in route.endpoints):
@@ -520,7 +538,8 @@ class Engine:
         attempt = self._attempts.get(token)
         if attempt is None or attempt.stop is Stop.LOST:
             return
-        logger.info("job %s is not ours any more; letting go of it", job_id)
+        # Cancelled, most likely: that is no event of this process.
+        logger.debug("job %s is not ours any more; letting go of it", job_id, extra=ids_of(attempt.job))
         if attempt.task is not None and attempt.task.done():
             self._forget(token)
         else:

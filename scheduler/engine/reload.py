@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from scheduler.engine.engine import Engine
 from scheduler.errors import ConfigError
+from scheduler.logs import change_level, traced
 from scheduler.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -88,13 +89,16 @@ class SettingsReloader:
             settings = await asyncio.to_thread(self._load)
             if "routes" in self._engine.settings.model_fields_set - settings.model_fields_set:
                 raise ConfigError("routes: there are none any more, and there were some; is the file whole?")
-            if settings == self._engine.settings:
+            before = self._engine.settings
+            if settings == before:
                 logger.info("settings reloaded: nothing has changed")
                 return
             await self._engine.reload(settings)
         except ConfigError as error:
             logger.error("settings not reloaded, the old ones stay: %s", error)
-        except Exception:
-            logger.exception("settings not reloaded, the old ones stay")
+        except Exception as error:
+            logger.error("settings not reloaded, the old ones stay", exc_info=traced(error, logger))
         else:
+            if settings.log_level != before.log_level:
+                change_level(settings.log_level)
             logger.info("settings reloaded; serving %s", ", ".join(self._engine.routes))

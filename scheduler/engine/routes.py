@@ -14,6 +14,7 @@ import orjson
 
 from scheduler.batching import BatchPolicy
 from scheduler.errors import ConfigError
+from scheduler.logs import traced
 from scheduler.observations import NOBODY, Observers
 from scheduler.routing import Endpoint, EndpointMonitor
 from scheduler.settings import EndpointSettings, RouteSettings, Settings
@@ -115,8 +116,9 @@ class Route:
         for endpoint in self.endpoints:
             try:
                 await endpoint.aclose()
-            except Exception:
-                logger.exception("endpoint %s did not close cleanly", endpoint.name)
+            except Exception as error:
+                cause = traced(error, logger)
+                logger.error("endpoint %s did not close cleanly", endpoint.name, exc_info=cause)
 
 
 def build_routes(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, Route]:

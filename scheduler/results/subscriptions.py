@@ -16,6 +16,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
+from scheduler.logs import traced
+
 logger = logging.getLogger(__name__)
 
 FEED_MESSAGES = 4096
@@ -181,8 +183,8 @@ class Subscriptions:
                     topic.refuse(error)
             except (RedisError, OSError) as error:
                 logger.debug("subscriptions: the connection is gone (%s)", error)
-            except Exception:
-                logger.exception("subscriptions failed; they are made anew")
+            except Exception as error:
+                logger.error("subscriptions failed; they are made anew", exc_info=traced(error, logger))
             finally:
                 if telling is not None:
                     telling.cancel()

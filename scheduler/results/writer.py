@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scheduler.connection import passes
+from scheduler.logs import ids_of, traced
 from scheduler.model import JobState
 from scheduler.queue.records import ClaimedJob, Ending, Publication, Return
 from scheduler.results.encoding import EventEncoder, encode_error
@@ -168,7 +169,10 @@ class JobWriter:
                 # A model worker's mistake must stop neither the other jobs' writes nor this job's end.
                 what = type(error).__name__
                 logger.error(
-                    "job %s: a piece of its answer is no JSON and is left out (%s)", self.job.id, what
+                    "job %s: a piece of its answer is no JSON and is left out (%s)",
+                    self.job.id,
+                    what,
+                    extra=ids_of(self.job),
                 )
             else:
                 self._seq += 1
@@ -258,7 +262,6 @@ class EventWriter:
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._away = False
 
     def open(self, job: ClaimedJob, worker: str) -> JobWriter:
         """The writer for one attempt."""
@@ -397,11 +400,11 @@ class EventWriter:
                 if not passes(error):
                     await self._isolate(batch, error)
                     return
-                self._went(error)
+                # Whoever asked Redis has said that it is away.
+                logger.debug("events wait: Redis is away, or takes no writes", exc_info=True)
                 await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
                 delay_s = min(1.0, delay_s * 2)
             else:
-                self._came()
                 self._settle(batch, outcome.refused)
                 return
 
@@ -412,7 +415,13 @@ class EventWriter:
                 await self._write(alone)
             return
         for job in batch.jobs:
-            logger.error("job %s: what happened to it cannot be written: %s", job.job.id, error)
+            # The words of Redis may repeat the beginning of what was to be written.
+            logger.error(
+                "job %s: what happened to it cannot be written",
+                job.job.id,
+                exc_info=traced(error, logger),
+                extra=ids_of(job.job),
+            )
             self._refuse(job)
 
     def _settle(self, batch: _Batch, refused: frozenset[tuple[str, int]]) -> None:
@@ -430,16 +439,10 @@ class EventWriter:
     def _tell(self, callback: Callback, job: JobWriter) -> None:
         try:
             callback(job.job.id, job.job.token)
-        except Exception:
-            logger.exception("job %s: whoever was told of its writes failed", job.job.id)
-
-    def _went(self, error: Exception) -> None:
-        if not self._away:
-            self._away = True
-            why = str(error) or type(error).__name__
-            logger.warning("events wait: Redis is away, or takes no writes (%s)", why)
-
-    def _came(self) -> None:
-        if self._away:
-            self._away = False
-            logger.info("events are written again")
+        except Exception as error:
+            logger.error(
+                "job %s: whoever was told of its writes failed",
+                job.job.id,
+                exc_info=traced(error, logger),
+                extra=ids_of(job.job),
+            )

@@ -80,6 +80,8 @@ class Endpoint:
         self.breaker = Breaker(settings.breaker, clock=clock, on_change=self._breaker_changed)
         self.opened = asyncio.Event()  # the breaker is open: somebody has to ask when the back end is ready
         self.last_error = ""
+        self._why = ""  # the same, without what the back end has said: that may repeat a prompt
+        self._left_alone = False
         self._clock = clock
         self._max_in_flight = max_in_flight
         self._processes, self._place = (0 if shared else 1), 0
@@ -244,9 +246,14 @@ class Endpoint:
             self._adaptive.succeeded(prompts, full=call.full)
             self._set_limit()
         ok = error is None or isinstance(error, WorkerOverloaded | RequestRejected)
-        if not ok:
-            self.last_error = str(error)[:MAX_ERROR_CHARS]
+        if error is not None and not ok:
+            self.failed(str(error), log_text=error.log_text or error.code)
         self.breaker.record(call.epoch, ok=ok)
+
+    def failed(self, words: str, *, log_text: str | None = None) -> None:
+        """It has failed, for administrators in these `words`; `log_text` is what a log may have of them."""
+        self.last_error = words[:MAX_ERROR_CHARS]
+        self._why = (words if log_text is None else log_text)[:MAX_ERROR_CHARS]
 
     def _wait_of(self, call: _Call, error: WorkerOverloaded) -> float:
         """How long to leave it alone: as it says, else longer each time that it says it anew."""
@@ -292,14 +299,21 @@ class Endpoint:
             tell(BreakerChanged(self.name, state.value))
         if state is BreakerState.OPEN:
             self.opened.set()
-            logger.warning(
-                "endpoint %s is left alone for %.3g s: %s", self.name, self.usable_in_s, self.last_error
+            # A probe that fails changes nothing that is worth a line.
+            logger.log(
+                logging.DEBUG if self._left_alone else logging.WARNING,
+                "endpoint %s is left alone for %.3g s: %s",
+                self.name,
+                self.usable_in_s,
+                self._why,
             )
+            self._left_alone = True
             self._turn_away()
         else:
             self.opened.clear()
         if state is BreakerState.CLOSED:
-            self.last_error = ""
+            self.last_error = self._why = ""
+            self._left_alone = False
             logger.info("endpoint %s is well again", self.name)
         self._fit()
         self._changed()

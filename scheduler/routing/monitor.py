@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+from scheduler.logs import traced
 from scheduler.routing.endpoint import Endpoint
 from workers.base import Health
 
@@ -68,8 +69,11 @@ class EndpointMonitor:
                 if task is None or task.cancelling():
                     raise
                 logger.error("endpoint %s: its model worker cancelled who asked it", self._endpoint.name)
-            except Exception:
-                logger.exception("endpoint %s cannot be watched; trying again", self._endpoint.name)
+            except Exception as error:
+                cause = traced(error, logger)
+                logger.error(
+                    "endpoint %s cannot be watched; trying again", self._endpoint.name, exc_info=cause
+                )
             await asyncio.sleep(AGAIN_S)
 
     async def _watch_health(self) -> None:
@@ -84,7 +88,7 @@ class EndpointMonitor:
     async def _ready(self) -> bool:
         health = await self._health()
         if not health.ready:
-            self._endpoint.last_error = health.detail
+            self._endpoint.failed(health.detail)
         elif health.warnings != self._warnings:
             self._warnings = health.warnings
             for warning in health.warnings:

@@ -15,6 +15,7 @@ from types import MappingProxyType, TracebackType
 from typing import cast
 
 from scheduler.errors import ConfigError
+from scheduler.logs import traced
 from scheduler.model import is_urgent
 from scheduler.settings import RouteSettings
 from scheduler.stages.assemble import AssembleStage
@@ -206,8 +207,9 @@ class Pipeline:
             stage = self._started.pop()
             try:
                 await _call(stage, "stop")
-            except Exception:
-                logger.exception("the stage %s did not stop cleanly", stage.name)
+            except Exception as error:
+                cause = traced(error, logger)
+                logger.error("the stage %s did not stop cleanly", stage.name, exc_info=cause)
 
 
 async def _call(stage: Stage, method: str) -> None:

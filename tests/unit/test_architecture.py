@@ -26,6 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "errors",
             "model",
             "events",
+            "logs",
             "settings",
             "coalescer",
             "connection",

@@ -218,8 +218,40 @@ def test_it_tells_of_each_change_and_the_log_says_why(caplog: pytest.LogCaptureF
         one.breaker.probed(ready=True)
         end(one)
     assert states == [BreakerState.OPEN, HALF_OPEN, BreakerState.CLOSED]
-    assert "endpoint chat.0 is left alone for 2 s: gone" in caplog.text
-    assert "endpoint chat.0 is well again" in caplog.text
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "endpoint chat.0 is left alone for 2 s: worker_unavailable"),
+        ("INFO", "endpoint chat.0 is well again"),
+    ]
+
+
+def test_probes_that_fail_are_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    one = endpoint("chat.0", breaker={"failures": 1})
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        fail(one)
+        for _ in range(3):
+            one.breaker.probed(ready=True)
+            fail(one)
+        one.breaker.probed(ready=True)
+        end(one)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (WorkerUnavailable("it said: secret"), "worker_unavailable"),
+        (WorkerUnavailable("it said: secret", log_text="it answered 500"), "it answered 500"),
+        (WorkerTimeout("secret", log_text="x" * 300), "x" * 200),
+    ],
+)
+def test_what_a_back_end_said_is_for_administrators_and_not_for_the_log(
+    error: WorkerError, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = endpoint("chat.0", breaker={"failures": 1})
+    end(one, error)
+    assert one.describe()["last_error"] == str(error)
+    assert caplog.messages == [f"endpoint chat.0 is left alone for 2 s: {said}"]
 
 
 # Pauses

@@ -124,6 +124,7 @@ class _Stage:
             "SCHEDULER_CONFIG": str(config),
             "SCHEDULER_REDIS_URL": self._url,
             "SCHEDULER_DRAIN_S": "0.5",
+            "SCHEDULER_LOG_FORMAT": "human",
         }
         serve = (sys.executable, "-m", "arq", "scheduler.WorkerSettings")
         return child("worker process", *serve, folder=self._folder, environ=environ)

@@ -1,0 +1,87 @@
+"""One line when Redis goes and one when it is back, whatever the calls that are under way then come to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from scheduler.engine.patience import Patience
+
+
+class Call:
+    """One call to Redis: the test says what each try comes to."""
+
+    def __init__(self) -> None:
+        self.tries: asyncio.Queue[asyncio.Future[str]] = asyncio.Queue()
+
+    async def __call__(self) -> str:
+        reply: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.tries.put_nowait(reply)
+        return await reply
+
+    async def next_try(self) -> asyncio.Future[str]:
+        async with asyncio.timeout(5):
+            return await self.tries.get()
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
+    async def at_once(_: float) -> None:
+        return None
+
+    monkeypatch.setattr("scheduler.engine.patience.asyncio.sleep", at_once)
+    nobody: Any = None
+    return Patience(nobody)
+
+
+async def test_calls_under_way_when_redis_goes_and_comes_add_no_lines(
+    patience: Patience, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    calls = [Call() for _ in range(3)]
+    tasks = [asyncio.create_task(patience.until_done(call)) for call in calls]
+    first, second, third = [await call.next_try() for call in calls]
+
+    first.set_exception(RedisConnectionError("gone"))
+    first = await calls[0].next_try()
+    assert len(caplog.messages) == 1
+    second.set_result("its reply was on the way")
+    await tasks[1]
+    third.set_exception(RedisConnectionError("gone"))
+    third = await calls[2].next_try()
+    assert [line.partition(" (")[0] for line in caplog.messages] == ["Redis is away"]
+
+    first.set_result("there again")
+    await tasks[0]
+    third.set_exception(RedisConnectionError("it began while Redis was away"))
+    (await calls[2].next_try()).set_result("there as well")
+    await tasks[2]
+    assert [line.partition(" (")[0] for line in caplog.messages] == ["Redis is away", "Redis is back"]
+
+
+async def test_each_outage_has_its_lines(patience: Patience, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        call = Call()
+        task = asyncio.create_task(patience.until_done(call))
+        for _ in range(3):
+            (await call.next_try()).set_exception(RedisConnectionError("gone"))
+        (await call.next_try()).set_result("there")
+        await task
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
+
+
+async def test_what_is_the_calls_own_fault_is_raised(
+    patience: Patience, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = Call()
+    task = asyncio.create_task(patience.until_done(call))
+    (await call.next_try()).set_exception(ResponseError("WRONGTYPE"))
+    with pytest.raises(ResponseError):
+        await task
+    assert caplog.messages == []
