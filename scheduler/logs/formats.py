@@ -1,0 +1,116 @@
+"""The two formats of a log line."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from scheduler.logs.exceptions import describe_error, error_of, text_of
+from scheduler.logs.ids import ids_in
+
+PEOPLE_SEE = ("job", "tenant", "attempt", "trace_id")
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+_DIM, _YELLOW, _RED, _PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line. What is no field of it, such as an `extra` of another name, is left out.
+
+    `words`: the messages of exceptions are to be there, too.
+    """
+
+    def __init__(self, *, words: bool = False) -> None:
+        super().__init__()
+        self.words = words
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end. Raises nothing, whatever the record is."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields: dict[str, Any] = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _message(record),
+        }
+        fields |= {name: _json_value(value) for name, value in ids_in(record).items()}
+        if (error := error_of(record)) is not None:
+            fields["error"] = describe_error(error, words=self.words)
+        try:
+            return orjson.dumps(fields).decode()
+        except TypeError:
+            return orjson.dumps(_without_surrogates(fields)).decode()
+
+
+class HumanFormatter(logging.Formatter):
+    """A short line for people: time, level, message, and the ids at the end; below it what an exception says.
+
+    `words`: the messages of exceptions are to be there, too.
+    """
+
+    def __init__(self, *, words: bool = False, colour: bool = False) -> None:
+        super().__init__()
+        self.words = words
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line and those below it, without their end. Raises nothing, whatever the record is."""
+        time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        level = self._in(_level_colour(record.levelno), f"{record.levelname:<7}")
+        ids = ids_in(record)
+        shown = " ".join(f"{name}={_one_line(text_of(ids[name]))}" for name in PEOPLE_SEE if name in ids)
+        line = f"{self._in(_DIM, time)} {level} {_one_line(_message(record))}"
+        if shown:
+            line += f"  {self._in(_DIM, shown)}"
+        if (error := error_of(record)) is not None:
+            line += "".join(f"\n    {one}" for one in _lines_of(describe_error(error, words=self.words)))
+        return line
+
+    def _in(self, colour: str, text: str) -> str:
+        return f"{colour}{text}{_PLAIN}" if self._colour and colour else text
+
+
+def _level_colour(level: int) -> str:
+    if level >= logging.ERROR:
+        return _RED
+    if level >= logging.WARNING:
+        return _YELLOW
+    return _DIM if level < logging.INFO else ""
+
+
+def _lines_of(error: Mapping[str, Any], before: str = "") -> list[str]:
+    words = f": {_one_line(error['message'])}" if "message" in error else ""
+    lines = [f"{before}{error['type']}{words}", *(f"  {_one_line(frame)}" for frame in error["frames"])]
+    for one in error.get("errors", ()):
+        lines += [f"  {line}" for line in _lines_of(one, "with ")]
+    return lines + (_lines_of(error["cause"], "caused by ") if "cause" in error else [])
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # somebody's __str__, or arguments that do not fit
+        return f"{text_of(record.msg)} (its arguments do not fit)"
+
+
+def _json_value(value: object) -> str | int:
+    return value if isinstance(value, int) and abs(value) < 2**63 else text_of(value)
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_surrogates(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(one) for one in value]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _one_line(text: str) -> str:
+    """No line ends and no terminal's commands: what others say must not look like lines of ours."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
