@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from types import MappingProxyType, TracebackType
-from typing import cast
+from typing import ClassVar, cast
 
 from scheduler.errors import ConfigError
 from scheduler.model import is_urgent
@@ -38,6 +38,8 @@ _STAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 class DeadlinePassed(Exception):
     """The job's deadline came before the stage named by `stage` could begin."""
+
+    code: ClassVar[str] = "expired"
 
     def __init__(self, stage: str) -> None:
         super().__init__(f"the deadline passed before the stage {stage}")
