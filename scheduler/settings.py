@@ -253,6 +253,7 @@ class Settings(_Strict, BaseSettings):
     max_running: int = Field(default=256, ge=1, le=100_000)
     drain_s: float = Field(default=30.0, ge=0)
     redis_wait_s: float = Field(default=10.0, ge=0)
+    traces: bool = False
 
     max_waiting: int = Field(default=100_000, ge=1)
     when_full: Literal["reject", "shed", "block"] = "reject"

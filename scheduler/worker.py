@@ -31,12 +31,13 @@ from redis.exceptions import RedisError
 from scheduler.client import AsyncClient
 from scheduler.connection import check_server, connection_pool, open_redis, tls_options, translate, translated
 from scheduler.embedded import EmbeddedServer
-from scheduler.engine import Engine, SettingsReloader
+from scheduler.engine import Engine, SettingsReloader, worker_id
 from scheduler.errors import ConfigError, InvalidRequest, RedisUnavailable, ResultTimeout, SchedulerError
 from scheduler.model import PromptRequest
 from scheduler.queue.keys import Keys
 from scheduler.sentinel import SentinelUrl, is_sentinel
 from scheduler.settings import EMBEDDED, Settings, config_path, load_settings
+from scheduler.telemetry.observers import Telemetry, make_observers
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +228,7 @@ class _Host:
         self._settings = settings
         self._url = url
         self._server = server
+        self._telemetry: Telemetry | None = None
         self._engine: Engine | None = None
         self._client: AsyncClient | None = None
         self._reloader: SettingsReloader | None = None
@@ -239,7 +241,9 @@ class _Host:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         redis = open_redis(self._url)
         try:
-            self._engine = Engine(self._settings, redis)
+            name = worker_id(self._settings)
+            self._telemetry = make_observers(self._settings, instance=name)
+            self._engine = Engine(self._settings, redis, name=name, observers=self._telemetry.observers)
             self._reloader = SettingsReloader(self._engine, load_settings, config_path())
             self._client = AsyncClient(self._url, settings=self._settings)
             await self._client.connect()
@@ -279,6 +283,8 @@ class _Host:
                 await self._reloader.stop()
             if self._engine is not None:
                 await self._engine.stop()
+            if self._telemetry is not None:
+                await self._telemetry.stop()
         finally:
             asyncio.get_running_loop().call_later(FAREWELL_S, self._leave)
             if main is not None:
@@ -298,6 +304,8 @@ class _Host:
         if self._engine is not None:
             await self._engine.stop()
             await self._engine.queue.redis.aclose()
+        if self._telemetry is not None:
+            await self._telemetry.stop()
         if self._client is not None:
             await self._client.aclose()
         self._end_server()

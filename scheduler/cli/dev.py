@@ -22,11 +22,12 @@ from scheduler.cli.output import console
 from scheduler.cli.session import Session, redis_errors, session
 from scheduler.connection import check_server, mask, open_redis
 from scheduler.embedded import EmbeddedServer
-from scheduler.engine import Engine, SettingsReloader
+from scheduler.engine import Engine, SettingsReloader, worker_id
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.events import Delta, decode_event
 from scheduler.queue import PromptQueue
 from scheduler.settings import EMBEDDED, Settings, config_path
+from scheduler.telemetry.observers import make_observers
 
 DRAIN_S = 5.0  # unless drain_s is set: somebody sits before it and waits
 LISTEN_AGAIN_S = 1.0
@@ -122,7 +123,10 @@ async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -
         stack.enter_context(redis_errors(url))
         stack.push_async_callback(redis.aclose)
         await check_server(redis, url)
-        engine = Engine(settings, redis)
+        name = worker_id(settings)
+        telemetry = make_observers(settings, instance=name)
+        stack.push_async_callback(telemetry.stop)
+        engine = Engine(settings, redis, name=name, observers=telemetry.observers)
         await engine.start()
         drain_s = settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S
         stack.push_async_callback(engine.stop, drain_s=drain_s)
