@@ -37,7 +37,7 @@ def set_up(instance: str) -> TracerProvider | None:
     """Make the process's tracer provider; None where somebody has set one. `instance` names the process.
 
     Raises:
-        ConfigError: a variable names an exporter that is not installed.
+        ConfigError: a variable names an exporter that is not installed, or another of its variables is wrong.
     """
     if not isinstance(otel.get_tracer_provider(), otel.ProxyTracerProvider):
         return None
@@ -105,5 +105,10 @@ def _exporter(name: str) -> SpanExporter:
             f"OTEL_TRACES_EXPORTER, OTEL_EXPORTER_OTLP_PROTOCOL: no exporter {name!r} is installed; "
             f"there are {known}, and none"
         )
-    exporter: SpanExporter = found[0].load()()
+    try:
+        exporter: SpanExporter = found[0].load()()
+    except Exception as error:
+        raise ConfigError(
+            f"the exporter {name!r} cannot be made: {type(error).__name__}: {error}; see its OTEL_* variables"
+        ) from error
     return exporter

@@ -25,6 +25,7 @@ from scheduler.engine import Engine
 from scheduler.engine import engine as engine_module
 from scheduler.queue.queue import PromptQueue
 from scheduler.stages.base import PromptContext
+from scheduler.telemetry.attempt_spans import AttemptSpans
 from scheduler.telemetry.traces import Traces
 from tests.contracts.queue_driver import new_job
 from tests.integration.engine_room import (
@@ -380,6 +381,21 @@ async def test_an_endpoint_that_fails_is_a_call_of_its_own(room: Room, spans: Sp
     assert good.start_time is not None
     assert failed.end_time <= good.start_time
     assert outcome_of(spans.one("stage inference")) == (None, "UNSET", None)
+
+
+async def test_an_error_of_spans_ends_no_job(
+    room: Room, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: AttemptSpans) -> int:
+        raise RuntimeError("no clock")
+
+    monkeypatch.setattr(AttemptSpans, "_now", broken)
+    engine, client, _ = await start(room)
+    job = await client.enqueue("one")
+    (await puppet_of(engine).next_call()).finish("answer")
+    assert (await job.result(timeout_s=SOON_S)).text == "answer"
+    await at_rest(engine)
+    assert "AttemptSpans.stage_began failed" in caplog.text
 
 
 # Batches

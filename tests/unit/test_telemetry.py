@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -177,6 +178,15 @@ def test_an_exporter_that_is_not_there_is_said(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=words):
+        sdk.set_up("a")
+
+
+def test_an_exporter_that_cannot_be_made_is_said(
+    processors: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = EntryPoint("otlp_proto_http", "builtins:no_such_exporter", sdk.EXPORTERS)
+    monkeypatch.setattr(sdk, "entry_points", lambda **which: (broken,))
+    with pytest.raises(ConfigError, match=r"'otlp_proto_http' cannot be made: AttributeError"):
         sdk.set_up("a")
 
 
