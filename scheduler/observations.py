@@ -30,11 +30,11 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
     RETRIED = "retried"  # it failed, and the job goes on with another attempt
     GIVEN_BACK = "given_back"  # the worker process stops
-    LOST = "lost"  # the job was cancelled, or is another's now
+    LOST = "lost"  # the job was cancelled, is another's now, or will be when its lease ends
 
 
-class StageWatcher(Protocol):
-    """Who follows one attempt through its stages."""
+class AttemptWatcher(Protocol):
+    """Who follows one attempt, through its stages to its end. Must not raise."""
 
     def stage_began(self, stage: str) -> None:
         """The stage begins, in the task that runs it."""
@@ -44,18 +44,24 @@ class StageWatcher(Protocol):
         """The stage has ended, well or with an error."""
         ...
 
+    def attempt_ended(self, seen: AttemptEnded) -> None:
+        """The same that observers hear of."""
+        ...
+
 
 class Progress(Protocol):
-    """How far an attempt has come. Set `stage_watcher` to follow it further."""
+    """How far an attempt has come. Set `watcher` to follow it further."""
 
     request: Mapping[str, Any]
     endpoint: str
     model: str
     completed: Completed | None
     texts: list[str]
+    reasonings: list[str]
+    tool_calls: list[Mapping[str, Any]]
     first_token_at: float | None
     stages_ms: dict[str, float]
-    stage_watcher: StageWatcher | None
+    watcher: AttemptWatcher | None
 
 
 class Claimed(NamedTuple):
@@ -75,6 +81,7 @@ class AttemptBegan(NamedTuple):
 class AttemptEnded(NamedTuple):
     """The end of an attempt has been written, or has been refused because the job is another's now.
 
+    Each that has begun ends; when the process stops, what could not be written has been lost.
     `progress` is None where the attempt ended before its first stage. `code` is that of the error, "" without
     one. `ended_at` is when its last stage was over, `written_at` when Redis had it.
     """

@@ -255,6 +255,7 @@ class Settings(_Strict, BaseSettings):
     max_running: int = Field(default=256, ge=1, le=100_000)
     drain_s: float = Field(default=30.0, ge=0)
     redis_wait_s: float = Field(default=10.0, ge=0)
+    traces: bool = False
 
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
     metrics_host: str = Field(default="127.0.0.1", min_length=1)

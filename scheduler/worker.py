@@ -31,7 +31,7 @@ from redis.exceptions import RedisError
 from scheduler.client import AsyncClient
 from scheduler.connection import check_server, connection_pool, open_redis, tls_options, translate, translated
 from scheduler.embedded import EmbeddedServer
-from scheduler.engine import Engine, SettingsReloader
+from scheduler.engine import Engine, SettingsReloader, worker_id
 from scheduler.errors import ConfigError, InvalidRequest, RedisUnavailable, ResultTimeout, SchedulerError
 from scheduler.logs import OURS, identify, is_ours, set_up, wordless
 from scheduler.model import PromptRequest
@@ -246,8 +246,9 @@ class _Host:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         redis = open_redis(self._url)
         try:
-            self._telemetry = Telemetry(self._settings)
-            self._engine = Engine(self._settings, redis, observers=self._telemetry.observers)
+            name = worker_id(self._settings)
+            self._telemetry = Telemetry(self._settings, instance=name)
+            self._engine = Engine(self._settings, redis, name=name, observers=self._telemetry.observers)
             identify(queue=self._settings.queue, worker=self._engine.id)
             self._reloader = SettingsReloader(self._engine, load_settings, config_path())
             self._client = AsyncClient(self._url, settings=self._settings)
@@ -289,6 +290,8 @@ class _Host:
                 await self._reloader.stop()
             if self._engine is not None:
                 await self._engine.stop()
+            if self._telemetry is not None:
+                await self._telemetry.stop()
         finally:
             asyncio.get_running_loop().call_later(FAREWELL_S, self._leave)
             if main is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from scheduler.admin.jobs import requeue
-from scheduler.client.submission import STORED_FIELDS, stored_request
+from scheduler.client.submission import STORED_FIELDS, TRACE_FIELDS, stored_request
 from scheduler.errors import InvalidRequest, InvalidTransition, JobNotFound, SchedulerError
 from scheduler.model import JobInfo, JobState, PromptRequest
 from scheduler.queue import PromptQueue
@@ -105,9 +105,11 @@ def changed_request(request: Mapping[str, Any], changes: Mapping[str, Any], *, m
     """
     _check_names(changes)
     fields = copy.deepcopy(dict(request))
+    trace = {name: fields.pop(name) for name in TRACE_FIELDS if name in fields}
     for path, value in changes.items():
         _put(fields, path, value)
-    return stored_request(PromptRequest.parse(**fields, model=model))
+    changed = PromptRequest.parse(**fields, model=model)
+    return stored_request(changed, trace=orjson.dumps(trace) if trace else b"")
 
 
 def _check_names(paths: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from scheduler.cli.output import console
 from scheduler.cli.session import Session, redis_errors, session
 from scheduler.connection import check_server, mask, open_redis
 from scheduler.embedded import EmbeddedServer
-from scheduler.engine import Engine, SettingsReloader
+from scheduler.engine import Engine, SettingsReloader, worker_id
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.events import Delta, decode_event
 from scheduler.logs import set_up
@@ -123,9 +123,10 @@ async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -
         stack.enter_context(redis_errors(url))
         stack.push_async_callback(redis.aclose)
         await check_server(redis, url)
-        telemetry = Telemetry(settings)
-        engine = Engine(settings, redis, observers=telemetry.observers)
+        name = worker_id(settings)
+        telemetry = Telemetry(settings, instance=name)
         stack.push_async_callback(telemetry.stop)
+        engine = Engine(settings, redis, name=name, observers=telemetry.observers)
         await telemetry.start(engine)
         await engine.start()
         drain_s = settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -28,6 +28,10 @@ from scheduler.results.ports import ReplayPort
 from scheduler.results.replays import Replays
 from scheduler.results.subscriptions import Subscriptions
 from scheduler.settings import EMBEDDED, Settings, load_settings
+from scheduler.telemetry.needed import needs
+
+if TYPE_CHECKING:
+    from scheduler.telemetry.client_traces import ClientTraces
 
 ROUTES_FRESH_S = 5.0
 # A model that is not among the routes may have come since they were read: how soon to look again.
@@ -80,6 +84,7 @@ class AsyncClient:
         elif redis_url is not None:
             settings = settings.model_copy(update={"redis_url": SecretStr(redis_url)})
         self.settings = settings
+        self._traces = _traces_of(settings) if settings.traces else None
         self._given = redis
         self._server: EmbeddedServer | None = None
         self._queue: PromptQueue | None = None
@@ -241,7 +246,15 @@ class AsyncClient:
             if prompt is not None and "prompt" in fields:
                 raise InvalidRequest("prompt: is given twice; leave out one of them", field="prompt")
             request = PromptRequest.parse(**({} if prompt is None else {"prompt": prompt}), **fields)
-        made = await self._new_job(request)
+        if self._traces is None:
+            return await self._enqueue_one(request)
+        with self._traces.sending() as sending:
+            job = await self._enqueue_one(request, sending.carrier)
+            sending.sent(job.id, deduplicated=job.deduplicated, reused=job._reuse is not None)
+            return job
+
+    async def _enqueue_one(self, request: PromptRequest, trace: bytes = b"") -> Job:
+        made = await self._new_job(request, trace)
         outcome = made if isinstance(made, SchedulerError) else (await self._enqueue_chunk({0: made}))[0]
         if isinstance(outcome, SchedulerError):
             raise outcome
@@ -257,10 +270,20 @@ class AsyncClient:
         """
         requests = list(requests)
         _refuse_others(requests)
+        if self._traces is None:
+            return await self._enqueue_list(requests)
+        with self._traces.sending(len(requests)) as sending:
+            outcomes = await self._enqueue_list(requests, sending.carrier)
+            sending.sent_many(outcomes)
+            return outcomes
+
+    async def _enqueue_list(
+        self, requests: list[PromptRequest], trace: bytes = b""
+    ) -> list[Job | SchedulerError]:
         outcomes: dict[int, Job | SchedulerError] = {}
         on_its_way: asyncio.Task[dict[int, Job | SchedulerError]] | None = None
         try:
-            async for chunk in self._chunks(requests, outcomes):
+            async for chunk in self._chunks(requests, outcomes, trace):
                 # Chunks go in order; while one is on its way the next is made.
                 if on_its_way is not None:
                     outcomes |= await on_its_way
@@ -274,7 +297,7 @@ class AsyncClient:
         return [outcomes[at] for at in range(len(requests))]
 
     async def _chunks(
-        self, requests: list[PromptRequest], outcomes: dict[int, Job | SchedulerError]
+        self, requests: list[PromptRequest], outcomes: dict[int, Job | SchedulerError], trace: bytes
     ) -> AsyncIterator[dict[int, NewJob]]:
         """The jobs by their places, as many as share a call; what cannot be one goes into `outcomes`."""
         chunk: dict[int, NewJob] = {}
@@ -282,7 +305,7 @@ class AsyncClient:
         for at, request in enumerate(requests):
             if at % BREATHE_EVERY == 0:
                 await asyncio.sleep(0)  # so that the chunk before gets away, and others their turn
-            made = await self._new_job(request)
+            made = await self._new_job(request, trace)
             if isinstance(made, InvalidRequest):
                 outcomes[at] = made
                 continue
@@ -329,10 +352,10 @@ class AsyncClient:
         finally:
             self._space_waits.release()
 
-    async def _new_job(self, request: PromptRequest) -> NewJob | InvalidRequest:
+    async def _new_job(self, request: PromptRequest, trace: bytes) -> NewJob | InvalidRequest:
         try:
             revision, uses_metadata = await self._route(request.model)
-            return new_job(request, revision=revision, uses_metadata=uses_metadata)
+            return new_job(request, revision=revision, uses_metadata=uses_metadata, trace=trace)
         except InvalidRequest as error:
             return error
 
@@ -413,6 +436,14 @@ class AsyncClient:
         """
         job = await self.enqueue(prompt, **fields)
         return await job.result(timeout_s=timeout_s)
+
+
+def _traces_of(settings: Settings) -> ClientTraces:
+    try:
+        from scheduler.telemetry.client_traces import ClientTraces  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise needs("traces", "otel", error) from None
+    return ClientTraces(settings.queue)
 
 
 def _refuse_others(requests: list[PromptRequest]) -> None:

@@ -41,8 +41,14 @@ _FREE_FORM = ("messages", "tools", "tool_choice", "response_format", "extra_body
 _NOT_CONTENT = ("metadata", "session", "stream")
 
 
-def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool) -> NewJob:
+TRACE_FIELDS = ("traceparent", "tracestate")
+"""What travels beside them where there are traces. It is no part of the content."""
+
+
+def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool, trace: bytes = b"") -> NewJob:
     """Make the job of a request. `revision` and `uses_metadata` are those of its route.
+
+    `trace` has the `TRACE_FIELDS` by which the job's spans find the caller's, as a JSON object.
 
     Raises:
         InvalidRequest: the request cannot be stored as JSON, or is too big.
@@ -55,6 +61,8 @@ def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool) -> Ne
         key_hash = dedup_hash(request.dedup_key)
         if request.dedup_key == AUTO:
             key_hash = content = dedup_hash(f"{AUTO}\0{content}\0{revision}")
+    if trace:
+        payload = _joined(payload, trace)
     return NewJob(
         job_id=request.job_id or new_job_id(),
         lane=request.model,
@@ -71,13 +79,19 @@ def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool) -> Ne
     )
 
 
-def stored_request(request: PromptRequest) -> bytes:
-    """What is stored of a request for the worker process, JSON.
+def stored_request(request: PromptRequest, *, trace: bytes = b"") -> bytes:
+    """What is stored of a request for the worker process, JSON. `trace` as for `new_job`.
 
     Raises:
         InvalidRequest: it cannot be stored as JSON, or is too big.
     """
-    return _json(_fields(request))
+    payload = _json(_fields(request))
+    return _joined(payload, trace) if trace else payload
+
+
+def _joined(payload: bytes, more: bytes) -> bytes:
+    """One JSON object of two, neither of them empty."""
+    return payload[:-1] + b"," + more[1:]
 
 
 def content_hash(model: str, fields: dict[str, Any], *, uses_metadata: bool) -> str:

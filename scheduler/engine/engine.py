@@ -76,6 +76,7 @@ FIXED = (
     "redis_wait_s",
     "metrics_port",
     "metrics_host",
+    "traces",
 )
 """Settings that a process keeps for its life."""
 
@@ -91,7 +92,7 @@ class Engine:
 
     An engine runs once: to go on after `stop()`, make another.
     `script_flags` is false for a Redis that does not know `#!lua` (fakeredis). `observers` are as
-    `scheduler.observations` says.
+    `scheduler.observations` says. `name` tells the engine from all others; without one it makes one.
     """
 
     def __init__(
@@ -101,9 +102,10 @@ class Engine:
         *,
         script_flags: bool = True,
         observers: Iterable[object] = (),
+        name: str | None = None,
     ) -> None:
         self.settings = settings
-        self.id = worker_id(settings)
+        self.id = name or worker_id(settings)
         self.leads = False  # it does the queue's maintenance
         self.metrics_url = ""  # where its metrics are, for who looks at the list of processes
         self._observers = Observers.of(observers)
@@ -242,6 +244,7 @@ class Engine:
             await _end(self._claimer)
         await self._drain(drain_s)
         await self._writer.stop()
+        self._leave_the_rest()
         await _end(*self._services)
         self._services.clear()
         await self._subscriptions.aclose()
@@ -547,11 +550,28 @@ class Engine:
 
     def _forget(self, token: int) -> None:
         attempt = self._attempts.pop(token, None)
-        if attempt is not None and (tell := self._observers.attempt_ended) is not None:
-            tell(_end_of(attempt))
+        if attempt is not None:
+            self._tell_of_end(attempt)
         if token in self._suspects:
             self._suspects.discard(token)
             self._look_again()  # the next suspect may come
+
+    def _tell_of_end(self, attempt: Attempt) -> None:
+        tell = self._observers.attempt_ended
+        watcher = attempt.context.watcher if attempt.context is not None else None
+        if tell is None and watcher is None:
+            return
+        ended = _end_of(attempt)
+        if tell is not None:
+            tell(ended)
+        if watcher is not None:
+            watcher.attempt_ended(ended)
+
+    def _leave_the_rest(self) -> None:
+        """Jobs that do not let go, or whose end could not be written: their leases will end."""
+        for token, attempt in tuple(self._attempts.items()):
+            attempt.stop = Stop.LOST
+            self._forget(token)
 
     # Leases, maintenance, control
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from scheduler.model import Source
-from scheduler.observations import StageWatcher
+from scheduler.observations import AttemptWatcher
 from workers.base import Completed, Piece
 
 
@@ -67,7 +67,7 @@ class PromptContext:
     model: str = ""  # by the endpoint's own name for it
     first_token_at: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
-    stage_watcher: StageWatcher | None = None
+    watcher: AttemptWatcher | None = None
 
     def deliver(self, piece: Piece) -> None:
         """Take a piece of the answer from the engine: filter, keep and pass it on."""

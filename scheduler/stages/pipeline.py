@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from types import MappingProxyType, TracebackType
-from typing import cast
+from typing import ClassVar, cast
 
 from scheduler.errors import ConfigError
 from scheduler.logs import traced
@@ -39,6 +39,8 @@ _STAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 class DeadlinePassed(Exception):
     """The job's deadline came before the stage named by `stage` could begin."""
+
+    code: ClassVar[str] = "expired"
 
     def __init__(self, stage: str) -> None:
         super().__init__(f"the deadline passed before the stage {stage}")
@@ -165,7 +167,7 @@ class Pipeline:
             if not gate.try_enter():
                 await gate.enter(urgent=is_urgent(context.priority))
             began = perf_counter()
-            watcher = context.stage_watcher
+            watcher = context.watcher
             if watcher is not None:
                 watcher.stage_began(step.name)
             try:

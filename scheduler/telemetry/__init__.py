@@ -1,1 +1,1 @@
-"""What looks on: metrics and traces. Each in an extra; the core imports none of it."""
+"""Those who look on at the work: metrics and traces. Each loads its library only when it is wanted."""

@@ -1,42 +1,53 @@
-"""Puts together what looks on in a worker process, as its settings say."""
+"""Puts together who looks on at the engine of a worker process, as the settings say."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from scheduler.engine import Engine
-from scheduler.errors import ConfigError
 from scheduler.settings import Settings
+from scheduler.telemetry.needed import needs
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
     from scheduler.telemetry.server import MetricsServer
     from scheduler.telemetry.worker_metrics import WorkerMetrics
 
 
 class Telemetry:
-    """What looks on in one worker process. `start()` and `stop()` are safe to call twice.
+    """Who looks on in one worker process. `start()` and `stop()` are safe to call twice.
 
-    `observers` are for the engine, which is made with them; `start` gets that engine.
+    `observers` are for the engine, which is made with them; `start` gets that engine. Their libraries are
+    loaded only if the settings want them. `instance` names the process.
 
     Raises:
-        ConfigError: an extra that the settings need is not installed.
+        ConfigError: an extra is not installed, or a variable of its library is wrong.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, instance: str) -> None:
         self.observers: list[object] = []
         self._settings = settings
         self._metrics: WorkerMetrics | None = None
         self._server: MetricsServer | None = None
+        self._provider: TracerProvider | None = None
         if settings.metrics_port is not None:
-            try:
-                from scheduler.telemetry.worker_metrics import WorkerMetrics  # noqa: PLC0415  an extra
-            except ImportError as error:
-                raise _needs("metrics_port", "metrics", error) from None
-            self._metrics = WorkerMetrics()
+            self._metrics = _worker_metrics()
             self.observers.append(self._metrics)
+        if settings.traces:
+            self._add_traces(instance)
+
+    def _add_traces(self, instance: str) -> None:
+        try:
+            from scheduler.telemetry.sdk import set_up  # noqa: PLC0415  an extra
+            from scheduler.telemetry.traces import Traces  # noqa: PLC0415  the same
+        except ImportError as error:
+            raise needs("traces", "otel", error) from None
+        self._provider = set_up(instance)
+        self.observers.append(Traces(self._settings.queue))
 
     async def start(self, engine: Engine) -> None:
-        """Begin to serve what the engine's observers and the engine know.
+        """Begin to serve what the observers and the engine know.
 
         Raises:
             ConfigError: the metrics have no port.
@@ -45,19 +56,24 @@ class Telemetry:
             return
         from scheduler.telemetry.server import MetricsServer  # noqa: PLC0415  an extra
 
-        settings = self._settings
-        self._server = MetricsServer(
-            engine, self._metrics, host=settings.metrics_host, port=settings.metrics_port or 0
-        )
+        host, port = self._settings.metrics_host, self._settings.metrics_port or 0
+        self._server = MetricsServer(engine, self._metrics, host=host, port=port)
         await self._server.start()
 
     async def stop(self) -> None:
-        """Stop serving. The engine should have stopped before."""
+        """Stop serving, and send the last spans. The engine should have stopped before."""
         if self._server is not None:
             await self._server.stop()
+        provider, self._provider = self._provider, None
+        if provider is not None:
+            from scheduler.telemetry.sdk import shut_down  # noqa: PLC0415  an extra
+
+            await shut_down(provider)
 
 
-def _needs(setting: str, extra: str, error: ImportError) -> ConfigError:
-    return ConfigError(
-        f"{setting}: needs what is not installed ({error.name}): pip install 'prompt-scheduler[{extra}]'"
-    )
+def _worker_metrics() -> WorkerMetrics:
+    try:
+        from scheduler.telemetry.worker_metrics import WorkerMetrics  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise needs("metrics_port", "metrics", error) from None
+    return WorkerMetrics()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import EntryPoint, EntryPoints
 from types import ModuleType
@@ -128,7 +128,7 @@ class Room:
         self._clients: list[AsyncClient] = []
 
     async def engine(
-        self, settings: Settings | None = None, *, start: bool = True, observers: Sequence[object] = ()
+        self, settings: Settings | None = None, *, start: bool = True, observers: Iterable[object] = ()
     ) -> Engine:
         redis = FakeAsyncRedis(server=self.server)
         engine = Engine(settings or settings_of(), redis, script_flags=False, observers=observers)

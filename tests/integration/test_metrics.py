@@ -79,7 +79,7 @@ class Watched:
 @asynccontextmanager
 async def watched(room: Room, *, start: bool = True, **settings: Any) -> AsyncIterator[Watched]:
     made = settings_of(**{"metrics_port": 0, **settings})
-    telemetry = Telemetry(made)
+    telemetry = Telemetry(made, instance="test")
     engine = await room.engine(made, start=False, observers=telemetry.observers)
     await telemetry.start(engine)
     try:
@@ -293,7 +293,7 @@ async def test_no_text_of_prompts_keys_or_errors_is_exported(
 
 
 async def test_made_up_error_codes_are_bounded(room: Room) -> None:
-    telemetry = Telemetry(settings_of(metrics_port=0))
+    telemetry = Telemetry(settings_of(metrics_port=0), instance="test")
     (metrics,) = telemetry.observers
     codes = {metrics._code(f"code_{n}") for n in range(500)}
     assert len(codes) == 101
@@ -334,5 +334,5 @@ def without_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_extra_is_named(without_prometheus: None) -> None:
     with pytest.raises(ConfigError, match=r"metrics_port: .*pip install 'prompt-scheduler\[metrics\]'"):
-        Telemetry(settings_of(metrics_port=0))
-    assert Telemetry(settings_of()).observers == []
+        Telemetry(settings_of(metrics_port=0), instance="test")
+    assert Telemetry(settings_of(), instance="test").observers == []

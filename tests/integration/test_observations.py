@@ -170,7 +170,7 @@ class Follower:
         self.heard: list[str] = []
 
     def attempt_began(self, began: observations.AttemptBegan) -> None:
-        began.progress.stage_watcher = self
+        began.progress.watcher = self
 
     def stage_began(self, stage: str) -> None:
         self.heard.append(f"{stage} began")

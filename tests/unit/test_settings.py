@@ -304,8 +304,10 @@ def test_document_gives_the_variable_and_the_default_of(name: str) -> None:
     row = next(line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{name}` |"))
     default = Settings.model_fields[name].default
     assert f"`SCHEDULER_{name.upper()}`" in row
-    if isinstance(default, int | float):
-        cell = row.split("|")[2].replace("`", "").replace(",", "").replace("_", "").strip()
+    cell = row.split("|")[2].replace("`", "").replace(",", "").replace("_", "").strip()
+    if isinstance(default, bool):
+        assert cell == str(default).lower()
+    elif isinstance(default, int | float):
         assert float(cell) == default
 
 

@@ -1,0 +1,95 @@
+"""What spans say of jobs and calls. No text of prompts and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from scheduler.queue.records import ClaimedJob
+from scheduler.telemetry import conventions as names
+from workers.base import Completed, Generation
+
+Attributes: TypeAlias = dict[str, str | bool | int | float | list[str]]
+
+PORTS = {"http": 80, "https": 443}
+
+
+def of_job(queue: str, job: ClaimedJob) -> Attributes:
+    """What the span of an attempt says from its begin on."""
+    return {
+        names.MESSAGING_SYSTEM: names.SYSTEM,
+        names.MESSAGING_DESTINATION_NAME: queue,
+        names.MESSAGING_OPERATION_NAME: names.PROCESS,
+        names.MESSAGING_OPERATION_TYPE: names.PROCESS,
+        names.MESSAGING_MESSAGE_ID: job.id,
+        names.LANE: job.lane,
+        names.PRIORITY: job.priority,
+        names.TENANT: job.tenant,
+        names.ATTEMPT: job.attempt,
+    }
+
+
+@lru_cache(maxsize=256)
+def of_endpoint(endpoint: str, backend: str, base_url: str) -> Mapping[str, str | int]:
+    """Whom a call goes to: of the URL only host and port, since the rest may hold a credential."""
+    found: dict[str, str | int] = {names.ENDPOINT: endpoint, names.GEN_AI_PROVIDER_NAME: backend}
+    try:
+        parts = urlsplit(base_url)
+        host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
+    except ValueError:
+        return found
+    if host:
+        found[names.SERVER_ADDRESS] = host
+        if port:
+            found[names.SERVER_PORT] = port
+    return found
+
+
+def operation_of(generation: Generation) -> str:
+    """Which of OpenTelemetry's operations a call is."""
+    return names.TEXT_COMPLETION if generation.messages is None else names.CHAT
+
+
+def of_generation(generation: Generation) -> Attributes:
+    """What one prompt asks of the engine."""
+    found: Attributes = {
+        names.GEN_AI_OPERATION_NAME: operation_of(generation),
+        names.GEN_AI_REQUEST_MODEL: generation.model,
+    }
+    if generation.stream:
+        found[names.GEN_AI_REQUEST_STREAM] = True
+    if generation.params:
+        found.update(_of_params(generation.params))
+    if generation.response_format:
+        kind = names.GEN_AI_OUTPUT_TYPES.get(str(generation.response_format.get("type")))
+        if kind is not None:
+            found[names.GEN_AI_OUTPUT_TYPE] = kind
+    return found
+
+
+def _of_params(params: Mapping[str, Any]) -> Iterator[tuple[str, int | float | list[str]]]:
+    for name, attribute in names.GEN_AI_REQUEST_PARAMS.items():
+        value = params.get(name)
+        if isinstance(value, int | float):
+            yield attribute, value
+    if stop := params.get("stop"):
+        yield names.GEN_AI_REQUEST_STOP_SEQUENCES, [stop] if isinstance(stop, str) else list(stop)
+
+
+def of_answer(completed: Completed) -> Attributes:
+    """How a call ended for one prompt, and what it cost."""
+    usage = completed.usage
+    found: Attributes = {names.GEN_AI_RESPONSE_FINISH_REASONS: [completed.finish_reason]}
+    if completed.model:
+        found[names.GEN_AI_RESPONSE_MODEL] = completed.model
+    for attribute, tokens in (
+        (names.GEN_AI_USAGE_INPUT_TOKENS, usage.input_tokens),
+        (names.GEN_AI_USAGE_OUTPUT_TOKENS, usage.output_tokens),
+        (names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, usage.cached_tokens),
+        (names.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS, usage.reasoning_tokens),
+    ):
+        if tokens is not None:
+            found[attribute] = tokens
+    return found
