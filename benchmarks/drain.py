@@ -39,13 +39,19 @@ async def measure(bench: Bench) -> None:
 
 
 async def drain_ours(bench: Bench, n_workers: int, **environ: str) -> Figures:
-    """Drain our queue; `environ` is for the worker processes."""
+    """Fill our queue and drain it; `environ` is for the worker processes."""
     prompts = bench.size(30_000, 6_000)
-    async with bench.client() as client, bench.redis() as redis:
+    async with bench.client() as client:
         requests = [PromptRequest(prompt=f"prompt number {n}", model="echo") for n in range(prompts)]
         refuse_errors(await client.enqueue_many(requests))
+    return await drain_jobs(bench, n_workers, prompts, **environ)
+
+
+async def drain_jobs(bench: Bench, n_workers: int, jobs: int, **environ: str) -> Figures:
+    """Drain what waits in our queue."""
+    async with bench.redis() as redis:
         with worker_processes(bench, n_workers, **environ) as workers:
-            span = await watch_drain(bench, workers, partial(done_of_ours, redis), prompts)
+            span = await watch_drain(bench, workers, partial(done_of_ours, redis), jobs)
     return span.figures()
 
 
