@@ -77,6 +77,7 @@ FIXED = (
     "metrics_port",
     "metrics_host",
     "traces",
+    "traces_per_s",
 )
 """Settings that a process keeps for its life."""
 

@@ -44,7 +44,7 @@ class Telemetry:
         except ImportError as error:
             raise needs("traces", "otel", error) from None
         self._provider = set_up(instance)
-        self.observers.append(Traces(self._settings.queue))
+        self.observers.append(Traces(self._settings.queue, per_s=self._settings.traces_per_s))
 
     async def start(self, engine: Engine) -> None:
         """Begin to serve what the observers and the engine know.

@@ -35,6 +35,7 @@ from scheduler.telemetry.attempt_spans import (
     make_current,
     nanoseconds,
 )
+from scheduler.telemetry.bound import TraceBound
 from scheduler.telemetry.failures import code_of, mark_failed
 from scheduler.telemetry.messages import is_captured
 
@@ -46,10 +47,11 @@ SAMPLED = frozenset("13579bdf")
 
 
 class Traces:
-    """Makes the spans of one engine's jobs. `queue` is the name of its queue."""
+    """Makes the spans of one engine's jobs. `queue` is the name of its queue, `per_s` the bound."""
 
-    def __init__(self, queue: str) -> None:
+    def __init__(self, queue: str, *, per_s: float = 100.0) -> None:
         self._queue = queue
+        self._bound = TraceBound(per_s)
         self._captures = is_captured()
         self._tracer = otel.get_tracer(names.SCOPE)
         self._span_name = f"{names.PROCESS} {queue}"
@@ -61,10 +63,9 @@ class Traces:
     def attempt_began(self, seen: AttemptBegan) -> None:
         """Begin the spans of a job whose trace is sampled."""
         traceparent = seen.progress.request.get(names.TRACEPARENT)
-        if not isinstance(traceparent, str):
-            self._follow(seen, NO_CONTEXT)
-        elif traceparent[FLAG_AT : FLAG_AT + 1] in SAMPLED:
-            self._follow(seen, _context_of(seen.progress.request))
+        begins = not isinstance(traceparent, str)
+        if (begins or traceparent[FLAG_AT : FLAG_AT + 1] in SAMPLED) and self._bound.passes():
+            self._follow(seen, NO_CONTEXT if begins else _context_of(seen.progress.request))
         else:
             make_current(self._unsampled)
 
@@ -106,6 +107,7 @@ class Traces:
             start_time=nanoseconds(seen.claimed_at, offset_ns),
         )
         if not span.is_recording():
+            self._bound.refund()
             make_current(self._unsampled)
             return
         span.set_attributes(about.of_job(self._queue, seen.job))

@@ -26,6 +26,7 @@ from scheduler.engine import engine as engine_module
 from scheduler.queue.queue import PromptQueue
 from scheduler.stages.base import PromptContext
 from scheduler.telemetry.attempt_spans import AttemptSpans
+from scheduler.telemetry.bound import TraceBound
 from scheduler.telemetry.traces import Traces
 from tests.contracts.queue_driver import new_job
 from tests.integration.engine_room import (
@@ -250,6 +251,19 @@ async def test_an_unsampled_job_makes_no_span_and_is_not_watched(
     assert watchers == [None]
     assert not traces._live
     assert not traces._calls
+
+
+async def test_a_job_beyond_the_bound_has_no_span_in_the_worker_at_all(room: Room, spans: Spans) -> None:
+    engine, client, traces = await start(room)
+    traces._bound = TraceBound(1)
+    for text in ("one", "two"):
+        job = await client.enqueue(text)
+        (await puppet_of(engine).next_call()).finish("answer")
+        await job.result(timeout_s=SOON_S)
+    await at_rest(engine)
+    names = [span.name for span in spans.all]
+    assert (names.count(SEND), names.count(PROCESS)) == (2, 1)
+    assert len(names) == len(set(names)) + 1
 
 
 # How attempts end

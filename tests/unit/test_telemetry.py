@@ -28,6 +28,7 @@ from scheduler.stages.base import PromptContext
 from scheduler.stages.pipeline import DeadlinePassed
 from scheduler.telemetry import attributes as about
 from scheduler.telemetry import conventions, sdk
+from scheduler.telemetry.bound import TraceBound
 from scheduler.telemetry.failures import code_of
 from scheduler.telemetry.host import Telemetry
 from scheduler.telemetry.messages import input_messages, is_captured, output_messages
@@ -84,6 +85,7 @@ def test_nothing_of_opentelemetry_is_loaded_without_the_setting() -> None:
     program = """
 import asyncio, sys
 from scheduler.testing import local_scheduler
+from scheduler.telemetry.bound import TraceBound
 from scheduler.telemetry.host import Telemetry
 from scheduler.settings import load_settings
 import scheduler.worker
@@ -360,3 +362,35 @@ def test_the_client_without_async_takes_the_span_of_the_callers_thread(
         assert client.run("one", timeout_s=5).text == "one"
         client.enqueue_many([PromptRequest(prompt="two")])
     assert [spans.parent_of(span) for span in spans.named("send default")] == ["application"] * 2
+
+
+# The bound
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_so_many_jobs_a_second_have_spans_and_the_rest_none(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    bound = TraceBound(10, clock=clock)
+    assert sum(bound.passes() for _ in range(25)) == 10
+    clock.now += 0.5
+    assert sum(bound.passes() for _ in range(25)) == 5
+    clock.now += 3600
+    assert sum(bound.passes() for _ in range(25)) == 10
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("more than traces_per_s = 10 sampled jobs a second; 1 had no spans")
+    assert "36 had no spans" in second
+
+
+def test_fewer_than_one_trace_a_second_are_some_after_all() -> None:
+    clock = Clock()
+    bound = TraceBound(0.1, clock=clock)
+    assert [bound.passes(), bound.passes()] == [True, False]
+    clock.now += 10
+    assert bound.passes()
