@@ -63,9 +63,10 @@ class Traces:
     def attempt_began(self, seen: AttemptBegan) -> None:
         """Begin the spans of a job whose trace is sampled."""
         traceparent = seen.progress.request.get(names.TRACEPARENT)
-        begins = not isinstance(traceparent, str)
-        if (begins or traceparent[FLAG_AT : FLAG_AT + 1] in SAMPLED) and self._bound.passes():
-            self._follow(seen, NO_CONTEXT if begins else _context_of(seen.progress.request))
+        brought = isinstance(traceparent, str)
+        sampled = traceparent[FLAG_AT : FLAG_AT + 1] in SAMPLED if isinstance(traceparent, str) else True
+        if sampled and self._bound.passes():
+            self._follow(seen, _context_of(seen.progress.request) if brought else NO_CONTEXT)
         else:
             make_current(self._unsampled)
 
