@@ -2,7 +2,7 @@
 
 Metrics are scraped each second, far more often than Prometheus does. Of the traces one in ten is sampled, by
 who enqueued, and sent by OTLP to a process that throws them away; the exporter has its own defaults. A worker
-process traces 100 jobs a second at most; without that bound it makes thousands of spans a second here.
+process traces 50 jobs a second at most; without that bound it makes thousands of spans a second here.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ class Settings(_Strict, BaseSettings):
     drain_s: float = Field(default=30.0, ge=0)
     redis_wait_s: float = Field(default=10.0, ge=0)
     traces: bool = False
-    traces_per_s: float = Field(default=100.0, gt=0, le=MOST)
+    traces_per_s: float = Field(default=50.0, gt=0, le=MOST)
 
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
     metrics_host: str = Field(default="127.0.0.1", min_length=1)

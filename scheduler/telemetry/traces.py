@@ -49,7 +49,7 @@ SAMPLED = frozenset("13579bdf")
 class Traces:
     """Makes the spans of one engine's jobs. `queue` is the name of its queue, `per_s` the bound."""
 
-    def __init__(self, queue: str, *, per_s: float = 100.0) -> None:
+    def __init__(self, queue: str, *, per_s: float = 50.0) -> None:
         self._queue = queue
         self._bound = TraceBound(per_s)
         self._captures = is_captured()
