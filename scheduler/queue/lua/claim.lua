@@ -34,10 +34,11 @@ local lease_ms, limit, limit_kept = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumb
 local suspects = tonumber(ARGV[6])
 
 local function entry(id, rec, token, endpoint, payload)
+  local waited_ms = now_ms - math.floor(rec.q / 1000)
   return {
-    id, token, tonumber(rec.n), tonumber(rec.f or 0), tonumber(rec.a or '') or false, tonumber(rec.p), rec.l,
-    rec.t or 'default', math.max(0, now_ms - math.floor(tonumber(rec.q) / 1000)),
-    rec.x and tonumber(rec.x) - now_ms or false, tonumber(rec.g or '') or false, is_suspect(rec) and 1 or 0, endpoint, payload,
+    id, token, tonumber(rec.n), tonumber(rec.f or 0), rec.a and tonumber(rec.a) or false, tonumber(rec.p), rec.l,
+    rec.t or 'default', waited_ms > 0 and waited_ms or 0, rec.x and rec.x - now_ms or false, rec.g and tonumber(rec.g) or false,
+    is_suspect(rec) and 1 or 0, endpoint, payload,
   }
 end
 
