@@ -135,7 +135,7 @@ async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
     await engine.start()
     async with AsyncClient(settings=settings) as client:
         await client.run("the first", model="echo", timeout_s=10)
-        await until(engine._will_be_woken)
+        await until(lambda: engine._will_be_woken(engine._room()))
         called: Counter[str] = Counter()
         send, run = Scripts._send, Scripts.run
 
@@ -150,7 +150,7 @@ async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
         monkeypatch.setattr(Scripts, "_send", counted_send)
         monkeypatch.setattr(Scripts, "run", counted_run)
         await client.run("the next", model="echo", timeout_s=10)
-        await until(lambda: engine._will_be_woken() and not engine.running)
+        await until(lambda: engine._will_be_woken(engine._room()) and not engine.running)
         monkeypatch.undo()
     await engine.stop()
     await engine.queue.redis.aclose()
