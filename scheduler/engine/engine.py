@@ -264,7 +264,12 @@ class Engine:
                     await self._news.wait()
                 elif claim := await self._claim(room):
                     room = self._room()  # what has begun has taken some
-                    if room.over_all.free and not _leads_on(claim, room):
+                    # What only waits for places is claimed when there are some: to look before is of no use.
+                    more = claim.more if room.over_all.for_all else claim.more_urgent
+                    if more or claim.without_permit:
+                        self._look = True
+                    leads_on = more and (claim.jobs or claim.without_permit)
+                    if room.over_all.free and not leads_on:
                         await self._wait_for_work(room)
         finally:
             await self._stop_waker()
@@ -300,8 +305,6 @@ class Engine:
                 logger.exception("claiming failed; it goes on in a second")
                 await asyncio.sleep(1.0)
                 return None
-            if claim.more or claim.without_permit:
-                self._look = True
             for job in claim.jobs:
                 self._begin(job)
         return claim
@@ -654,13 +657,6 @@ class Engine:
                 },
             }
         )
-
-
-def _leads_on(claim: Claim, room: Room) -> bool:
-    """Whether it is worth while to claim again at once."""
-    if not claim.jobs and not claim.without_permit:
-        return False
-    return claim.more if room.over_all.for_all else claim.more_urgent
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:
