@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 
 MAX_BYTES = 8 << 20
+
+
+class Chunks(Generic[Item]):
+    """Gathers what shares a call: at most `most` items with `MAX_BYTES` in all, or one that has more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bytes = 0
+        self.left: list[Item] = []
+
+    def add(self, item: Item, size: int) -> Sequence[Item]:
+        """Returns the whole chunk before it where it has no room there, else nothing; the rest is `left`."""
+        if self.left and (len(self.left) == self._most or self._bytes + size > MAX_BYTES):
+            full, self.left, self._bytes = self.left, [item], size
+            return full
+        self.left.append(item)
+        self._bytes += size
+        return ()
 
 
 class _Asked(NamedTuple, Generic[Question, Answer]):
@@ -48,22 +67,16 @@ class Coalescer(Generic[Question, Answer]):
 
     def _begin(self) -> None:
         asked, self._asked = self._asked, []
-        for chunk in self._chunks(asked):
-            task = asyncio.create_task(self._call(chunk), name="coalesced call")
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
-
-    def _chunks(self, asked: Sequence[_Asked[Question, Answer]]) -> Iterator[list[_Asked[Question, Answer]]]:
-        chunk: list[_Asked[Question, Answer]] = []
-        size = 0
+        chunks: Chunks[_Asked[Question, Answer]] = Chunks(self._chunk)
         for one in asked:
-            weight = self._size(one.question)
-            if len(chunk) == self._chunk or (chunk and size + weight > MAX_BYTES):
-                yield chunk
-                chunk, size = [], 0
-            chunk.append(one)
-            size += weight
-        yield chunk
+            if full := chunks.add(one, self._size(one.question)):
+                self._send(full)
+        self._send(chunks.left)
+
+    def _send(self, asked: Sequence[_Asked[Question, Answer]]) -> None:
+        task = asyncio.create_task(self._call(asked), name="coalesced call")
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
     async def _call(self, asked: Sequence[_Asked[Question, Answer]]) -> None:
         answers: Sequence[Answer | Exception]

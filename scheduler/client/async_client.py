@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from scheduler.client.job import Job
 from scheduler.client.submission import new_job
-from scheduler.coalescer import MAX_BYTES, Coalescer
+from scheduler.coalescer import Chunks, Coalescer
 from scheduler.connection import check_server, open_redis, translated
 from scheduler.embedded import EmbeddedServer
 from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError, UnknownModel
@@ -300,22 +300,17 @@ class AsyncClient:
         self, requests: list[PromptRequest], outcomes: dict[int, Job | SchedulerError], trace: bytes
     ) -> AsyncIterator[dict[int, NewJob]]:
         """The jobs by their places, as many as share a call; what cannot be one goes into `outcomes`."""
-        chunk: dict[int, NewJob] = {}
-        size = 0
+        chunks: Chunks[tuple[int, NewJob]] = Chunks(ENQUEUE_CHUNK)
         for at, request in enumerate(requests):
             if at % BREATHE_EVERY == 0:
                 await asyncio.sleep(0)  # so that the chunk before gets away, and others their turn
             made = await self._new_job(request, trace)
             if isinstance(made, InvalidRequest):
                 outcomes[at] = made
-                continue
-            if len(chunk) == ENQUEUE_CHUNK or (chunk and size + len(made.payload) > MAX_BYTES):
-                yield chunk
-                chunk, size = {}, 0
-            chunk[at] = made
-            size += len(made.payload)
-        if chunk:
-            yield chunk
+            elif full := chunks.add((at, made), len(made.payload)):
+                yield dict(full)
+        if chunks.left:
+            yield dict(chunks.left)
 
     async def _enqueue_chunk(self, jobs: dict[int, NewJob]) -> dict[int, Job | SchedulerError]:
         outcomes: dict[int, Job | SchedulerError] = {}

@@ -26,7 +26,15 @@ from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
 from scheduler.engine.limits import limits_of, offers_of
 from scheduler.engine.patience import Patience
 from scheduler.engine.retry import RetryPolicy
-from scheduler.engine.routes import NO_PLACES, Places, Route, build_routes, describe_routes, rebuild_routes
+from scheduler.engine.routes import (
+    NO_PLACES,
+    Places,
+    Room,
+    Route,
+    build_routes,
+    describe_routes,
+    rebuild_routes,
+)
 from scheduler.engine.shares import Shares
 from scheduler.errors import SchedulerError
 from scheduler.logs import identify, ids_of, traced
@@ -324,59 +332,59 @@ class Engine:
         try:
             while not self._draining:
                 self._news.clear()
-                places = self._places()
-                if places.free < 1:
+                room = self._room()
+                if room.over_all.free < 1:
                     await self._wait_for_room()
-                elif self._will_be_woken():
+                elif self._will_be_woken(room):
                     await self._news.wait()
-                elif not await self._claim(places) and self._places().free:
-                    await self._wait_for_work()
+                elif claim := await self._claim(room):
+                    room = self._room()  # what has begun has taken some
+                    # What only waits for places is claimed when there are some: to look before is of no use.
+                    more = claim.more if room.over_all.for_all else claim.more_urgent
+                    if more or claim.without_permit:
+                        self._look = True
+                    leads_on = more and (claim.jobs or claim.without_permit)
+                    if room.over_all.free and not leads_on:
+                        await self._wait_for_work(room)
         finally:
             await self._stop_waker()
 
-    def _places(self) -> Places:
-        """How many jobs may be claimed now, over all lanes."""
-        return self._over_all(self._places_of_lanes())
+    def _room(self) -> Room:
+        """How many jobs may be claimed now; endpoints without a permit take none."""
+        lanes = {
+            name: route.places(without=self._refused_permits(name)) for name, route in self.routes.items()
+        }
+        return Room(lanes, self._over_all(lanes))
 
-    def _over_all(self, of_lanes: Mapping[str, Places]) -> Places:
-        if not any(places.free for places in of_lanes.values()):
+    def _over_all(self, lanes: Mapping[str, Places]) -> Places:
+        if not any(places.free for places in lanes.values()):
             return NO_PLACES
         most = self.settings.max_running
         free = min(most - self._running, CLAIM_AT_ONCE)
         # What endpoints keep for the urgent is of no use to them in a process that is full.
         kept = min(sum(endpoint.kept for endpoint in self.endpoints if endpoint.admits), most // 2)
         for_all = min(free, max(0, most - kept - self._running))
-        if not any(places.for_all for places in of_lanes.values()):
+        if not any(places.for_all for places in lanes.values()):
             for_all = 0
         return Places(free, free - for_all)
 
-    async def _claim(self, places: Places) -> bool:
-        """Claim and begin; returns whether it is worth while to claim again at once."""
+    async def _claim(self, room: Room) -> Claim | None:
+        """Claim and begin; None where that failed."""
         self._claims += 1
         claim_id = f"{self.id}:{self._claims}"
         self._look = False
         async with self._claiming:
             try:
-                claim = await self._patience.until_done(lambda: self._ask(claim_id, places))
+                claim = await self._patience.until_done(lambda: self._ask(claim_id, room))
             except RedisError as error:
                 logger.error("claiming failed; it goes on in a second", exc_info=traced(error, logger))
                 await asyncio.sleep(1.0)
-                return True
-            if claim.more or claim.without_permit:
-                self._look = True
+                return None
             if (tell := self._observers.claimed) is not None and claim.jobs:
                 tell(Claimed(claim.jobs))
             for job in claim.jobs:
                 self._begin(job)
-        if not claim.jobs and not claim.without_permit:
-            return False
-        return claim.more if self._places().for_all else claim.more_urgent
-
-    def _places_of_lanes(self) -> dict[str, Places]:
-        """How many more jobs of each lane may be claimed now; endpoints without a permit take none."""
-        return {
-            name: route.places(without=self._refused_permits(name)) for name, route in self.routes.items()
-        }
+        return claim
 
     def _refused_permits(self, lane: str) -> Container[str]:
         refused = self._without_permit.get(lane)
@@ -395,9 +403,8 @@ class Engine:
         until = self._without_permit.get(lane, {}).get(endpoint, 0.0)
         return round(max(0.0, until - asyncio.get_running_loop().time()), 1)
 
-    async def _ask(self, claim_id: str, places: Places) -> Claim:
+    async def _ask(self, claim_id: str, room: Room) -> Claim:
         # Lanes without room are named too: the script passes their wake tokens on.
-        of_lanes = self._places_of_lanes()
         offers: dict[str, list[Offer]] = {}
         if self._limits.endpoints:
             offers = {
@@ -409,10 +416,10 @@ class Engine:
             self.queue.claim(
                 claim_id,
                 self.id,
-                {name: each.free for name, each in of_lanes.items()},
-                limit=places.free,
-                kept=places.kept,
-                lanes_kept={name: each.kept for name, each in of_lanes.items()},
+                {name: places.free for name, places in room.lanes.items()},
+                limit=room.over_all.free,
+                kept=room.over_all.kept,
+                lanes_kept={name: places.kept for name, places in room.lanes.items()},
                 lease_ms=self.lease_ms,
                 suspects=not self._suspects,
                 offers=offers,
@@ -425,7 +432,7 @@ class Engine:
     async def _pass_on(self) -> None:
         """Claim nothing: the script wakes others where there is work."""
         self._claims += 1
-        await self._ask(f"{self.id}:{self._claims}", NO_PLACES)
+        await self._ask(f"{self.id}:{self._claims}", self._room()._replace(over_all=NO_PLACES))
 
     async def _wait_for_room(self) -> None:
         """Until a job has ended or a window has grown."""
@@ -440,22 +447,14 @@ class Engine:
         self._look = True
         self._news.set()
 
-    def _lanes_with_room(self) -> frozenset[tuple[str, bool]]:
-        """The lanes to hear of: each for work of any priority, or (True) for urgent work alone."""
-        of_lanes = self._places_of_lanes()
-        full = not self._over_all(of_lanes).for_all
-        return frozenset(
-            (name, bool(full or not places.for_all)) for name, places in of_lanes.items() if places.free
-        )
-
-    def _will_be_woken(self) -> bool:
+    def _will_be_woken(self, room: Room) -> bool:
         """Whether a wake token is sure to tell of whatever could be claimed: to ask before is of no use."""
         waits = self._waker is not None and not self._waker.done()
-        return waits and not self._look and self._lanes_with_room() <= self._waker_lanes
+        return waits and not self._look and room.wanted_lanes() <= self._waker_lanes
 
-    async def _wait_for_work(self) -> None:
+    async def _wait_for_work(self, room: Room) -> None:
         """Until a wake token comes for a lane with room, room changes, or some seconds have gone."""
-        lanes = self._lanes_with_room()
+        lanes = room.wanted_lanes()
         if self._waker is not None and self._waker.done():
             self._waker = None
         if self._waker is not None and not lanes <= self._waker_lanes:

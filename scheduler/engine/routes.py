@@ -44,6 +44,20 @@ class Places(NamedTuple):
 NO_PLACES = Places(0, 0)
 
 
+class Room(NamedTuple):
+    """What a process may claim at one moment: of each lane, and of all together."""
+
+    lanes: Mapping[str, Places]
+    over_all: Places
+
+    def wanted_lanes(self) -> frozenset[tuple[str, bool]]:
+        """The lanes to hear of: each for work of any priority, or (True) for urgent work alone."""
+        full = not self.over_all.for_all
+        return frozenset(
+            (name, bool(full or not places.for_all)) for name, places in self.lanes.items() if places.free
+        )
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Route:
     """One route in this process. `running` counts its jobs from claim to end.

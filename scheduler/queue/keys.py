@@ -14,7 +14,7 @@ _KEYS: dict[str, str] = {
     "conf": "conf",  # HASH   settings of the queue: max_waiting, when_full, aging_ms, …
     "routes": "routes",  # HASH   route -> JSON, published by worker processes
     "limits": "limits",  # HASH   t:<tenant>, t:*, e:<endpoint> -> "requests tokens" a minute, 0: no limit
-    "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>),
+    "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>), …
     #               by lane: ms and jobs since the last look (ms:, ran:), mean ms a job (mean:)
     "limited": "limited",  # ZSET   held lane, "<lane> <tenant>" -> when some of it may be released, ms
     "released": "released",  # HASH   held lane -> the last job that was released of it
@@ -125,7 +125,9 @@ def lua_keys(source: str) -> str:
         else:
             line = f"local {name}_key = prefix .. '{suffix}'"
         lines.append(line)
-    lines.append("local function level_key(lane, p) return prefix .. 'w:' .. p .. ':' .. lane end")
+    lines.append(
+        "local function level_key(lane, p) return prefix .. 'w:' .. string.char(48 + p) .. ':' .. lane end"
+    )
     lines.append(
         "local function dedup_key(tenant, hash) return prefix .. 'd:' .. hash"
         f" .. ((tenant or '{DEFAULT_TENANT}') == '{DEFAULT_TENANT}' and '' or ':' .. tenant) end"

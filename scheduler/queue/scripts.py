@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from typing import Any, TypeAlias
 
@@ -17,6 +18,10 @@ Argument: TypeAlias = str | bytes | int
 Call: TypeAlias = tuple[str, Sequence[Argument]]
 
 _INCLUDE = re.compile(r'^-- @include "(?P<name>[\w/]+)"$', re.MULTILINE)
+_DEFINITION = re.compile(
+    r"^local (?:function (?P<function>\w+)\((?:.* end|.*\n(?:.*\n)*?end)|(?P<constant>[A-Z_]+) = .*[^{\n])\n",
+    re.MULTILINE,
+)
 _SHEBANG = re.compile(r"\A#!lua[^\n]*\n")
 
 NAMES = (
@@ -42,16 +47,39 @@ NAMES = (
 )
 
 
+@cache
 def source(name: str, *, flags: bool = True) -> str:
     """The text of a script as the server gets it: its includes put in, its keys spelled out.
+
+    Of the includes it has what it uses: Lua makes every function anew in each call.
 
     Without `flags` the `#!lua` line is left out, for a server that does not know it.
     """
     text = _read(name)
     first_line = _SHEBANG.match(text)
-    body = _INCLUDE.sub(lambda match: _read(match["name"]).rstrip(), _SHEBANG.sub("", text))
+    body = _used(_INCLUDE.sub(lambda match: _read(match["name"]).rstrip(), _SHEBANG.sub("", text)))
     head = first_line.group() if first_line and flags else ""
     return f"{head}{lua_keys(body)}\n{body}"
+
+
+def _used(body: str) -> str:
+    """The same without functions and constants of the script's outermost level that it has no use for."""
+    definitions = {_defined(match): match.group() for match in _DEFINITION.finditer(body)}
+    reached: set[str] = set()
+    named = _words(_DEFINITION.sub("", body)) & definitions.keys()
+    while named:
+        name = named.pop()
+        reached.add(name)
+        named |= (_words(definitions[name]) & definitions.keys()) - reached
+    return _DEFINITION.sub(lambda match: match.group() if _defined(match) in reached else "", body)
+
+
+def _defined(match: re.Match[str]) -> str:
+    return match["function"] or match["constant"]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", re.sub(r"--.*", "", text)))
 
 
 def _read(name: str) -> str:

@@ -31,6 +31,7 @@ from scheduler import (
     ResultTimeout,
     SchedulerError,
     UnknownModel,
+    coalescer,
 )
 from scheduler.client import async_client
 from scheduler.connection import check_server
@@ -227,7 +228,7 @@ async def test_more_than_a_script_takes_go_in_several(
     assert await client.enqueue_many([]) == []
     outcomes = await client.enqueue_many(PromptRequest(prompt=f"p {n}") for n in range(300))
     assert len({outcome.id for outcome in outcomes if isinstance(outcome, Job)}) == 300
-    monkeypatch.setattr(async_client, "MAX_BYTES", 1000)
+    monkeypatch.setattr(coalescer, "MAX_BYTES", 1000)
     sizes: list[int] = []
     enqueue = client.queue.enqueue
 

@@ -333,7 +333,7 @@ async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Roo
     await client.enqueue("keeps it busy")
     await puppet_of(full).next_call()
     await until(lambda: full._waker is None or full._waker.done())
-    assert full._places().free == 0
+    assert full._room().over_all.free == 0
     await client.enqueue("for somebody else")
     wake = client.queue.keys.of("wake", "echo")
 

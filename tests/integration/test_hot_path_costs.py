@@ -24,7 +24,7 @@ from tests.contracts.queue_driver import LANE, QueueDriver, deltas, ending, new_
 from tests.integration.engine_room import until
 
 JOBS = 64
-COMMANDS = {"enqueue": 530, "claim": 213, "publish": 385, "finish": 520, "finish at once": 712}
+COMMANDS = {"enqueue": 466, "claim": 212, "publish": 385, "finish": 393, "finish at once": 585}
 """Of all the jobs. Two deltas each, published first or with the end; a dedup key, which it lets go of."""
 BYTES_A_JOB = {"enqueue": 175, "claim": 140, "publish": 200, "finish": 200, "finish at once": 350}
 ROUND_TRIPS = {"enqueue": 1, "claim": 1, "finish": 1}
@@ -135,7 +135,7 @@ async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
     await engine.start()
     async with AsyncClient(settings=settings) as client:
         await client.run("the first", model="echo", timeout_s=10)
-        await until(engine._will_be_woken)
+        await until(lambda: engine._will_be_woken(engine._room()))
         called: Counter[str] = Counter()
         send, run = Scripts._send, Scripts.run
 
@@ -150,7 +150,7 @@ async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
         monkeypatch.setattr(Scripts, "_send", counted_send)
         monkeypatch.setattr(Scripts, "run", counted_run)
         await client.run("the next", model="echo", timeout_s=10)
-        await until(lambda: engine._will_be_woken() and not engine.running)
+        await until(lambda: engine._will_be_woken(engine._room()) and not engine.running)
         monkeypatch.undo()
     await engine.stop()
     await engine.queue.redis.aclose()

@@ -56,6 +56,13 @@ def test_numbers_are_never_written_by_tostring(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_makes_no_function_for_nothing(name: str) -> None:
+    text = re.sub(r"--.*", "", source(name))
+    defined = re.findall(r"^local function (\w+)", text, re.MULTILINE)
+    assert {one for one in defined if len(re.findall(rf"\b{one}\b", text)) == 1} == set()
+
+
 def test_lua_gets_only_the_keys_it_uses() -> None:
     text = lua_keys("return redis.call('GET', record_key(id) .. meta_key)")
     assert re.findall(r"\b(\w+_key)\b", text) == ["meta_key", "record_key"]

@@ -166,7 +166,9 @@ for i = 2, #ARGV, 2 do
   if what == 'job' then audit_job(id)
   elseif what == 'member' then audit_member(key, id)
   elseif what == 'part' then audit_part(key, id)
-  elseif what == 'dedup' then audit_dedup(id)
+  elseif what == 'dedup' then
+    save_ended() -- gives up the keys of those that have been ended here
+    audit_dedup(id)
   elseif what == 'lasting' then audit_lasting(id)
   else
     save_ended()

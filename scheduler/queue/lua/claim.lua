@@ -34,10 +34,11 @@ local lease_ms, limit, limit_kept = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumb
 local suspects = tonumber(ARGV[6])
 
 local function entry(id, rec, token, endpoint, payload)
+  local waited_ms = now_ms - math.floor(rec.q / 1000)
   return {
-    id, token, tonumber(rec.n), tonumber(rec.f or 0), tonumber(rec.a or '') or false, tonumber(rec.p), rec.l,
-    rec.t or 'default', math.max(0, now_ms - math.floor(tonumber(rec.q) / 1000)),
-    rec.x and tonumber(rec.x) - now_ms or false, tonumber(rec.g or '') or false, is_suspect(rec) and 1 or 0, endpoint, payload,
+    id, token, tonumber(rec.n), tonumber(rec.f or 0), rec.a and tonumber(rec.a) or false, tonumber(rec.p), rec.l,
+    rec.t or 'default', waited_ms > 0 and waited_ms or 0, rec.x and rec.x - now_ms or false, rec.g and tonumber(rec.g) or false,
+    is_suspect(rec) and 1 or 0, endpoint, payload,
   }
 end
 
@@ -90,51 +91,58 @@ local function parse_offers(argument)
   return offers
 end
 
-local paused = {}
+local paused, fields = {}, { 'claims', 'suspects' }
 for _, lane in ipairs(redis.call('SMEMBERS', paused_key)) do paused[lane] = true end
-local lanes, fields, quotas, kept, offers = {}, { 'claims' }, {}, {}, {}
-for i = 7, #ARGV, 4 do
-  local lane = ARGV[i]
-  if not paused[lane] then
+for i = 7, #ARGV, 4 do fields[#fields + 1] = 'b:' .. ARGV[i] end
+local meta = redis.call('HMGET', meta_key, unpack(fields))
+local claims, any_suspects = tonumber(meta[1] or 0), suspects > 0 and meta[2]
+
+-- The lanes that have work, and a cursor for each of their levels.
+local lanes, cursors = {}, {}
+for i = 3, #fields do
+  local at = 7 + (i - 3) * 4
+  local name, bits = ARGV[at], tonumber(meta[i] or 0)
+  local bits_of_suspects = any_suspects and level_bits(suspects_lane(name)) or 0
+  bitmaps[name] = bits
+  if (bits > 0 or bits_of_suspects > 0) and not paused[name] then
+    local offers = ARGV[at + 3]
+    local lane = {
+      name = name, quota = tonumber(ARGV[at + 1]), kept = tonumber(ARGV[at + 2]), claimed = 0, left = 0,
+      offers = offers ~= '' and parse_offers(offers), without_permit = false,
+    }
     lanes[#lanes + 1] = lane
-    fields[#fields + 1] = 'b:' .. lane
-    fields[#fields + 1] = 'b:' .. suspects_lane(lane)
-    quotas[lane], kept[lane] = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
-    offers[lane] = ARGV[i + 3] ~= '' and parse_offers(ARGV[i + 3]) or nil
+    open_cursors(cursors, { name = name, lane = lane }, bits)
+    if bits_of_suspects > 0 then
+      open_cursors(cursors, { name = suspects_lane(name), lane = lane, is_beside = true }, bits_of_suspects)
+    end
   end
 end
-local meta = redis.call('HMGET', meta_key, unpack(fields))
-local claims = tonumber(meta[1] or 0)
-local cursors = {}
-for i, lane in ipairs(lanes) do
-  open_cursors(cursors, lane, tonumber(meta[2 * i] or 0))
-  open_cursors(cursors, lane, tonumber(meta[2 * i + 1] or 0), suspects_lane(lane))
-end
-local heap = make_heap(cursors, limit)
+local order, places = make_order(cursors, limit), limit
 
-local places = limit
-
-local function wanted_of(cursor)
-  local lane, urgent = cursor.lane, cursor.p >= URGENT
-  return quotas[lane] > (urgent and 0 or kept[lane]) and places > (urgent and 0 or limit_kept)
-    and (cursor.place == lane or suspects > 0)
+local function wanted(cursor)
+  local place = cursor.place
+  if place.is_beside and suspects < 1 then return false end
+  local lane = place.lane
+  if cursor.p >= URGENT then return lane.quota > 0 and places > 0 end
+  return lane.quota > lane.kept and places > limit_kept
 end
 
 -- The oldest job that has waited past its bound.
 local function starved()
-  if aging_us == 0 then return nil end
-  local chosen
-  for _, cursor in ipairs(cursors) do
-    if cursor.class ~= LAST and cursor.p < URGENT and cursor.rank < now_us and wanted_of(cursor)
-        and (not chosen or cursor.score < chosen.score) then
-      chosen = cursor
+  if aging_us == 0 or none_before(order, now_us) then return nil end
+  local chosen, oldest
+  for i = 1, #cursors do
+    local cursor = cursors[i]
+    if cursor.p < URGENT and wanted(cursor) and rank_of(cursor) and cursor.rank < now_us then
+      local score = cursor.rank - bonus_of(cursor.p)
+      if not chosen or score < oldest then chosen, oldest = cursor, score end
     end
   end
   return chosen
 end
 
 -- A name that a reply can carry and a claim can remember.
-local function plain(name) return not string.find(name, '[^\33-\126]') end
+local function plain(name) return string.find(name, '^[!-~]*$') end
 
 -- Whether a job can run: nil, or what it has to become. Reads only.
 local function hindrance(job)
@@ -155,27 +163,27 @@ end
 local runnable, hindered, no_permit = {}, {}, {}
 
 local function look_at(cursor)
-  local lane = cursor.lane
+  local lane = cursor.place.lane
   local offer, wait_ms, without
-  if offers[lane] then
-    offer, wait_ms, without = offers[lane].choose(cursor.p)
+  if lane.offers then
+    offer, wait_ms, without = lane.offers.choose(cursor.p)
     if not offer then
       -- The less urgent have no more places to go to than the more urgent.
-      if cursor.p >= URGENT then quotas[lane] = 0 else kept[lane] = math.huge end
-      if wait_ms then no_permit[lane] = { wait_ms, without } end
+      if cursor.p >= URGENT then lane.quota = 0 else lane.kept = math.huge end
+      if wait_ms then lane.without_permit = { wait_ms, without } end
       return
     end
   end
-  local job = { lane = lane, place = cursor.place, p = cursor.p, id = pick(heap, cursor) }
-  job.rec = read_all(job.id)
+  local id = pick(cursor)
+  local job = { id = id, lane = lane, place = cursor.place.name, p = cursor.p, rec = read_all(id), payload = false, gate = false }
   job.hindrance = hindrance(job)
   if job.hindrance then
     hindered[#hindered + 1] = job
     return
   end
   runnable[#runnable + 1] = job
-  quotas[lane], places = quotas[lane] - 1, places - 1
-  if cursor.place ~= lane then suspects = suspects - 1 end
+  lane.quota, lane.claimed, places = lane.quota - 1, lane.claimed + 1, places - 1
+  if cursor.place.is_beside then suspects = suspects - 1 end
   if job.gate then job.gate.charge(estimate_tokens(#job.payload)) end
   if offer then
     job.endpoint, job.limited = offer.endpoint, offer.gate
@@ -185,19 +193,20 @@ local function look_at(cursor)
 end
 
 while #runnable < limit and #hindered < MAX_HINDERED do
-  local cursor = (claims + #runnable + 1) % STARVED_EVERY == 0 and starved() or best(heap, wanted_of)
+  local cursor = (claims + #runnable + 1) % STARVED_EVERY == 0 and starved() or best(order, wanted)
   if not cursor then break end
   look_at(cursor)
 end
 
 -- Whether work is left is known before the levels change under the cursors. Suspects that are left wake nobody: whoever has
 -- done with one claims again, and tick tells the others.
-local more, left = 0, {}
-for _, cursor in ipairs(cursors) do
-  local lane, urgency = cursor.lane, cursor.p >= URGENT and 2 or 1
-  if cursor.place == lane and urgency > (left[lane] or 0) and not no_permit[lane]
-      and has_more(cursor) then
-    left[lane], more = urgency, math.max(more, urgency)
+local more = 0
+for i = 1, #cursors do
+  local cursor = cursors[i]
+  local lane, urgency = cursor.place.lane, cursor.p >= URGENT and 2 or 1
+  if urgency > lane.left and not cursor.place.is_beside and not lane.without_permit and has_more(cursor) then
+    lane.left = urgency
+    if urgency > more then more = urgency end
   end
 end
 
@@ -207,7 +216,7 @@ for _, job in ipairs(hindered) do
     redis.call('HSET', record_key(job.id), 's', 'held')
     hold(job.id, job.rec)
   elseif job.hindrance == 'garbage' then
-    count_waiting(job.lane, -1)
+    count_waiting(job.lane.name, -1)
     set_aside(job.id, job.rec, 'waiting')
   elseif job.hindrance == 'expired' then
     end_job(job.id, job.rec, 'expired', 'deadline')
@@ -216,40 +225,44 @@ for _, job in ipairs(hindered) do
   end
 end
 
-local waits = {}
-for _, lane in ipairs(lanes) do
-  if no_permit[lane] then
-    waits[#waits + 1], waits[#waits + 2], waits[#waits + 3] = lane, no_permit[lane][1], no_permit[lane][2]
-  end
-end
-local reply, remembered, leases, last_token = { more, waits }, { claim_id }, {}, 0
+local reply, remembered, leases, last_token = { more, {} }, { claim_id }, {}, 0
 if #runnable > 0 then
   last_token = redis.call('HINCRBY', meta_key, 'token', #runnable)
   redis.call('HINCRBY', meta_key, 'claims', #runnable)
 end
 local claimed_at, lease_end = text(now_ms), text(now_ms + lease_ms)
-for i, job in ipairs(runnable) do
-  local rec, token = job.rec, last_token - #runnable + i
+for i = 1, #runnable do
+  local job = runnable[i]
+  local id, rec, endpoint = job.id, job.rec, job.endpoint or ''
+  local token = text(last_token - #runnable + i)
   rec.n = (rec.n or 0) + 1
-  redis.call('HSET', record_key(job.id), 's', 'running', 'k', text(token), 'w', worker, 'c', claimed_at, 'n', rec.n)
+  redis.call('HSET', record_key(id), 's', 'running', 'k', token, 'w', worker, 'c', claimed_at, 'n', rec.n)
   if job.limited then
-    redis.call('HSET', record_key(job.id), 'v', job.endpoint)
+    redis.call('HSET', record_key(id), 'v', endpoint)
   elseif rec.v then
-    redis.call('HDEL', record_key(job.id), 'v')
+    redis.call('HDEL', record_key(id), 'v')
   end
-  leases[#leases + 1] = lease_end
-  leases[#leases + 1] = job.id
-  if rec.x then redis.call('ZREM', deadlines_key, job.id) end
-  count_waiting(rec.l, -1)
-  remembered[#remembered + 1] = job.id .. ' ' .. text(token) .. ' ' .. (job.endpoint or '')
-  reply[#reply + 1] = entry(job.id, rec, token, job.endpoint or '', job.payload)
+  leases[2 * i - 1], leases[2 * i] = lease_end, id
+  if rec.x then redis.call('ZREM', deadlines_key, id) end
+  remembered[i + 1] = id .. ' ' .. token .. ' ' .. endpoint
+  reply[i + 2] = entry(id, rec, last_token - #runnable + i, endpoint, job.payload)
 end
 if #leases > 0 then
   redis.call('ZADD', leases_key, unpack(leases))
   redis.call('SET', claimed_key(worker), table.concat(remembered, '\n'), 'PX', REMEMBER_CLAIM_MS)
 end
+local waits = reply[2]
+for i = 1, #lanes do
+  local lane = lanes[i]
+  if lane.claimed > 0 then count_waiting(lane.name, -lane.claimed) end
+  if lane.without_permit then
+    waits[#waits + 1], waits[#waits + 2], waits[#waits + 3] = lane.name, lane.without_permit[1], lane.without_permit[2]
+  end
+end
 save_gates()
 save_ended()
 save_counts()
-for lane, urgency in pairs(left) do rouse(lane, urgency == 2) end
+for _, lane in ipairs(lanes) do
+  if lane.left > 0 then rouse(lane.name, lane.left == 2) end
+end
 return reply

@@ -169,9 +169,8 @@ local function reused(id, hits, ended_ms)
 end
 
 -- Settle what a dedup key says. Returns a reply; or nil, whether the newcomer takes another's place, and its rank.
-local function settle(job)
-  local owner = redis.pcall('GET', dedup_key(job.tenant, job.hash))
-  if type(owner) ~= 'string' then return nil end
+local function settle(job, owner)
+  if not owner then return nil end
   local rec = read(owner, { 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g', 'e', 'o' })
   if not sound(rec) then return nil end
   local live = not ENDED[rec.s]
@@ -232,7 +231,7 @@ local function create(job, rank)
   end
   count_waiting(job.lane, 1)
   counted(job.lane, 1)
-  tell(channel_key(job.id), event_json(job.id, 0, 1, 'queued'))
+  tell(channel_key(job.id), queued_json(job.id))
   add('t:enqueued', 1)
   return { 'new', job.id }
 end
@@ -249,8 +248,7 @@ local function pass_space_on()
 end
 
 -- Where this very call has been made before and joined a job.
-local function joined_before(job)
-  local id = redis.call('GET', alias_key(job.id))
+local function joined_before(id)
   local rec = id and read(id, { 's', 'H', 'e' })
   if not rec then return nil end
   return rec.s == 'done' and reused(id, rec.H, rec.e) or { 'joined', id }
@@ -267,9 +265,10 @@ local function enqueue(at)
   known_lane(job.lane)
   local reply, replaces, rank
   if job.hash ~= '' then
-    reply = joined_before(job)
+    local names = redis.call('MGET', alias_key(job.id), dedup_key(job.tenant, job.hash))
+    reply = joined_before(names[1])
     if reply then return reply end
-    reply, replaces, rank = settle(job)
+    reply, replaces, rank = settle(job, names[2])
     if reply then return reply end
   end
   -- What takes another's place is not new to the bound.

@@ -19,7 +19,7 @@ local FIELDS = { 's', 'k', 'l', 't', 'd', 'm', 'j', 'v', 'c' }
 
 local conf = redis.call('HMGET', conf_key, 'dead_ttl_ms', 'dedup_ttl_ms')
 local dead_ttl_ms, window_ms = tonumber(conf[1] or 604800000), tonumber(conf[2] or 3600000)
-local unleased = {}
+local unleased, ended_at = {}, text(now_ms)
 
 local function finish(at, n)
   local id, token, state, first = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
@@ -31,10 +31,9 @@ local function finish(at, n)
   at = at + 5 + n
   local head, value, reason, keep_ms, used = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4]
   tell(channel_key(id), head .. value .. '}')
-  local fields = { 's', state, 'e', text(now_ms), 'z', first + n }
-  if reason ~= '' then fields[7], fields[8] = 'r', reason end
-  if state == 'failed' then fields[#fields + 1], fields[#fields + 2] = 'i', value end
-  redis.call('HSET', record_key(id), unpack(fields))
+  redis.call('HSET', record_key(id), 's', state, 'e', ended_at, 'z', first + n)
+  if reason ~= '' then redis.call('HSET', record_key(id), 'r', reason) end
+  if state == 'failed' then redis.call('HSET', record_key(id), 'i', value) end
   unleased[#unleased + 1] = id
   settle_usage(id, rec, used)
   count_attempt(rec)

@@ -34,7 +34,7 @@ end
 local first = after_cursor()
 local events = first < length and redis.call('LRANGE', stream, first, first + limit - 1) or {}
 local reply = { rec.s, '0', '1', 0 }
-if token == 0 and seq == 0 then reply[5] = event_json(id, 0, 1, 'queued') end
+if token == 0 and seq == 0 then reply[5] = queued_json(id) end
 for i = 1, #events do reply[#reply + 1] = events[i] end
 if length - first > limit then reply[4] = 1 end
 if length > 0 then

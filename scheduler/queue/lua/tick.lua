@@ -140,13 +140,13 @@ local function expire()
   return #ids
 end
 
--- The class and rank of the last job that was released of a held lane, while it waits for a worker process.
+-- The level and rank of the last job that was released of a held lane, while it waits for a worker process.
 local function last_released(held)
   local id = redis.call('HGET', released_key, held)
   local rec = id and read(id, { 's', 'p', 'l', 'q' })
   if not (sound(rec) and rec.q and rec.s == 'waiting') then return nil end
   local p = tonumber(rec.p)
-  return { class = CLASS[p], rank = tonumber(rec.q) + BONUS[p] }
+  return { p = p, rank = rec.q + bonus_of(p) }
 end
 
 local function release_job(id, held)
@@ -176,24 +176,25 @@ end
 local function release_tenant(tenant, lanes, at_most)
   local gate, cursors, last = tenant_gate(tenant), {}, {}
   for _, held in ipairs(lanes) do
-    open_cursors(cursors, held, level_bits(held))
+    open_cursors(cursors, { name = held }, level_bits(held))
     last[held] = gate and last_released(held)
   end
   -- While those released before wait for a worker process, only who is more urgent goes after them.
   local stuck = {}
   local function outranks(cursor)
-    local other = last[cursor.lane]
+    local other = last[cursor.place.name]
     if not other then return true end
-    if cursor.class < other.class then return true end
-    if cursor.class == other.class and cursor.rank < other.rank then return true end
-    stuck[cursor.lane] = true
+    local strict = is_strict(cursor.p) or is_strict(other.p)
+    if strict and cursor.p > other.p then return true end
+    if (cursor.p == other.p or not strict) and (rank_of(cursor) or math.huge) < other.rank then return true end
+    stuck[cursor.place.name] = true
     return false
   end
-  local heap, released, newest = make_heap(cursors, at_most), {}, {}
+  local order, released, newest = make_order(cursors, at_most), {}, {}
   while #released < at_most and (not gate or gate.passable()) do
-    local cursor = best(heap, outranks)
+    local cursor = best(order, outranks)
     if not cursor then break end
-    local job = { held = cursor.lane, id = pick(heap, cursor) }
+    local job = { held = cursor.place.name, id = pick(cursor) }
     released[#released + 1], newest[job.held] = job, job.id
     -- Reckoned with here, and saved nowhere: claim charges for good.
     if gate then gate.charge(estimate_tokens(redis.call('STRLEN', payload_key(job.id)))) end

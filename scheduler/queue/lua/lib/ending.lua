@@ -1,26 +1,35 @@
 -- What every end of a job does.
 
--- The owner alone releases its dedup key; a done job of mode window keeps it for a while.
-local function release_dedup(id, rec, state, window_ms)
-  if not rec.d then return end
-  local key = dedup_key(rec.t, rec.d)
-  if redis.pcall('GET', key) ~= id then return end
-  if rec.m == 'window' and state == 'done' then
-    redis.call('PEXPIRE', key, window_ms)
-  else
-    redis.call('DEL', key)
-  end
-end
-
 -- What is the same for all jobs that a script ends goes in one command, by save_ended(): key -> score, job, score, job, …;
--- and the keys of payloads that nobody needs any more.
-local ended, spent = {}, {}
+-- the keys of payloads that nobody needs any more; and dedup keys that are given up, with those who do.
+local ended, spent, given_up, owners = {}, {}, {}, {}
 
 local function save_ended()
   for key, members in pairs(ended) do redis.call('ZADD', key, unpack(members)) end
+  if #given_up > 0 then
+    -- The owner alone releases its dedup key; it may have got another one in this very script.
+    local now_owned = redis.call('MGET', unpack(given_up))
+    for i = 1, #given_up do
+      if now_owned[i] == owners[i] then spent[#spent + 1] = given_up[i] end
+    end
+  end
   if #spent > 0 then redis.call('UNLINK', unpack(spent)) end
-  ended, spent = {}, {}
+  ended, spent, given_up, owners = {}, {}, {}, {}
 end
+
+-- Until save_ended() a key that is given up names a job that has ended, which is as good as none. A done job of mode window
+-- keeps it for a while.
+local function release_dedup(id, rec, state, window_ms)
+  if not rec.d then return end
+  local key = dedup_key(rec.t, rec.d)
+  if rec.m == 'window' and state == 'done' then
+    if redis.pcall('GET', key) == id then redis.call('PEXPIRE', key, window_ms) end
+  else
+    given_up[#given_up + 1], owners[#owners + 1] = key, id
+  end
+end
+
+local scores = {} -- of what is kept for so many ms
 
 -- Keep what belongs to an ended job for keep_ms.
 local function retain(id, rec, state, keep_ms)
@@ -34,8 +43,8 @@ local function retain(id, rec, state, keep_ms)
   end
   local key = state == 'failed' and dead_key or finished_key
   local members = ended[key] or {}
-  ended[key] = members
-  members[#members + 1], members[#members + 2] = text(now_ms + keep_ms), id
+  scores[keep_ms] = scores[keep_ms] or text(now_ms + keep_ms)
+  ended[key], members[#members + 1], members[#members + 2] = members, scores[keep_ms], id
 end
 
 -- Take a live job from where it stands.

@@ -10,13 +10,16 @@ local function event_json(id, token, seq, kind, attempt, rest)
     .. ',"attempt":' .. text(tonumber(attempt) or 0) .. (rest or '') .. '}'
 end
 
+local function queued_json(id) return '{"id":"0-1","type":"queued","job_id":' .. cjson.encode(id) .. ',"attempt":0}' end
+
 -- Without the right to publish a script must not fail half-way: readers find it in the stream, if later.
 local function tell(channel, message) redis.pcall('PUBLISH', channel, message) end
 
 -- The caller makes sure that they are not there yet. A key that is no list must not stop a script half-way.
 local function emit(id, ...)
   redis.pcall('RPUSH', stream_key(id), ...)
-  for _, json in ipairs({...}) do tell(channel_key(id), json) end
+  local channel = channel_key(id)
+  for i = 1, select('#', ...) do tell(channel, (select(i, ...))) end
 end
 
 local function token_and_seq(json)

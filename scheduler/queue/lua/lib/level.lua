@@ -15,13 +15,20 @@ end
 -- The lanes beside a lane are forgotten when they are empty.
 local function put_bits(lane, bits)
   bitmaps[lane] = bits
-  if bits == 0 and lane ~= lane_of(lane) then
+  local beside = string.find(lane, ' ', 1, true)
+  if bits == 0 and beside then
     redis.call('HDEL', meta_key, 'b:' .. lane)
     redis.call('ZREM', limited_key, lane)
     redis.call('HDEL', released_key, lane)
   else
     redis.call('HSET', meta_key, 'b:' .. lane, text(bits))
-    if is_held(lane) then redis.call('ZADD', limited_key, 'NX', text(now_ms), lane) end
+    if not beside then return end
+    if is_held(lane) then
+      redis.call('ZADD', limited_key, 'NX', text(now_ms), lane)
+    else
+      -- So that a claim looks for suspects where there may be some, and not in every lane; mend() takes it back.
+      redis.call('HSET', meta_key, 'suspects', '1')
+    end
   end
 end
 
@@ -37,11 +44,12 @@ local function enter_level(lane, p, id, rank)
   set_level(lane, p, true)
 end
 
--- ids: at most what unpack takes. more: others are known to be there.
+-- ids: at most what unpack takes. more: whether others are there, where the caller knows it.
 local function leave_level(lane, p, ids, more)
   local key = level_key(lane, p)
   redis.call('ZREM', key, unpack(ids))
-  if not more and redis.call('EXISTS', key) == 0 then set_level(lane, p, false) end
+  if more == nil then more = redis.call('EXISTS', key) == 1 end
+  if not more then set_level(lane, p, false) end
 end
 
 -- Enter first: a held lane that is empty in between would be forgotten.

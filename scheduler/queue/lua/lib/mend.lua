@@ -47,5 +47,6 @@ end
 local function mend()
   local counts, bits = reckon()
   for field, n in pairs(counts) do redis.call('HSET', meta_key, field, text(n)) end
+  redis.call('HDEL', meta_key, 'suspects')
   for place, used in pairs(bits) do put_bits(place, used) end
 end
