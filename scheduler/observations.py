@@ -44,7 +44,7 @@ class AttemptWatcher(Protocol):
         """The stage has ended, well or with an error."""
         ...
 
-    def attempt_ended(self, seen: AttemptEnded) -> None:
+    def attempt_ended(self, seen: EndedAttempt) -> None:
         """The same that observers hear of."""
         ...
 
@@ -78,25 +78,51 @@ class AttemptBegan(NamedTuple):
     claimed_at: float
 
 
-class AttemptEnded(NamedTuple):
-    """The end of an attempt has been written, or has been refused because the job is another's now.
+class EndedAttempt(Protocol):
+    """An attempt whose end is in Redis, or has been refused because the job is another's now.
 
-    Each that has begun ends; when the process stops, what could not be written has been lost.
+    Each that has begun ends; when the process stops, what could not be written has been lost. It is the
+    engine's own record, to be read and not to be kept: what comes with every job must cost next to nothing.
     `progress` is None where the attempt ended before its first stage. `code` is that of the error, "" without
-    one. `ended_at` is when its last stage was over, `written_at` when Redis had it.
+    one. `ended_at` is when its last stage was over.
     """
 
-    job: ClaimedJob
-    progress: Progress | None
-    outcome: Outcome
-    code: str
-    claimed_at: float
-    ended_at: float
-    written_at: float
+    @property
+    def job(self) -> ClaimedJob:
+        """What was claimed."""
+        ...
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far it has come."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended."""
+        ...
+
+    @property
+    def code(self) -> str:
+        """The code of the error."""
+        ...
+
+    @property
+    def claimed_at(self) -> float:
+        """When it came."""
+        ...
+
+    @property
+    def ended_at(self) -> float:
+        """When its stages were over."""
+        ...
 
 
 class Flushed(NamedTuple):
-    """A batch has gone to an endpoint as one call."""
+    """Gathered prompts have gone to an endpoint as one call.
+
+    Of one that goes alone and at once nothing is told: `Batcher.at_once` counts those.
+    """
 
     endpoint: str
     flush: Flush
@@ -112,14 +138,17 @@ class CallBegan(NamedTuple):
     generations: Sequence[Generation]
 
 
-class CallEnded(NamedTuple):
-    """A call has ended after `seconds`: well, with an error, or because nobody waited for it (`given_up`)."""
+class EndedCall(Protocol):
+    """A call that has ended: well, with an error, or because nobody waited for it any more (`given_up`).
 
-    call: object
+    As `EndedAttempt`, to be read and not to be kept.
+    """
+
     endpoint: str
-    seconds: float
+    began_at: float
+    ended_at: float
     error: Exception | None
-    given_up: bool = False
+    given_up: bool
 
 
 class BreakerChanged(NamedTuple):
@@ -155,10 +184,10 @@ class Observers:
 
     claimed: Callable[[Claimed], None] | None = None
     attempt_began: Callable[[AttemptBegan], None] | None = None
-    attempt_ended: Callable[[AttemptEnded], None] | None = None
+    attempt_ended: Callable[[EndedAttempt], None] | None = None
     flushed: Callable[[Flushed], None] | None = None
     call_began: Callable[[CallBegan], None] | None = None
-    call_ended: Callable[[CallEnded], None] | None = None
+    call_ended: Callable[[EndedCall], None] | None = None
     breaker_changed: Callable[[BreakerChanged], None] | None = None
     written: Callable[[Written], None] | None = None
     round_trip: Callable[[RoundTrip], None] | None = None
@@ -178,9 +207,6 @@ class Observers:
 
 
 def _guarded(methods: Sequence[Callable[[Any], None]]) -> Callable[[Any], None]:
-    if len(methods) == 1 and getattr(methods[0], "__self__", None).__class__ is list:
-        return methods[0]  # it keeps what it hears for later, and cannot fail
-
     def observe(observation: Any) -> None:
         for method in methods:
             try:

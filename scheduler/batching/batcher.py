@@ -75,6 +75,7 @@ class Batcher:
         self._gathered = 0
         self._arrivals = 0
         self._flushes = dict.fromkeys(FlushReason, 0)
+        self.at_once = 0  # how many prompts have gone alone without waiting
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -167,7 +168,9 @@ class Batcher:
 
     def _admit(self, member: Member) -> None:
         if member.solo and not self._groups and self._window.free_for(member.urgent):
-            self._send([member], FlushReason.SIZE)
+            self.at_once += 1
+            self._flushes[FlushReason.SIZE] += 1
+            self._runner.send([member])
             return
         group = self._groups.get(member.key)
         if group is None:

@@ -92,6 +92,16 @@ class Attempt:
         self._cancel_timer()
 
     @property
+    def progress(self) -> PromptContext | None:
+        """See `scheduler.observations.EndedAttempt`, as for what follows."""
+        return self.context
+
+    @property
+    def code(self) -> str:
+        """The code of the error that it ended with; "" without one."""
+        return self.writer.code
+
+    @property
     def outcome(self) -> Outcome:
         """How it has ended, by what was given to the writer."""
         end = self.writer.end

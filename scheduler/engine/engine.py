@@ -40,7 +40,6 @@ from scheduler.errors import SchedulerError
 from scheduler.logs import identify, ids_of, traced
 from scheduler.model import is_urgent
 from scheduler.observations import (
-    AttemptEnded,
     Claimed,
     Observers,
     RoundTrip,
@@ -559,13 +558,10 @@ class Engine:
     def _tell_of_end(self, attempt: Attempt) -> None:
         tell = self._observers.attempt_ended
         watcher = attempt.context.watcher if attempt.context is not None else None
-        if tell is None and watcher is None:
-            return
-        ended = _end_of(attempt)
         if tell is not None:
-            tell(ended)
+            tell(attempt)
         if watcher is not None:
-            watcher.attempt_ended(ended)
+            watcher.attempt_ended(attempt)
 
     def _leave_the_rest(self) -> None:
         """Jobs that do not let go, or whose end could not be written: their leases will end."""
@@ -789,20 +785,6 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _end_of(attempt: Attempt) -> AttemptEnded:
-    writer = attempt.writer
-    now = time.monotonic()
-    return AttemptEnded(
-        attempt.job,
-        attempt.context,
-        attempt.outcome,
-        writer.code,
-        attempt.claimed_at,
-        attempt.ended_at or now,
-        now,
-    )
 
 
 class _Timed(Protocol):

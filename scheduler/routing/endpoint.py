@@ -7,12 +7,11 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scheduler.batching import Batcher, BatchPolicy, Flush, Member, Window
 from scheduler.model import is_urgent
-from scheduler.observations import NOBODY, BreakerChanged, CallBegan, CallEnded, Flushed, Observers
+from scheduler.observations import NOBODY, BreakerChanged, CallBegan, Flushed, Observers
 from scheduler.routing.breaker import Breaker, BreakerState
 from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.settings import EndpointSettings
@@ -34,13 +33,18 @@ OVERLOAD_PAUSE_S, MAX_OVERLOAD_PAUSE_S = 0.25, 30.0
 MAX_ERROR_CHARS = 200
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     """A call on its way: when it began, the breaker's state then, and whether the window was full."""
 
-    epoch: int
-    began_at: float
-    full: bool
+    __slots__ = ("began_at", "ended_at", "endpoint", "epoch", "error", "full", "given_up")
+
+    def __init__(self, endpoint: str, epoch: int, began_at: float, full: bool) -> None:
+        self.endpoint = endpoint
+        self.epoch = epoch
+        self.began_at = self.ended_at = began_at
+        self.full = full
+        self.error: Exception | None = None
+        self.given_up = False
 
 
 class Endpoint:
@@ -211,7 +215,7 @@ class Endpoint:
 
     def call_began(self, members: Sequence[Member] = ()) -> _Call:
         """A call goes."""
-        call = _Call(self.breaker.begin(), self._clock(), self._is_full)
+        call = _Call(self.name, self.breaker.begin(), self._clock(), self._is_full)
         if (tell := self._observers.call_began) is not None:
             settings, prompts = self.settings, [member.generation for member in members]
             tell(CallBegan(call, self.name, settings.backend, settings.base_url, prompts))
@@ -219,8 +223,8 @@ class Endpoint:
 
     def call_given_up(self, call: Any) -> None:
         """Nobody waits for a call any more: it says nothing about the endpoint."""
-        if (tell := self._observers.call_ended) is not None:
-            tell(CallEnded(call, self.name, self._clock() - call.began_at, None, given_up=True))
+        call.given_up = True
+        self._tell_of_end(call)
 
     @property
     def _is_full(self) -> bool:
@@ -235,8 +239,8 @@ class Endpoint:
 
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
         """A call has ended, well or with an error."""
-        if (tell := self._observers.call_ended) is not None:
-            tell(CallEnded(call, self.name, self._clock() - call.began_at, error))
+        call.error = error
+        self._tell_of_end(call)
         if isinstance(error, WorkerOverloaded):
             self._adaptive.overloaded(call.began_at)
             self._set_limit()
@@ -249,6 +253,11 @@ class Endpoint:
         if error is not None and not ok:
             self.failed(str(error), log_text=error.log_text or error.code)
         self.breaker.record(call.epoch, ok=ok)
+
+    def _tell_of_end(self, call: _Call) -> None:
+        if (tell := self._observers.call_ended) is not None:
+            call.ended_at = self._clock()
+            tell(call)
 
     def failed(self, words: str, *, log_text: str | None = None) -> None:
         """It has failed, for administrators in these `words`; `log_text` is what a log may have of them."""

@@ -13,7 +13,7 @@ from opentelemetry import trace as otel
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 
-from scheduler.observations import AttemptBegan, AttemptEnded, CallBegan, Outcome
+from scheduler.observations import AttemptBegan, CallBegan, EndedAttempt, Outcome
 from scheduler.queue.records import ClaimedJob
 from scheduler.telemetry import attributes as about
 from scheduler.telemetry import conventions as names
@@ -211,7 +211,7 @@ class AttemptSpans:
     # The end
 
     @_unraised
-    def attempt_ended(self, seen: AttemptEnded) -> None:
+    def attempt_ended(self, seen: EndedAttempt) -> None:
         """See `AttemptWatcher`. Whatever the attempt still does, its spans are over."""
         if self._ended:
             return
@@ -225,7 +225,7 @@ class AttemptSpans:
         self._end_span(seen)
         self._progress.watcher = None  # a circle would be left to the garbage collector
 
-    def _end_span(self, seen: AttemptEnded) -> None:
+    def _end_span(self, seen: EndedAttempt) -> None:
         span = self._span
         span.set_attribute(names.OUTCOME, seen.outcome.value)
         if self._progress.endpoint:
@@ -233,7 +233,7 @@ class AttemptSpans:
         if seen.outcome in FAILURES:
             mark_failed(span, seen.code or seen.outcome.value)
         if seen.outcome is not Outcome.LOST:
-            span.add_event(names.WRITTEN_EVENT, timestamp=self.at(seen.written_at))
+            span.add_event(names.WRITTEN_EVENT, timestamp=self._now())
         span.end(self.at(seen.ended_at))
 
     def at(self, moment_s: float) -> int:

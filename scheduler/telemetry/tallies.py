@@ -30,10 +30,10 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, times: int = 1) -> None:
         """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def export(self) -> tuple[list[tuple[str, float]], float]:
         """For each upper bound how many values were at most that; and the sum of all values."""

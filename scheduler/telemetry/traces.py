@@ -25,7 +25,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from scheduler.observations import AttemptBegan, CallBegan, CallEnded
+from scheduler.observations import AttemptBegan, CallBegan, EndedCall
 from scheduler.telemetry import attributes as about
 from scheduler.telemetry import conventions as names
 from scheduler.telemetry.attempt_spans import (
@@ -92,9 +92,9 @@ class Traces:
         self._calls[seen.call] = _Call(members, batch)
         make_current(otel.set_span_in_context(batch or members[0][1], NO_CONTEXT))
 
-    def call_ended(self, seen: CallEnded) -> None:
+    def call_ended(self, seen: EndedCall) -> None:
         """End the span of a batch; those of its members end with their stages."""
-        if call := self._calls.pop(seen.call, None):
+        if call := self._calls.pop(seen, None):
             call.ended(names.CANCELLED if seen.given_up else code_of(seen.error))
 
     def _follow(self, seen: AttemptBegan, parent: Context) -> None:

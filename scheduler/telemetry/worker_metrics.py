@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import TypeVar
+from time import monotonic
 
 from prometheus_client import Metric
 
 from scheduler.batching import FlushReason
 from scheduler.engine import Engine
 from scheduler.observations import (
-    AttemptEnded,
     BreakerChanged,
-    CallEnded,
     Claimed,
+    EndedAttempt,
+    EndedCall,
     Flushed,
     Outcome,
     RoundTrip,
@@ -32,15 +32,6 @@ TICK_WORK = ("promoted", "reaped", "expired", "released", "rearmed", "retained")
 # Codes are the error classes'; a model worker from elsewhere may make some up as it goes.
 MAX_CODES = 100
 OTHER = "other"
-
-
-T = TypeVar("T")
-
-
-def _take(kept: list[T]) -> list[T]:
-    taken = kept.copy()
-    kept.clear()
-    return taken
 
 
 class _Lane:
@@ -66,6 +57,15 @@ class _Endpoint:
         self.calls = metrics.calls_s.of(name)
         self.reasons: dict[str, int] = dict.fromkeys(FlushReason, 0)
         self.results = dict.fromkeys(("ok", "failed", "given_up"), 0)
+        self._at_once = 0  # of those, how many have been counted
+
+    def count_at_once(self, n: int) -> None:
+        """So many prompts have gone alone and at once since this endpoint was made."""
+        more = n - self._at_once if n >= self._at_once else n
+        self._at_once = n
+        self.reasons[FlushReason.SIZE] += more
+        self.sizes.observe(1, more)
+        self.waits.observe(0.0, more)
 
 
 class WorkerMetrics:
@@ -92,25 +92,13 @@ class WorkerMetrics:
         self._tick = Counts(catalogue.TICK)
         self._lanes: dict[str, _Lane] = {}
         self._endpoints: dict[str, _Endpoint] = {}
-        self._ended: list[AttemptEnded] = []
-        self._flushes: list[Flushed] = []
-        self._calls: list[CallEnded] = []
-        self.attempt_ended = self._ended.append
-        self.flushed = self._flushes.append
-        self.call_ended = self._calls.append
         self._engine: Engine | None = None
 
     def watch(self, engine: Engine) -> None:
         """Export how this engine stands."""
         self._engine = engine
 
-    # What the engine tells: see scheduler.observations.Observers. What comes with every job or call is put on
-    # a list, and counted with all else that has come once it is written.
-
-    def written(self, what: Written) -> None:
-        """Events and ends are in Redis."""
-        self._event_lag.observe(what.lag_s)
-        self._count()
+    # What the engine tells: see scheduler.observations.Observers
 
     def claimed(self, what: Claimed) -> None:
         """Jobs have come."""
@@ -122,26 +110,13 @@ class WorkerMetrics:
                 waits = lane.waits[job.priority] = self._waits.of(job.lane, str(job.priority))
             waits.observe(job.waited_ms / 1000)
 
-    def _count(self) -> None:
-        """Count what is on the lists."""
-        for end in _take(self._ended):
-            self._count_attempt(end)
-        for endpoint, (reason, size, _, waited_s) in _take(self._flushes):
-            of = self._endpoints.get(endpoint) or self._endpoint(endpoint)
-            of.reasons[reason] += 1
-            of.sizes.observe(size)
-            of.waits.observe(waited_s)
-        for _, endpoint, seconds, error, given_up in _take(self._calls):
-            of = self._endpoints.get(endpoint) or self._endpoint(endpoint)
-            of.results["given_up" if given_up else "ok" if error is None else "failed"] += 1
-            of.calls.observe(seconds)
-
-    def _count_attempt(self, end: AttemptEnded) -> None:
-        job, progress, outcome, code, claimed_at, _, written_at = end
+    def attempt_ended(self, end: EndedAttempt) -> None:
+        """An attempt is over."""
+        job, progress, outcome = end.job, end.progress, end.outcome
         lane = self._lanes.get(job.lane) or self._lane(job.lane)
         lane.outcomes[outcome] += 1
-        if code:
-            self._errors.add(1, job.lane, self._code(code))
+        if end.code:
+            self._errors.add(1, job.lane, self._code(end.code))
         if progress is None:
             return
         stages_ms = progress.stages_ms
@@ -153,17 +128,35 @@ class WorkerMetrics:
                 stages.observe(ms / 1000)
         if outcome is not DONE and outcome in GOES_ON:
             return
-        waited_s = job.waited_ms / 1000
+        waited_s, claimed_at = job.waited_ms / 1000, end.claimed_at
         if progress.first_token_at is not None:
             lane.first_token.observe(waited_s + progress.first_token_at - claimed_at)
         if outcome is DONE:
-            here_s = written_at - claimed_at
+            here_s = monotonic() - claimed_at
             lane.end_to_end.observe(waited_s + here_s)
             lane.overhead.observe(max(0.0, here_s - stages_ms.get("inference", 0.0) / 1000))
             completed = progress.completed
             if completed is not None and (usage := completed.usage) is not None:
                 lane.inputs += usage.input_tokens or 0
                 lane.outputs += usage.output_tokens or 0
+
+    def flushed(self, what: Flushed) -> None:
+        """Gathered prompts have gone."""
+        endpoint, flush = what
+        of = self._endpoints.get(endpoint) or self._endpoint(endpoint)
+        of.reasons[flush.reason] += 1
+        of.sizes.observe(flush.size)
+        of.waits.observe(flush.waited_s)
+
+    def call_ended(self, call: EndedCall) -> None:
+        """A call is over."""
+        of = self._endpoints.get(call.endpoint) or self._endpoint(call.endpoint)
+        of.results["given_up" if call.given_up else "ok" if call.error is None else "failed"] += 1
+        of.calls.observe(call.ended_at - call.began_at)
+
+    def written(self, what: Written) -> None:
+        """Events and ends are in Redis."""
+        self._event_lag.observe(what.lag_s)
 
     def breaker_changed(self, what: BreakerChanged) -> None:
         """An endpoint is left alone, tried, or well again."""
@@ -202,7 +195,6 @@ class WorkerMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of this process."""
-        self._count()
         if self._engine is not None:
             self._begin(self._engine)
             yield from self._process(self._engine)
@@ -222,8 +214,8 @@ class WorkerMetrics:
             if lane not in self._lanes:
                 self._lane(lane)
         for endpoint in engine.endpoints:
-            if endpoint.name not in self._endpoints:
-                self._endpoint(endpoint.name)
+            of = self._endpoints.get(endpoint.name) or self._endpoint(endpoint.name)
+            of.count_at_once(endpoint.batcher.at_once)
             for state in BreakerState:
                 self._breaker_changes.begin(endpoint.name, state)
         for work in TICK_WORK:

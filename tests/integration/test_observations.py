@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from tests.integration.engine_room import (
     settings_of,
     until,
 )
-from workers.base import Completed, TokenUsage
+from workers.base import Completed, Generation, TokenUsage
 from workers.errors import WorkerOverloaded, WorkerUnavailable
 
 
@@ -31,23 +33,26 @@ async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
 
 
 class Notes:
-    """Wants to hear of all there is, and keeps it in order."""
+    """Wants to hear of all there is, and keeps it in order: what kind it is, and what was said."""
 
     def __init__(self) -> None:
-        self.heard: list[Any] = []
+        self.heard: list[tuple[str, Any]] = []
         for kind in fields(Observers):
-            setattr(self, kind.name, self.heard.append)
+            setattr(self, kind.name, partial(self._hear, kind.name))
 
-    def of(self, kind: type[Any]) -> list[Any]:
-        return [one for one in self.heard if type(one) is kind]
+    def _hear(self, kind: str, said: Any) -> None:
+        self.heard.append((kind, said))
+
+    def of(self, kind: str) -> list[Any]:
+        return [said for heard, said in self.heard if heard == kind]
 
     @property
     def outcomes(self) -> list[Outcome]:
-        return [end.outcome for end in self.of(observations.AttemptEnded)]
+        return [end.outcome for end in self.of("attempt_ended")]
 
     async def ends(self, n: int = 1) -> list[Any]:
         await until(lambda: len(self.outcomes) >= n)
-        return self.of(observations.AttemptEnded)
+        return self.of("attempt_ended")
 
 
 async def test_a_prompt_is_heard_of_at_each_step_once_and_in_order(room: Room) -> None:
@@ -60,22 +65,38 @@ async def test_a_prompt_is_heard_of_at_each_step_once_and_in_order(room: Room) -
     call.outputs.put_nowait(Completed(0, "stop", TokenUsage(3, 2), "puppet-1"))
     await job.result(timeout_s=5)
     (end,) = await notes.ends()
-    kinds = [type(one).__name__ for one in notes.heard]
-    steps = ["Claimed", "AttemptBegan", "Flushed", "CallBegan", "CallEnded", "AttemptEnded"]
+    kinds = [kind for kind, _ in notes.heard]
+    steps = ["claimed", "attempt_began", "call_began", "call_ended", "attempt_ended"]
     assert [kind for kind in kinds if kind in steps] == steps
-    assert {"Written", "RoundTrip", "Ticked"} <= set(kinds)
-    (claimed,), (began,) = notes.of(observations.Claimed), notes.of(observations.AttemptBegan)
-    (call_began,), (call_ended,) = notes.of(observations.CallBegan), notes.of(observations.CallEnded)
+    assert {"written", "round_trip", "ticked"} <= set(kinds)
+    (claimed,), (began,) = notes.of("claimed"), notes.of("attempt_began")
+    (call_began,), (call_ended,) = notes.of("call_began"), notes.of("call_ended")
     assert [one.id for one in claimed.jobs] == [job.id] == [began.job.id] == [end.job.id]
     assert (end.job.priority, end.job.attempt, end.outcome, end.code) == (7, 1, Outcome.DONE, "")
-    assert end.claimed_at <= end.progress.first_token_at <= end.ended_at <= end.written_at
+    assert end.claimed_at <= end.progress.first_token_at <= end.ended_at
     assert (end.progress.endpoint, end.progress.model) == ("echo.0", "echo")
     assert end.progress.completed.usage == TokenUsage(3, 2)
     assert [one.request_id for one in call_began.generations] == [job.id]
-    assert call_began.call is call_ended.call
+    assert call_began.call is call_ended
     assert (call_ended.endpoint, call_ended.error, call_ended.given_up) == ("echo.0", None, False)
-    (flushed,) = notes.of(observations.Flushed)
-    assert (flushed.endpoint, flushed.flush.size) == ("echo.0", 1)
+    assert notes.of("flushed") == []  # it went alone and at once
+
+
+async def test_gathered_prompts_are_heard_of_as_one_batch(room: Room) -> None:
+    notes = Notes()
+    route = puppet_route(max_in_flight=1)
+    settings = settings_of(routes={"echo": route})
+    engine = await room.engine(settings, observers=[notes])
+    batcher = engine.endpoints[0].batcher
+    generations = [Generation(model="echo", prompt=text) for text in ("one", "two")]
+    runs = [asyncio.create_task(batcher.run(one, lambda _: None, tokens=1)) for one in generations]
+    for _ in runs:
+        (await puppet_of(engine).next_call()).finish("hi")
+    await asyncio.gather(*runs)
+    (second,) = notes.of("flushed")
+    assert (second.endpoint, second.flush.size) == ("echo.0", 1)
+    assert second.flush.waited_s > 0
+    assert batcher.at_once == 1
 
 
 async def test_a_failed_attempt_is_retried_and_the_last_one_fails(room: Room) -> None:
@@ -89,7 +110,7 @@ async def test_a_failed_attempt_is_retried_and_the_last_one_fails(room: Room) ->
     first, second = await notes.ends(2)
     assert (first.outcome, first.code, first.job.attempt) == (Outcome.RETRIED, "worker_unavailable", 1)
     assert (second.outcome, second.code, second.job.attempt) == (Outcome.FAILED, "worker_unavailable", 2)
-    assert [str(end.error) for end in notes.of(observations.CallEnded)] == ["gone", "gone"]
+    assert [str(end.error) for end in notes.of("call_ended")] == ["gone", "gone"]
     assert first.job.id == second.job.id == job.id
 
 
@@ -112,7 +133,7 @@ async def test_a_cancelled_job_is_lost_to_its_attempt_and_its_call_given_up(room
     await job.cancel()
     (end,) = await notes.ends()
     assert end.outcome is Outcome.LOST
-    (call,) = notes.of(observations.CallEnded)
+    (call,) = notes.of("call_ended")
     assert call.given_up
 
 
@@ -146,7 +167,7 @@ async def test_a_request_that_cannot_be_read_ends_without_progress(room: Room) -
     await client.queue.resume("echo")
     (end,) = await notes.ends()
     assert (end.outcome, end.code, end.progress) == (Outcome.FAILED, "bad_record", None)
-    assert notes.of(observations.AttemptBegan) == []
+    assert notes.of("attempt_began") == []
 
 
 async def test_a_breaker_is_heard_of_when_it_changes(room: Room) -> None:
@@ -159,7 +180,7 @@ async def test_a_breaker_is_heard_of_when_it_changes(room: Room) -> None:
     await client.enqueue("hello", model="echo")
     (await puppet_of(engine).next_call()).fail(WorkerUnavailable("gone"))
     await notes.ends()
-    changes = notes.of(observations.BreakerChanged)
+    changes = notes.of("breaker_changed")
     assert [(one.endpoint, one.state) for one in changes][:1] == [("echo.0", "open")]
 
 
@@ -220,7 +241,7 @@ async def test_an_observer_that_fails_stops_neither_the_job_nor_the_others(
         (await puppet_of(engine).next_call()).finish("hi")
         assert (await job.result(timeout_s=5)).text == "hi"
         await notes.ends()
-    assert len(notes.of(observations.AttemptBegan)) == 1
+    assert len(notes.of("attempt_began")) == 1
     assert "an observer failed on AttemptBegan" in caplog.text
 
 
@@ -232,7 +253,6 @@ async def test_what_nobody_wants_to_hear_is_not_made(room: Room, monkeypatch: py
         for kind in (
             "Claimed",
             "AttemptBegan",
-            "AttemptEnded",
             "Written",
             "RoundTrip",
             "CallBegan",
