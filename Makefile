@@ -12,6 +12,7 @@ BIN          := $(VENV)/bin
 PIP          := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 LLAMA_SERVER ?= $(CACHE)/llama-server/bin/llama-server
 VLLM_PYTHON  ?= $(CACHE)/vllm/bin/python
+PROMETHEUS   ?= $(CACHE)/prometheus/bin/prometheus
 
 # The stamps: an environment of this Python; what the checks need in it; what the engines need on top.
 MADE      := $(VENV)/.made-$(notdir $(PYTHON))
@@ -21,7 +22,7 @@ BENCH     := $(VENV)/.bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos lint format bench bench-batching bench-loss clean llama-server vllm
+.PHONY: help demo test test-engines chaos lint format bench bench-batching bench-loss clean llama-server vllm prometheus
 
 help: ## List what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,8 +37,9 @@ demo: $(INSTALLED) ## Watch 200 prompts go through; ENGINE=llama or vllm runs a 
 test: $(INSTALLED) ## Run all tests but those that need a model server
 	$(BIN)/pytest tests --ignore=tests/engines -n 3 --dist loadfile $(ARGS)
 
-test-engines: $(INSTALLED) $(ENGINES) llama-server vllm ## Get llama-server and vLLM if need be, test against them, and a minute of chaos
-	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" REQUIRE_ENGINES=1 $(BIN)/pytest tests/engines $(ARGS)
+test-engines: $(INSTALLED) $(ENGINES) llama-server vllm prometheus ## Get llama-server, vLLM and Prometheus if need be, test against them, and a minute of chaos
+	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" PROMETHEUS="$(PROMETHEUS)" REQUIRE_ENGINES=1 \
+	  $(BIN)/pytest tests/engines $(ARGS)
 	$(MAKE) --no-print-directory chaos MINUTES=1
 
 chaos: $(INSTALLED) ## Break everything for MINUTES, and see that nothing is lost; SEED repeats a run
@@ -61,7 +63,7 @@ bench-batching: $(INSTALLED) $(ENGINES) $(BENCH) llama-server vllm ## Measure wh
 bench-loss: $(INSTALLED) ## Measure recovery from a kill, memory behind a backlog, and the wait of critical prompts
 	$(BIN)/python -m benchmarks.resilience $(ARGS)
 
-clean: ## Remove the environment and all that was made here; llama-server and vLLM stay in their cache
+clean: ## Remove the environment and all that was made here; llama-server, vLLM and Prometheus stay in their cache
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -75,6 +77,13 @@ endif
 vllm:
 ifeq ($(origin VLLM_PYTHON),file)
 	@sh examples/engines/install_vllm.sh "$(CACHE)/vllm"
+endif
+
+# The same for a PROMETHEUS. It comes from Debian's packages: where there is no apt-get, its tests are skipped.
+prometheus:
+ifeq ($(origin PROMETHEUS),file)
+	@if command -v apt-get >/dev/null; then sh examples/engines/install_prometheus.sh "$(CACHE)/prometheus"; \
+	  else echo "no apt-get: going on without Prometheus; name yours in PROMETHEUS" >&2; fi
 endif
 
 $(MADE):

@@ -141,6 +141,28 @@ def vllm_python() -> Path:
 
 
 @pytest.fixture(scope="session")
+def prometheus_binary() -> Path:
+    """Where Prometheus is: the variable PROMETHEUS, the PATH, or what `make test-engines` has got.
+
+    It comes from Debian's packages: skips where there is no apt-get.
+    """
+    got = _cached("prometheus", "bin", "prometheus")
+    for named in (os.environ.get("PROMETHEUS"), shutil.which("prometheus"), str(got)):
+        if named and os.access(named, os.X_OK):
+            return Path(named)
+    if shutil.which("apt-get") is None:
+        pytest.skip("no Prometheus, and no apt-get to get it with: name yours in PROMETHEUS")
+    _missing("no Prometheus: run `make test-engines`, which gets one, or name yours in PROMETHEUS")
+
+
+@pytest.fixture(scope="session")
+def promtool(prometheus_binary: Path) -> Path:
+    """The program that checks rules and metrics; it comes with Prometheus."""
+    beside = prometheus_binary.with_name("promtool")
+    return beside if beside.exists() else Path(shutil.which("promtool") or pytest.fail("no promtool"))
+
+
+@pytest.fixture(scope="session")
 def vllm_server(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     """A server with priority scheduling."""
     folder = tmp_path_factory.mktemp("vllm")

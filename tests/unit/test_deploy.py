@@ -92,6 +92,8 @@ def test_image_installs_extras_that_exist() -> None:
     extras = line.partition("[")[2].partition("]")[0].split(",")
     assert extras
     assert set(extras) <= set(project["optional-dependencies"])
+    assert "metrics" in extras, "the compose file switches them on"
+    assert f"'.[{','.join(extras)}]'" in (DEPLOY / "README.md").read_text(), "the same under systemd"
 
 
 def test_compose_file_follows_the_schema() -> None:
@@ -125,6 +127,55 @@ def test_compose_worker_starts_with_its_environment(compose: dict[str, Any]) -> 
     assert load_settings(environ=environ).redis_url.get_secret_value() == "redis://redis:6379"
     mounted = dict(volume.rsplit(":", 2)[:2][::-1] for volume in worker["volumes"])
     assert mounted[worker["environment"]["SCHEDULER_CONFIG"]].endswith("./config.example.toml}")
+
+
+def test_monitoring_is_a_profile_of_its_own_and_reached_from_this_machine_alone(
+    compose: dict[str, Any],
+) -> None:
+    profiles = {name: service.get("profiles", []) for name, service in compose["services"].items()}
+    assert profiles == {"redis": [], "worker": [], "prometheus": ["monitoring"], "grafana": ["monitoring"]}
+    for name in ("prometheus", "grafana"):
+        assert all(port.startswith("127.0.0.1:") for port in compose["services"][name]["ports"])
+    assert "ports" not in compose["services"]["worker"], "metrics are for the other containers"
+
+
+def test_prometheus_scrapes_every_worker_at_the_port_that_it_is_given(compose: dict[str, Any]) -> None:
+    environ = compose["services"]["worker"]["environment"]
+    assert environ["SCHEDULER_METRICS_HOST"] == "0.0.0.0", "in its container"
+    mounted = mounts(compose["services"]["prometheus"])
+    config = yaml.safe_load(mounted["/etc/prometheus/prometheus.yaml"].read_text())
+    (found,) = config["scrape_configs"][0]["dns_sd_configs"]
+    assert found["names"] == ["worker"]
+    assert found["names"][0] in compose["services"]
+    assert str(found["port"]) == environ["SCHEDULER_METRICS_PORT"]
+    assert [Path("/etc/prometheus") / name for name in config["rule_files"]] == [
+        Path("/etc/prometheus/rules.yaml")
+    ]
+    assert mounted["/etc/prometheus/rules.yaml"] == DEPLOY / "prometheus" / "rules.yaml"
+
+
+def test_grafana_is_given_the_dashboard_and_its_prometheus(compose: dict[str, Any]) -> None:
+    grafana = compose["services"]["grafana"]
+    mounted = mounts(grafana)
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert mounted[home] == DEPLOY / "grafana" / "dashboard.json"
+    provisioning = mounted["/etc/grafana/provisioning"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "files.yaml").read_text())["providers"]
+    assert provider["options"]["path"] == str(Path(home).parent)
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert source["type"] == "prometheus"
+    assert source["url"] == "http://prometheus:9090"
+    for name in ("GF_AUTH_DISABLE_LOGIN_FORM", "GF_AUTH_ANONYMOUS_ENABLED"):
+        assert grafana["environment"][name] == "true", "no password that everybody knows"
+    assert grafana["environment"]["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+
+
+def mounts(service: dict[str, Any]) -> dict[str, Path]:
+    """The files and folders of ours that a service sees, by where; each has to be there."""
+    bound = [volume.split(":") for volume in service["volumes"] if volume.startswith("./")]
+    found = {target: DEPLOY / source for source, target, mode in bound if mode == "ro"}
+    assert all(path.exists() for path in found.values())
+    return found
 
 
 def test_stop_time_outs_are_longer_than_the_drain(compose: dict[str, Any], unit: dict[str, str]) -> None:
