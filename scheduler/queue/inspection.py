@@ -485,7 +485,7 @@ def _lane_status(
         oldest_s=max(0, now_us - int(min(heads))) / 1_000_000 if heads else None,
         max_waiting=int(bound) if bound else None,
         mean_s=mean_s,
-        work_s=waiting * (UNKNOWN_MEAN_S if mean_s is None else mean_s),
+        work_s=0.0 if paused else waiting * (UNKNOWN_MEAN_S if mean_s is None else mean_s),
     )
 
 

@@ -15,7 +15,8 @@ class LaneStatus(Frozen):
     `held` are those whose tenants have used what they may; `suspects`, some of the waiting, have lost their
     worker process twice. `by_priority` has the levels in use, the most urgent first. `max_waiting` is the
     lane's own bound. `mean_s` is how long a job keeps a place in a worker process, None while none has ended;
-    `work_s` how long one place would need for all that wait, with a second a job while nobody knows better.
+    `work_s` how long one place would need for all that wait, with a second a job while nobody knows better;
+    nothing while the lane is paused.
     """
 
     name: str

@@ -917,6 +917,15 @@ class QueueContract(OnQueue):
         await q.tick()
         assert 20 <= await q.work() <= 21
 
+    async def test_what_waits_in_a_paused_lane_is_no_work(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"))
+        await q.tick()
+        assert await q.work() == 1
+        await q.queue.pause(LANE)
+        await q.work_is_due()
+        await q.tick()
+        assert await q.work() == 0
+
     async def test_no_waiting_work_is_no_key(self, q: QueueDriver) -> None:
         await q.enqueue(new_job("a"))
         await q.tick()

@@ -300,9 +300,11 @@ local function show_work(lane, work_s)
   end
 end
 
+-- A paused lane has no work for anybody.
 local function work()
   for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
-    local work_s = math.ceil(waiting_in(lane) * learn_mean(lane) / 1000)
+    local waiting = redis.call('SISMEMBER', paused_key, lane) == 0 and waiting_in(lane) or 0
+    local work_s = math.ceil(waiting * learn_mean(lane) / 1000)
     show_work(lane, math.min(MOST_WORK_S, work_s))
   end
 end
