@@ -14,7 +14,7 @@ from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
 
 def metrics_url(process: subprocess.Popen[str]) -> str:
     """Where it says that its metrics are."""
-    found = re.search(r"metrics are at (\S+)", wait_for_line(process, "metrics are at"))
+    found = re.search(r"metrics are at (http://[^\s\"]+)", wait_for_line(process, "metrics are at"))
     assert found
     return found[1]
 

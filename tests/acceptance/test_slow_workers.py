@@ -78,7 +78,7 @@ async def test_a_worker_whose_loop_was_blocked_finds_its_job_given_to_another(
     valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     (tmp_path / "blocking.py").write_text(STAGE, encoding="utf-8")
-    environ = {**LEASE, "PYTHONPATH": str(tmp_path)}
+    environ = {**LEASE, "PYTHONPATH": str(tmp_path), "SCHEDULER_LOG_LEVEL": "debug"}
     blocked = await asyncio.to_thread(start_worker, valkey_url, toml=TOML, **environ)
     async with AsyncClient(valkey_url) as client:
         beside = await client.enqueue(" ".join(str(n) for n in range(200)))
@@ -101,7 +101,8 @@ async def test_a_worker_that_was_stopped_for_a_while_is_refused_what_it_still_wr
     valkey_url: str, start_worker: StartWorker
 ) -> None:
     toml = slow_echo(0.02)
-    stopped = await asyncio.to_thread(start_worker, valkey_url, toml=toml, **LEASE)
+    watched = {**LEASE, "SCHEDULER_LOG_LEVEL": "debug"}
+    stopped = await asyncio.to_thread(start_worker, valkey_url, toml=toml, **watched)
     async with AsyncClient(valkey_url) as client:
         jobs = [await client.enqueue(" ".join(f"{at}.{n}" for n in range(150))) for at in range(5)]
         for job in jobs:
@@ -126,7 +127,7 @@ async def test_the_wall_clock_of_a_worker_may_jump(
     valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(JUMPING_CLOCK, encoding="utf-8")
-    environ = {**LEASE, "PYTHONPATH": str(tmp_path)}
+    environ = {**LEASE, "PYTHONPATH": str(tmp_path), "SCHEDULER_LOG_LEVEL": "debug"}
     worker = await asyncio.to_thread(start_worker, valkey_url, toml=slow_echo(0.02), **environ)
     async with AsyncClient(valkey_url) as client:
         long = await client.enqueue(" ".join(str(n) for n in range(150)))
