@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -162,6 +163,22 @@ def test_quantiles_of_many_cases_stand_beside_each_other() -> None:
 )
 def test_numbers_have_three_digits_that_count(value: float, words: str) -> None:
     assert report.number(value) == words
+
+
+def test_measures_that_were_not_made_again_are_kept(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    assert report.beside_earlier(bench, path) == (bench, "")
+    other = row("latency, idle", OURS, "done p50", 1.5, unit="ms")
+    before = replace(bench, rows=[*bench.rows, other], notes={"old": "said before"})
+    made = {"date": "yesterday", "commit": "abc"}
+    path.write_text(json.dumps(report.figures(before, made)), encoding="utf-8")
+    again = row(ONE, OURS, "rate", 2000)
+    both, earlier = report.beside_earlier(replace(bench, rows=[again], notes={"new": "said now"}), path)
+    assert both.rows == [again, other]
+    assert both.notes == {"old": "said before", "new": "said now"}
+    assert earlier == "latency, idle: yesterday, commit abc"
+    whole, earlier = report.beside_earlier(replace(bench, rows=[again, other]), path)
+    assert (whole.rows, earlier) == ([again, other], "")
 
 
 @pytest.mark.usefixtures("_without_matplotlib")
