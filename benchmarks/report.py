@@ -237,41 +237,40 @@ def aim_words(verdict: Verdict) -> tuple[str, str, str]:
 def keep(bench: Bench, folder: Path) -> None:
     """Write figures.json, the plots, and README.md with the tables into a folder.
 
-    What the folder has of measures that were not made this time stays, and `earlier` says when it was made.
+    What the folder has of measures that were not made this time stays, and the page says when it was made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = circumstances(bench)
     bench, earlier = beside_earlier(bench, folder / "figures.json")
-    if earlier:
-        made["earlier"] = earlier
-    text = json.dumps(figures(bench, made), indent=1, ensure_ascii=False)
+    text = json.dumps(figures(bench, made) | {"earlier": earlier}, indent=1, ensure_ascii=False)
     (folder / "figures.json").write_text(text + "\n", encoding="utf-8")
     try:
         drawn = plots.draw_all(bench.rows, folder)
     except ImportError:
         drawn = []
         print("no plots: matplotlib is not installed (dependency group `bench`)", file=sys.stderr)
+    made |= {
+        f"made on {when}": ", ".join(repr(name) for name, then in earlier.items() if then == when)
+        for when in sorted(set(earlier.values()))
+    }
     (folder / "README.md").write_text(markdown(bench, made, drawn), encoding="utf-8")
     print(f"kept in {folder}")
 
 
-def beside_earlier(bench: Bench, path: Path) -> tuple[Bench, str]:
-    """The rows of a run among those of other measures that a file has; and of when these are, "" without."""
+def beside_earlier(bench: Bench, path: Path) -> tuple[Bench, dict[str, str]]:
+    """The rows of a run among those of other measures that a file has; and for these, when they were made."""
     if not path.exists():
-        return bench, ""
+        return bench, {}
     before = json.loads(path.read_text(encoding="utf-8"))
     old = [row_of(row) for row in before["rows"]]
     fresh = {row.measure for row in bench.rows}
-    kept = {row.measure for row in old} - fresh
-    if not kept:
-        return bench, ""
     order = dict.fromkeys([*(row.measure for row in old), *(row.measure for row in bench.rows)])
-    rows = [row for name in order for row in (old if name in kept else bench.rows) if row.measure == name]
-    words = (
-        f"{', '.join(name for name in order if name in kept)}: {before['date']}, commit {before['commit']}"
-    )
-    words = "; ".join(filter(None, [words, before.get("earlier", "")]))
-    return replace(bench, rows=rows, notes={**before["notes"], **bench.notes}), words
+    rows = [row for name in order for row in (bench.rows if name in fresh else old) if row.measure == name]
+    then = f"{before['date']}, commit {before['commit']}"
+    earlier = {name: before.get("earlier", {}).get(name, then) for name in order if name not in fresh}
+    return replace(
+        bench, rows=rows, notes={**before["notes"], **bench.notes} if earlier else bench.notes
+    ), earlier
 
 
 def row_of(kept: Mapping[str, Any]) -> Row:

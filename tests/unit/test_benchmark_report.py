@@ -167,18 +167,18 @@ def test_numbers_have_three_digits_that_count(value: float, words: str) -> None:
 
 def test_measures_that_were_not_made_again_are_kept(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
-    assert report.beside_earlier(bench, path) == (bench, "")
-    other = row("latency, idle", OURS, "done p50", 1.5, unit="ms")
-    before = replace(bench, rows=[*bench.rows, other], notes={"old": "said before"})
-    made = {"date": "yesterday", "commit": "abc"}
+    assert report.beside_earlier(bench, path) == (bench, {})
+    other, third = row("latency, idle", OURS, "done p50", 1.5, unit="ms"), row("scale", OURS, "claim", 9)
+    before = replace(bench, rows=[*bench.rows, other, third], notes={"old": "said before"})
+    made = {"date": "yesterday", "commit": "abc", "earlier": {"scale": "last week, commit 123"}}
     path.write_text(json.dumps(report.figures(before, made)), encoding="utf-8")
     again = row(ONE, OURS, "rate", 2000)
     both, earlier = report.beside_earlier(replace(bench, rows=[again], notes={"new": "said now"}), path)
-    assert both.rows == [again, other]
+    assert both.rows == [again, other, third]
     assert both.notes == {"old": "said before", "new": "said now"}
-    assert earlier == "latency, idle: yesterday, commit abc"
-    whole, earlier = report.beside_earlier(replace(bench, rows=[again, other]), path)
-    assert (whole.rows, earlier) == ([again, other], "")
+    assert earlier == {"latency, idle": "yesterday, commit abc", "scale": "last week, commit 123"}
+    whole, earlier = report.beside_earlier(replace(bench, rows=[again, other, third]), path)
+    assert (whole.rows, earlier) == ([again, other, third], {})
 
 
 @pytest.mark.usefixtures("_without_matplotlib")
