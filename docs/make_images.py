@@ -109,10 +109,10 @@ async def watch_busy_queue() -> Snapshot:
             await client.enqueue_many([request("summarize", tenant="bulk") for _ in range(100)])
             await client.enqueue_many([request("chat", delay_s=600.0) for _ in range(12)])
             sending = asyncio.create_task(keep_sending(client))
-            watch = Watch(await look(inspector, client.queue.redis), interval_s=1)
+            watch = Watch(await look(inspector), interval_s=1)
             for at in range(LOOKS):
                 await asyncio.sleep(1)
-                watch.see(await look(inspector, client.queue.redis))
+                watch.see(await look(inspector))
                 if at == LOOKS // 2:
                     await client.enqueue("Say the forbidden word.", model="code", priority=9)
             sending.cancel()

@@ -22,7 +22,7 @@ from scheduler.queue.job_info import FIELDS, HISTORY, make_job_info
 from scheduler.queue.limits import EVERY_TENANT, parse_limit
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.ranking import Hold, claim_rank, explain_place
-from scheduler.queue.reports import DedupKey, LaneStatus, LimitedTenant, QueueStatus, WorkerInfo
+from scheduler.queue.reports import DedupKey, LaneStatus, LimitedTenant, QueueStatus, RedisMemory, WorkerInfo
 
 PAGE = 200
 LANES_AT_ONCE = 50
@@ -180,6 +180,15 @@ class QueueInspector:
             ],
             endpoints=summarize(await self.workers() if workers is None else workers),
         )
+
+    async def memory(self) -> RedisMemory | None:
+        """What the server uses; None where it does not tell, or not this user."""
+        try:
+            said = await self._redis.info("memory")
+        except ResponseError:
+            return None
+        used, most = said.get("used_memory"), said.get("maxmemory")
+        return RedisMemory(used_bytes=used, max_bytes=most or None) if used is not None else None
 
     async def now_ms(self) -> int:
         """Redis' clock, in milliseconds since the epoch."""

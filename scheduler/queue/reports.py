@@ -95,6 +95,13 @@ class QueueStatus(Frozen):
     endpoints: list[EndpointStatus] = Field(default_factory=list)
 
 
+class RedisMemory(Frozen):
+    """What the server uses; `max_bytes` is its maxmemory, None without one."""
+
+    used_bytes: int
+    max_bytes: int | None = None
+
+
 class DedupKey(Frozen):
     """A dedup key in use: the job that owns it, how many callers have joined that job,
     and how many have got its finished answer.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from prometheus_client import Metric
-from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.reports import LaneStatus, QueueStatus
+from scheduler.queue.reports import LaneStatus, QueueStatus, RedisMemory
 from scheduler.telemetry import catalogue
 from scheduler.telemetry.catalogue import Spec
 from scheduler.telemetry.tallies import family
@@ -40,8 +37,6 @@ _OF_QUEUE: Mapping[Spec, Callable[[QueueStatus], float]] = {
     catalogue.WORKERS: lambda status: status.workers,
 }
 
-_MEMORY = {"used_memory": catalogue.REDIS_MEMORY, "maxmemory": catalogue.REDIS_MEMORY_MAX}
-
 # None: the lane has no such figure.
 _OF_LANE: Mapping[Spec, Callable[[LaneStatus], float | None]] = {
     catalogue.DELAYED: lambda lane: lane.delayed,
@@ -59,10 +54,9 @@ class QueueMetrics:
     """Reads how the queue stands for a scrape, and is a collector of prometheus-client's."""
 
     def __init__(self, queue: PromptQueue) -> None:
-        self._redis: Redis = queue.redis
         self._inspector = QueueInspector(queue)
         self._status: QueueStatus | None = None
-        self._memory: Mapping[str, Any] = {}
+        self._memory: RedisMemory | None = None
 
     async def read(self) -> None:
         """Read anew. Six round trips, whatever the number of jobs.
@@ -72,10 +66,7 @@ class QueueMetrics:
         """
         self.forget()
         status = await self._inspector.status()
-        try:
-            self._memory = await self._redis.info("memory")
-        except ResponseError:
-            self._memory = {}  # a server that does not tell, or not us
+        self._memory = await self._inspector.memory()
         self._status = status
 
     def forget(self) -> None:
@@ -104,12 +95,10 @@ class QueueMetrics:
         for spec, of_lane in _OF_LANE.items():
             values = [((queue, lane.name), of_lane(lane)) for lane in status.lanes]
             yield family(spec, [(labels, value) for labels, value in values if value is not None])
-        for spec, field in (
-            (catalogue.REDIS_MEMORY, "used_memory"),
-            (catalogue.REDIS_MEMORY_MAX, "maxmemory"),
-        ):
-            if value := self._memory.get(field):
-                yield family(spec, [((queue,), value)])
+        if (memory := self._memory) is not None:
+            yield family(catalogue.REDIS_MEMORY, [((queue,), memory.used_bytes)])
+            if memory.max_bytes is not None:
+                yield family(catalogue.REDIS_MEMORY_MAX, [((queue,), memory.max_bytes)])
 
     @staticmethod
     def _totals(status: QueueStatus) -> Iterator[Metric]:

@@ -35,10 +35,9 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
-    def export(self) -> tuple[list[tuple[str, float]], float]:
-        """For each upper bound how many values were at most that; and the sum of all values."""
-        names = [*map(floatToGoString, self._bounds), "+Inf"]
-        return list(zip(names, map(float, accumulate(self._counts)), strict=True)), self._sum
+    def export(self) -> tuple[Iterable[float], float]:
+        """For each bound, and beyond, how many values were at most that; and the sum of all values."""
+        return map(float, accumulate(self._counts)), self._sum
 
 
 class Histograms:
@@ -46,6 +45,7 @@ class Histograms:
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
+        self._bounds = [*map(floatToGoString, spec.buckets), "+Inf"]
         self._made: dict[Labels, Histogram] = {}
 
     def of(self, *labels: str) -> Histogram:
@@ -59,8 +59,8 @@ class Histograms:
         """All of them, for prometheus-client."""
         family = HistogramMetricFamily(self._spec.family, self._spec.help, labels=self._spec.labels)
         for labels, histogram in self._made.items():
-            buckets, total = histogram.export()
-            family.add_metric(labels, buckets=buckets, sum_value=total)
+            counts, total = histogram.export()
+            family.add_metric(labels, list(zip(self._bounds, counts, strict=True)), sum_value=total)
         return family
 
 

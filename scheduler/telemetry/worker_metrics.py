@@ -93,6 +93,7 @@ class WorkerMetrics:
         self._lanes: dict[str, _Lane] = {}
         self._endpoints: dict[str, _Endpoint] = {}
         self._engine: Engine | None = None
+        self._version = version("prompt-scheduler")
 
     def watch(self, engine: Engine) -> None:
         """Export how this engine stands."""
@@ -245,9 +246,8 @@ class WorkerMetrics:
             [((name, result), n) for name, one in endpoints for result, n in one.results.items()],
         )
 
-    @staticmethod
-    def _process(engine: Engine) -> Iterator[Metric]:
-        who = (engine.settings.queue, engine.id, version("prompt-scheduler"))
+    def _process(self, engine: Engine) -> Iterator[Metric]:
+        who = (engine.settings.queue, engine.id, self._version)
         yield family(catalogue.WORKER_INFO, [(who, 1)])
         for spec, value in (
             (catalogue.WORKER_RUNNING, engine.running),

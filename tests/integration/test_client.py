@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
@@ -35,13 +34,7 @@ from scheduler import (
 )
 from scheduler.client import async_client
 from scheduler.connection import check_server
-from tests.integration.engine_room import SOON_S, Room, puppet_of, puppet_route, room_with, settings_of
-
-
-@pytest.fixture
-async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    async with room_with(monkeypatch) as room:
-        yield room
+from tests.integration.engine_room import SOON_S, Room, puppet_of, puppet_route, settings_of
 
 
 @pytest.fixture

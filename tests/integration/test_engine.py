@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -33,17 +32,10 @@ from tests.integration.engine_room import (
     install,
     puppet_of,
     puppet_route,
-    room_with,
     settings_of,
     until,
 )
 from workers.errors import WorkerUnavailable
-
-
-@pytest.fixture
-async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    async with room_with(monkeypatch) as room:
-        yield room
 
 
 class HeldClaims:

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
-
-import pytest
 
 from scheduler import JobState, Settings
 from scheduler.queue.inspection import QueueInspector
-from tests.integration.engine_room import SOON_S, Puppet, Room, puppet_of, room_with, settings_of, until
+from tests.integration.engine_room import SOON_S, Puppet, Room, puppet_of, settings_of, until
 from workers.base import Completed, TokenUsage
 from workers.errors import WorkerUnavailable
-
-
-@pytest.fixture
-async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    async with room_with(monkeypatch) as room:
-        yield room
 
 
 def endpoint(**values: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,6 @@ from tests.integration.engine_room import (
     Room,
     puppet_of,
     puppet_route,
-    room_with,
     settings_of,
     until,
 )
@@ -29,12 +27,6 @@ from workers.base import Health
 from workers.errors import RequestRejected, WorkerAuthError, WorkerOverloaded, WorkerUnavailable
 
 BREAKER = {"failures": 1, "open_s": 0.05}
-
-
-@pytest.fixture
-async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    async with room_with(monkeypatch) as room:
-        yield room
 
 
 def puppet_at(engine: Engine, at: int, route: str = "echo") -> Puppet:

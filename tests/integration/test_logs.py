@@ -24,7 +24,6 @@ from tests.integration.engine_room import (
     install,
     puppet_of,
     puppet_route,
-    room_with,
     settings_of,
     until,
 )
@@ -34,12 +33,6 @@ from workers.base import Completed, Generation, Output
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
 SECRET = "a-private-matter"
-
-
-@pytest.fixture
-async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    async with room_with(monkeypatch) as room:
-        yield room
 
 
 class Keeping(logging.Handler):

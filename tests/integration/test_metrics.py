@@ -23,7 +23,6 @@ from tests.integration.engine_room import (
     install,
     puppet_of,
     puppet_route,
-    room_with,
     settings_of,
     until,
 )
@@ -31,12 +30,6 @@ from workers.base import Completed, TokenUsage
 from workers.errors import WorkerUnavailable
 
 MARKER = "xyzzy-marker"
-
-
-@pytest.fixture
-async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    async with room_with(monkeypatch) as room:
-        yield room
 
 
 class Scrape:

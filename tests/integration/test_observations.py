@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -18,18 +17,11 @@ from tests.integration.engine_room import (
     install,
     puppet_of,
     puppet_route,
-    room_with,
     settings_of,
     until,
 )
 from workers.base import Completed, Generation, TokenUsage
 from workers.errors import WorkerOverloaded, WorkerUnavailable
-
-
-@pytest.fixture
-async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    async with room_with(monkeypatch) as room:
-        yield room
 
 
 class Notes:

@@ -26,7 +26,7 @@ async def q(valkey_url: str) -> AsyncIterator[QueueDriver]:
 
 
 async def take(q: QueueDriver) -> Look:
-    return await look(QueueInspector(q.queue), q.queue.redis)
+    return await look(QueueInspector(q.queue))
 
 
 async def test_a_look_costs_the_same_whatever_the_size_of_the_queue(
@@ -87,6 +87,6 @@ async def test_who_may_not_ask_for_the_memory_sees_the_rest(q: QueueDriver, valk
     await q.enqueue(new_job("a"))
     await q.queue.redis.execute_command("ACL", "SETUSER", "few", "on", ">x", "~*", "&*", "+@all", "-info")
     async with Redis.from_url(valkey_url.replace("://", "://few:x@")) as redis:
-        seen = await look(QueueInspector(PromptQueue(redis)), redis)
+        seen = await look(QueueInspector(PromptQueue(redis)))
     await q.queue.redis.execute_command("ACL", "DELUSER", "few")
     assert (seen.memory, seen.status.waiting) == (None, 1)

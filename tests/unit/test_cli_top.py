@@ -10,12 +10,12 @@ import pytest
 from rich.text import Text
 
 from scheduler.cli.admin.top.columns import Column, Section
-from scheduler.cli.admin.top.look import RECENT_MS, Look, Memory, Waits, rates, waits
+from scheduler.cli.admin.top.look import RECENT_MS, Look, Waits, rates, waits
 from scheduler.cli.admin.top.marks import bar, count, curve, one_line, rate, size
 from scheduler.cli.admin.top.view import draw, share_out, summary
 from scheduler.cli.admin.top.watch import TREND, Snapshot, Watch
 from scheduler.model import JobError, JobInfo, JobState
-from scheduler.queue.reports import EndpointStatus, LaneStatus, QueueStatus, WorkerInfo
+from scheduler.queue.reports import EndpointStatus, LaneStatus, QueueStatus, RedisMemory, WorkerInfo
 
 NOW_MS = 1_800_000_000_000
 ID = "01a20aff-5c1e-7f02-b8a5-6f9a3e9d5a11"
@@ -97,7 +97,7 @@ def look(**fields: Any) -> Look:
             "waits_by_lane": {"chat": Waits(12, 0.25, 1.0)},
             "waits_by_priority": {9: Waits(2, 0.1, 0.1), 5: Waits(10, 2.8, 9.0)},
             "dead": [letter()],
-            "memory": Memory(3 * 2**20, 2 * 2**30),
+            "memory": RedisMemory(used_bytes=3 * 2**20, max_bytes=2 * 2**30),
             **fields,
         }
     )

@@ -59,10 +59,10 @@ async def _top(at: Session, *, interval_s: float, once: bool, as_json: bool) -> 
     shown = console()
     async with at.client() as client:
         eye = _Eye(client)
-        watch = Watch(await look(eye.inspector, eye.redis), interval_s=interval_s)
+        watch = Watch(await look(eye.inspector), interval_s=interval_s)
         if once:
             await asyncio.sleep(interval_s)
-            watch.see(await look(eye.inspector, eye.redis))
+            watch.see(await look(eye.inspector))
             _show_once(watch, shown, as_json=as_json)
         elif shown.is_terminal and not shown.is_dumb_terminal and not as_json:
             await _show_live(watch, eye, shown)
@@ -74,7 +74,6 @@ class _Eye:
     """Looks at the queue of a client, and bears it when Redis is away."""
 
     def __init__(self, client: AsyncClient) -> None:
-        self.redis = client.queue.redis
         self.inspector = QueueInspector(client.queue)
         self._url = client.redis_url
 
@@ -86,7 +85,7 @@ class _Eye:
         """
         try:
             async with asyncio.timeout(NO_ANSWER_S):
-                watch.see(await look(self.inspector, self.redis))
+                watch.see(await look(self.inspector))
         except (RedisError, OSError) as error:
             if not passes(error):
                 raise

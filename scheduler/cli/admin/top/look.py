@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TypeVar
 
-from redis.asyncio import Redis
-from redis.exceptions import ResponseError
-
 from scheduler.model import JobInfo, JobState
 from scheduler.queue.inspection import QueueInspector
-from scheduler.queue.reports import QueueStatus, WorkerInfo
+from scheduler.queue.reports import QueueStatus, RedisMemory, WorkerInfo
 
 RUNNING_READ = 100
 DONE_READ = 100
@@ -22,14 +19,6 @@ DEAD_READ = 20
 RECENT_MS = 60_000
 
 Key = TypeVar("Key")
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What the server uses; `max_bytes` is its maxmemory, None without one."""
-
-    used_bytes: int
-    max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +44,10 @@ class Look:
     waits_by_lane: dict[str, Waits] = field(default_factory=dict)
     waits_by_priority: dict[int, Waits] = field(default_factory=dict)
     dead: list[JobInfo] = field(default_factory=list)
-    memory: Memory | None = None
+    memory: RedisMemory | None = None
 
 
-async def look(inspector: QueueInspector, redis: Redis) -> Look:
+async def look(inspector: QueueInspector) -> Look:
     """Ask how the queue stands: eight round trips, and those that `QueueInspector.status` has on top."""
     workers = await inspector.workers()
     status = await inspector.status(workers=workers)
@@ -74,18 +63,8 @@ async def look(inspector: QueueInspector, redis: Redis) -> Look:
         waits_by_lane=waits(((job.model, job) for job in started), status.at_ms),
         waits_by_priority=waits(((job.priority, job) for job in started), status.at_ms),
         dead=jobs[JobState.FAILED],
-        memory=await _memory(redis),
+        memory=await inspector.memory(),
     )
-
-
-async def _memory(redis: Redis) -> Memory | None:
-    """None where this user may not ask."""
-    try:
-        said = await redis.info("memory")
-    except ResponseError:
-        return None
-    used, most = said.get("used_memory"), said.get("maxmemory")
-    return Memory(int(used), int(most or 0) or None) if used is not None else None
 
 
 def waits(jobs: Iterable[tuple[Key, JobInfo]], now_ms: int) -> dict[Key, Waits]:

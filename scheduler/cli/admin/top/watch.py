@@ -36,7 +36,7 @@ class Snapshot:
             "at_ms": seen.status.at_ms,
             "away": self.away or None,
             "rates": self.rates,
-            "memory": dataclasses.asdict(seen.memory) if seen.memory else None,
+            "memory": seen.memory.model_dump() if seen.memory else None,
             "waits": {"lanes": _plain(seen.waits_by_lane), "priorities": _plain(seen.waits_by_priority)},
             "dead_letters": [
                 {
