@@ -8,6 +8,7 @@ token starts the text again.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -120,10 +121,19 @@ EVENT_TYPES: dict[str, type[Event]] = {
 }
 
 
-def parse_event_id(event_id: str) -> tuple[int, int]:
-    """Split `"<token>-<seq>"`."""
-    token, _, seq = event_id.partition("-")
-    return int(token), int(seq)
+_ID = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
+
+
+def parse_event_id(event_id: object) -> tuple[int, int]:
+    """Split `"<token>-<seq>"`.
+
+    Raises:
+        SchedulerError: it is no event id.
+    """
+    match = _ID.fullmatch(event_id) if isinstance(event_id, str) else None
+    if match is None:
+        raise SchedulerError(f"not an event id: {event_id!r}")
+    return int(match[1]), int(match[2])
 
 
 def decode_event(data: bytes | str) -> Event:

@@ -11,7 +11,7 @@ from scheduler.admin.dead import (
 )
 from scheduler.admin.doctor import Finding, Level, examine
 from scheduler.admin.jobs import requeue
-from scheduler.admin.lanes import known_lanes, purge
+from scheduler.admin.lanes import known_lanes, purge, purge_delayed
 
 __all__ = [
     "PROBLEMS",
@@ -26,6 +26,7 @@ __all__ = [
     "known_lanes",
     "purge",
     "purge_dead_letters",
+    "purge_delayed",
     "read_dead_letter",
     "requeue",
     "requeue_dead_letters",

@@ -33,3 +33,13 @@ async def purge(queue: PromptQueue, lane: str, priority: int | None = None) -> A
     """
     while purged := await queue.purge(lane, priority, chunk=PURGE_CHUNK):
         yield purged
+
+
+async def purge_delayed(
+    queue: PromptQueue, lane: str, priority: int | None = None
+) -> AsyncGenerator[int, None]:
+    """Cancel the delayed jobs of a lane, all or those of one priority; yields how many, a chunk at a time."""
+    start: int | None = 0
+    while start is not None:
+        start, purged = await queue.purge_delayed(lane, priority, start=start, chunk=PURGE_CHUNK)
+        yield purged

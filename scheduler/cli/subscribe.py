@@ -17,21 +17,25 @@ def subscribe(
     ctx: typer.Context,
     job_id: Annotated[str, typer.Argument(help="The job's id.", show_default=False)],
     *,
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="EVENT_ID", help="Only the events after this one.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The events as JSON, one a line.")] = False,
 ) -> None:
     """Show the events of a job: those that were, then those to come.
 
     Ends with the job, and exits with 0 if that is done, else with 1.
     """
-    last = run(_subscribe(session(ctx), job_id, as_json=as_json))
+    last = run(_subscribe(session(ctx), job_id, after, as_json=as_json))
     if not isinstance(last, Done):
         raise typer.Exit(1)
 
 
-async def _subscribe(at: Session, job_id: str, *, as_json: bool) -> Event | None:
+async def _subscribe(at: Session, job_id: str, after: str | None, *, as_json: bool) -> Event | None:
     event = None
     lines, shown = JsonLinesPrinter(), console()
-    async with at.client() as client, aclosing(client.job(job_id).events()) as events:
+    async with at.client() as client, aclosing(client.job(job_id).events(after=after)) as events:
         async for event in events:
             if as_json:
                 lines.show(event)

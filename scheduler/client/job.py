@@ -5,17 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
 
-from scheduler.errors import InvalidRequest, InvalidTransition, JobNotFound, NoTicket, ResultTimeout
-from scheduler.events import Done, Event
-from scheduler.model import JobInfo, JobResult, Priority
+from pydantic import Field, TypeAdapter, ValidationError
+
+from scheduler.errors import (
+    InvalidRequest,
+    InvalidTransition,
+    JobNotFound,
+    NoTicket,
+    ResultTimeout,
+    SchedulerError,
+)
+from scheduler.events import Done, Event, parse_event_id
+from scheduler.model import Duration, JobInfo, JobResult, JobState, Priority, invalid_request
 from scheduler.queue.inspection import QueueInspector
-from scheduler.queue.records import Reuse
+from scheduler.queue.records import START, Cursor, Reuse
 from scheduler.results.reader import read_events, read_result
 
 if TYPE_CHECKING:
     from scheduler.client.async_client import AsyncClient
+
+_DELAY: TypeAdapter[float] = TypeAdapter(Annotated[Duration, Field(ge=0)])
 
 
 class Job:
@@ -50,16 +62,20 @@ class Job:
         """The pub/sub channel on which this job's events appear as JSON."""
         return self._client.queue.channel(self.id)
 
-    async def events(self) -> AsyncGenerator[Event, None]:
+    async def events(self, *, after: str | None = None) -> AsyncGenerator[Event, None]:
         """All events of the job: those that were, then those to come. Ends after one terminal event.
 
+        `after` is the `id` of an event: you get those that follow it, none if it was the last one. If the
+        job's events do not reach that far (Redis lost data), you get all of them.
         While Redis is away it waits.
 
         Raises:
+            InvalidRequest: `after` is no event id.
             JobNotFound: no job has this id, or its record has expired.
         """
+        cursor = START if after is None else _cursor(after)
         async with self._client.reading() as (queue, subscriptions):
-            events = read_events(queue, subscriptions, self.id)
+            events = read_events(queue, subscriptions, self.id, after=cursor)
             try:
                 async for event in events:
                     if isinstance(event, Done):
@@ -123,6 +139,40 @@ class Job:
         if state.ended:
             raise InvalidTransition(f"job {self.id} is {state.value}; its priority changes no more")
 
+    async def reschedule(self, delay_s: float | timedelta) -> None:
+        """Let a delayed job become due in `delay_s` seconds; 0 lets it run now.
+
+        Raises:
+            InvalidRequest: no such delay.
+            InvalidTransition: the job is not delayed. A waiting one may be told to run now.
+            JobNotFound: no job has this id, or its record has expired.
+        """
+        delay_ms = _delay_ms(delay_s)
+        async with self._client.commands() as queue:
+            state = await queue.reschedule(self.id, delay_ms)
+        if state is None:
+            raise self._not_found()
+        if state.ended or state is JobState.RUNNING or (delay_ms and state is not JobState.DELAYED):
+            raise InvalidTransition(f"job {self.id} is {state.value}; only a delayed one can be rescheduled")
+
+    async def delete(self) -> None:
+        """Forget an ended job now, with its request, its answer and its events.
+
+        A finished answer that serves again under its dedup key serves no more.
+
+        Raises:
+            InvalidTransition: the job has not ended; cancel it first.
+            JobNotFound: no job has this id, or its record has expired.
+        """
+        async with self._client.commands() as queue:
+            reply = await queue.delete(self.id)
+        if reply == "not_found":
+            raise self._not_found()
+        if reply != "deleted":
+            raise InvalidTransition(
+                f"job {self.id} is {reply}; only an ended one can be deleted: cancel it first"
+            )
+
     async def cancel(self, *, force: bool = False) -> bool:
         """Give this caller's ticket back; the last one ends the job. `force` ends it whoever holds tickets.
 
@@ -146,3 +196,19 @@ class Job:
         return JobNotFound(
             f"no job {self.id} in queue {self._client.queue.name!r}: unknown, or its record has expired"
         )
+
+
+def _delay_ms(delay_s: object) -> int:
+    try:
+        return round(_DELAY.validate_python(delay_s) * 1000)
+    except ValidationError as error:
+        raise InvalidRequest(f"delay_s: {invalid_request(error)}", field="delay_s") from None
+
+
+def _cursor(event_id: object) -> Cursor:
+    try:
+        return parse_event_id(event_id)
+    except SchedulerError:
+        raise InvalidRequest(
+            f"after: give the id of an event, as '3-7', not {event_id!r}", field="after"
+        ) from None

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, suppress
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -124,9 +125,9 @@ class SyncJob:
     def __repr__(self) -> str:
         return f"SyncJob({self.id!r}, deduplicated={self.deduplicated})"
 
-    def events(self) -> Iterator[Event]:
+    def events(self, *, after: str | None = None) -> Iterator[Event]:
         """See `Job.events`."""
-        events = self._job.events()
+        events = self._job.events(after=after)
         try:
             while True:
                 try:
@@ -148,6 +149,14 @@ class SyncJob:
     def set_priority(self, priority: int) -> None:
         """See `Job.set_priority`."""
         self._thread.run(self._job.set_priority(priority))
+
+    def reschedule(self, delay_s: float | timedelta) -> None:
+        """See `Job.reschedule`."""
+        self._thread.run(self._job.reschedule(delay_s))
+
+    def delete(self) -> None:
+        """See `Job.delete`."""
+        self._thread.run(self._job.delete())
 
     def cancel(self, *, force: bool = False) -> bool:
         """See `Job.cancel`."""

@@ -296,6 +296,10 @@ class PromptQueue:
         """Change the priority of a job that has not ended. Returns its state, None if there is no job."""
         return _state(await self._scripts.run("reprioritize", job_id, priority))
 
+    async def reschedule(self, job_id: str, delay_ms: int) -> JobState | None:
+        """Let a delayed job become due in `delay_ms`; 0: now. Returns its state, None if there is no job."""
+        return _state(await self._scripts.run("reschedule", job_id, delay_ms))
+
     async def pause(self, lane: str) -> bool:
         """Stop claiming from a lane. Returns whether it had been open."""
         return bool(await self._scripts.run("pause", lane))
@@ -311,6 +315,14 @@ class PromptQueue:
         is in, "not_found" or "payload_lost".
         """
         reply: bytes = await self._scripts.run("requeue", job_id, request)
+        return reply.decode()
+
+    async def delete(self, job_id: str) -> str:
+        """Forget an ended job now, with its request and its answer.
+
+        Returns "deleted"; or why not: the state of a job that has not ended, or "not_found".
+        """
+        reply: bytes = await self._scripts.run("delete", job_id)
         return reply.decode()
 
     async def discard(self, job_ids: Sequence[str]) -> int:
@@ -344,6 +356,16 @@ class PromptQueue:
     async def purge(self, lane: str, priority: int | None = None, *, chunk: int = 500) -> int:
         """Cancel up to `chunk` waiting or held jobs of a lane; call again until it returns 0."""
         return int(await self._scripts.run("purge", lane, _optional(priority), chunk))
+
+    async def purge_delayed(
+        self, lane: str, priority: int | None = None, *, start: int = 0, chunk: int = 500
+    ) -> tuple[int | None, int]:
+        """Cancel those of a lane among `chunk` delayed jobs, from the `start`-th on.
+
+        Returns where to go on, None at the end, and how many were cancelled.
+        """
+        reply: list[int] = await self._scripts.run("purge_delayed", lane, _optional(priority), start, chunk)
+        return (None if reply[0] < 0 else reply[0]), reply[1]
 
     async def replay(self, job_id: str, after: Cursor = START, limit: int = REPLAY_LIMIT) -> Replay | None:
         """A job's state and its events after a cursor; None for an unknown job."""

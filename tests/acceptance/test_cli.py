@@ -356,6 +356,45 @@ def test_what_failed_can_run_again(program: Program, client: Client) -> None:
     assert f"job {job.id} is done" in refused.stderr
 
 
+def test_delayed_jobs_are_rescheduled_run_and_purged(program: Program, client: Client) -> None:
+    first, second = (client.enqueue(prompt, delay_s=3600) for prompt in ("one", "two"))
+    moved = program("admin", "jobs", "reschedule", first.id, "2h")
+    assert moved.stdout.startswith(f"{first.id}: due in 2")
+    assert program.json("admin", "jobs", "run-now", first.id)["state"] == "waiting"
+    assert program("admin", "jobs", "reschedule", first.id, "2h").exit_code == 2
+    assert (
+        program.json("admin", "queue", "purge", "echo", "--priority", "9", "--delayed", "--yes")["purged"]
+        == 0
+    )
+    asked = program("admin", "queue", "purge", "echo", "--delayed")
+    assert "Cancel 1 waiting jobs and up to 1 delayed ones of lane 'echo'?" in asked.stderr
+    assert program.json("admin", "queue", "purge", "echo", "--yes")["purged"] == 1
+    assert program.json("admin", "queue", "purge", "echo", "--delayed", "--yes")["purged"] == 1
+    assert second.info().reason == "purged"
+
+
+def test_an_ended_job_is_deleted_when_asked(program: Program, client: Client) -> None:
+    job = client.enqueue("a secret")
+    assert program("admin", "jobs", "delete", job.id, "--yes").exit_code == 2
+    job.cancel()
+    assert program("admin", "jobs", "delete", job.id).exit_code == 2, "nobody is there to ask"
+    assert program.json("admin", "jobs", "delete", job.id, "--yes") == {"job_id": job.id, "deleted": True}
+    assert program("admin", "jobs", "show", job.id).exit_code == 2
+
+
+def test_a_subscriber_goes_on_after_an_event(program: Program, client: Client) -> None:
+    job = client.enqueue("one")
+    job.cancel()
+    seen = [
+        json.loads(line)["type"]
+        for line in program("subscribe", job.id, "--json", "--after", "0-1").stdout.splitlines()
+    ]
+    assert seen == ["cancelled"]
+    wrong = program("subscribe", job.id, "--after", "yesterday")
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (2, 1)
+    assert "after: give the id of an event" in wrong.stderr
+
+
 def test_every_option_of_a_prompt_reaches_the_request(program: Program, client: Client) -> None:
     options = {
         "--model": "echo",
@@ -432,6 +471,9 @@ def test_json_of_the_admin_commands_has_the_keys_that_are_documented(
         ["admin", "jobs", "set-priority", "nobody", "3"],
         ["admin", "jobs", "requeue", "nobody"],
         ["admin", "jobs", "cancel", "nobody", "--yes"],
+        ["admin", "jobs", "run-now", "nobody"],
+        ["admin", "jobs", "reschedule", "nobody", "5m"],
+        ["admin", "jobs", "delete", "nobody", "--yes"],
         ["subscribe", "nobody"],
         ["admin", "queue", "pause", "nowhere"],
         ["admin", "queue", "purge", "nowhere", "--yes"],

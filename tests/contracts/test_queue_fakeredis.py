@@ -10,6 +10,7 @@ import pytest
 from scheduler.queue.queue import PromptQueue
 from tests.contracts.audit_contract import AuditContract
 from tests.contracts.limits_contract import LimitsContract
+from tests.contracts.operators_contract import OperatorsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
 from tests.contracts.suspects_contract import SuspectsContract
 
@@ -34,4 +35,8 @@ class TestSuspectsOnFakeredis(OnFakeredis, SuspectsContract):
 
 
 class TestAuditOnFakeredis(OnFakeredis, AuditContract):
+    pass
+
+
+class TestOperatorsOnFakeredis(OnFakeredis, OperatorsContract):
     pass

@@ -13,6 +13,7 @@ from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import WriteOutcome
 from tests.contracts.audit_contract import AuditContract
 from tests.contracts.limits_contract import LimitsContract
+from tests.contracts.operators_contract import OperatorsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
 from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, deltas, ending, new_job
 from tests.contracts.suspects_contract import SuspectsContract
@@ -118,4 +119,8 @@ class TestSuspectsOnServers(OnServers, SuspectsContract):
 
 
 class TestAuditOnServers(OnServers, AuditContract):
+    pass
+
+
+class TestOperatorsOnServers(OnServers, OperatorsContract):
     pass

@@ -388,6 +388,8 @@ async def test_an_unknown_job_is_not_found_by_any_call(client: AsyncClient) -> N
         job.result,
         job.info,
         lambda: job.cancel(force=True),
+        lambda: job.reschedule(0),
+        job.delete,
         lambda: job.set_priority(1),
         lambda: anext(events),
     ):
@@ -410,6 +412,73 @@ async def test_priority_changes_while_the_job_lives(client: AsyncClient) -> None
     await job.cancel()
     with pytest.raises(InvalidTransition, match="cancelled"):
         await job.set_priority(1)
+
+
+async def test_a_delayed_job_becomes_due_when_it_is_told(room: Room, client: AsyncClient) -> None:
+    job = await client.enqueue("x", delay_s=3600)
+    await job.reschedule(timedelta(hours=2))
+    info = await job.info()
+    assert (info.state, info.due_at_ms and info.due_at_ms - info.enqueued_at_ms > 3_600_000) == (
+        JobState.DELAYED,
+        True,
+    )
+    await job.reschedule(0)
+    await job.reschedule(0)
+    engine = await room.engine()
+    call = await puppet_of(engine).next_call()
+    with pytest.raises(InvalidTransition, match="running"):
+        await job.reschedule(0)
+    call.finish("now")
+    assert (await job.result(timeout_s=SOON_S)).text == "now"
+    with pytest.raises(InvalidTransition, match="done"):
+        await job.reschedule(5)
+
+
+@pytest.mark.parametrize("delay_s", [-1, math.nan, math.inf, "1", True, None])
+async def test_a_delay_that_is_none_is_refused(client: AsyncClient, delay_s: Any) -> None:
+    job = await client.enqueue("x", delay_s=60)
+    with pytest.raises(InvalidRequest) as refused:
+        await job.reschedule(delay_s)
+    assert refused.value.field == "delay_s"
+
+
+async def test_an_ended_job_is_forgotten_when_it_is_deleted(client: AsyncClient) -> None:
+    job = await client.enqueue("x")
+    with pytest.raises(InvalidTransition, match="waiting; only an ended one"):
+        await job.delete()
+    await job.cancel()
+    await job.delete()
+    with pytest.raises(JobNotFound):
+        await job.info()
+
+
+async def test_a_reader_goes_on_after_the_event_that_it_names(room: Room, client: AsyncClient) -> None:
+    engine = await room.engine()
+    job = await client.enqueue("x")
+    call = await puppet_of(engine).next_call()
+    call.say("one")
+    async with aclosing(job.events()) as events:
+        seen = [await anext(events) for _ in range(3)]
+    call.finish("two")
+    await job.result(timeout_s=SOON_S)
+    whole = [event async for event in job.events()]
+    assert whole[:3] == seen
+    for at, event in enumerate(whole):
+        assert [later async for later in job.events(after=event.id)] == whole[at + 1 :]
+
+
+async def test_a_reader_that_names_an_event_beyond_all_gets_all(client: AsyncClient) -> None:
+    job = await client.enqueue("x")
+    await job.cancel()
+    assert [event.type async for event in job.events(after="999-1")] == ["queued", "cancelled"]
+
+
+@pytest.mark.parametrize("after", ["", "7", "7-", "-7", "7-x", "7-1-1", "٣-1", 7, b"7-1", "1" * 40 + "-1"])
+async def test_an_event_id_that_is_none_is_refused(client: AsyncClient, after: Any) -> None:
+    job = await client.enqueue("x")
+    with pytest.raises(InvalidRequest) as refused:
+        await anext(job.events(after=after))
+    assert refused.value.field == "after"
 
 
 async def test_a_result_that_is_late_raises_and_cancels_nothing(room: Room, client: AsyncClient) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from scheduler.admin import known_lanes, requeue
 from scheduler.cli.admin.common import AsJson, Limit, Yes, breaker_text, confirm
-from scheduler.cli.arguments import parse_priority
+from scheduler.cli.arguments import parse_duration, parse_priority
 from scheduler.cli.output import (
     age,
     console,
@@ -203,6 +203,57 @@ async def _set_priority(at: Session, job_id: str, priority: int) -> JobInfo:
         job = client.job(job_id)
         await job.set_priority(priority)
         return await job.info()
+
+
+@app.command("reschedule")
+def reschedule(
+    ctx: typer.Context,
+    job_id: JobId,
+    delay_s: Annotated[
+        float,
+        typer.Argument(
+            parser=parse_duration, metavar="DURATION", help="When, from now: 90s, 2h.", show_default=False
+        ),
+    ],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Let a delayed job become due at another time."""
+    job = run(_reschedule(session(ctx), job_id, delay_s))
+    due = f"due in {age(delay_s)}" if job.state is JobState.DELAYED else job.state.value
+    _show_changed(job, due, as_json=as_json)
+
+
+@app.command("run-now")
+def run_now(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
+    """Let a delayed job run as soon as its turn comes, a retry's wait included."""
+    job = run(_reschedule(session(ctx), job_id, 0))
+    _show_changed(job, job.state.value, as_json=as_json)
+
+
+async def _reschedule(at: Session, job_id: str, delay_s: float) -> JobInfo:
+    async with at.client() as client:
+        job = client.job(job_id)
+        await job.reschedule(delay_s)
+        return await job.info()
+
+
+@app.command("delete")
+def delete(ctx: typer.Context, job_id: JobId, *, yes: Yes = False, as_json: AsJson = False) -> None:
+    """Forget an ended job now: its request, its answer, its events and its record."""
+    at = session(ctx)
+    job = run(_job(at, job_id))
+    confirm(f"Delete {job.state.value} job {job_id} and its text?", yes=yes)
+    run(_delete(at, job_id))
+    if as_json:
+        print_json({"job_id": job_id, "deleted": True})
+    else:
+        typer.echo(f"{job_id}: deleted")
+
+
+async def _delete(at: Session, job_id: str) -> None:
+    async with at.client() as client:
+        await client.job(job_id).delete()
 
 
 @app.command("cancel")

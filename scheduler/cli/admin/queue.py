@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from scheduler.admin import known_lanes, purge
+from scheduler.admin import known_lanes, purge, purge_delayed
 from scheduler.cli.admin.common import AsJson, Yes, breaker_text, confirm
 from scheduler.cli.arguments import parse_priority
 from scheduler.cli.output import (
@@ -167,36 +167,47 @@ def purge_lane(
         int | None,
         typer.Option("--priority", "-p", parser=parse_priority, metavar="0-9|NAME", help="Only this level."),
     ] = None,
+    delayed: Annotated[bool, typer.Option("--delayed", help="Its delayed jobs, too.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Cancel the waiting jobs of a lane.
 
-    Their callers are told. Held jobs go as well; running and delayed ones are left alone.
+    Their callers are told. Held jobs go as well, delayed ones with `--delayed`; running ones are left alone.
     """
     at = session(ctx)
-    waiting, held = run(_waiting(at, lane, priority))
-    and_held = f" and up to {held:,} held ones" if held else ""
-    confirm(f"Cancel {waiting:,} waiting jobs of lane {lane!r}{and_held}?", yes=yes)
-    purged = run(_purge(at, lane, priority))
+    counts = run(_unclaimed(at, lane, priority, delayed=delayed))
+    confirm(f"Cancel {_of_each(counts)} of lane {lane!r}?", yes=yes)
+    purged = run(_purge(at, lane, priority, delayed=delayed))
     if as_json:
         print_json({"lane": lane, "priority": priority, "purged": purged})
     else:
         typer.echo(f"{lane}: {purged:,} jobs cancelled")
 
 
-async def _waiting(at: Session, lane: str, priority: int | None) -> tuple[int, int]:
-    """How many jobs of a lane wait at that priority, and how many are held at any."""
+def _of_each(counts: dict[str, int]) -> str:
+    """How many of which: "7 waiting jobs and up to 2 held ones"."""
+    others = "".join(
+        f" and up to {n:,} {state} ones" for state, n in counts.items() if n and state != "waiting"
+    )
+    return f"{counts['waiting']:,} waiting jobs{others}"
+
+
+async def _unclaimed(at: Session, lane: str, priority: int | None, *, delayed: bool) -> dict[str, int]:
+    """How many jobs of a lane wait at that priority, and how many are held, or delayed if wished, at any."""
     async with at.client() as client:
         await known_lanes(client.queue, lane)
         status = await QueueInspector(client.queue).status()
     found = next((one for one in status.lanes if one.name == lane), None)
     if found is None:
-        return 0, 0
+        return {"waiting": 0}
     waiting = found.waiting if priority is None else found.by_priority.get(priority, 0)
-    return waiting, found.held
+    return {"waiting": waiting, "held": found.held, "delayed": found.delayed if delayed else 0}
 
 
-async def _purge(at: Session, lane: str, priority: int | None) -> int:
+async def _purge(at: Session, lane: str, priority: int | None, *, delayed: bool) -> int:
     async with at.client() as client:
-        return sum([chunk async for chunk in purge(client.queue, lane, priority)])
+        purged = sum([chunk async for chunk in purge(client.queue, lane, priority)])
+        if delayed:
+            purged += sum([chunk async for chunk in purge_delayed(client.queue, lane, priority)])
+        return purged

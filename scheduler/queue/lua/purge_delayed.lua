@@ -1,0 +1,24 @@
+#!lua flags=allow-oom
+-- Cancel delayed jobs of a lane, the soonest due first. One bounded chunk a call.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] lane  ARGV[2] priority, '' for every level  ARGV[3] from which delayed job on to look, 0 at first  ARGV[4] at how many
+-- returns {from where to go on, -1 at the end; how many were cancelled}
+-- @include "lib/clock"
+-- @include "lib/record"
+-- @include "lib/level"
+-- @include "lib/count"
+-- @include "lib/event"
+-- @include "lib/ending"
+
+local lane, only, from, chunk = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local ids, purged = redis.call('ZRANGE', delayed_key, from, from + chunk - 1), 0
+for _, id in ipairs(ids) do
+  local rec = read(id, ENDING)
+  if sound(rec) and rec.s == 'delayed' and rec.l == lane and (only == '' or only == rec.p) then
+    end_job(id, rec, 'cancelled', 'purged')
+    purged = purged + 1
+  end
+end
+save_ended()
+save_counts()
+return { #ids < chunk and -1 or from + chunk - purged, purged }
