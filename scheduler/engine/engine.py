@@ -538,7 +538,7 @@ class Engine:
     def _refused(self, job_id: str, token: int) -> None:
         """A write was refused: the job was cancelled, expired, or given to another."""
         attempt = self._attempts.get(token)
-        if attempt is None or attempt.stop is Stop.LOST:
+        if attempt is None or attempt.job.id != job_id or attempt.stop is Stop.LOST:
             return
         # Cancelled, most likely: that is no event of this process.
         logger.debug("job %s is not ours any more; letting go of it", job_id, extra=ids_of(attempt.job))

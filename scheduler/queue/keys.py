@@ -43,11 +43,15 @@ _KEYS: dict[str, str] = {
     "wake": "k:",  # LIST   of a lane: one token when there is work
     "urgent": "ku:",  # LIST   of a lane: one token when there is work of priority 8 or 9
     "work": "work:",  # LIST   of a lane: as many entries as a place needs seconds for what waits
-    "channel": "ch:",  # pub/sub channel of a job
-    "control": "ctl",  # pub/sub channel to the worker processes
+    "channel": "{db}:ch:",  # pub/sub channel of a job: pub/sub knows no databases, so their names do
+    "control": "{db}:ctl",  # pub/sub channel to the worker processes
     "arq": "arq",  # arq's own queue of a worker process: run_prompt
     "health": "health:",  # arq's health check of one worker process
 }
+
+
+def _suffixes(db: int) -> dict[str, str]:
+    return {name: suffix.replace("{db}", str(db)) for name, suffix in _KEYS.items()}
 
 
 _FIXED = {suffix: name for name, suffix in _KEYS.items() if not suffix.endswith(":")}
@@ -58,18 +62,19 @@ _FAMILIES = {suffix: name for name, suffix in _KEYS.items() if suffix.endswith("
 
 
 class Keys:
-    """The keys of one queue."""
+    """The keys of one queue, and its channels in the database `db`."""
 
-    def __init__(self, queue: str) -> None:
+    def __init__(self, queue: str, db: int = 0) -> None:
         self.prefix = f"ps:{{{queue}}}:"
+        self._suffixes = _suffixes(db)
 
     def fixed(self, name: str) -> str:
         """A key that there is once a queue: `fixed("meta")`."""
-        return self.prefix + _KEYS[name]
+        return self.prefix + self._suffixes[name]
 
     def of(self, name: str, ident: str) -> str:
         """A key that belongs to a job, a lane or a worker: `of("record", job_id)`."""
-        return f"{self.prefix}{_KEYS[name]}{ident}"
+        return f"{self.prefix}{self._suffixes[name]}{ident}"
 
     def level(self, lane: str, priority: int) -> str:
         """ZSET: waiting jobs of a lane at one priority, by enqueue time in µs."""
@@ -112,14 +117,14 @@ class Keys:
         return tenant or DEFAULT_TENANT, dedup_hash
 
 
-def lua_keys(source: str) -> str:
+def lua_keys(source: str, db: int = 0) -> str:
     """The same spelling for a script: definitions of those of the names that `source` uses.
 
     `KEYS[1]` is the queue's prefix. A fixed key is a string, `meta_key`; others are functions:
-    `record_key(id)`.
+    `record_key(id)`. A script cannot ask for the number of its database, so its text has it.
     """
     lines = ["local prefix = KEYS[1]"]
-    for name, suffix in _KEYS.items():
+    for name, suffix in _suffixes(db).items():
         if suffix.endswith(":"):
             line = f"local function {name}_key(id) return prefix .. '{suffix}' .. id end"
         else:

@@ -58,8 +58,9 @@ class PromptQueue:
     def __init__(self, redis: Redis, name: str = "default", *, script_flags: bool = True) -> None:
         self.redis = redis
         self.name = name
-        self.keys = Keys(name)
-        self._scripts = Scripts(redis, self.keys.prefix, flags=script_flags)
+        db = _database(redis)
+        self.keys = Keys(name, db)
+        self._scripts = Scripts(redis, self.keys.prefix, flags=script_flags, db=db)
 
     async def load(self) -> None:
         """Send the scripts to the server ahead of their first use."""
@@ -399,6 +400,11 @@ class PromptQueue:
             pipe.zrem(self.keys.fixed("workers"), worker)
             pipe.delete(self.keys.of("worker", worker), self.keys.of("claimed", worker))
             await pipe.execute()
+
+
+def _database(redis: Redis) -> int:
+    """The number of the database that a client talks to, wherever its URL says so."""
+    return int(redis.connection_pool.connection_kwargs.get("db") or 0)
 
 
 async def _texts(pipe: Pipeline, key: str) -> list[tuple[str, str]]:

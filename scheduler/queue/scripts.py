@@ -51,8 +51,8 @@ NAMES = (
 
 
 @cache
-def source(name: str, *, flags: bool = True) -> str:
-    """The text of a script as the server gets it: its includes put in, its keys spelled out.
+def source(name: str, *, flags: bool = True, db: int = 0) -> str:
+    """The text of a script as the server gets it: its includes put in, its keys and channels spelled out.
 
     Of the includes it has what it uses: Lua makes every function anew in each call.
 
@@ -62,7 +62,7 @@ def source(name: str, *, flags: bool = True) -> str:
     first_line = _SHEBANG.match(text)
     body = _used(_INCLUDE.sub(lambda match: _read(match["name"]).rstrip(), _SHEBANG.sub("", text)))
     head = first_line.group() if first_line and flags else ""
-    return f"{head}{lua_keys(body)}\n{body}"
+    return f"{head}{lua_keys(body, db)}\n{body}"
 
 
 def _used(body: str) -> str:
@@ -90,12 +90,12 @@ def _read(name: str) -> str:
 
 
 class Scripts:
-    """The scripts of one queue on one Redis."""
+    """The scripts of one queue on one Redis, in the database `db`."""
 
-    def __init__(self, redis: Redis, prefix: str, *, flags: bool = True) -> None:
+    def __init__(self, redis: Redis, prefix: str, *, flags: bool = True, db: int = 0) -> None:
         self._redis = redis
         self._prefix = prefix
-        self._sources = {name: source(name, flags=flags) for name in NAMES}
+        self._sources = {name: source(name, flags=flags, db=db) for name in NAMES}
         self._shas = {
             name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
             for name, text in self._sources.items()

@@ -124,3 +124,21 @@ class TestAuditOnServers(OnServers, AuditContract):
 
 class TestOperatorsOnServers(OnServers, OperatorsContract):
     pass
+
+
+async def test_databases_of_one_server_do_not_hear_each_other(server_url: str) -> None:
+    async with Redis.from_url(f"{server_url}/0") as one, Redis.from_url(f"{server_url}/1") as other:
+        here, there = QueueDriver(PromptQueue(one, "shared")), QueueDriver(PromptQueue(other, "shared"))
+        job = await here.running("a")
+        assert (await there.running("a")).token == job.token
+        async with one.pubsub() as pubsub:
+            await pubsub.psubscribe("*")
+            assert (await pubsub.get_message(timeout=5))["type"] == "psubscribe"
+            await there.publish(job, "not yours")
+            await there.queue.cancel("a")
+            await here.publish(job, "yours")
+            heard = [await pubsub.get_message(timeout=5) for _ in range(4)]
+        channels = [message["channel"].decode() for message in heard if message]
+        foreign = [there.queue.channel("a"), there.queue.control_channel, there.queue.channel("a")]
+        assert channels == [*foreign, here.queue.channel("a")]
+        assert not {*foreign} & {here.queue.channel("a"), here.queue.control_channel}

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any
 
+import orjson
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -447,6 +448,22 @@ async def test_a_cancelled_job_lets_go_of_its_call_and_its_place(room: Room) -> 
     with pytest.raises(JobCancelled):
         await job.result(timeout_s=SOON_S)
     await until(lambda: at_rest(engine))
+
+
+async def test_a_control_message_of_another_job_cancels_nothing(room: Room) -> None:
+    engine, client = await room.engine(), await room.client()
+    job = await client.enqueue("a")
+    call = await puppet_of(engine).next_call()
+    (token,) = engine._attempts
+    for order in ({"cancel": "another", "token": token}, {"cancel": job.id, "token": token + 1}, [], 7):
+        await room.redis.publish(engine.queue.control_channel, orjson.dumps(order))
+    other = await client.enqueue("b")
+    other_call = await puppet_of(engine).next_call()
+    await other.cancel()  # heard after all of those
+    await asyncio.wait_for(other_call.aborted.wait(), SOON_S)
+    assert not call.aborted.is_set()
+    call.finish("answer")
+    assert (await job.result(timeout_s=SOON_S)).text == "answer"
 
 
 async def test_a_job_cancelled_between_claim_and_first_step_takes_no_place(room: Room) -> None:

@@ -7,8 +7,10 @@ from importlib import resources
 
 import pytest
 
+from scheduler.connection import open_redis
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.keys import Keys, lua_keys
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.scripts import NAMES, source
 
 LUA = resources.files("scheduler.queue").joinpath("lua")
@@ -66,6 +68,32 @@ def test_a_script_makes_no_function_for_nothing(name: str) -> None:
 def test_lua_gets_only_the_keys_it_uses() -> None:
     text = lua_keys("return redis.call('GET', record_key(id) .. meta_key)")
     assert re.findall(r"\b(\w+_key)\b", text) == ["meta_key", "record_key"]
+
+
+@pytest.mark.parametrize(
+    ("url", "db"),
+    [
+        ("redis://host", 0),
+        ("redis://host/0", 0),
+        ("redis://host:6379/2", 2),
+        ("redis://host?db=3", 3),
+        ("rediss://user:secret@host/4", 4),
+        ("unix:///run/redis.sock", 0),
+        ("unix:///run/redis.sock?db=5", 5),
+        ("redis+sentinel://one,two/service", 0),
+        ("redis+sentinel://one,two/service/6", 6),
+    ],
+)
+def test_channels_carry_the_database_that_the_url_names(url: str, db: int) -> None:
+    queue = PromptQueue(open_redis(url), "q")
+    assert queue.channel("a") == f"ps:{{q}}:{db}:ch:a"
+    assert queue.control_channel == f"ps:{{q}}:{db}:ctl"
+
+
+def test_scripts_publish_where_their_database_is_heard() -> None:
+    text = source("cancel", db=7)
+    assert "prefix .. '7:ch:'" in text
+    assert "prefix .. '7:ctl'" in text
 
 
 @pytest.mark.parametrize("tenant", ["default", "acme", "a:b", "x/y@z"])
