@@ -295,7 +295,7 @@ def circumstances(bench: Bench) -> dict[str, str]:
     }
 
 
-def figures(bench: Bench, made: dict[str, str]) -> dict[str, Any]:
+def figures(bench: Bench, made: Mapping[str, object]) -> dict[str, Any]:
     """All that was found, as kept in figures.json."""
     return {
         **made,

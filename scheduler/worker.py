@@ -155,7 +155,7 @@ async def _primary(url: str) -> tuple[str, int]:
     pool = cast("SentinelConnectionPool", connection_pool(url, retries=0))
     try:
         with translated(url):
-            host, port = await pool.get_master_address()  # type: ignore[no-untyped-call]
+            host, port = await pool.get_master_address()
         return str(host), int(port)
     finally:
         await pool.disconnect()

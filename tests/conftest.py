@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import which
 
 import pytest
 import redis
 
+from scheduler import Job, SchedulerError
 from scheduler.embedded import OLDEST, EmbeddedServer, bundled_binary, server_binary, server_version
 from scheduler.errors import ConfigError
 
@@ -70,6 +71,13 @@ def server_url(request: pytest.FixtureRequest) -> str:
     """First the one, then the other: for what has to hold on both."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+def accepted(outcomes: Sequence[Job | SchedulerError]) -> list[Job]:
+    """The jobs of an `enqueue_many` that refused none."""
+    jobs = [outcome for outcome in outcomes if isinstance(outcome, Job)]
+    assert len(jobs) == len(outcomes), outcomes
+    return jobs
 
 
 def _emptied(url: str) -> str:

@@ -24,7 +24,7 @@ OF_CELERY = (
 
 async def total_less(size: str, key: str, redis: Redis, total: int) -> int:
     """For a queue that keeps its jobs at `key` until their results are stored: `size` says how many."""
-    return total - int(await redis.execute_command(size, key))  # type: ignore[no-untyped-call] # redis-py
+    return total - int(await redis.execute_command(size, key))  # redis-py
 
 
 async def results(own: tuple[str, ...], redis: Redis, total: int) -> int:

@@ -111,7 +111,7 @@ async def _channels(redis: Redis, queue: PromptQueue) -> Finding:
 async def _ask(redis: Redis, command: str, *args: str) -> Any:
     """The answer, or None where this user may not ask: managed servers forbid CONFIG."""
     try:
-        return await redis.execute_command(command, *args)  # type: ignore[no-untyped-call]
+        return await redis.execute_command(command, *args)
     except ResponseError:
         return None
 

@@ -107,7 +107,7 @@ class PromptQueue:
             rates = {name: value for name, value in before.items() if _route_of(name) in others}
             fields = {**rates, **limits.fields()}
             changed = [name for name, value in fields.items() if before.get(name, value) != value]
-            pipe.multi()  # type: ignore[no-untyped-call]
+            pipe.multi()
             pipe.delete(conf_key, limits_key)
             pipe.hset(conf_key, mapping={**bounds, **conf, "limits": kinds_of(fields)})
             pipe.hset(self.keys.fixed("routes"), mapping=dict(routes))

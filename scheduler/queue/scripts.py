@@ -112,10 +112,10 @@ class Scripts:
         """Run one script; load it first if the server does not have it."""
         command = ("EVALSHA", self._shas[name], 1, self._prefix, *args)
         try:
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+            return await self._redis.execute_command(*command)
         except NoScriptError:
             await self.load()
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+            return await self._redis.execute_command(*command)
 
     async def run_all(self, calls: Sequence[Call]) -> list[Any]:
         """Run several scripts in order, in one round trip.

@@ -197,7 +197,7 @@ class Subscriptions:
 
     async def _connect(self) -> PubSub:
         pubsub = self._redis.pubsub()
-        await pubsub.connect()  # type: ignore[no-untyped-call]
+        await pubsub.connect()
         # redis-py would reconnect in silence; what was missed meanwhile has to be known.
         connection: Any = pubsub.connection
         self._own = (connection, connection.retry, connection.retry_on_error)
@@ -230,7 +230,7 @@ class Subscriptions:
             connection, retry, retry_on_error = self._own
             connection.retry, connection.retry_on_error = retry, retry_on_error
             with suppress(RedisError, OSError):
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
+                await pubsub.aclose()
 
 
 def _is_connected(pubsub: PubSub) -> bool:

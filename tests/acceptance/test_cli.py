@@ -20,7 +20,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from scheduler import Client, DedupMode, JobFailed, JobState, PromptRequest
+from scheduler import Client, DedupMode, JobFailed, JobState
 from scheduler.cli import app
 from tests.acceptance.conftest import StartWorker, slow_echo
 
@@ -505,10 +505,10 @@ def test_worker_processes_are_listed_and_the_doctor_is_content(
 
 def test_worker_is_arqs(program: Program, client: Client) -> None:
     assert program.run("worker", "--check").returncode == 1, "none is running"
-    jobs = client.enqueue_many([PromptRequest(prompt=f"prompt {n}") for n in range(20)])
+    jobs = [client.enqueue(f"prompt {n}") for n in range(20)]
     done = program.run("worker", "--burst")
     assert done.returncode == 0, done.stderr
-    assert all(job.info().state is JobState.DONE for job in jobs)  # type: ignore[union-attr]
+    assert all(job.info().state is JobState.DONE for job in jobs)
 
 
 def test_worker_that_serves_answers_the_check(program: Program) -> None:

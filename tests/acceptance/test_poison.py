@@ -9,6 +9,7 @@ import pytest
 
 from scheduler import AsyncClient, JobFailed, JobState, PromptRequest
 from tests.acceptance.conftest import StartWorker
+from tests.conftest import accepted
 
 STAGE = '''
 """A stage as somebody might write it: one prompt makes the process crash."""
@@ -50,7 +51,7 @@ async def test_poison_among_two_hundred_in_flight_ends_alone_in_the_dead_letters
     innocent = [f"innocent number {n}" for n in range(199)]
     async with AsyncClient(valkey_url) as client:
         poison = await client.enqueue("poison", priority=9)
-        jobs = await client.enqueue_many([PromptRequest(prompt=prompt) for prompt in innocent])
+        jobs = accepted(await client.enqueue_many([PromptRequest(prompt=prompt) for prompt in innocent]))
         deaths = 0
         while (await poison.info()).state is not JobState.FAILED:
             worker = await asyncio.to_thread(start_fragile, valkey_url)
@@ -59,11 +60,11 @@ async def test_poison_among_two_hundred_in_flight_ends_alone_in_the_dead_letters
             deaths += worker.poll() is not None
         for _ in range(3):
             await asyncio.to_thread(start_fragile, valkey_url)
-        results = await asyncio.gather(*(job.result(timeout_s=60) for job in jobs))  # type: ignore[union-attr]
+        results = await asyncio.gather(*(job.result(timeout_s=60) for job in jobs))
         with pytest.raises(JobFailed) as failed:
             await poison.result(timeout_s=1)
-        infos = await asyncio.gather(*(job.info() for job in jobs))  # type: ignore[union-attr]
-        totals = await client.queue.redis.hgetall(client.queue.keys.fixed("meta"))  # type: ignore[misc]
+        infos = await asyncio.gather(*(job.info() for job in jobs))
+        totals = await client.queue.redis.hgetall(client.queue.keys.fixed("meta"))  # type: ignore[misc]  # redis-py has one type for sync and async
         dead = await client.queue.redis.zrange(client.queue.keys.fixed("dead"), 0, -1)
     assert deaths == 3
     assert failed.value.reason == "poison"

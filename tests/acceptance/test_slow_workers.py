@@ -10,6 +10,7 @@ import pytest
 
 from scheduler import AsyncClient, Job, JobExpired, JobState, PromptRequest
 from tests.acceptance.conftest import StartWorker, slow_echo
+from tests.conftest import accepted
 
 STAGE = '''
 """A stage that blocks the event loop of its process, once."""
@@ -158,7 +159,7 @@ async def test_a_rolling_restart_of_four_workers_loses_and_repeats_nothing(
         async def load() -> None:
             while not stop.is_set():
                 requests = [PromptRequest(prompt=f"a b c d e f {len(jobs) + n}") for n in range(10)]
-                jobs.extend(await client.enqueue_many(requests))  # type: ignore[arg-type]
+                jobs.extend(accepted(await client.enqueue_many(requests)))
                 await asyncio.sleep(0.05)
 
         loading = asyncio.create_task(load())
@@ -169,7 +170,7 @@ async def test_a_rolling_restart_of_four_workers_loses_and_repeats_nothing(
         stop.set()
         await loading
         results = await asyncio.gather(*(job.result(timeout_s=60) for job in jobs))
-        totals = await client.queue.redis.hgetall(client.queue.keys.fixed("meta"))  # type: ignore[misc]
+        totals = await client.queue.redis.hgetall(client.queue.keys.fixed("meta"))  # type: ignore[misc]  # redis-py has one type for sync and async
     assert len(jobs) > 100
     assert [result.text for result in results] == [f"a b c d e f {n}" for n in range(len(jobs))]
     assert {result.attempts for result in results} == {1}

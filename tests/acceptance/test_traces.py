@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -73,8 +73,7 @@ class Receiver:
         return sorted(found, key=lambda span: span.start_time_unix_nano)
 
 
-def attributes_of(found: object) -> dict[str, object]:
-    pairs: list[KeyValue] = list(found)  # type: ignore[call-overload]
+def attributes_of(pairs: Iterable[KeyValue]) -> dict[str, object]:
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value") or "") for pair in pairs}
 
 

@@ -66,7 +66,7 @@ async def judge(arena: Arena) -> Verdict:
     async with redis.asyncio.Redis.from_url(arena.server.direct_url) as client:
         queue = PromptQueue(client, "default")
         await queue.load()
-        meta = await client.hgetall(queue.keys.fixed("meta"))  # type: ignore[misc]
+        meta = await client.hgetall(queue.keys.fixed("meta"))
         totals = {key[2:].decode(): int(n) for key, n in meta.items() if key.startswith(b"t:")}
         verdict.figures |= {"jobs promised": len(promises), "jobs enqueued": totals.get("enqueued", 0)}
         await _judge_jobs(arena, queue, promises, verdict)
@@ -209,7 +209,7 @@ async def _judge_leftovers(queue: PromptQueue, verdict: Verdict) -> None:
     for name in ("leases", "delayed", "deadlines"):
         if left := await queue.redis.zcard(queue.keys.fixed(name)):
             verdict.problems.append(f"{left} left in {name}")
-    waiting = int(await queue.redis.hget(queue.keys.fixed("meta"), "n") or 0)  # type: ignore[misc]
+    waiting = int(await queue.redis.hget(queue.keys.fixed("meta"), "n") or 0)  # type: ignore[misc]  # redis-py has one type for sync and async
     if waiting:
         verdict.problems.append(f"{waiting} jobs wait")
     live = len([key async for key in queue.redis.scan_iter(match=f"{queue.keys.prefix}c:*")])

@@ -143,7 +143,7 @@ class Load:
         requests = []
         for name, kind in kinds:
             self._enqueued += 1
-            fields = {"model": "echo", "priority": self._rng.randrange(10)}
+            fields: dict[str, Any] = {"model": "echo", "priority": self._rng.randrange(10)}
             fields |= kind.make(self._rng, self._enqueued)
             if fields.get("dedup_key"):
                 fields["dedup_key"] += f" {self._run}"

@@ -495,7 +495,7 @@ class LimitsContract(OnQueue):
     async def test_requests_and_tokens_both_have_to_be_there(self, q: QueueDriver) -> None:
         await q.configure(tenants={ACME: RateLimit(requests=600, tokens=600)})
         for kind in ("requests", "tokens"):
-            await q.drain_limit(f"t:{ACME}", kind)  # type: ignore[arg-type]
+            await q.drain_limit(f"t:{ACME}", kind)
             await q.enqueue(acme_job(kind))
             assert await q.state(kind) == "held"
             await q.queue.purge(LANE)

@@ -22,6 +22,7 @@ from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import (
     START,
     Conflict,
+    Cursor,
     Enqueued,
     Full,
     Publication,
@@ -90,6 +91,11 @@ class OnQueue:
     @pytest.fixture
     def untidy(self) -> None:
         """The test leaves garbage behind, so that an audit would find it."""
+
+
+def cursor_of(event: bytes) -> Cursor:
+    token, _, seq = orjson.loads(event)["id"].partition("-")
+    return int(token), int(seq)
 
 
 class QueueContract(OnQueue):
@@ -212,7 +218,7 @@ class QueueContract(OnQueue):
             await q.backdate(name, i * 37 % 100)
         positions = {name: await q.queue.position(name) for name in names}
         assert sorted(positions, key=lambda name: positions[name] or 0) == await q.claimed_ids()
-        assert sorted(positions.values(), key=int) == list(range(len(names)))  # type: ignore[arg-type]
+        assert set(positions.values()) == set(range(len(names)))
 
     async def test_position_counts_those_that_have_aged_just_as_much_at_a_higher_level(
         self, q: QueueDriver, untidy: None
@@ -947,7 +953,7 @@ class QueueContract(OnQueue):
             assert await q.work() == most
 
     async def test_refusals_count_by_whose_bound_was_reached(self, q: QueueDriver) -> None:
-        await q.configure(max_waiting=3, **{f"max_waiting:{LANE}": 1})
+        await q.configure(max_waiting=3, max_waiting__chat=1)
         await q.enqueue(new_job("a"), new_job("b"))
         await q.enqueue(new_job("c", lane="other"), new_job("d", lane="other"), new_job("e", lane="other"))
         meta = await q.meta()
@@ -1033,7 +1039,7 @@ class QueueContract(OnQueue):
         await q.publish(job, *"fg", first_seq=3)
         await q.finish(job, seq=5)
         every = (await q.replay("a")).events[1:]
-        ids = [tuple(map(int, orjson.loads(raw)["id"].split("-"))) for raw in every]
+        ids = [cursor_of(raw) for raw in every]
         assert len(every) == 9
         for at, cursor in enumerate(ids):
             assert (await q.replay("a", cursor)).events == every[at + 1 :]

@@ -100,7 +100,7 @@ class SuspectsContract(OnQueue):
         await q.enqueue(*[new_job(name) for name in names])
         deaths = 0
         finished: list[str] = []
-        running: list[ClaimedJob] = []
+        running: tuple[ClaimedJob, ...] = ()
         while len(finished) < 199:
             running = (await q.claim_all()).jobs
             if "j077" in {job.id for job in running}:

@@ -615,7 +615,8 @@ class QueueModel(RuleBasedStateMachine):
 
     def release(self, tenant: str) -> int:
         """What a tick does with the held jobs of a tenant: of a limited one it lets one go, of others all."""
-        limited, released = self.is_limited(tenant), []
+        limited = self.is_limited(tenant)
+        released: list[ModelJob] = []
         while not (limited and released) and self.may_begin(tenant):
             held = [job for job in self.live("held") if job.tenant == tenant and self.goes_first(job)]
             if not held:
@@ -778,15 +779,15 @@ class QueueModel(RuleBasedStateMachine):
 class LimitsModel(QueueModel):
     """The same with fewer kinds of steps: more of them meet jobs that are held."""
 
-    cancel = pause = resume = purge = requeue = None  # type: ignore[assignment]
-    publish = send_again = claim_again = read_events = change_limits = None  # type: ignore[assignment]
+    cancel = pause = resume = purge = requeue = None  # type: ignore[assignment]  # a rule taken away
+    publish = send_again = claim_again = read_events = change_limits = None  # type: ignore[assignment]  # a rule taken away
 
 
 class SuspectsModel(QueueModel):
     """The same with fewer kinds of steps, and all jobs suspects at first."""
 
-    publish = send_again = claim_again = read_events = change_limits = None  # type: ignore[assignment]
-    pause = resume = None  # type: ignore[assignment]
+    publish = send_again = claim_again = read_events = change_limits = None  # type: ignore[assignment]  # a rule taken away
+    pause = resume = None  # type: ignore[assignment]  # a rule taken away
     begins_with_suspects = True
 
 

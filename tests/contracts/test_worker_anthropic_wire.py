@@ -54,7 +54,8 @@ def said(*events: dict[str, Any], reason: str | None = "end_turn", end: bool = T
         "message": {"model": "claude-1", "usage": {**usage, "output_tokens": 1}},
     }
     stop = {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 7}}
-    return [start, {"type": "ping"}, *events, *([stop, {"type": "message_stop"}] if end else [])]
+    last: list[dict[str, Any]] = [stop, {"type": "message_stop"}] if end else []
+    return [start, {"type": "ping"}, *events, *last]
 
 
 def block(index: int, kind: str, **content: Any) -> dict[str, Any]:

@@ -402,8 +402,8 @@ async def test_server_that_hangs_up_or_talks_nonsense_is_unavailable(
     assert type(await error_of(worker, PROMPT)) is WorkerUnavailable
 
 
-def worker_with(server: FakeServer, **limits: float) -> LlamaCppWorker:
-    return LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url, **limits))  # type: ignore[arg-type]
+def worker_with(server: FakeServer, **limits: Any) -> LlamaCppWorker:
+    return LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url, **limits))
 
 
 @pytest.mark.parametrize("generation", [PROMPT, CHAT])

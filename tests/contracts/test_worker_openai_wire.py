@@ -70,7 +70,7 @@ def delta(finish_reason: str | None = None, **content: Any) -> dict[str, Any]:
     return {"model": "gpt-1", "choices": [{"index": 0, "delta": content, "finish_reason": finish_reason}]}
 
 
-def text(index: int, said: str, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
+def text(index: int, said: object, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
     choice = {"index": index, "text": said, "finish_reason": finish_reason}
     return {"model": "gpt-1", "choices": [choice], **more}
 
@@ -467,7 +467,7 @@ async def test_garbage_in_a_chat_is_a_protocol_error(
 
 @pytest.mark.parametrize(
     "garbage",
-    [{"choices": 5}, {"choices": [{}]}, text(1, "a"), text(0, 5), {"choices": [{"index": []}]}],  # type: ignore[arg-type]
+    [{"choices": 5}, {"choices": [{}]}, text(1, "a"), text(0, 5), {"choices": [{"index": []}]}],
 )
 async def test_garbage_in_a_completion_is_a_protocol_error(server: FakeServer, garbage: Any) -> None:
     server.script = stream(garbage, DONE)

@@ -11,6 +11,7 @@ from scheduler import AsyncClient, Delta, JobFailed, PromptRequest
 from scheduler.client import Job
 from scheduler.queue.inspection import QueueInspector
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
+from tests.conftest import accepted
 from tests.engines.test_llama_cpp_worker import requests_processing
 from tests.engines.test_vllm_worker import running
 
@@ -64,7 +65,7 @@ async def test_prompts_that_the_engine_refuses_fail_alone_with_its_words(
     bad = PromptRequest(prompt="x y " * context, model="chat", params={"max_tokens": 8})
     requests = [one for n in range(BAD) for one in (*good[n * 20 : n * 20 + 20], bad)]
     async with AsyncClient(served) as client:
-        jobs = await client.enqueue_many(requests)
+        jobs = accepted(await client.enqueue_many(requests))
         outcomes = await asyncio.gather(*(job.result(timeout_s=200) for job in jobs), return_exceptions=True)
         totals = (await QueueInspector(client.queue).status()).totals
     failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]

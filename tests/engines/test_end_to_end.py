@@ -10,6 +10,7 @@ import pytest
 
 from scheduler import AsyncClient, Delta, Done, Job, JobFailed, PromptRequest
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
+from tests.conftest import accepted
 from tests.engines.conftest import LlamaServer
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -34,7 +35,7 @@ async def test_many_prompts_share_calls_and_each_gets_its_own_answer(worker: str
             PromptRequest(prompt=f"Prompt number {n}", model="chat", params={"max_tokens": 8, "seed": n % 3})
             for n in range(60)
         ]
-        jobs = await client.enqueue_many(requests)
+        jobs = accepted(await client.enqueue_many(requests))
         results = await asyncio.gather(*(job.result(timeout_s=60) for job in jobs))
     assert all(result.usage.output_tokens == 8 for result in results)
     assert all(result.finish_reason == "length" for result in results)
@@ -63,7 +64,7 @@ async def test_a_prompt_that_overflows_the_context_fails_alone_with_the_engines_
     async with AsyncClient(worker) as client:
         good = [PromptRequest(prompt=f"fine {n}", model="chat", params={"max_tokens": 4}) for n in range(12)]
         bad = PromptRequest(prompt="x y " * llama_server.slot_tokens, model="chat", params={"max_tokens": 4})
-        jobs = await client.enqueue_many([*good[:6], bad, *good[6:]])
+        jobs = accepted(await client.enqueue_many([*good[:6], bad, *good[6:]]))
         outcomes = await asyncio.gather(*(job.result(timeout_s=60) for job in jobs), return_exceptions=True)
     failed = outcomes.pop(6)
     assert isinstance(failed, JobFailed)

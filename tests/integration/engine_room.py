@@ -95,7 +95,7 @@ def install_puppet(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "puppet_package", Puppet=Puppet)
     puppet = EntryPoint("puppet", "puppet_package:Puppet", registry.ENTRY_POINT_GROUP)
 
-    def entry_points(**which: str) -> EntryPoints:
+    def entry_points(**which: Any) -> EntryPoints:
         return EntryPoints([puppet]).select(**which)
 
     monkeypatch.setattr(registry, "entry_points", entry_points)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -42,7 +43,7 @@ class SentinelServers:
     def primary(self) -> int:
         """The port of the primary, as the first sentinel sees it."""
         with redis.Redis(port=self.sentinels[0]) as sentinel:
-            _, port = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)  # type: ignore[no-untyped-call]
+            _, port = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
             return int(port)
 
     def kill(self, port: int) -> None:
@@ -91,10 +92,10 @@ class SentinelServers:
             [str(self._binary), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
-    def _until(self, port: int, condition: object) -> None:
+    def _until(self, port: int, condition: Callable[[dict[str, Any]], bool]) -> None:
         give_up_at = time.monotonic() + START_S
         with redis.Redis(port=port) as client:
-            while not condition(client.info("replication")):  # type: ignore[operator]
+            while not condition(client.info("replication")):
                 assert time.monotonic() < give_up_at, "the replica did not connect"
                 time.sleep(0.02)
 
@@ -103,7 +104,7 @@ class SentinelServers:
         give_up_at = time.monotonic() + START_S
         with redis.Redis(port=port) as client:
             while True:
-                state = client.sentinel_master(SERVICE)  # type: ignore[no-untyped-call]
+                state = client.sentinel_master(SERVICE)
                 if state["num-slaves"] == 1 and state["num-other-sentinels"] == 2:
                     return
                 assert time.monotonic() < give_up_at, state

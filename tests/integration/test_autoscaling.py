@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import redis
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from scheduler import AsyncClient, PromptRequest
 from tests.acceptance.conftest import StartWorker, slow_echo
 from tests.acceptance.conftest import start_worker as start_worker  # noqa: PLC0414  a fixture
+from tests.conftest import accepted
 from tests.integration.engine_room import SOON_S
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ class Autoscaler:
 
     def look(self) -> dict[str, int]:
         """The value of each trigger."""
-        return {name: int(self.reader.eval(LENGTH, 1, key)) for name, key in self._keys.items()}
+        return {name: int(str(self.reader.eval(LENGTH, 1, key))) for name, key in self._keys.items()}
 
     async def sees(self, **wanted: int) -> None:
         """Wait until the triggers have these values: the leading process writes them once a second."""
@@ -72,7 +73,7 @@ async def test_autoscaler_sees_work_that_waits_for_the_first_worker_process_and_
         assert autoscaler.look() == {**nothing, "delayed": 1}
         await later.cancel()
 
-        jobs = await client.enqueue_many([PromptRequest(prompt="a b", model="echo")] * 5)
+        jobs = accepted(await client.enqueue_many([PromptRequest(prompt="a b", model="echo")] * 5))
         assert autoscaler.look() == {**nothing, "wake-chat": 1}, "nobody is there who could reckon the work"
 
         # One place, taken for long; a second a job while nobody knows better.
@@ -81,7 +82,7 @@ async def test_autoscaler_sees_work_that_waits_for_the_first_worker_process_and_
         await autoscaler.sees(**{"work-chat": 4, "running": 1})
 
         for job in jobs[1:]:
-            await job.cancel()  # type: ignore[union-attr]
+            await job.cancel()
         await autoscaler.sees(**{"work-chat": 0, "running": 1})
     worker.kill()
 

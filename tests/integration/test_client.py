@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from scheduler import (
     JobNotFound,
     JobShed,
     JobState,
+    Message,
     NoTicket,
     Priority,
     PromptRequest,
@@ -130,14 +132,14 @@ async def test_an_unknown_model_does_not_ask_redis_each_time(client: AsyncClient
         asked += 1
         return await read()
 
-    client.queue.routes = counted  # type: ignore[method-assign]
+    client.queue.routes = counted
     outcomes = await client.enqueue_many([PromptRequest(prompt="x", model="gpt-7")] * 200)
     assert all(isinstance(outcome, UnknownModel) for outcome in outcomes)
     assert asked <= 3
 
 
 async def test_routes_in_redis_that_are_garbage_are_said_to_be_so(client: AsyncClient) -> None:
-    await client.queue.redis.hset(client.queue.keys.fixed("routes"), "x", b"no json")  # type: ignore[misc]
+    await client.queue.redis.hset(client.queue.keys.fixed("routes"), "x", "no json")  # type: ignore[misc]  # redis-py has one type for sync and async
     with pytest.raises(SchedulerError, match="routes in Redis cannot be read"):
         await client.enqueue("x", model="other")
 
@@ -146,7 +148,7 @@ async def test_routes_in_redis_that_are_garbage_are_said_to_be_so(client: AsyncC
 async def test_a_record_written_by_hand_that_is_garbage_gives_typed_errors(
     client: AsyncClient, record: dict[str, str]
 ) -> None:
-    await client.queue.redis.hset(client.queue.keys.of("record", "made-up"), mapping=record)  # type: ignore[misc]
+    await client.queue.redis.hset(client.queue.keys.of("record", "made-up"), mapping=record)  # type: ignore[misc]  # redis-py has one type for sync and async
     job = client.job("made-up")
     for call in (job.info, lambda: job.cancel(force=True), lambda: job.set_priority(3)):
         with pytest.raises(JobNotFound):
@@ -184,10 +186,13 @@ async def test_an_unconnected_client_says_what_to_do() -> None:
 
 
 async def test_a_client_of_another_event_loop_says_so(client: AsyncClient) -> None:
+    def elsewhere(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        asyncio.run(call())
+
     job = await client.enqueue("x")
     for call in (client.connect, client.aclose, job.info, job.result, lambda: client.enqueue("y")):
         with pytest.raises(SchedulerError, match="another event loop"):
-            await asyncio.to_thread(lambda call=call: asyncio.run(call()))
+            await asyncio.to_thread(elsewhere, call)
     assert (await job.info()).state is JobState.WAITING
 
 
@@ -229,7 +234,7 @@ async def test_more_than_a_script_takes_go_in_several(
         sizes.append(len(jobs))
         return await enqueue(jobs)
 
-    client.queue.enqueue = counted  # type: ignore[method-assign]
+    client.queue.enqueue = counted
     await client.enqueue_many([PromptRequest(prompt="x" * 400) for _ in range(5)])
     assert sizes == [2, 2, 1]
 
@@ -254,7 +259,7 @@ async def test_all_that_a_request_carries_reaches_the_model_worker_unchanged(
     room: Room, client: AsyncClient
 ) -> None:
     engine = await room.engine()
-    messages = [
+    messages: list[Message | dict[str, Any]] = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "hé"}]},
     ]
@@ -537,7 +542,7 @@ async def test_a_queue_that_sheds_tells_the_victim(room: Room) -> None:
         if isinstance(job, Job)
     ]
     assert (await victim.info()).state is JobState.WAITING
-    totals = await client.queue.redis.hgetall(client.queue.keys.fixed("meta"))  # type: ignore[misc]
+    totals = await client.queue.redis.hgetall(client.queue.keys.fixed("meta"))  # type: ignore[misc]  # redis-py has one type for sync and async
     assert totals[b"t:shed"] == b"1"
 
 
@@ -557,7 +562,7 @@ async def test_a_queue_that_blocks_lets_in_when_there_is_room(room: Room) -> Non
     client = await full(room, "block", block_timeout_s=SOON_S)
     blocked = asyncio.create_task(client.enqueue("patient"))
     async with asyncio.timeout(SOON_S):
-        while not await client.queue.redis.hexists(client.queue.keys.fixed("meta"), "blocked"):  # type: ignore[misc]
+        while not await client.queue.redis.hexists(client.queue.keys.fixed("meta"), "blocked"):  # type: ignore[misc]  # redis-py has one type for sync and async
             await asyncio.sleep(0)
     assert not blocked.done()
     await client.queue.purge("echo", 1)
@@ -581,14 +586,15 @@ async def test_a_thousand_waits_share_a_few_connections(room: Room, client: Asyn
     job = await client.enqueue("x")
     call = await puppet_of(engine).next_call()
     pool = client.queue.redis.connection_pool
-    made, make = 0, pool.make_connection
+    made = 0
+    make: Callable[[], Any] = pool.make_connection
 
     def counted() -> Any:
         nonlocal made
         made += 1
         return make()
 
-    pool.make_connection = counted  # type: ignore[method-assign]
+    pool.make_connection = counted
     waits = [asyncio.create_task(job.result(timeout_s=30)) for _ in range(1000)]
     await asyncio.sleep(0)
     call.finish("for all")
@@ -618,9 +624,10 @@ async def test_closing_the_client_ends_who_reads(room: Room, read: str) -> None:
     async def collect() -> list[str]:
         return [event.type async for event in job.events()]
 
-    reader = asyncio.create_task(collect() if read == "events" else job.result())  # type: ignore[arg-type]
+    reading: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {"events": collect, "result": job.result}
+    reader = asyncio.create_task(reading[read]())
     async with asyncio.timeout(SOON_S):
-        while not await client.queue.redis.pubsub_channels():  # type: ignore[no-untyped-call]
+        while not await client.queue.redis.pubsub_channels():
             await asyncio.sleep(0)
     await client.aclose()
     await client.aclose()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -90,6 +90,7 @@ def test_events_may_be_dropped_after_the_client_has_closed() -> None:
     with local_client() as client:
         events = client.enqueue("a").events()
         next(events)
+    assert isinstance(events, Generator)
     events.close()
     with pytest.raises(SchedulerError, match="not connected"):
         client.enqueue("b")
@@ -98,22 +99,20 @@ def test_events_may_be_dropped_after_the_client_has_closed() -> None:
 def test_ctrl_c_in_a_wait_ends_the_work_and_leaves_the_client_usable(
     idle_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scheduler.client import sync_client
-
     job = idle_client.enqueue("x")
     events = job.events()
     assert next(events).type == "queued"
     assert next(events).type == "started"
-    result = sync_client.Future.result
+    result = Future.result
     interrupted: list[bool] = []
 
-    def interrupt_once(self: sync_client.Future[object], timeout: float | None = None) -> object:
+    def interrupt_once(self: Future[object], timeout: float | None = None) -> object:
         if not interrupted:
             interrupted.append(True)
             raise KeyboardInterrupt
         return result(self, timeout)
 
-    monkeypatch.setattr(sync_client.Future, "result", interrupt_once)
+    monkeypatch.setattr(Future, "result", interrupt_once)
     with pytest.raises(KeyboardInterrupt):
         next(events)
     assert interrupted == [True]

@@ -37,7 +37,8 @@ def write(url: str, key: str, value: str) -> None:
 
 def read(url: str, key: str) -> bytes | None:
     with redis.Redis.from_url(url) as client:
-        return client.get(key)  # type: ignore[no-any-return]
+        value: bytes | None = client.get(key)
+        return value
 
 
 def alive(pid: int) -> bool:
@@ -107,8 +108,9 @@ sys.stdin.readline()
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe is not None
             with suppress(BrokenPipeError):
-                pipe.close()  # type: ignore[union-attr]
+                pipe.close()
 
 
 StartUser = Callable[..., User]

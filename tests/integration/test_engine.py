@@ -23,8 +23,9 @@ from scheduler import (
 )
 from scheduler.engine import Engine
 from scheduler.engine import engine as engine_module
-from scheduler.queue.records import Claim
+from scheduler.queue.records import Claim, ClaimedJob
 from scheduler.stages.base import PromptContext
+from tests.conftest import accepted
 from tests.contracts.queue_driver import QueueDriver
 from tests.integration.engine_room import (
     SOON_S,
@@ -47,7 +48,7 @@ class HeldClaims:
         self.made = 0
         self.jobs_held = asyncio.Event()
         self.go_on = asyncio.Event()
-        engine.queue.claim = self.claim  # type: ignore[method-assign]
+        engine.queue.claim = self.claim
 
     async def claim(self, *args: Any, **options: Any) -> Claim:
         self.made += 1
@@ -332,7 +333,7 @@ async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Roo
 
     async def take_token() -> None:
         async with asyncio.timeout(SOON_S):
-            while await client.queue.redis.lpop(wake) is None:
+            while await client.queue.redis.lpop(wake) is None:  # type: ignore[misc]  # redis-py has one type for sync and async
                 await asyncio.sleep(0)
 
     # The engine has nothing to wait with now: let it have waited, and got the token.
@@ -340,7 +341,7 @@ async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Roo
     await full._waker
     full._news.set()
     async with asyncio.timeout(SOON_S):
-        while not await client.queue.redis.llen(wake):  # type: ignore[misc]
+        while not await client.queue.redis.llen(wake):  # type: ignore[misc]  # redis-py has one type for sync and async
             await asyncio.sleep(0)
 
 
@@ -379,13 +380,13 @@ async def test_with_max_running_1_one_job_runs_after_the_other(room: Room) -> No
     settings = settings_of(max_running=1)
     engine = await room.engine(settings)
     client = await room.client(settings)
-    outcomes = await client.enqueue_many([PromptRequest(prompt=f"p {n}") for n in range(5)])
+    jobs = accepted(await client.enqueue_many([PromptRequest(prompt=f"p {n}") for n in range(5)]))
     for number in range(5):
         call = await puppet_of(engine).next_call()
         assert call.generation.prompt == f"p {number}"
         call.finish()
-    for job in outcomes:
-        await job.result(timeout_s=SOON_S)  # type: ignore[union-attr]
+    for job in jobs:
+        await job.result(timeout_s=SOON_S)
     assert puppet_of(engine).most_active == 1
     await until(lambda: at_rest(engine))
 
@@ -424,7 +425,7 @@ async def test_a_claim_that_fails_for_an_unknown_reason_does_not_end_claiming(
             raise error
         return await claim(*args, **options)
 
-    engine.queue.claim = fails_once  # type: ignore[method-assign]
+    engine.queue.claim = fails_once
     await engine.start()
     client = await room.client()
     await client.enqueue("one")
@@ -475,11 +476,11 @@ async def test_a_job_cancelled_between_claim_and_first_step_takes_no_place(room:
     await asyncio.wait_for(held.jobs_held.wait(), SOON_S)
     begin = engine._begin
 
-    def cancelled_at_once(claimed: Any) -> None:
-        begin(claimed)
-        engine._refused(claimed.id, claimed.token)
+    def cancelled_at_once(job: ClaimedJob) -> None:
+        begin(job)
+        engine._refused(job.id, job.token)
 
-    engine._begin = cancelled_at_once  # type: ignore[method-assign]
+    engine._begin = cancelled_at_once
     assert await job.cancel()
     held.go_on.set()
     await until(lambda: held.made > 1)
@@ -509,7 +510,7 @@ async def test_a_lost_lease_aborts_the_call_and_drops_its_writes(room: Room) -> 
         if event.type == "delta":
             break
     # Another worker process has been given the job.
-    await client.queue.redis.hset(client.queue.keys.of("record", job.id), "k", "9999")  # type: ignore[misc]
+    await client.queue.redis.hset(client.queue.keys.of("record", job.id), "k", "9999")  # type: ignore[misc]  # redis-py has one type for sync and async
     call.say("not heard")
     await asyncio.wait_for(call.aborted.wait(), SOON_S)
     await until(lambda: at_rest(engine))
@@ -541,8 +542,8 @@ async def test_a_duplicate_that_joins_moves_the_deadline_of_the_running_job(
     engine, client = await room.engine(settings_of(lease_s=60)), await room.client()
     job = await client.enqueue("one", dedup_key="twin", deadline_s=0.2)
     call = await puppet_of(engine).next_call()
-    again = {} if deadline_s is None else {"deadline_s": deadline_s}
-    twin = await client.enqueue("one", dedup_key="twin", **again)  # type: ignore[arg-type]
+    again: dict[str, Any] = {} if deadline_s is None else {"deadline_s": deadline_s}
+    twin = await client.enqueue("one", dedup_key="twin", **again)
     assert twin.deduplicated
     (attempt,) = engine._attempts.values()
     first = attempt.expires_at
@@ -673,7 +674,7 @@ async def test_settings_that_redis_lost_are_published_again(room: Room) -> None:
     async with asyncio.timeout(SOON_S):
         while not await client.queue.routes():
             await asyncio.sleep(0.01)
-    assert (await client.queue.redis.hlen(client.queue.keys.fixed("conf"))) > 0  # type: ignore[misc]
+    assert (await client.queue.redis.hlen(client.queue.keys.fixed("conf"))) > 0  # type: ignore[misc]  # redis-py has one type for sync and async
     assert engine.running == 0
 
 

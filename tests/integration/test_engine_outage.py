@@ -19,7 +19,7 @@ from tests.integration.engine_room import SOON_S, install_puppet, puppet_of, set
 async def redis(server_url: str) -> AsyncIterator[Redis]:
     redis = open_redis(server_url)
     yield redis
-    await redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
+    await redis.execute_command("REPLICAOF", "NO", "ONE")
     await redis.aclose()
 
 
@@ -34,11 +34,11 @@ async def test_server_that_is_a_replica_for_a_while_is_waited_for_with_few_words
         async with AsyncClient(server_url, settings=settings_of()) as client:
             running, waiting = await client.enqueue("one"), await client.enqueue("two")
             calls = [await puppet_of(engine).next_call() for _ in range(2)]
-            await redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
+            await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
             calls[0].finish("answer")
             await until(lambda: "Redis is away" in caplog.text)
             await asyncio.sleep(1.0)  # some leases and ticks are refused meanwhile
-            await redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
+            await redis.execute_command("REPLICAOF", "NO", "ONE")
             calls[1].finish("too")
             assert (await running.result(timeout_s=SOON_S)).text == "answer"
             assert (await waiting.result(timeout_s=SOON_S)).text == "too"

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from scheduler import AsyncClient, ConfigError, JobState, Retrying, Settings
+from scheduler import AsyncClient, ConfigError, Job, JobState, Retrying, Settings
 from scheduler.engine import Engine, SettingsReloader
 from scheduler.engine import reload as reload_module
 from scheduler.routing import BreakerState
@@ -48,7 +48,7 @@ class Switch:
 
     def __init__(self, puppet: Puppet, *, ready: bool = False) -> None:
         self.ready = ready
-        puppet.health = self._health  # type: ignore[method-assign]
+        puppet.health = self._health
 
     async def _health(self) -> Health:
         return Health(ready=self.ready, detail="" if self.ready else "loading")
@@ -275,8 +275,8 @@ def settings_with(**routes: dict[str, Any]) -> Settings:
     return settings_of(routes=routes)
 
 
-async def finished(job: Any) -> str:
-    return (await job.result(timeout_s=SOON_S)).text  # type: ignore[no-any-return]
+async def finished(job: Job) -> str:
+    return (await job.result(timeout_s=SOON_S)).text
 
 
 async def test_new_route_is_served_after_a_reload_and_others_keep_their_endpoints(room: Room) -> None:

@@ -157,10 +157,10 @@ async def test_an_unknown_or_damaged_job_is_none(q: QueueDriver, look: QueueInsp
     await q.queue.redis.set(q.queue.keys.of("record", "string"), "x")
     assert await look.job("string") is None
     await q.enqueue(new_job("broken"), new_job("whole"))
-    await q.queue.redis.hset(q.queue.keys.of("record", "broken"), "p", "urgent")
+    await q.queue.redis.hset(q.queue.keys.of("record", "broken"), "p", "urgent")  # type: ignore[misc]  # redis-py has one type for sync and async
     assert await look.job("broken") is None
     assert [info.id for info in await look.jobs()] == ["whole"]
-    await q.queue.redis.hset(q.queue.keys.of("record", "whole"), "y", '[1,"half"')
+    await q.queue.redis.hset(q.queue.keys.of("record", "whole"), "y", '[1,"half"')  # type: ignore[misc]  # redis-py has one type for sync and async
     info = await look.job("whole")
     assert info is not None
     assert [entry.what for entry in info.history] == ["enqueued"]
@@ -288,9 +288,9 @@ async def test_status_of_many_lanes_and_of_an_empty_queue(q: QueueDriver, look: 
 
 async def test_rate_is_unknown_when_nobody_measures(q: QueueDriver, look: QueueInspector) -> None:
     meta = q.queue.keys.fixed("meta")
-    await q.queue.redis.hset(meta, mapping={"rate": "2.5", "sampled": await q.now_ms()})
+    await q.queue.redis.hset(meta, mapping={"rate": "2.5", "sampled": await q.now_ms()})  # type: ignore[misc]  # redis-py has one type for sync and async
     assert (await look.status()).ended_per_s == 2.5
-    await q.queue.redis.hset(meta, "sampled", await q.now_ms() - 61_000)
+    await q.queue.redis.hset(meta, "sampled", str(await q.now_ms() - 61_000))  # type: ignore[misc]  # redis-py has one type for sync and async
     assert (await look.status()).ended_per_s is None
 
 

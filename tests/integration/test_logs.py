@@ -96,7 +96,7 @@ async def test_whatever_is_logged_within_an_attempt_has_its_ids(
         async for output in generate(batch):
             yield output
 
-    puppet.generate = talking  # type: ignore[method-assign]
+    puppet.generate = talking
     jobs = {}
     for prompt in ("one", "two"):
         job = await client.enqueue(prompt, tenant=f"tenant-{prompt}")

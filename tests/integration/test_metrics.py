@@ -18,6 +18,7 @@ from scheduler.engine import Engine
 from scheduler.queue.inspection import QueueInspector
 from scheduler.telemetry import catalogue
 from scheduler.telemetry.host import Telemetry
+from scheduler.telemetry.worker_metrics import WorkerMetrics
 from tests.integration.engine_room import (
     Room,
     install,
@@ -40,6 +41,12 @@ class Scrape:
         families = list(text_string_to_metric_families(text))
         self.samples = [sample for one in families for sample in one.samples]
         self.families = {one.name for one in families}
+
+    def known(self, name: str, **labels: str) -> float:
+        """The same as `value()`, of what must be there."""
+        value = self.value(name, **labels)
+        assert value is not None, name
+        return value
 
     def value(self, name: str, **labels: str) -> float | None:
         """The sum of the samples of that name, without the prefix, that have these labels; None of none."""
@@ -88,7 +95,7 @@ async def watched(room: Room, *, start: bool = True, **settings: Any) -> AsyncIt
 async def answer(engine: Engine, text: str = "hi", usage: TokenUsage | None = None) -> None:
     call = await puppet_of(engine).next_call()
     call.say(text)
-    call.outputs.put_nowait(Completed(0, "stop", usage))
+    call.outputs.put_nowait(Completed(0, "stop", usage or TokenUsage()))
 
 
 async def test_figures_of_a_process_are_those_of_its_jobs_to_the_job(room: Room) -> None:
@@ -149,10 +156,9 @@ async def test_latencies_add_up(room: Room) -> None:
         result = await job.result(timeout_s=5)
         await until(lambda: at.engine.running == 0)
         seen = await at.scrape()
-    whole, waited = seen.value("end_to_end_seconds_sum"), seen.value("wait_seconds_sum")
-    inference, added = seen.value("stage_seconds_sum", stage="inference"), seen.value("overhead_seconds_sum")
-    first = seen.value("time_to_first_token_seconds_sum")
-    assert None not in (whole, inference, added, first, waited)
+    whole, waited = seen.known("end_to_end_seconds_sum"), seen.known("wait_seconds_sum")
+    inference, added = seen.known("stage_seconds_sum", stage="inference"), seen.known("overhead_seconds_sum")
+    first = seen.known("time_to_first_token_seconds_sum")
     assert added == pytest.approx(whole - waited - inference)
     assert 0.05 <= inference <= whole
     assert 0.05 <= first <= whole
@@ -272,8 +278,15 @@ async def test_no_text_of_prompts_keys_or_errors_is_exported(
     routes = {"echo": puppet_route(), "loud": puppet_route(stages=stages)}
     async with watched(room, routes=routes, max_attempts=1) as at:
         client = await room.client(at.engine.settings)
-        fields = {"tenant": MARKER, "dedup_key": MARKER, "job_id": MARKER, "metadata": {MARKER: MARKER}}
-        job = await client.enqueue(MARKER, model="echo", session=MARKER, **fields)
+        job = await client.enqueue(
+            MARKER,
+            model="echo",
+            session=MARKER,
+            tenant=MARKER,
+            dedup_key=MARKER,
+            job_id=MARKER,
+            metadata={MARKER: MARKER},
+        )
         await answer(at.engine, MARKER)
         await job.result(timeout_s=5)
         loud = await client.enqueue(MARKER, model="loud")
@@ -288,6 +301,7 @@ async def test_no_text_of_prompts_keys_or_errors_is_exported(
 async def test_made_up_error_codes_are_bounded(room: Room) -> None:
     telemetry = Telemetry(settings_of(metrics_port=0), instance="test")
     (metrics,) = telemetry.observers
+    assert isinstance(metrics, WorkerMetrics)
     codes = {metrics._code(f"code_{n}") for n in range(500)}
     assert len(codes) == 101
     assert "other" in codes

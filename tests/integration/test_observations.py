@@ -191,6 +191,8 @@ class Follower:
     def stage_ended(self, stage: str, error: BaseException | None) -> None:
         self.heard.append(f"{stage} ended" + (f" with {type(error).__name__}" if error else ""))
 
+    def attempt_ended(self, seen: observations.EndedAttempt) -> None: ...
+
 
 async def test_who_follows_an_attempt_hears_of_its_stages(
     room: Room, monkeypatch: pytest.MonkeyPatch

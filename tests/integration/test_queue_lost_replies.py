@@ -124,8 +124,8 @@ async def test_events_are_written_and_published_once(
         await pubsub.subscribe(q.queue.channel("a"))
         await pubsub.get_message(timeout=5)
         assert await lossy(lambda: q.publish(job, "x", "y"))
-        writes = {"publications": [deltas(job, "z", first_seq=3)], "endings": [ending(job, seq=4)]}
-        outcome = await lossy(lambda: q.queue.write(**writes))  # type: ignore[arg-type]
+        last, end = deltas(job, "z", first_seq=3), ending(job, seq=4)
+        outcome = await lossy(lambda: q.queue.write(publications=[last], endings=[end]))
         assert not outcome.refused
         heard = []
         while (message := await pubsub.get_message(timeout=0.1)) is not None:

@@ -132,7 +132,7 @@ async def test_a_message_that_never_came_is_fetched_from_the_stream(bench: Bench
     await until(events, "a")
     stream = bench.queue.keys.of("stream", bench.job.id)
     missed = bench.encode.delta(bench.seq + 1, "missed", "", [])
-    await bench.queue.redis.rpush(stream, missed)  # type: ignore[misc]
+    await bench.queue.redis.rpush(stream, missed)  # type: ignore[misc]  # redis-py has one type for sync and async
     bench.seq += 1
     await bench.say("b")
     await bench.finish()
@@ -183,7 +183,7 @@ async def test_a_new_attempt_starts_the_text_again(bench: Bench) -> None:
     reader = asyncio.create_task(collect(bench.read()))
     await bench.queue.redis.zadd(bench.queue.keys.fixed("leases"), {bench.job.id: 1})
     await bench.queue.tick("t", lease_ms=60_000, lock_ms=500)
-    await bench.queue.redis.hset(bench.queue.keys.fixed("meta"), "reap_after", "0")  # type: ignore[misc]
+    await bench.queue.redis.hset(bench.queue.keys.fixed("meta"), "reap_after", "0")  # type: ignore[misc]  # redis-py has one type for sync and async
     await bench.queue.tick("t", lease_ms=60_000, lock_ms=500)
     await bench.claim()
     await bench.say("whole")

@@ -214,7 +214,7 @@ async def test_a_server_that_is_away_is_waited_for(valkey_binary: Path, unused_t
 async def test_a_user_who_may_not_follow_is_told_and_the_server_is_not_pestered(
     redis: Redis, valkey_url: str
 ) -> None:
-    await redis.execute_command(  # type: ignore[no-untyped-call]
+    await redis.execute_command(
         "ACL", "SETUSER", "deaf", "on", "nopass", "allcommands", "allkeys", "resetchannels"
     )
     deaf = open_redis(valkey_url.replace("redis://", "redis://deaf:x@"))
@@ -231,7 +231,7 @@ async def test_a_user_who_may_not_follow_is_told_and_the_server_is_not_pestered(
     finally:
         await subscriptions.aclose()
         await deaf.aclose()
-        await redis.execute_command("ACL", "DELUSER", "deaf")  # type: ignore[no-untyped-call]
+        await redis.execute_command("ACL", "DELUSER", "deaf")
 
 
 async def attempts(redis: Redis) -> int:

@@ -99,7 +99,7 @@ def test_sentinels_are_asked_over_the_same_tls() -> None:
     pool = SentinelUrl.parse("rediss+sentinel://a,b/primary?ssl_ca_certs=/ca.pem").pool(
         ssl_check_hostname=True, socket_timeout=3
     )
-    own = pool.sentinel_manager.sentinel_kwargs  # type: ignore[attr-defined]
+    own = pool.sentinel_manager.sentinel_kwargs  # type: ignore[attr-defined]  # redis-py types the pool as any pool
     wanted = {"ssl_ca_certs": "/ca.pem", "ssl_check_hostname": True, "socket_timeout": 3}
     assert {**own, **wanted, "ssl": True} == own
     assert wanted.items() <= pool.connection_kwargs.items()

@@ -88,7 +88,7 @@ class Scripted:
 
 async def test_several_that_ask_at_once_lose_no_sentinel() -> None:
     pool = SentinelUrl.parse("redis+sentinel://a,b,c/mymaster").pool()
-    sentinel: Any = pool.sentinel_manager  # type: ignore[attr-defined]
+    sentinel: Any = pool.sentinel_manager  # type: ignore[attr-defined]  # redis-py types the pool as any pool
     ignorant, knowing, third = Scripted(knows=False), Scripted(knows=True), Scripted(knows=True)
     sentinel.sentinels = [ignorant, knowing, third]
     asking = [asyncio.create_task(sentinel.discover_master("mymaster")) for _ in range(2)]
@@ -113,7 +113,7 @@ async def test_primary_may_die_while_prompts_run(
             async with AsyncClient(servers.url, settings=settings) as client:
                 before = await client.enqueue("before")
                 call = await puppet_of(engine).next_call()
-                await client.queue.redis.execute_command("WAIT", 1, 5000)  # type: ignore[no-untyped-call]
+                await client.queue.redis.execute_command("WAIT", 1, 5000)
                 old = servers.primary()
                 servers.kill(old)
                 call.finish("ran on")

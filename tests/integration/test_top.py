@@ -79,7 +79,9 @@ async def test_a_look_sees_workers_memory_waits_and_the_latest_dead_letters(q: Q
     assert seen.memory.used_bytes > 100_000
     assert seen.memory.max_bytes is None
     await q.queue.redis.config_set("maxmemory", "1gb")
-    assert (await take(q)).memory.max_bytes == 2**30  # type: ignore[union-attr]
+    bounded = (await take(q)).memory
+    assert bounded is not None
+    assert bounded.max_bytes == 2**30
     await q.queue.redis.config_set("maxmemory", 0)
 
 

@@ -57,7 +57,7 @@ class _Counting(SimpleSpanProcessor):
         super().__init__(InMemorySpanExporter())
         self._begun = begun
 
-    def on_start(self, span: ReadableSpan, parent_context: object = None) -> None:  # type: ignore[override]
+    def on_start(self, span: ReadableSpan, parent_context: object = None) -> None:
         self._begun.append(span)
 
     def on_end(self, span: ReadableSpan) -> None: ...
@@ -65,7 +65,8 @@ class _Counting(SimpleSpanProcessor):
 
 def context_of(span: ReadableSpan) -> int:
     assert span.context is not None
-    return span.context.span_id
+    span_id: int = span.context.span_id
+    return span_id
 
 
 def links_of(span: ReadableSpan) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -80,7 +81,7 @@ def endpoint(
     weight: float = 1.0,
     max_size: int = 32,
     shared: bool = False,
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> Endpoint:
     return Endpoint(
@@ -91,7 +92,7 @@ def endpoint(
         batch=BatchPolicy(max_size=max_size),
         max_in_flight=limit,
         shared=shared,
-        **({} if clock is None else {"clock": clock}),
+        clock=clock,
     )
 
 

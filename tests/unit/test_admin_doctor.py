@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -37,8 +38,8 @@ async def findings(url: str, settings: Settings | None = None) -> dict[str, Find
     return {finding.subject: finding for finding in found}
 
 
-def route(backend: str, **fields: str) -> Settings:
-    endpoint = EndpointSettings(backend=backend, **fields)  # type: ignore[arg-type]
+def route(backend: str, **fields: Any) -> Settings:
+    endpoint = EndpointSettings(backend=backend, **fields)
     return Settings(routes={"chat": RouteSettings(endpoints=[endpoint])})
 
 
@@ -213,7 +214,7 @@ async def test_waiting_work_that_nobody_will_do_is_noticed(redis: Redis, valkey_
     await queue.enqueue([new_job("a", lane="orphan"), new_job("b", lane="stopped")])
     await queue.pause("stopped")
     await queue.renew("w1", [], lease_ms=60_000, about=b'{"routes": {"stopped": {}}, "running": 3}')
-    await redis.hset(queue.keys.fixed("garbage"), "x", "broken")
+    await redis.hset(queue.keys.fixed("garbage"), "x", "broken")  # type: ignore[misc]  # redis-py has one type for sync and async
     await redis.zadd(queue.keys.fixed("dead"), {"y": 1})
     found = await findings(valkey_url)
     assert found["workers"].message == "1 live, 3 jobs running"

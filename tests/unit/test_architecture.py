@@ -220,6 +220,12 @@ def test_nothing_is_read_that_could_run_code(path: Path) -> None:
     assert not banned & {name.split(".")[0] for name in imports(path)}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_each_type_that_is_ignored_in_a_test_has_its_reason(path: Path) -> None:
+    ignored = re.findall(r"# type: ignore\[[^\]]*\](.*)", path.read_text(encoding="utf-8"))
+    assert all(reason.startswith("  # ") for reason in ignored)
+
+
 def test_import_reads_no_settings_and_opens_no_connection() -> None:
     assert "redis" in import_alone("scheduler"), "the client needs it"
 

@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 
 from benchmarks import plots, report
-from benchmarks.aims import AIMS, OURS, judge
-from benchmarks.harness import Bench, Row
+from benchmarks.aims import AIMS, judge
+from benchmarks.harness import OURS, Bench, Row
 from scheduler.embedded import EmbeddedServer
 
 ONE = "drain, one process"

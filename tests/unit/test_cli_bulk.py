@@ -138,7 +138,7 @@ def prompts(count: int) -> Iterator[PromptRequest]:
 
 def start(client: _Client, count: int, **options: Any) -> tuple[asyncio.Task[None], list[dict[str, Any]]]:
     told: list[dict[str, Any]] = []
-    run = BulkRun(client, told.append, **options)  # type: ignore[arg-type]
+    run = BulkRun(client, told.append, **options)  # type: ignore[arg-type]  # stands in for the real one
     return asyncio.create_task(run.send(prompts(count))), told
 
 
@@ -208,7 +208,7 @@ async def test_an_output_that_cannot_be_written_ends_the_run() -> None:
     def tell(outcome: dict[str, Any]) -> None:
         raise OSError(28, "No space left on device")
 
-    sending = asyncio.create_task(BulkRun(client, tell).send(prompts(3)))  # type: ignore[arg-type]
+    sending = asyncio.create_task(BulkRun(client, tell).send(prompts(3)))  # type: ignore[arg-type]  # stands in for the real one
     await client.has(3)
     client.jobs["0"].end()
     with pytest.raises(OSError, match="No space left"):

@@ -105,7 +105,7 @@ async def test_the_servers_version_is_read(info: dict[str, str], expected: tuple
         async def info(self, section: str) -> dict[str, str]:
             return info
 
-    assert await server_version(Server()) == expected  # type: ignore[arg-type]
+    assert await server_version(Server()) == expected  # type: ignore[arg-type]  # stands in for the real one
 
 
 async def test_a_server_that_hides_its_version_will_do() -> None:
@@ -113,7 +113,7 @@ async def test_a_server_that_hides_its_version_will_do() -> None:
         async def info(self, section: str) -> dict[str, str]:
             raise redis_errors.NoPermissionError("no INFO for you")
 
-    assert await server_version(Server()) == ()  # type: ignore[arg-type]
+    assert await server_version(Server()) == ()  # type: ignore[arg-type]  # stands in for the real one
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from shutil import which
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from scheduler.settings import Settings, load_settings
 

@@ -98,7 +98,7 @@ def test_cursor_orders_by_number_and_token_first() -> None:
 
 def test_events_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Queued(**BASE).attempt = 3  # type: ignore[misc]
+        Queued(**BASE).attempt = 3  # type: ignore[misc]  # frozen: that is what is tested
 
 
 @pytest.mark.parametrize(

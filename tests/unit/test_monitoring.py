@@ -13,7 +13,7 @@ from typing import Any
 import promql_parser as promql
 import pytest
 import typer
-import yaml  # type: ignore[import-untyped]
+import yaml
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from scheduler.cli import app

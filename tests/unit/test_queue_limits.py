@@ -53,14 +53,15 @@ def ask(limit: RateLimit, arrivals: list[Arrival]) -> list[int]:
     """For each arrival, in order: 0 if it passes, else from when on one would."""
     library = resources.files("scheduler.queue").joinpath("lua", "lib", "limit.lua").read_text()
     body = SCRIPT.format(library=library)
-    args = [value for one in arrivals for value in (one.at_us, one.estimate, one.used)]
+    args = [str(value) for one in arrivals for value in (one.at_us, one.estimate, one.used)]
+    script = f"{lua_keys(body)}\n{body}"
 
     async def run() -> list[bytes]:
         async with fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer()) as redis:
             limits = Limits(tenants={"acme": limit})
-            await redis.hset("q:conf", "limits", kinds_of(limits.fields()))
-            await redis.hset("q:limits", mapping=limits.fields())
-            replies: list[bytes] = await redis.eval(f"{lua_keys(body)}\n{body}", 1, "q:", *args)
+            await redis.hset("q:conf", "limits", kinds_of(limits.fields()))  # type: ignore[misc]  # redis-py has one type for sync and async
+            await redis.hset("q:limits", mapping=limits.fields())  # type: ignore[misc]  # redis-py has one type for sync and async
+            replies: list[bytes] = await redis.eval(script, 1, "q:", *args)  # type: ignore[misc]  # redis-py has one type for sync and async
             return replies
 
     return [int(reply or 0) for reply in asyncio.run(run())]

@@ -23,6 +23,12 @@ def seq_and_type(data: bytes) -> tuple[int, str]:
     return int(event.id.partition("-")[2]), event.type
 
 
+def bearing_events(
+    publications: Sequence[Publication], endings: Sequence[Ending]
+) -> list[Publication | Ending]:
+    return [*publications, *endings]
+
+
 class ScriptedQueue:
     """Keeps what is written. `errors` are raised first, `refuse` names tokens that are refused."""
 
@@ -60,8 +66,7 @@ class ScriptedQueue:
         """Seq and type of all events of a token, in the order of writing; ends included."""
         found: list[tuple[int, str]] = []
         for publications, returns, endings in self.writes:
-            events: list[Publication | Ending] = [*publications, *endings]
-            for one in events:
+            for one in bearing_events(publications, endings):
                 if one.token == token:
                     for at, event in enumerate(one.events):
                         found.append((one.first_seq + at, decode_event(event).type))
@@ -76,7 +81,7 @@ class ScriptedQueue:
         return "".join(
             event.text
             for publications, _, endings in self.writes
-            for one in (*publications, *endings)
+            for one in bearing_events(publications, endings)
             if one.token == token
             for event in map(decode_event, one.events)
             if isinstance(event, Delta)

@@ -136,7 +136,7 @@ async def test_adapter_that_never_answers_is_taken_as_not_ready(monkeypatch: pyt
         await asyncio.Event().wait()
         raise AssertionError
 
-    worker.health = never  # type: ignore[method-assign]
+    worker.health = never
     one = endpoint(worker=worker, breaker=QUICK)
     async with watched(one):
         await until(one, lambda: one.breaker.state is BreakerState.OPEN)

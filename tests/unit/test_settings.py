@@ -229,7 +229,7 @@ def test_keys_cannot_be_put_into_the_file(load: Any) -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Settings().lease_s = 3  # type: ignore[misc]
+        Settings().lease_s = 3  # type: ignore[misc]  # frozen: that is what is tested
 
 
 def test_stages_of_your_own_may_stand_anywhere(load: Any) -> None:

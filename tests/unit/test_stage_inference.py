@@ -480,15 +480,15 @@ def test_stage_without_endpoints_is_refused() -> None:
 
 
 async def test_prompts_of_a_session_go_to_one_endpoint_and_elsewhere_while_it_is_away() -> None:
-    endpoints = {f"chat.{at}": endpoint(f"chat.{at}") for at in range(4)}
-    stage = InferenceStage(list(endpoints.values()))
+    workers = {f"chat.{at}": Worker() for at in range(4)}
+    stage = InferenceStage([endpoint(name, worker=worker) for name, worker in workers.items()])
     homes = {session: await answered_by(stage, session=session) for session in "abcdefgh"}
     assert len(set(homes.values())) > 1
     assert {session: await answered_by(stage, session=session) for session in "abcdefgh"} == homes
 
     away = homes["a"]
     assert away is not None
-    endpoints[away].worker.failure = WorkerUnavailable("gone")  # type: ignore[attr-defined]
+    workers[away].failure = WorkerUnavailable("gone")
     assert await answered_by(stage, session="a") not in (None, away)
 
 
@@ -505,7 +505,8 @@ async def test_half_open_endpoint_gets_one_prompt_and_the_next_go_to_others() ->
         assert await answered_by(stage) == "two"
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert one.breaker.state is BreakerState.HALF_OPEN
+    breaker = one.breaker
+    assert breaker.state is BreakerState.HALF_OPEN
     probed.hangs = False
     assert await answered_by(stage) == "one"
     assert one.breaker.state is BreakerState.CLOSED

@@ -245,7 +245,7 @@ async def test_a_stage_that_does_not_stop_is_logged_and_keeps_nobody(
 
 
 def test_two_stages_of_one_name_are_refused(module: ModuleType) -> None:
-    module.Twin = lambda: Recorded("post", [])  # type: ignore[attr-defined]
+    module.Twin = lambda: Recorded("post", [])  # type: ignore[attr-defined]  # a module made here
     with pytest.raises(ConfigError, match=r"^routes\.chat\.stages: two stages are called 'post'"):
         build(stages=["inference", "my_stages:Twin", "post", "stream"])
 
@@ -432,7 +432,7 @@ def test_a_stage_of_ones_own_is_a_class_an_instance_or_what_makes_one(module: Mo
 def test_a_stage_that_wants_one_argument_gets_the_settings_of_its_route(
     module: ModuleType, factory: Callable[..., Any]
 ) -> None:
-    module.Name = factory  # type: ignore[attr-defined]
+    module.Name = factory  # type: ignore[attr-defined]  # a module made here
     route = make_route()
     stage: Any = resolve_stage("my_stages:Name", route, setting="s")
     assert stage.route is route
@@ -489,7 +489,7 @@ def test_what_is_no_stage_is_refused_by_name(
     module: ModuleType, entry: str, found: object, message: str
 ) -> None:
     if found is not None:
-        module.Name = found  # type: ignore[attr-defined]
+        module.Name = found  # type: ignore[attr-defined]  # a module made here
     with pytest.raises(ConfigError) as caught:
         build(stages=["inference", entry, "stream"])
     assert message in str(caught.value)

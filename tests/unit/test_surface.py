@@ -65,8 +65,8 @@ def test_clients_have_the_promised_calls(client: type) -> None:
         prompt, *others = list(inspect.signature(getattr(client, name)).parameters.values())[1:]
         assert (prompt.name, prompt.kind) == ("prompt", inspect.Parameter.POSITIONAL_ONLY)
         assert all(one.kind in (one.KEYWORD_ONLY, one.VAR_KEYWORD) for one in others)
-    assert list(inspect.signature(client.enqueue_many).parameters) == ["self", "requests"]  # type: ignore[attr-defined]
-    assert list(inspect.signature(client.job).parameters) == ["self", "job_id"]  # type: ignore[attr-defined]
+    assert list(inspect.signature(client.enqueue_many).parameters) == ["self", "requests"]  # type: ignore[attr-defined]  # found by name
+    assert list(inspect.signature(client.job).parameters) == ["self", "job_id"]  # type: ignore[attr-defined]  # found by name
 
 
 @pytest.mark.parametrize("handle", [Job, SyncJob])

@@ -67,7 +67,7 @@ def test_without_async_it_leaves_no_thread() -> None:
 
 
 def test_the_fixture_gives_a_client() -> None:
-    generator = prompt_client.__wrapped__()  # type: ignore[attr-defined]
+    generator = prompt_client.__wrapped__()  # type: ignore[attr-defined]  # the function under the fixture
     client = next(generator)
     assert isinstance(client, Client)
     assert client.run("hello", timeout_s=5).text == "hello"

@@ -186,8 +186,7 @@ class OneTokenTooMany(Honest):
 class CutIsCalledStop(Honest):
     async def answer(self, member: int, generation: Generation) -> AsyncGenerator[Output, None]:
         async for output in super().answer(member, generation):
-            ended = isinstance(output, Completed)
-            yield Completed(member, "stop", output.usage) if ended else output  # type: ignore[union-attr]
+            yield Completed(member, "stop", output.usage) if isinstance(output, Completed) else output
 
 
 class MembersMixedUp(Honest):

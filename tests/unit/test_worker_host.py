@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -117,7 +118,7 @@ async def test_a_second_run_joins_the_job_of_the_first() -> None:
         first = await host.run_prompt(context_of(), {"prompt": "once"})
         again = await host.run_prompt(context_of(), {"prompt": "once"})
         assert first["text"] == again["text"] == "once"
-        done = await client.queue.redis.hget(client.queue.keys.fixed("meta"), "t:done")  # type: ignore[misc]
+        done = await client.queue.redis.hget(client.queue.keys.fixed("meta"), "t:done")  # type: ignore[misc]  # redis-py has one type for sync and async
         assert done == b"1"
         assert orjson.dumps(first)
 
@@ -137,7 +138,7 @@ async def test_leaving_asks_arq_to_run_it_again_elsewhere() -> None:
         host = await host_of(client)
         running = asyncio.create_task(host.run_prompt(context_of(), {"prompt": "slow"}))
         async with asyncio.timeout(5):
-            while not await client.queue.redis.pubsub_channels("*:ch:arq-*"):  # type: ignore[no-untyped-call]
+            while not await client.queue.redis.pubsub_channels("*:ch:arq-*"):
                 await asyncio.sleep(0.01)
         host._leaving.set()
         with pytest.raises(ArqRetry):
@@ -186,7 +187,7 @@ async def test_stopping_ends_arqs_main_task_though_the_engine_fails_to_stop(
             raise RuntimeError("cannot stop")
 
     host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None)
-    host._engine = Broken()  # type: ignore[assignment]
+    host._engine = Broken()  # type: ignore[assignment]  # stands in for the real one
     monkeypatch.setattr(host_module, "FAREWELL_S", 60.0)
     main = asyncio.create_task(asyncio.sleep(60))
     with pytest.raises(RuntimeError):
@@ -199,7 +200,12 @@ async def test_arq_cannot_hold_up_the_end_while_redis_is_away(monkeypatch: pytes
     monkeypatch.setattr(host_module, "FAREWELL_S", 0.01)
     codes: list[int] = []
     left = asyncio.Event()
-    monkeypatch.setattr(host_module.os, "_exit", lambda code: (codes.append(code), left.set()))
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        left.set()
+
+    monkeypatch.setattr(os, "_exit", leave)
     host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None)
     await host._stop(None)
     await asyncio.wait_for(left.wait(), 5)

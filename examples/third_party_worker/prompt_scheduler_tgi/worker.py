@@ -99,11 +99,12 @@ class _Reader:
         return not self.missing
 
     def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        token, details = event["token"], event.get("details")
+        token = event["token"]
         said = (Piece(0, token["text"]),) if token["text"] and not token["special"] else ()
         if event.get("generated_text") is None:
             return said
         self.missing = 0
+        details = event["details"]
         usage = TokenUsage(
             input_tokens=details.get("input_length"), output_tokens=details["generated_tokens"]
         )
