@@ -456,7 +456,13 @@ async def test_a_control_message_of_another_job_cancels_nothing(room: Room) -> N
     job = await client.enqueue("a")
     call = await puppet_of(engine).next_call()
     (token,) = engine._attempts
-    for order in ({"cancel": "another", "token": token}, {"cancel": job.id, "token": token + 1}, [], 7):
+    strangers: tuple[object, ...] = (
+        {"cancel": "another", "token": token},
+        {"cancel": job.id, "token": token + 1},
+        [],
+        7,
+    )
+    for order in strangers:
         await room.redis.publish(engine.queue.control_channel, orjson.dumps(order))
     other = await client.enqueue("b")
     other_call = await puppet_of(engine).next_call()
