@@ -113,13 +113,19 @@ class Frozen(BaseModel):
 
 
 class Message(Frozen):
-    """One chat message, in OpenAI's shape. `content` is text or a list of content parts."""
+    """One chat message, in OpenAI's shape. `content` is text or a list of content parts.
+
+    `is_error` says that a `tool` message is about a call that failed; `cache_control` marks the end of a
+    prefix that is worth caching. Both are Anthropic's; other engines are not told.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[dict[str, Any]] | None = None
     name: Text | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: Text | None = None
+    is_error: StrictBool | None = None
+    cache_control: dict[str, Any] | None = None
 
 
 class GenerationParams(Frozen):

@@ -9,11 +9,13 @@ Source: https://docs.anthropic.com/en/api/messages-streaming
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
 
-from workers.anthropic_messages import MessageReader, chat_fields, format_fields, tool_fields
+from workers.anthropic_answer import MessageReader
+from workers.anthropic_messages import chat_fields, format_fields, tool_fields
 from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
 from workers.calls import answers, set_parameters, whole
 from workers.errors import ContextOverflow, RequestRejected, WorkerConfigError, WorkerError
@@ -30,6 +32,19 @@ _MESSAGES = "/v1/messages"
 _MODELS = "/v1/models"
 _NAMES = {"stop": "stop_sequences"}
 _KNOWN = frozenset({"max_tokens", "stop", "temperature", "top_k", "top_p"})
+# Source: https://docs.anthropic.com/en/api/errors
+_STATUSES = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
 _OURS = frozenset({"messages", "model", "stream", "system", "tools", "tool_choice"})
 
 
@@ -142,6 +157,8 @@ def _credentials(config: EndpointConfig, base_url: str) -> dict[str, str]:
 
 
 def _error_class(refusal: Refusal) -> type[WorkerError]:
+    # An error inside the stream has a kind and no status.
+    refusal = replace(refusal, status=_STATUSES.get(refusal.kind, refusal.status))
     if refusal.status == 413 or "prompt is too long" in refusal.words:
         return ContextOverflow
     return error_class(refusal)

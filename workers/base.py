@@ -68,8 +68,8 @@ class Piece(NamedTuple):
 class Completed(NamedTuple):
     """One member has ended well. What it said is the sum of its pieces.
 
-    `finish_reason` is OpenAI's: stop, length, tool_calls or content_filter. `model` is the name that the
-    engine gave.
+    `finish_reason` is OpenAI's: stop, length, tool_calls or content_filter; or unknown, where the engine gave
+    none that is known. `model` is the name that the engine gave.
     """
 
     member: int

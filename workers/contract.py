@@ -27,7 +27,7 @@ import pytest
 from workers.base import Completed, Generation, MemberFailed, ModelWorker, Output, Piece
 from workers.errors import WorkerError, WorkerUnavailable
 
-_FINISH_REASONS = {"stop", "length", "tool_calls", "content_filter"}
+_FINISH_REASONS = {"stop", "length", "tool_calls", "content_filter", "unknown"}
 
 
 @dataclass(slots=True)

@@ -37,6 +37,7 @@ from workers.calls import (
     set_parameters,
     whole,
 )
+from workers.counts import token_count
 from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
 from workers.http import HttpEndpoint, Refusal, bearer, check_base_url, error_class
 from workers.openai_wire import OURS, ChatReader, chat_body, model_names
@@ -207,9 +208,9 @@ def _as_list(answer: Any) -> list[Any]:
 
 def _completed(member: int, event: Mapping[str, Any]) -> Completed:
     usage = TokenUsage(
-        input_tokens=event.get("tokens_evaluated"),
-        output_tokens=event.get("tokens_predicted"),
-        cached_tokens=event.get("timings/cache_n"),
+        input_tokens=token_count(event, "tokens_evaluated"),
+        output_tokens=token_count(event, "tokens_predicted"),
+        cached_tokens=token_count(event, "timings/cache_n"),
     )
     return Completed(
         member, "length" if event.get("stop_type") == "limit" else "stop", usage, event.get("model")

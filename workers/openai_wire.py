@@ -7,6 +7,7 @@ from typing import Any
 
 from workers.base import Completed, Generation, MemberFailed, Output, Piece, TokenUsage
 from workers.calls import MALFORMED
+from workers.counts import token_count
 from workers.errors import WorkerUnavailable
 from workers.http import HttpEndpoint
 
@@ -23,6 +24,7 @@ _FINISH_REASONS = {
 # The engine gave up; what it had said until then is no answer.
 _GIVEN_UP = frozenset({"abort", "error", "insufficient_system_resource"})  # vLLM; OpenRouter; DeepSeek
 _MAX_ID_CHARS = 512
+_ANTHROPICS = frozenset({"cache_control", "is_error"})
 
 
 def chat_body(generation: Generation) -> dict[str, Any]:
@@ -30,9 +32,9 @@ def chat_body(generation: Generation) -> dict[str, Any]:
 
     A plain prompt becomes the user's only message.
     """
-    messages = generation.messages
+    messages = generation.messages or ({"role": "user", "content": generation.prompt},)
     body: dict[str, Any] = {
-        "messages": [{"role": "user", "content": generation.prompt}] if messages is None else messages,
+        "messages": _known(messages),
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -43,6 +45,15 @@ def chat_body(generation: Generation) -> dict[str, Any]:
     if generation.response_format is not None:
         body["response_format"] = generation.response_format
     return body
+
+
+def _known(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The messages without what is Anthropic's alone: OpenAI refuses fields that it does not know."""
+    if not any(_ANTHROPICS & message.keys() for message in messages):
+        return messages
+    return [
+        {name: value for name, value in message.items() if name not in _ANTHROPICS} for message in messages
+    ]
 
 
 def completion_body(batch: Sequence[Generation]) -> dict[str, Any]:
@@ -189,10 +200,10 @@ def end(member: int, reason: str, usage: TokenUsage, model: str | None) -> Compl
 def read_usage(usage: Mapping[str, Any]) -> TokenUsage:
     """OpenAI's `usage` object."""
     return TokenUsage(
-        input_tokens=_count(usage, "prompt_tokens"),
-        output_tokens=_count(usage, "completion_tokens"),
-        cached_tokens=_count(usage.get("prompt_tokens_details") or {}, "cached_tokens"),
-        reasoning_tokens=_count(usage.get("completion_tokens_details") or {}, "reasoning_tokens"),
+        input_tokens=token_count(usage, "prompt_tokens"),
+        output_tokens=token_count(usage, "completion_tokens"),
+        cached_tokens=token_count(usage.get("prompt_tokens_details"), "cached_tokens"),
+        reasoning_tokens=token_count(usage.get("completion_tokens_details"), "reasoning_tokens"),
     )
 
 
@@ -215,8 +226,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("is no text")
     return value
-
-
-def _count(counts: Mapping[str, Any], name: str) -> int | None:
-    value = counts.get(name)
-    return value if isinstance(value, int) else None

@@ -22,9 +22,11 @@ from workers import (
     WorkerError,
     WorkerOverloaded,
     WorkerProtocolError,
+    WorkerTimeout,
     WorkerUnavailable,
 )
 from workers.anthropic import AnthropicWorker
+from workers.anthropic_answer import MessageReader
 
 PROMPT = Generation("claude", prompt="Why?")
 TOOL = {"type": "function", "function": {"name": "sky", "description": "d", "parameters": {"type": "object"}}}
@@ -84,13 +86,16 @@ async def test_answer_is_put_together_with_thinking_tools_and_usage(
             delta(2, "input_json_delta", partial_json='{"a":'),
             delta(2, "input_json_delta", partial_json="1}"),
             block(3, "tool_use", id="t2", name="sea", input={"b": 2}),
+            {"type": "content_block_stop", "index": 3},
+            block(4, "tool_use", id="t3", name="air", input={}),
             {"type": "something_new", "index": 9},
             reason="tool_use",
         )
     )
     usage = TokenUsage(input_tokens=10, output_tokens=7, cached_tokens=3)
     first = {"index": 0, "id": "t1", "type": "function", "function": {"name": "sky", "arguments": ""}}
-    other = {"index": 1, "id": "t2", "type": "function", "function": {"name": "sea", "arguments": '{"b":2}'}}
+    second = {"index": 1, "id": "t2", "type": "function", "function": {"name": "sea", "arguments": ""}}
+    third = {"index": 2, "id": "t3", "type": "function", "function": {"name": "air", "arguments": ""}}
     assert await outputs_of(worker, PROMPT) == [
         Piece(0, reasoning="Hm."),
         Piece(0, "Ray"),
@@ -98,7 +103,10 @@ async def test_answer_is_put_together_with_thinking_tools_and_usage(
         Piece(0, tool_calls=(first,)),
         Piece(0, tool_calls=({"index": 0, "function": {"arguments": '{"a":'}},)),
         Piece(0, tool_calls=({"index": 0, "function": {"arguments": "1}"}},)),
-        Piece(0, tool_calls=(other,)),
+        Piece(0, tool_calls=(second,)),
+        Piece(0, tool_calls=({"index": 1, "function": {"arguments": '{"b":2}'}},)),
+        Piece(0, tool_calls=(third,)),
+        Piece(0, tool_calls=({"index": 2, "function": {"arguments": "{}"}},)),
         Completed(0, "tool_calls", usage, "claude-1"),
     ]
 
@@ -110,8 +118,12 @@ async def test_answer_is_put_together_with_thinking_tools_and_usage(
         ("stop_sequence", "stop"),
         ("max_tokens", "length"),
         ("model_context_window_exceeded", "length"),
+        ("pause_turn", "length"),
+        ("MAX_TOKENS", "length"),
         ("refusal", "content_filter"),
-        (None, "stop"),
+        ("sensitive", "content_filter"),
+        ("something_new", "unknown"),
+        (None, "unknown"),
     ],
 )
 async def test_finish_reasons_are_openais(
@@ -121,6 +133,176 @@ async def test_finish_reasons_are_openais(
     (end,) = await outputs_of(worker, PROMPT)
     assert isinstance(end, Completed)
     assert end.finish_reason == ours
+
+
+async def test_calls_of_tools_end_with_that_reason_whatever_the_server_says(
+    server: FakeServer, worker: AnthropicWorker
+) -> None:
+    server.script = stream(*said(block(0, "tool_use", id="t1", name="sky", input={})))
+    *_, end = await outputs_of(worker, PROMPT)
+    assert end.finish_reason == "tool_calls"
+
+
+async def test_input_that_comes_with_its_block_and_again_in_deltas_counts_once(
+    server: FakeServer, worker: AnthropicWorker
+) -> None:
+    server.script = stream(
+        *said(
+            block(0, "tool_use", id="t1", name="sky", input={"a": 1}),
+            delta(0, "input_json_delta", partial_json='{"a":1}'),
+            {"type": "content_block_stop", "index": 0},
+        )
+    )
+    outputs = await outputs_of(worker, PROMPT)
+    calls = [call for output in outputs[:-1] for call in output.tool_calls]
+    assert "".join(call["function"]["arguments"] for call in calls) == '{"a":1}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("server_tool_use", {"id": "s1", "name": "web_search", "input": {}}),
+        ("mcp_tool_use", {"id": "m1", "name": "find", "server_name": "x", "input": {}}),
+        ("web_search_tool_result", {"tool_use_id": "s1", "content": [{"type": "web_search_result"}]}),
+        ("mcp_tool_result", {"tool_use_id": "m1", "is_error": False, "content": [{"text": "found"}]}),
+        ("code_execution_tool_result", {"tool_use_id": "s1", "content": {"stdout": "1"}}),
+        ("redacted_thinking", {"data": "x"}),
+        ("something_new", {"text": {"of": "its own"}}),
+    ],
+)
+async def test_blocks_that_are_not_the_callers_pass(
+    server: FakeServer, worker: AnthropicWorker, kind: str, content: dict[str, Any]
+) -> None:
+    server.script = stream(
+        *said(
+            block(0, kind, **content),
+            delta(0, "input_json_delta", partial_json='{"query":'),
+            delta(0, "something_new_delta", text={"of": "its own"}),
+            {"type": "content_block_stop", "index": 0},
+            block(1, "text", text=""),
+            delta(1, "citations_delta", citation={"url": "https://example.org"}),
+            delta(1, "text_delta", text="ok"),
+            block(2, "tool_use", id="t1", name="sky", input={}),
+            delta(2, "input_json_delta", partial_json="{}"),
+        )
+    )
+    text, call, arguments, _ = await outputs_of(worker, PROMPT)
+    assert text == Piece(0, "ok")
+    assert call.tool_calls[0]["index"] == arguments.tool_calls[0]["index"] == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "usage"),
+    [
+        ({"input_tokens": 5, "output_tokens": 1}, {"output_tokens": 7}, TokenUsage(5, 7)),
+        ({"input_tokens": 0, "output_tokens": 0}, {"input_tokens": 5, "output_tokens": 7}, TokenUsage(5, 7)),
+        ({"input_tokens": 5}, {"input_tokens": 0, "output_tokens": 7}, TokenUsage(5, 7)),
+        (
+            {"input_tokens": 5, "output_tokens": 7},
+            {"input_tokens": None, "output_tokens": 0},
+            TokenUsage(5, 7),
+        ),
+        (
+            {"input_tokens": 5, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 2},
+            {"output_tokens": 7, "cache_read_input_tokens": 0, "cache_creation_input_tokens": None},
+            TokenUsage(10, 7, 3),
+        ),
+        (
+            {"input_tokens": 0},
+            {"input_tokens": 5, "cache_read_input_tokens": 3, "output_tokens": 7},
+            TokenUsage(8, 7, 3),
+        ),
+        ({"input_tokens": -1, "output_tokens": 2**63}, {"output_tokens": True}, TokenUsage()),
+        (None, None, TokenUsage()),
+        ([], "many", TokenUsage()),
+    ],
+)
+async def test_counts_that_come_late_or_as_nothing_leave_right_ones_alone(
+    server: FakeServer, worker: AnthropicWorker, first: Any, last: Any, usage: TokenUsage
+) -> None:
+    server.script = stream(
+        {"type": "message_start", "message": {"model": "claude-1", "usage": first}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": last},
+        {"type": "message_stop"},
+    )
+    assert await outputs_of(worker, PROMPT) == [Completed(0, "stop", usage, "claude-1")]
+
+
+async def test_an_answer_that_gave_its_reason_needs_no_message_stop(
+    server: FakeServer, worker: AnthropicWorker
+) -> None:
+    text = delta(0, "text_delta", text="ok")
+    server.script = stream(*said(block(0, "text", text=""), text)[:-1])
+    piece, end = await outputs_of(worker, PROMPT)
+    assert (piece.text, end.finish_reason) == ("ok", "stop")
+
+
+def test_a_whole_message_is_read_like_its_stream() -> None:
+    call = {"type": "tool_use", "id": "t1", "name": "sky", "input": {"a": 1}}
+    content = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "ok"}, call]
+    reader = MessageReader()
+    outputs = reader.read(
+        {
+            "type": "message",
+            "model": "claude-1",
+            "content": content,
+            "stop_reason": "tool_use",
+            "usage": {"input_tokens": 5, "output_tokens": 7},
+        }
+    )
+    assert outputs[:2] == (Piece(0, reasoning="Hm."), Piece(0, "ok"))
+    assert outputs[3] == Piece(0, tool_calls=({"index": 0, "function": {"arguments": '{"a":1}'}},))
+    assert outputs[-1] == Completed(0, "tool_calls", TokenUsage(5, 7), "claude-1")
+    assert reader.complete
+
+
+async def test_turns_and_blocks_without_content_are_left_out(
+    server: FakeServer, worker: AnthropicWorker
+) -> None:
+    server.script = stream(*said())
+    empty: Any
+    for empty in ("", "  ", None, [], [{"type": "text", "text": ""}]):
+        chat = (
+            {"role": "system", "content": empty},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": empty},
+            {"role": "user", "content": "r"},
+        )
+        await outputs_of(worker, Generation("claude", messages=chat))
+        body = server.bodies[-1]
+        assert "system" not in body
+        assert body["messages"] == [
+            {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]}
+        ]
+
+
+async def test_marks_for_errors_and_the_cache_are_kept(server: FakeServer, worker: AnthropicWorker) -> None:
+    server.script = stream(*said())
+    mark = {"type": "ephemeral"}
+    picture = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}, "cache_control": mark}
+    call = {"id": "t1", "type": "function", "function": {"name": "sky", "arguments": {"a": 1}}}
+    chat = Generation(
+        "claude",
+        messages=(
+            {"role": "system", "content": [{"type": "text", "text": "Be brief.", "cache_control": mark}]},
+            {"role": "user", "content": [{"type": "text", "text": "Look"}, picture]},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "t1", "content": "", "is_error": True, "cache_control": mark},
+            {"role": "user", "content": "And now?", "cache_control": mark},
+        ),
+        tools=({**TOOL, "cache_control": mark}, {"type": "web_search_20250305", "cache_control": mark}),
+    )
+    await outputs_of(worker, chat)
+    body = server.bodies[0]
+    assert body["system"] == [{"type": "text", "text": "Be brief.", "cache_control": mark}]
+    assert [tool["cache_control"] for tool in body["tools"]] == [mark, mark]
+    seen, called, answered = (message["content"] for message in body["messages"])
+    assert seen[1]["cache_control"] == mark
+    assert called == [{"type": "tool_use", "id": "t1", "name": "sky", "input": {"a": 1}}]
+    assert answered == [
+        {"type": "tool_result", "tool_use_id": "t1", "is_error": True, "cache_control": mark},
+        {"type": "text", "text": "And now?", "cache_control": mark},
+    ]
 
 
 async def test_chat_is_translated(server: FakeServer, worker: AnthropicWorker) -> None:
@@ -253,6 +435,13 @@ async def test_what_the_api_does_not_have_is_refused_by_name(
         ({"role": "user", "content": ["x"]}, "messages.0.content.0"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "messages.0.content.0.image_url.url"),
         ({"role": "assistant", "content": "", "tool_calls": [{"id": "x"}]}, "messages.0.tool_calls"),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "x", "function": {"name": "f", "arguments": "[1]"}}],
+            },
+            "messages.0.tool_calls",
+        ),
         ({"role": "system", "content": "alone"}, "messages"),
     ],
 )
@@ -291,10 +480,27 @@ async def test_refusals_have_their_classes(
     assert caught.retry_after_s == wait_s
 
 
-async def test_overload_inside_the_stream_is_an_overload(server: FakeServer, worker: AnthropicWorker) -> None:
-    error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
-    server.script = stream(*said(delta(0, "text_delta", text="half"), error, end=False))
-    assert type(await error_of(worker, PROMPT)) is WorkerOverloaded
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("overloaded_error", WorkerOverloaded),
+        ("rate_limit_error", WorkerOverloaded),
+        ("api_error", WorkerUnavailable),
+        ("timeout_error", WorkerTimeout),
+        ("authentication_error", WorkerAuthError),
+        ("billing_error", WorkerAuthError),
+        ("permission_error", WorkerAuthError),
+        ("invalid_request_error", RequestRejected),
+        ("not_found_error", RequestRejected),
+        ("request_too_large", ContextOverflow),
+    ],
+)
+async def test_error_inside_the_stream_has_the_class_of_its_kind(
+    server: FakeServer, worker: AnthropicWorker, kind: str, error: type[WorkerError]
+) -> None:
+    event = {"type": "error", "error": {"type": kind, "message": "words"}}
+    server.script = stream(*said(delta(0, "text_delta", text="half"), event, end=False))
+    assert type(await error_of(worker, PROMPT)) is error
 
 
 @pytest.mark.parametrize(

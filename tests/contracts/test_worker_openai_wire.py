@@ -139,6 +139,17 @@ async def test_chat_request_has_what_was_asked(server: FakeServer, worker: OpenA
     ]
 
 
+async def test_what_is_anthropics_alone_stays_out_of_messages(
+    server: FakeServer, worker: OpenAIWorker
+) -> None:
+    server.script = stream(delta("stop", content="ok"), DONE)
+    failed = {"role": "tool", "tool_call_id": "t1", "content": "no"}
+    marked = {**failed, "is_error": True, "cache_control": {"type": "ephemeral"}}
+    asked = {"role": "user", "content": "hello"}
+    await outputs_of(worker, Generation("gpt", messages=(asked, marked)))
+    assert server.bodies[0]["messages"] == [asked, failed]
+
+
 async def test_plain_prompt_is_a_chat_with_one_message(server: FakeServer, worker: OpenAIWorker) -> None:
     server.script = stream(delta(content="hi"), delta("stop"), DONE)
     assert await outputs_of(worker, PROMPT) == [Piece(0, "hi"), Completed(0, "stop", model="gpt-1")]
