@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import signal
 import sys
 from importlib.util import find_spec
 
@@ -17,13 +17,16 @@ def main() -> None:
         raise SystemExit(2)
     try:
         from scheduler.cli import app  # noqa: PLC0415  an extra
+        from scheduler.cli.output import prepare_streams  # noqa: PLC0415  the same
     except KeyboardInterrupt:  # importing it takes a moment
         raise SystemExit(130) from None
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # an answer may hold what the terminal's encoding cannot say
-        sys.stdout.reconfigure(errors="backslashreplace")
-    app(prog_name="prompt-scheduler")
+    prepare_streams()
+    try:
+        app(prog_name="prompt-scheduler")
+    finally:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end is not quiet about Ctrl-C
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from scheduler import __version__
 from scheduler.cli import admin, demo, dev, doctor, enqueue, subscribe, worker
+from scheduler.cli.output import complain, let_go_of_streams, say
 from scheduler.cli.session import Session
 from scheduler.errors import (
     ConfigError,
@@ -28,6 +29,7 @@ from scheduler.errors import (
 EXIT_FAILURE = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 MISTAKES = (ConfigError, DedupConflict, InvalidRequest, InvalidTransition, JobNotFound, NoTicket)
 
 # Typer brings a click of its own from some version on, and exports this class of it alone.
@@ -51,31 +53,33 @@ class _Root(TyperGroup):
 @contextmanager
 def _told() -> Iterator[None]:
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except SchedulerError as error:
-        raise _exit(str(error), EXIT_MISTAKE if isinstance(error, MISTAKES) else EXIT_FAILURE) from None
+        complain(str(error), *getattr(error, "__notes__", ()))
+        raise typer.Exit(EXIT_MISTAKE if isinstance(error, MISTAKES) else EXIT_FAILURE) from None
     except _UsageError as error:
         if type(error).show is not _UsageError.show:  # it shows the help, for want of arguments
             raise
         command = error.ctx.command_path if error.ctx else "prompt-scheduler"
         message = error.format_message().removeprefix("Invalid value: ").replace(" Value error,", "")
-        raise _exit(f"{message.rstrip('.')}; see {command} --help", EXIT_MISTAKE) from None
+        complain(f"{message.rstrip('.')}; see {command} --help")
+        raise typer.Exit(EXIT_MISTAKE) from None
     except OSError as error:
+        let_go_of_streams()
         if error.errno == errno.EPIPE:  # whoever read has gone, and knows
-            raise
-        raise _exit(str(error), EXIT_FAILURE) from None
+            raise typer.Exit(EXIT_BROKEN_PIPE) from None
+        complain(": ".join(str(one) for one in (error.filename, error.strerror or error) if one))
+        raise typer.Exit(EXIT_FAILURE) from None
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _exit(message: str, code: int) -> typer.Exit:
-    typer.echo(f"prompt-scheduler: {message}", err=True)
-    return typer.Exit(code)
-
-
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"prompt-scheduler {__version__} (Python {sys.version.split()[0]})")
+        say(f"prompt-scheduler {__version__} (Python {sys.version.split()[0]})")
         raise typer.Exit
 
 

@@ -160,8 +160,8 @@ def _say_how_to_use(
         "Ctrl-C lets running jobs finish and ends all of it; once more ends it at once.",
         "",
     ]
-    # Unbroken, so that a command can be copied whole.
-    shown.print("\n".join(lines), soft_wrap=True, markup=False)
+    for line in lines:
+        shown.print(line, soft_wrap=True)  # unbroken, so that a command can be copied whole
 
 
 async def _show_events(redis: Redis, queue: PromptQueue, shown: Console, *, patient: bool) -> None:

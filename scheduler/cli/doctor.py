@@ -11,6 +11,7 @@ from scheduler.admin import Finding, Level, examine
 from scheduler.cli.output import console, print_json
 from scheduler.cli.session import Session, run, session
 from scheduler.errors import SchedulerError
+from scheduler.printable import one_line
 
 STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
@@ -63,8 +64,8 @@ async def _doctor(at: Session, *, show: bool) -> list[Finding]:
 def _line(finding: Finding) -> Text:
     line = Text()
     line.append(f"{finding.level.value:<5}", STYLES[finding.level])
-    line.append(f"{finding.subject}: ", "bold")
-    line.append(finding.message)
+    line.append(f"{one_line(finding.subject)}: ", "bold")
+    line.append(one_line(finding.message))
     if finding.fix:
-        line.append(f" → {finding.fix}", "cyan")
+        line.append(f" → {one_line(finding.fix)}", "cyan")
     return line

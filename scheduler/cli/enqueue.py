@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scheduler.cli.arguments import parse_duration, parse_pairs, parse_priority
 from scheduler.cli.bulk import STDIN, BulkRun, Outcome, RequestFile, open_requests
 from scheduler.cli.events import AnswerPrinter, JsonLinesPrinter
-from scheduler.cli.output import console, json_line, print_json
+from scheduler.cli.output import console, json_line, print_json, remark, say, write_answer
 from scheduler.cli.session import Session, run, session
 from scheduler.client import AsyncClient, Job
 from scheduler.errors import InvalidRequest, JobEnded, ResultTimeout
@@ -193,7 +193,7 @@ def _show_id(job: Job, *, as_json: bool) -> None:
     if as_json:
         print_json({"job_id": job.id, "deduplicated": job.deduplicated, "channel": job.channel})
     else:
-        typer.echo(job.id)
+        say(job.id)
 
 
 async def _show_result(job: Job, timeout_s: float | None, *, as_json: bool) -> None:
@@ -207,7 +207,7 @@ async def _show_result(job: Job, timeout_s: float | None, *, as_json: bool) -> N
     if as_json:
         print_json({**said, "state": "done", "result": result})
     else:
-        typer.echo(result.text)
+        write_answer(f"{result.text}\n")
 
 
 async def _show_stream(job: Job, timeout_s: float | None, *, as_json: bool) -> None:
@@ -230,7 +230,7 @@ async def _say_if_unserved(client: AsyncClient, model: str) -> None:
     except RedisError:
         return
     if not any(model in worker.routes for worker in workers):
-        typer.echo(f"[no live worker process serves {model!r}; start one: prompt-scheduler worker]", err=True)
+        remark(f"[no live worker process serves {model!r}; start one: prompt-scheduler worker]")
 
 
 async def _enqueue_file(
@@ -258,7 +258,7 @@ async def _enqueue_file(
             bulk = BulkRun(client, tell, wait=wait, timeout_s=timeout_s)
             await bulk.send(requests)
     summary = ", ".join(f"{count:,} {state}" for state, count in sorted(bulk.states.items()))
-    typer.echo(f"{total:,} requests: {summary}", err=True)
+    remark(f"{total:,} requests: {summary}")
     if bulk.states["done" if wait else "enqueued"] < total:
         raise typer.Exit(1)
 

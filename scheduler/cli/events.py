@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Any
 
 import orjson
-import typer
 from pydantic import BaseModel
 from rich.text import Text
 
+from scheduler.cli.output import print_json_line, remark, write_answer
 from scheduler.events import Delta, Done, Event, Retrying, Started
+from scheduler.printable import one_line
 
 STYLES = {
     "queued": "dim",
@@ -25,7 +25,7 @@ STYLES = {
 }
 
 
-def event_json(event: Event) -> bytes:
+def event_fields(event: Event) -> dict[str, Any]:
     """An event as one JSON object, as it is on the channel: without what it does not say."""
     said: dict[str, Any] = {"id": event.id, "type": event.type}
     for field in dataclasses.fields(event):
@@ -34,14 +34,14 @@ def event_json(event: Event) -> bytes:
             said[field.name] = value.model_dump(mode="json", exclude_unset=True)
         elif not isinstance(event, Delta) or value:
             said[field.name] = value
-    return orjson.dumps(said)
+    return said
 
 
 def event_text(event: Event) -> Text:
     """An event in one line for people: its id, its type, what it says."""
-    line = Text(f"{event.id:>8}  ")
+    line = Text(f"{one_line(event.id):>8}  ")
     line.append(f"{event.type:<9} ", STYLES.get(event.type, ""))
-    return line.append(_details(event))
+    return line.append(one_line(_details(event)))
 
 
 def _details(event: Event) -> str:
@@ -80,19 +80,19 @@ class AnswerPrinter:
     def show(self, event: Event) -> None:
         """Take the next event of the job."""
         if isinstance(event, Delta) and event.text and event.index == 0:
-            _write(event.text)
+            write_answer(event.text)
             self._said = True
         elif isinstance(event, Retrying):
             self._end_line()
-            typer.echo(f"[{event.error.message}; it starts again]", err=True)
+            remark(f"[{event.error.message}; it starts again]")
         elif isinstance(event, Done):
-            _write("\n" if self._said else event.result.text + "\n")
+            write_answer("\n" if self._said else event.result.text + "\n")
         elif event.terminal:
             self._end_line()
 
     def _end_line(self) -> None:
         if self._said:
-            _write("\n")
+            write_answer("\n")
             self._said = False
 
 
@@ -101,9 +101,4 @@ class JsonLinesPrinter:
 
     def show(self, event: Event) -> None:
         """Take the next event of the job."""
-        typer.echo(event_json(event))
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+        print_json_line(event_fields(event))

@@ -1,21 +1,33 @@
-"""How things are shown: JSON for programs, tables for people."""
+"""How things are shown: JSON for programs, tables and lines for people.
+
+Everything that a command prints goes through here, and is cleaned here: text from engines, prompts, keys and
+other users of Redis reaches a terminal neither as a command nor as rich's markup.
+"""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
+import io
+import os
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import orjson
 import typer
 from pydantic import BaseModel
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from scheduler.model import JobState, Priority
+from scheduler.printable import json_text, one_line, paragraphs
 
 WIDE = 250
 """Columns where there is no terminal: nothing is to be cut off in a pipe."""
@@ -34,20 +46,106 @@ PRIORITY_STYLES = ("dim", "dim", "cyan", "cyan", "green", "green", "yellow", "ye
 """A colour a level, from 0 up."""
 
 
+# For a terminal that does not know ours: signs of the same width.
+_SIMPLER = str.maketrans("…→▸·■█▓▒░▁▂▃▄▅▆▇━╸╺─│", "~>>.###=._.-:=+*----|")
+
+
+def prepare_streams() -> None:
+    """Have the standard streams there, and never at a loss for a character."""
+    codecs.register_error("simpler", _simpler)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  it stays open
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="simpler")
+
+
+def _simpler(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_SIMPLER)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+def let_go_of_streams() -> None:
+    """Write no more where nobody reads, or nothing fits, also when Python ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class CleanConsole(Console):
+    """A console that takes text as text: no markup, no emoji codes, no commands to the terminal.
+
+    A string is one line. Within a `Text` line feeds stay.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string as a renderable: also that of a table's cell, before its width is taken."""
+        return super().render_str(one_line(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is about to be written, piece by piece."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=paragraphs(segment.text))
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to the command line; rich would end the process."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console on standard output or standard error."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, width=None if terminal else WIDE, highlight=False, soft_wrap=not terminal)
+    return CleanConsole(stderr=stderr, width=None if terminal else WIDE, soft_wrap=not terminal)
+
+
+def say(line: str) -> None:
+    """One line on standard output."""
+    typer.echo(one_line(line))
+
+
+def remark(line: str) -> None:
+    """One line on standard error."""
+    typer.echo(one_line(line), err=True)
+
+
+def complain(message: str, *more: str) -> None:
+    """Say what went wrong: one line on standard error, and below it what somebody else has said about it."""
+    remark(f"prompt-scheduler: {message}")
+    for line in more:
+        remark(f"    {line}")
+
+
+def write_answer(text: str) -> None:
+    """A piece of an answer on standard output, at once.
+
+    As it is where that is a file or a pipe, so that programs get what the engine said.
+    """
+    sys.stdout.write(paragraphs(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:
     """One JSON document."""
-    typer.echo(orjson.dumps(_plain(value), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+    typer.echo(json_text(orjson.dumps(_plain(value), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)))
+
+
+def print_json_line(value: Any) -> None:
+    """One JSON document on a line of its own."""
+    typer.echo(json_line(value))
 
 
 def json_line(value: Any) -> bytes:
     """One line of JSON Lines, without its end."""
-    return orjson.dumps(_plain(value), option=orjson.OPT_NON_STR_KEYS)
+    return json_text(orjson.dumps(_plain(value), option=orjson.OPT_NON_STR_KEYS))
 
 
 def _plain(value: Any) -> Any:
@@ -75,7 +173,7 @@ def print_fields(rows: Iterable[tuple[str, Any]]) -> None:
     width = max(len(name) for name, _ in given)
     shown = console()
     for name, value in given:
-        said = value if isinstance(value, Text) else Text(str(value))
+        said = value if isinstance(value, Text) else Text(one_line(str(value)))
         shown.print(Text.assemble((f"{name:<{width}}  ", "bold"), said))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -12,10 +11,9 @@ import orjson
 
 from scheduler.logs.exceptions import describe_error, error_of, text_of
 from scheduler.logs.ids import ids_in
+from scheduler.printable import json_text, one_line
 
 PEOPLE_SEE = ("job", "tenant", "attempt", "trace_id")
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _DIM, _YELLOW, _RED, _PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
@@ -43,9 +41,10 @@ class JsonFormatter(logging.Formatter):
         if (error := error_of(record)) is not None:
             fields["error"] = describe_error(error, words=self.words)
         try:
-            return orjson.dumps(fields).decode()
+            line = orjson.dumps(fields)
         except TypeError:
-            return orjson.dumps(_without_surrogates(fields)).decode()
+            line = orjson.dumps(_without_surrogates(fields))
+        return json_text(line).decode()
 
 
 class HumanFormatter(logging.Formatter):
@@ -64,8 +63,8 @@ class HumanFormatter(logging.Formatter):
         time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
         level = self._in(_level_colour(record.levelno), f"{record.levelname:<7}")
         ids = ids_in(record)
-        shown = " ".join(f"{name}={_one_line(text_of(ids[name]))}" for name in PEOPLE_SEE if name in ids)
-        line = f"{self._in(_DIM, time)} {level} {_one_line(_message(record))}"
+        shown = " ".join(f"{name}={one_line(text_of(ids[name]))}" for name in PEOPLE_SEE if name in ids)
+        line = f"{self._in(_DIM, time)} {level} {one_line(_message(record))}"
         if shown:
             line += f"  {self._in(_DIM, shown)}"
         if (error := error_of(record)) is not None:
@@ -85,8 +84,8 @@ def _level_colour(level: int) -> str:
 
 
 def _lines_of(error: Mapping[str, Any], before: str = "") -> list[str]:
-    words = f": {_one_line(error['message'])}" if "message" in error else ""
-    lines = [f"{before}{error['type']}{words}", *(f"  {_one_line(frame)}" for frame in error["frames"])]
+    words = f": {one_line(error['message'])}" if "message" in error else ""
+    lines = [f"{before}{error['type']}{words}", *(f"  {one_line(frame)}" for frame in error["frames"])]
     for one in error.get("errors", ()):
         lines += [f"  {line}" for line in _lines_of(one, "with ")]
     return lines + (_lines_of(error["cause"], "caused by ") if "cause" in error else [])
@@ -109,8 +108,3 @@ def _without_surrogates(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_surrogates(one) for one in value]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _one_line(text: str) -> str:
-    """No line ends and no terminal's commands: what others say must not look like lines of ours."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -553,5 +553,5 @@ def test_a_reader_that_goes_away_is_no_matter(program: Program, start_worker: St
         assert process.stderr
         assert process.stdout.read(4) == "word"
         process.stdout.close()
-        assert process.wait(15) == 1
+        assert process.wait(15) == 141
         assert process.stderr.read() == ""

@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "model",
             "events",
             "logs",
+            "printable",
             "settings",
             "coalescer",
             "connection",
@@ -54,6 +55,7 @@ WITHIN = {
     "settings": {"errors", "model", "sentinel"},
     "connection": {"errors", "sentinel"},
     "embedded": {"errors", "_supervisor"},
+    "logs": {"printable"},
     "results": {"queue"},
     "__main__": {"cli"},
 }

@@ -185,7 +185,8 @@ def test_exit_code_says_whose_fault_it_is(
     monkeypatch.setattr(Session, "client", fail)
     done = invoke("admin", "workers", "list")
     assert done.exit_code == code
-    assert done.stderr == f"prompt-scheduler: {error}\n"
+    said = getattr(error, "strerror", None) or error
+    assert done.stderr == f"prompt-scheduler: {said}\n"
 
 
 def test_pairs_are_split_at_the_first_equals_sign() -> None:

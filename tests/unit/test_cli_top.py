@@ -11,7 +11,7 @@ from rich.text import Text
 
 from scheduler.cli.admin.top.columns import Column, Section
 from scheduler.cli.admin.top.look import RECENT_MS, Look, Waits, rates, waits
-from scheduler.cli.admin.top.marks import bar, count, curve, one_line, rate, size
+from scheduler.cli.admin.top.marks import bar, count, curve, rate, size
 from scheduler.cli.admin.top.view import draw, share_out, summary
 from scheduler.cli.admin.top.watch import TREND, Snapshot, Watch
 from scheduler.model import JobError, JobInfo, JobState
@@ -169,7 +169,7 @@ def test_picture_in_80_columns() -> None:
  box:13:bb box   8 of 64 ■■··············    - leader draining
 
  DEAD LETTER  FAILED ROUTE CODE             MESSAGE
- …f9a3e9d5a11   12 s chat  request_rejected number 0 has the [2Jforbidden text""".splitlines()
+ …f9a3e9d5a11   12 s chat  request_rejected number 0 has\\nthe \\x1b[2Jforbidden …""".splitlines()
     )
 
 
@@ -395,7 +395,9 @@ def test_numbers_are_short() -> None:
 
 
 def test_foreign_text_moves_no_cursor() -> None:
-    assert one_line("a\r\n\tb \x1b[31mred\x07 \u202eleft ") == "a b [31mred left"
+    titles, row = Section([Column("M", least=4)], [["a\n\x1b[31m\u202e"]]).draw(width=40)
+    assert row.plain.strip() == r"a\n\x1b[31m\u202e"
+    assert titles.cell_len == row.cell_len == 40
 
 
 def test_text_wider_than_its_letters_fits_as_well() -> None:

@@ -9,7 +9,7 @@ import typer
 from scheduler import admin
 from scheduler.admin import PROBLEMS, AuditReport
 from scheduler.cli.admin.common import AsJson
-from scheduler.cli.output import console, print_json, table
+from scheduler.cli.output import console, print_json, remark, say, table
 from scheduler.cli.session import Session, run, session
 
 SHOWN = 50
@@ -51,7 +51,7 @@ async def _audit(at: Session, *, repair: bool) -> AuditReport:
 
 def _show(report: AuditReport, *, repair: bool) -> None:
     if not report.counts:
-        typer.echo(f"All fits together: {report.jobs:,} jobs, {report.keys:,} keys.")
+        say(f"All fits together: {report.jobs:,} jobs, {report.keys:,} keys.")
         return
     shown = table("found", "where", "", right="")
     for one in report.problems[:SHOWN]:
@@ -60,6 +60,6 @@ def _show(report: AuditReport, *, repair: bool) -> None:
     console().print(shown)
     found = sum(report.counts.values())
     if found > SHOWN:
-        typer.echo(f"… and {found - SHOWN:,} more; see --json")
+        say(f"… and {found - SHOWN:,} more; see --json")
     if not repair:
-        typer.echo("Nothing was changed; --repair mends it.", err=True)
+        remark("Nothing was changed; --repair mends it.")

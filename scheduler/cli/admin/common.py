@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from scheduler.cli.output import age
+from scheduler.printable import one_line
 from scheduler.queue.reports import EndpointStatus
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Show JSON.")]
@@ -28,7 +29,7 @@ def breaker_text(one: EndpointStatus) -> Text:
         said += f", left alone {age(one.usable_in_s)}"
     if one.permit_in_s:
         said += f", at its rate limit {age(one.permit_in_s)}"
-    return Text(said.replace("_", "-"), style)
+    return Text(one_line(said.replace("_", "-")), style)
 
 
 def somebody_can_answer() -> bool:
@@ -49,7 +50,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if not somebody_can_answer():
         raise typer.BadParameter(f"{question} There is no terminal to ask at: give --yes to go ahead")
     try:
-        typer.confirm(question, abort=True, err=True)
+        typer.confirm(one_line(question), abort=True, err=True)
     except typer.Abort as abort:
         if isinstance(abort.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeAlias
 
 import orjson
 import typer
-from rich.text import Text
 
 from scheduler.admin import (
     DeadFilter,
@@ -23,7 +22,7 @@ from scheduler.admin.dead import Requeued
 from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
 from scheduler.cli.admin.jobs import print_job
 from scheduler.cli.arguments import parse_duration, parse_pairs
-from scheduler.cli.output import age, console, print_json, table
+from scheduler.cli.output import age, complain, console, print_json, remark, say, table
 from scheduler.cli.session import Session, run, session
 from scheduler.model import JobInfo
 from scheduler.queue.inspection import QueueInspector
@@ -79,11 +78,11 @@ def list_dead(
             str(job.attempts),
             age((now_ms - (job.ended_at_ms or now_ms)) / 1000),
             job.error.code if job.error else job.reason or "",
-            Text(job.error.message if job.error else ""),
+            job.error.message if job.error else "",
         )
     console().print(shown)
     if len(jobs) == limit:
-        typer.echo(f"These are the latest {limit:,}; --limit shows more.", err=True)
+        remark(f"These are the latest {limit:,}; --limit shows more.")
 
 
 async def _dead(at: Session, which: DeadFilter, limit: int) -> tuple[list[JobInfo], int]:
@@ -113,9 +112,9 @@ def show(
         return
     print_job(job)
     if request is None:
-        typer.echo("the request has gone, or is damaged")
+        say("the request has gone, or is damaged")
     else:
-        typer.echo(orjson.dumps(request, option=orjson.OPT_INDENT_2))
+        print_json(request)
 
 
 async def _read(at: Session, job_id: str) -> tuple[JobInfo, dict[str, Any] | None]:
@@ -161,9 +160,9 @@ def requeue(
         print_json({"requeued": outcome.requeued, "refused": outcome.refused, "left_out": left_out})
     else:
         gone = f"; {left_out:,} are no dead letters, or none any more" if left_out else ""
-        typer.echo(f"{len(outcome.requeued):,} run again{gone}")
+        say(f"{len(outcome.requeued):,} run again{gone}")
         for job_id, why in outcome.refused.items():
-            typer.echo(f"prompt-scheduler: {job_id}: {why}", err=True)
+            complain(f"{job_id}: {why}")
     if outcome.refused or (job_ids and left_out):
         raise typer.Exit(1)
 
@@ -196,7 +195,7 @@ def purge(
     if as_json:
         print_json({"purged": purged})
     else:
-        typer.echo(f"{purged:,} forgotten")
+        say(f"{purged:,} forgotten")
     if job_ids and purged < len(ids):
         raise typer.Exit(1)
 

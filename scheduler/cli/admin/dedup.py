@@ -9,9 +9,11 @@ import typer
 from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
 from scheduler.cli.output import (
     age,
+    complain,
     console,
     print_fields,
     print_json,
+    say,
     state_text,
     table,
 )
@@ -118,7 +120,7 @@ def release(
         print_json({"released": held is not None, "job_id": held.job_id if held else None})
     elif held is not None:
         ended = held.state is None or held.state.ended
-        typer.echo(f"released; job {held.job_id} {'is not answered from any more' if ended else 'goes on'}")
+        say(f"released; job {held.job_id} {'is not answered from any more' if ended else 'goes on'}")
     if held is None:
         _say_free(key, tenant)
 
@@ -129,5 +131,5 @@ async def _release(at: Session, key: str, tenant: str) -> DedupKey | None:
 
 
 def _say_free(key: str, tenant: str) -> None:
-    typer.echo(f"prompt-scheduler: dedup key {key!r} of tenant {tenant!r} is free", err=True)
+    complain(f"dedup key {key!r} of tenant {tenant!r} is free")
     raise typer.Exit(1)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import typer
-from rich.text import Text
 
 from scheduler.admin import known_lanes, requeue
 from scheduler.cli.admin.common import AsJson, Limit, Yes, breaker_text, confirm
@@ -18,6 +17,8 @@ from scheduler.cli.output import (
     print_fields,
     print_json,
     priority_text,
+    remark,
+    say,
     state_text,
     table,
 )
@@ -73,7 +74,7 @@ def list_jobs(
         )
     console().print(shown)
     if len(jobs) == limit:
-        typer.echo(f"These are the first {limit:,}; --limit shows more.", err=True)
+        remark(f"These are the first {limit:,}; --limit shows more.")
 
 
 async def _jobs(
@@ -138,7 +139,7 @@ def print_job(job: JobInfo, trouble: str | None = None) -> None:
     history = table("when", "what", "attempt", "worker", "detail", right="attempt")
     for entry in job.history:
         attempt = str(entry.attempt) if entry.attempt else ""
-        history.add_row(moment(entry.at_ms), entry.what, attempt, entry.worker, Text(entry.detail or ""))
+        history.add_row(moment(entry.at_ms), entry.what, attempt, entry.worker, entry.detail or "")
     console().print(history)
 
 
@@ -195,7 +196,7 @@ def _show_changed(job: JobInfo, what: str, *, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
-        typer.echo(f"{job.id}: {what}" + (f"; {job.place}" if job.place else ""))
+        say(f"{job.id}: {what}" + (f"; {job.place}" if job.place else ""))
 
 
 async def _set_priority(at: Session, job_id: str, priority: int) -> JobInfo:
@@ -268,7 +269,7 @@ def cancel(ctx: typer.Context, job_id: JobId, *, yes: Yes = False, as_json: AsJs
     if as_json:
         print_json({"job_id": job_id, "cancelled": cancelled})
     else:
-        typer.echo(f"{job_id}: {'cancelled' if cancelled else f'had ended already: {state.value}'}")
+        say(f"{job_id}: {'cancelled' if cancelled else f'had ended already: {state.value}'}")
 
 
 async def _cancel(at: Session, job_id: str) -> tuple[bool, JobState]:

@@ -17,6 +17,7 @@ from scheduler.cli.output import (
     console,
     print_fields,
     print_json,
+    say,
     table,
 )
 from scheduler.cli.session import Session, run, session
@@ -155,7 +156,7 @@ def _show_switched(changed: dict[str, bool], done: str, had: str, *, as_json: bo
         print_json([{"lane": lane, "changed": was_changed} for lane, was_changed in changed.items()])
         return
     for lane, was_changed in changed.items():
-        typer.echo(f"{lane}: {done if was_changed else had}")
+        say(f"{lane}: {done if was_changed else had}")
 
 
 @app.command("purge")
@@ -182,7 +183,7 @@ def purge_lane(
     if as_json:
         print_json({"lane": lane, "priority": priority, "purged": purged})
     else:
-        typer.echo(f"{lane}: {purged:,} jobs cancelled")
+        say(f"{lane}: {purged:,} jobs cancelled")
 
 
 def _of_each(counts: dict[str, int]) -> str:

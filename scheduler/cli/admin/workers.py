@@ -11,6 +11,7 @@ from scheduler.cli.output import (
     age,
     console,
     print_json,
+    remark,
     table,
 )
 from scheduler.cli.session import Session, run, session
@@ -40,7 +41,7 @@ def list_workers(ctx: typer.Context, *, as_json: AsJson = False) -> None:
         )
     console().print(shown)
     if not workers:
-        typer.echo("No worker process is live; start one: prompt-scheduler worker", err=True)
+        remark("No worker process is live; start one: prompt-scheduler worker")
 
 
 async def _workers(at: Session) -> tuple[list[WorkerInfo], int]:

@@ -33,12 +33,14 @@ class Child:
     async def failed(self) -> SchedulerError:
         """Wait for its end, which is not wanted; what to say about it."""
         code = await self.wait()
-        return SchedulerError(f"the {self.name} has ended with {code}:\n{self.last_words()}")
+        return self.complaint(f"the {self.name} has ended with {code}:")
 
-    def last_words(self) -> str:
-        """The end of its output."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(f"    {line}" for line in lines[-LOG_LINES_SHOWN:])
+    def complaint(self, message: str, kind: type[SchedulerError] = SchedulerError) -> SchedulerError:
+        """An error about it; the end of its output are the notes."""
+        error = kind(message)
+        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES_SHOWN:]:
+            error.add_note(line)
+        return error
 
     async def stop(self) -> None:
         """Let it go. Safe to call twice."""

@@ -27,7 +27,6 @@ from scheduler.cli.output import console
 from scheduler.cli.session import redis_errors, run
 from scheduler.connection import open_redis
 from scheduler.embedded import EmbeddedServer
-from scheduler.errors import SchedulerError
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 
@@ -107,7 +106,8 @@ class _Stage:
             hearing = _begin(self._hearing.listen(self._redis, self._queue), stack)
             worker = await stack.enter_async_context(self._worker())
             await self._until_it_serves(worker)
-            self._shown.print(f"Redis at {self._url}; one worker process, one client process\n")
+            self._shown.print(f"Redis at {self._url}; one worker process, one client process")
+            self._shown.print()
             client = await stack.enter_async_context(self._client())
             self._began_at = time.monotonic()
             async with AsyncExitStack() as watched:
@@ -200,7 +200,7 @@ async def _until_answered(
         for task in (wanted, *unwanted):
             task.cancel()
     if not done:
-        raise SchedulerError(f"no end after {LIMIT_S:g} s; the client says:\n{client.last_words()}")
+        raise client.complaint(f"no end after {LIMIT_S:g} s; the client says:")
     for task in unwanted:
         if task in done:
             raise task.result()

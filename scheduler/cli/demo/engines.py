@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.cli.demo.children import Child, child
-from scheduler.errors import ConfigError, SchedulerError
+from scheduler.errors import ConfigError
 from workers.base import EndpointConfig
 from workers.registry import make_worker
 
@@ -98,7 +98,7 @@ async def _vllm(folder: Path, environ: Mapping[str, str], at_once: int) -> Async
     model = folder / "tiny"
     async with child("model maker", python, MAKE_TINY_HF, model, folder=folder) as maker:
         if await maker.wait():
-            raise ConfigError(f"no tiny model could be made:\n{maker.last_words()}")
+            raise maker.complaint("no tiny model could be made:", ConfigError)
     port = _free_port()
     async with child("vLLM", "sh", SERVE_VLLM, python, model, str(port), folder=folder) as server:
         base_url = f"http://127.0.0.1:{port}"
@@ -166,7 +166,7 @@ async def _tiny_model(folder: Path) -> Path:
         raise ConfigError("LLAMA_MODEL is not set: it is to name a model in the GGUF format")
     async with child("model maker", sys.executable, MAKE_TINY_GGUF, path, folder=folder) as maker:
         if await maker.wait():
-            raise ConfigError(f"no tiny model could be made; set LLAMA_MODEL instead:\n{maker.last_words()}")
+            raise maker.complaint("no tiny model could be made; set LLAMA_MODEL instead:", ConfigError)
     return path
 
 
@@ -188,9 +188,7 @@ async def _until_ready(server: Child, backend: str, base_url: str, timeout_s: fl
                     raise await server.failed()
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        raise SchedulerError(
-            f"{server.name} was not ready within {timeout_s:g} s:\n{server.last_words()}"
-        ) from None
+        raise server.complaint(f"{server.name} was not ready within {timeout_s:g} s:") from None
     finally:
         ended.cancel()
         await worker.aclose()

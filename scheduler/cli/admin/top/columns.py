@@ -9,6 +9,8 @@ from typing import TypeAlias
 from rich.cells import cell_len
 from rich.text import Text
 
+from scheduler.printable import one_line
+
 HEAD_STYLE = "bold bright_white on grey23"
 MORE_STYLE = "bright_black"
 WIDE = 96
@@ -103,7 +105,7 @@ def _line(
 
 
 def _text(cell: Text | str, style: str) -> Text:
-    return cell.copy() if isinstance(cell, Text) else Text(cell, style)
+    return cell.copy() if isinstance(cell, Text) else Text(one_line(cell), style)
 
 
 def _fit(
@@ -133,8 +135,5 @@ def _fit(
 def _natural(column: Column, cells: Sequence[Cell]) -> int:
     if any(callable(cell) for cell in cells):
         return column.most or 0
-    longest = max(
-        (cell_len(cell) if isinstance(cell, str) else cell.cell_len for cell in cells if not callable(cell)),
-        default=0,
-    )
+    longest = max((_text(cell, "").cell_len for cell in cells if not callable(cell)), default=0)
     return min(max(longest, cell_len(column.title)), column.most or longest + cell_len(column.title))

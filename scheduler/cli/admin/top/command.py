@@ -16,7 +16,7 @@ from scheduler.cli.admin.top.screen import Screen
 from scheduler.cli.admin.top.view import draw, summary
 from scheduler.cli.admin.top.watch import Watch
 from scheduler.cli.arguments import parse_duration
-from scheduler.cli.output import console, json_line, print_json
+from scheduler.cli.output import console, print_json, print_json_line
 from scheduler.cli.session import Session, run, session
 from scheduler.client import AsyncClient
 from scheduler.connection import passes, translate
@@ -108,9 +108,9 @@ async def _tell(watch: Watch, eye: _Eye, shown: Console, *, as_json: bool) -> No
         await asyncio.sleep(watch.snapshot.interval_s)
         await eye.look_again(watch)
         if as_json:
-            typer.echo(json_line(watch.snapshot.document()))
+            print_json_line(watch.snapshot.document())
         else:
-            shown.print(summary(watch.snapshot), markup=False)
+            shown.print(summary(watch.snapshot))
 
 
 async def _show_live(watch: Watch, eye: _Eye, shown: Console) -> None:

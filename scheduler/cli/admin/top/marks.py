@@ -63,9 +63,3 @@ def size(amount: int) -> str:
     if value >= 1024:
         value, unit = value / 1024, "GiB"
     return f"{value:,.1f} {unit}"
-
-
-def one_line(text: str) -> str:
-    """Somebody else's text, so that nothing in it moves the cursor or takes a line of its own."""
-    said = "".join(character if character.isprintable() else " " for character in text)
-    return " ".join(said.split())

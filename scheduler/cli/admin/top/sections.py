@@ -10,7 +10,7 @@ from rich.text import Text
 from scheduler.cli.admin.common import breaker_text
 from scheduler.cli.admin.top.columns import Cell, Column, Section
 from scheduler.cli.admin.top.look import Look, Waits
-from scheduler.cli.admin.top.marks import bar, count, one_line
+from scheduler.cli.admin.top.marks import bar, count
 from scheduler.cli.output import PRIORITY_STYLES, age
 from scheduler.model import JobInfo
 from scheduler.queue.reports import EndpointStatus, LaneStatus, WorkerInfo
@@ -135,7 +135,7 @@ def _endpoint(one: EndpointStatus) -> list[Cell]:
         f"{one.in_flight:,} of {one.limit:,}{most}",
         _load(one.in_flight, one.limit),
         breaker_text(one),
-        one_line(one.last_error),
+        one.last_error,
     ]
 
 
@@ -171,8 +171,8 @@ def _worker(one: WorkerInfo, now_ms: int) -> list[Cell]:
         if true
     )
     return [
-        one_line(one.id),
-        one_line(one.host),
+        one.id,
+        one.host,
         f"{one.running:,} of {one.max_running:,}",
         _load(one.running, one.max_running),
         age(up_s),
@@ -201,6 +201,6 @@ def _letter(job: JobInfo, now_ms: int, *, whole: bool) -> list[Cell]:
         job.id if whole or len(job.id) <= SHORT_ID else f"…{job.id[-SHORT_ID + 1 :]}",
         age(max(0, now_ms - ended_at_ms) / 1000),
         job.model,
-        one_line(job.error.code if job.error else job.reason or ""),
-        one_line(job.error.message) if job.error else "",
+        job.error.code if job.error else job.reason or "",
+        job.error.message if job.error else "",
     ]

@@ -9,10 +9,11 @@ from rich.text import Text
 
 from scheduler.cli.admin.top.columns import WIDE
 from scheduler.cli.admin.top.look import Look
-from scheduler.cli.admin.top.marks import bar, curve, one_line, rate, size
+from scheduler.cli.admin.top.marks import bar, curve, rate, size
 from scheduler.cli.admin.top.sections import sections
 from scheduler.cli.admin.top.watch import Snapshot
 from scheduler.cli.output import age
+from scheduler.printable import one_line
 
 COMING = ("joined", "reused", "refused")
 GOING = ("failed", "expired", "shed", "cancelled")

@@ -1,0 +1,57 @@
+r"""Text from elsewhere, made fit to be shown: it commands no terminal, fakes no line and hides no character.
+
+What must not be shown as it is appears as its escape: `\x1b`, `\u202e`. `one_line` is for names and messages,
+`paragraphs` for answers, `json_text` for JSON, which stays JSON and keeps its value.
+"""
+
+from __future__ import annotations
+
+import re
+
+# C0 and C1 controls with DEL; line and paragraph separators; bidirectional embeddings and overrides;
+# deprecated formats, annotations, the byte order mark, tags, lone surrogates.
+_COMMANDS = (
+    r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff\ud800-\udfff"
+)
+# Invisible, and in a name a lie: soft hyphen, joiners and fillers, direction marks, zero-width spaces.
+_INVISIBLE = (
+    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2060-\u2065\u3164\uffa0"
+)
+
+# Scripts and emoji need their joiners, between characters of their own.
+_JOINER = r"(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+
+_IN_A_LINE = re.compile(f"[{_COMMANDS}{_INVISIBLE}]|{_JOINER}")
+_IN_PARAGRAPHS = re.compile(rf"(?![\n\t])[{_COMMANDS}]")
+_IN_JSON = re.compile(rf"(?![\x00-\x1f])[{_COMMANDS}{_INVISIBLE}\u200c\u200d]")
+
+
+def one_line(text: str) -> str:
+    """A name or a message, on one line whatever is in it."""
+    return text if _is_plain(text) else _IN_A_LINE.sub(_escape, text)
+
+
+def paragraphs(text: str) -> str:
+    """A text of several lines: line feeds and tabs stay, and so do the invisible marks that scripts need."""
+    return text if _is_plain(text) else _IN_PARAGRAPHS.sub(_escape, text)
+
+
+def json_text(document: bytes) -> bytes:
+    """A JSON document in UTF-8 in which such characters are written as JSON's escapes."""
+    if document.isascii() and b"\x7f" not in document:
+        return document
+    return _IN_JSON.sub(_json_escape, document.decode()).encode()
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _escape(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))

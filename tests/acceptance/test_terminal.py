@@ -1,0 +1,169 @@
+"""The command line at a terminal, as people meet it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from typing import Self
+
+import pytest
+
+from scheduler import Client
+from tests.acceptance.conftest import StartWorker, slow_echo
+
+PROGRAM = [sys.executable, "-m", "scheduler"]
+HOSTILE = "\x1b]0;mine\x07[red]red[/red]\n\x1b[2J\x9b31m\u202egnp"
+AWAY_S = 30.0
+
+
+class Terminal:
+    """A command at a terminal of its own. `said` is what has been written there."""
+
+    def __init__(self, *command: str, columns: int = 80, **environ: str | None) -> None:
+        self._ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        merged = {**os.environ, "TERM": "xterm-256color", **environ}
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", "--wait", *command],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={name: value for name, value in merged.items() if value is not None},
+        )
+        os.close(theirs)
+        self.said = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def until(self, text: str) -> str:
+        """Read until it has said something; all that it has said by then."""
+        while text not in self.said:
+            assert self._read(), f"it ended without {text!r}: {self.said!r}"
+        return self.said
+
+    def end(self) -> tuple[int, str]:
+        """Read to its end: the exit code, and all that it has said."""
+        while self._read():
+            pass
+        return self.process.wait(AWAY_S), self.said
+
+    def type(self, keys: str) -> None:
+        """Press some keys; "\\x03" is Ctrl-C."""
+        os.write(self._ours, keys.encode())
+
+    def _read(self) -> bool:
+        readable, _, _ = select.select([self._ours], [], [], AWAY_S)
+        assert readable, f"it says no more: {self.said!r}"
+        try:
+            data = os.read(self._ours, 65_536)
+        except OSError:  # Linux: the other end is closed
+            return False
+        self.said += data.decode(errors="backslashreplace")
+        return bool(data)
+
+
+Run = Callable[..., Terminal]
+
+
+@pytest.fixture
+def terminal(valkey_url: str) -> Iterator[Run]:
+    """Start `prompt-scheduler` at a terminal, with a server."""
+    started: list[Terminal] = []
+
+    def start(*arguments: str, columns: int = 80, **environ: str | None) -> Terminal:
+        command = (*PROGRAM, "--redis-url", valkey_url, *arguments)
+        started.append(Terminal(*command, columns=columns, **environ))
+        return started[-1]
+
+    yield start
+    for one in started:
+        with one:
+            pass
+
+
+@pytest.fixture
+def client(valkey_url: str) -> Iterator[Client]:
+    with Client(valkey_url) as client:
+        yield client
+
+
+def commands_of(said: str) -> set[str]:
+    """What in it would do something to a terminal, but for colours and the like of our own."""
+    return {mark for mark in ("\x1b]0;", "\x1b[2J", "\x9b", "\u202e", "\x1b]8;", "\x07") if mark in said}
+
+
+def test_what_others_say_commands_no_terminal(
+    terminal: Run, client: Client, start_worker: StartWorker, valkey_url: str
+) -> None:
+    toml = slow_echo(0).replace("delay_s = 0", 'fail_text = "bad"')
+    start_worker(valkey_url, toml=toml)
+    answered = client.enqueue(HOSTILE, dedup_key=HOSTILE, dedup="window")
+    answered.result(timeout_s=20)
+    for arguments in (
+        ("enqueue", HOSTILE),
+        ("enqueue", HOSTILE, "--stream"),
+        ("enqueue", HOSTILE, "--stream", "--json"),
+        ("enqueue", HOSTILE, "--model", HOSTILE),
+        ("subscribe", answered.id),
+        ("subscribe", answered.id, "--json"),
+        ("subscribe", HOSTILE),
+        ("admin", "jobs", "show", answered.id),
+        ("admin", "jobs", "show", HOSTILE),
+        ("admin", "dedup", "show", HOSTILE + "!"),
+        ("admin", "dead", "purge", HOSTILE, "--yes"),
+        ("admin", "queue", "pause", HOSTILE),
+    ):
+        _, said = terminal(*arguments).end()
+        assert commands_of(said) == set(), arguments
+        assert "Traceback" not in said, arguments
+
+
+def test_records_that_somebody_has_forged_command_no_terminal(
+    terminal: Run, client: Client, valkey_url: str
+) -> None:
+    job = client.enqueue("hello")
+    queue = client._client.queue
+
+    async def forge() -> None:
+        redis, keys = queue.redis, queue.keys
+        await redis.hset(keys.fixed("routes"), HOSTILE, "{}")  # type: ignore[misc]
+        await redis.hset(keys.of("record", job.id), mapping={"t": HOSTILE, "w": HOSTILE, "r": HOSTILE})  # type: ignore[misc]
+        await redis.zadd(keys.fixed("workers"), {HOSTILE: 9e15})
+        await redis.zadd(keys.fixed("dead"), {HOSTILE: 9e15})
+
+    client._running.run(forge())
+    for arguments in (
+        ("admin", "jobs", "list"),
+        ("admin", "jobs", "show", job.id),
+        ("admin", "dead", "list"),
+        ("admin", "dead", "list", "--json"),
+        ("admin", "workers", "list"),
+        ("admin", "queue", "status"),
+        ("admin", "audit"),
+        ("admin", "top", "--once", "--interval", "100ms"),
+        ("doctor",),
+        ("enqueue", "hello", "--model", "nothing"),
+    ):
+        _, said = terminal(*arguments, columns=200).end()
+        assert commands_of(said) == set(), arguments
+        assert "Traceback" not in said, arguments
+
+
+def test_a_program_gets_the_answer_as_it_is(start_worker: StartWorker, valkey_url: str) -> None:
+    start_worker(valkey_url)
+    command = [*PROGRAM, "--redis-url", valkey_url, "enqueue", "a\tb \x1b[1mc\u202e"]
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout == "a\tb \x1b[1mc\u202e\n"
+    )
