@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import which
@@ -15,6 +16,12 @@ from scheduler.embedded import OLDEST, EmbeddedServer, bundled_binary, server_bi
 from scheduler.errors import ConfigError
 
 pytest.register_assert_rewrite("workers.contract")
+
+
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    # Under `nohup` or in the background of a script: the processes that tests start must not inherit it.
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import SOON_S
+
 StartWorker = Callable[..., subprocess.Popen[str]]
 
 
@@ -40,7 +42,7 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(SOON_S)
         if process.stdout:
             process.stdout.close()
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import SOON_S
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="lists processes in /proc")
 
 FEW = ("--prompts", "50")
@@ -62,7 +64,7 @@ def one_of(tmp_path: Path, *words: str) -> int:
 
 
 def until_all_have_gone(tmp_path: Path) -> None:
-    give_up_at = time.monotonic() + 15
+    give_up_at = time.monotonic() + SOON_S
     while left := processes_of(tmp_path):
         assert time.monotonic() < give_up_at, left
         time.sleep(0.02)
@@ -71,7 +73,7 @@ def until_all_have_gone(tmp_path: Path) -> None:
 def test_demo_shows_what_it_promises_and_leaves_nothing_behind(tmp_path: Path) -> None:
     prompts = 100
     with start(tmp_path, "--prompts", str(prompts), "--delay", "0.004") as process:
-        out, err = process.communicate(timeout=50)
+        out, err = process.communicate(timeout=SOON_S)
     assert (process.returncode, err) == (0, ""), out + err
     lines = out.splitlines()
     verdict = [line for line in lines if line.startswith("ok ")]
@@ -90,7 +92,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signa
     with start_and_wait_until_it_runs(tmp_path) as process:
         assert len(processes_of(tmp_path)) == 7, "itself, the server, the worker, the client, who guard them"
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=SOON_S)
     assert (process.returncode, err) == (128 + number, "")
     assert processes_of(tmp_path) == {}
     assert list(tmp_path.iterdir()) == []
@@ -116,7 +118,7 @@ def test_the_death_of_a_child_is_told_and_ends_the_demo(
 ) -> None:
     with start_and_wait_until_it_runs(tmp_path) as process:
         os.kill(one_of(tmp_path, *victim), signal.SIGKILL)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=SOON_S)
     assert process.returncode == 1
     assert err.startswith(f"prompt-scheduler: {told}"), err
     assert "Traceback" not in err
@@ -148,7 +150,7 @@ def in_a_terminal(tmp_path: Path, *arguments: str) -> str:
     ) as process:
         os.close(theirs)
         said = b"".join(iter(reader(ours), b""))
-        assert process.wait(20) == 0, said
+        assert process.wait(SOON_S) == 0, said
     os.close(ours)
     return said.decode()
 
@@ -175,7 +177,7 @@ def test_demo_of_llama_says_in_one_line_what_it_needs(
 ) -> None:
     none = {"LLAMA_SERVER": "", "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     with start(tmp_path, "--engine", "llama", **{**none, **environ}) as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=SOON_S)
     assert (process.returncode, out) == (2, "")
     assert err.startswith(f"prompt-scheduler: {told}")
     assert "make demo ENGINE=llama" in err
@@ -184,6 +186,6 @@ def test_demo_of_llama_says_in_one_line_what_it_needs(
 
 def test_too_few_prompts_are_refused(tmp_path: Path) -> None:
     with start(tmp_path, "--prompts", "10") as process:
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=SOON_S)
     assert process.returncode == 2
     assert "--prompts" in err

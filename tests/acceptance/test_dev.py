@@ -18,6 +18,7 @@ import redis
 
 from scheduler import AsyncClient, Delta, JobState
 from tests.acceptance.conftest import slow_echo, wait_for_line
+from tests.patience import SOON_S
 
 PROGRAM = [sys.executable, "-m", "scheduler"]
 LONG = " ".join(["word"] * 600)
@@ -95,13 +96,13 @@ def test_dev_serves_another_process_and_leaves_nothing_behind(
         [*PROGRAM, *(one.strip("'") for one in arguments)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=SOON_S,
         check=True,
     )
     assert done.stdout == "Why is the sky blue?\n"
     assert "done" in wait_for_line(process, " done ")
     process.send_signal(number)
-    rest, _ = process.communicate(timeout=15)
+    rest, _ = process.communicate(timeout=SOON_S)
     assert process.returncode == 0, rest
     assert "Traceback" not in rest
     assert gone(url)
@@ -133,7 +134,7 @@ def test_where_the_port_is_taken_another_one_is_told(start_dev: StartDev) -> Non
 def test_a_port_that_is_asked_for_is_had_or_refused(start_dev: StartDev) -> None:
     port = str(free_port())
     assert url_of(start_dev("--port", port)).endswith(f":{port}")
-    out, _ = (refused := start_dev("--port", port)).communicate(timeout=15)
+    out, _ = (refused := start_dev("--port", port)).communicate(timeout=SOON_S)
     assert refused.returncode == 2
     assert out.startswith(f"prompt-scheduler: --port {port}: ")
     assert out.count("\n") == 1
@@ -147,8 +148,8 @@ async def test_what_runs_may_finish(start_dev: StartDev) -> None:
             if isinstance(event, Delta):
                 process.send_signal(signal.SIGINT)
                 break
-        assert (await job.result(timeout_s=5)).text == "one two three four five six seven eight"
-    assert process.wait(10) == 0
+        assert (await job.result(timeout_s=SOON_S)).text == "one two three four five six seven eight"
+    assert process.wait(SOON_S) == 0
 
 
 async def test_a_second_ctrl_c_ends_it_at_once(start_dev: StartDev) -> None:
@@ -161,8 +162,8 @@ async def test_a_second_ctrl_c_ends_it_at_once(start_dev: StartDev) -> None:
         process.send_signal(signal.SIGINT)
         wait_for_line(process, "draining")
         process.send_signal(signal.SIGINT)
-        assert process.wait(5) == 130
-    give_up_at = time.monotonic() + 10
+        assert process.wait(SOON_S) == 130
+    give_up_at = time.monotonic() + SOON_S
     while not gone(url):
         assert time.monotonic() < give_up_at
 
@@ -172,9 +173,9 @@ async def test_data_dir_keeps_what_was_there(start_dev: StartDev, tmp_path: Path
     first = start_dev("--data-dir", folder)
     async with AsyncClient(url_of(first)) as client:
         job = await client.enqueue("keep me", model="echo")
-        await job.result(timeout_s=10)
+        await job.result(timeout_s=SOON_S)
     first.send_signal(signal.SIGTERM)
-    assert first.wait(15) == 0
+    assert first.wait(SOON_S) == 0
     async with AsyncClient(url_of(start_dev("--data-dir", folder))) as client:
         assert (await client.job(job.id).info()).state is JobState.DONE
 
@@ -183,15 +184,15 @@ async def test_a_configured_redis_is_used_and_left_as_it_was(start_dev: StartDev
     process = start_dev("--quiet", before=("--redis-url", valkey_url))
     assert url_of(process) == valkey_url
     async with AsyncClient(valkey_url) as client:
-        assert (await client.run("hello", model="echo", timeout_s=10)).text == "hello"
+        assert (await client.run("hello", model="echo", timeout_s=SOON_S)).text == "hello"
         process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 0
+        assert process.wait(SOON_S) == 0
         assert await client.queue.redis.zcard(client.queue.keys.fixed("workers")) == 0
 
 
 def test_options_of_the_private_server_need_one(start_dev: StartDev, valkey_url: str) -> None:
     process = start_dev("--port", "7000", before=("--redis-url", valkey_url))
-    out, _ = process.communicate(timeout=15)
+    out, _ = process.communicate(timeout=SOON_S)
     assert process.returncode == 2
     assert out.startswith("prompt-scheduler: --port and --data-dir are for the private server")
 
@@ -200,7 +201,7 @@ def test_the_end_of_the_private_server_ends_dev(start_dev: StartDev) -> None:
     process = start_dev()
     with redis.Redis.from_url(url_of(process)) as client:
         os.kill(int(client.info("server")["process_id"]), signal.SIGKILL)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=SOON_S)
     assert process.returncode == 1
     assert "prompt-scheduler: no Redis answers" in out
     assert "Traceback" not in out

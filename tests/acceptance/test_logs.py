@@ -21,10 +21,10 @@ from scheduler import AsyncClient, JobFailed, JobState
 from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
 from tests.contracts.wire import FakeServer, Request, answer, listening
 from tests.integration.lone_server import LoneServer
+from tests.patience import SOON_S
 
 SECRET = "a-private-matter"
 KEY = "sk-very-secret-key"
-SOON_S = 20
 
 STAGES = '''
 """Stages as somebody might write them."""

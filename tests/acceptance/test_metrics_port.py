@@ -10,6 +10,7 @@ import httpx
 
 from scheduler import AsyncClient
 from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
+from tests.patience import SOON_S
 
 
 def metrics_url(process: subprocess.Popen[str]) -> str:
@@ -36,7 +37,7 @@ async def test_two_processes_on_one_host_may_be_given_the_same_port(
     async with AsyncClient(server_url) as client, httpx.AsyncClient() as http:
         jobs = [await client.enqueue(f"prompt {n}", model="echo") for n in range(20)]
         for job in jobs:
-            await job.result(timeout_s=10)
+            await job.result(timeout_s=SOON_S)
         texts = [(await http.get(url)).text for url in urls]
     done = [sample(text, 'attempts_total{lane="echo",outcome="done"}') or 0 for text in texts]
     assert sum(done) == 20
@@ -61,13 +62,13 @@ async def test_metrics_are_there_until_the_last_job_is_done(
         assert (ready.status_code, ready.json()["why"]) == (503, "it is stopping")
         text = (await http.get(url)).text
         assert (sample(text, "worker_draining"), sample(text, "worker_running_jobs")) == (1, 1)
-        assert (await job.result(timeout_s=10)).finish_reason == "stop"
-    assert worker.wait(10) == 0
+        assert (await job.result(timeout_s=SOON_S)).finish_reason == "stop"
+    assert worker.wait(SOON_S) == 0
 
 
 def test_a_port_that_is_none_is_one_line_and_exit_code_2(server_url: str, start_worker: StartWorker) -> None:
     worker = start_worker(server_url, wait=False, SCHEDULER_METRICS_PORT="99999")
-    assert worker.wait(20) == 2
+    assert worker.wait(SOON_S) == 2
     assert worker.stdout
     said = worker.stdout.read()
     assert "metrics_port" in said

@@ -10,6 +10,7 @@ import pytest
 from scheduler import AsyncClient, JobFailed, JobState, PromptRequest
 from tests.acceptance.conftest import StartWorker
 from tests.conftest import accepted
+from tests.patience import SOON_S
 
 STAGE = '''
 """A stage as somebody might write it: one prompt makes the process crash."""
@@ -44,7 +45,6 @@ def start_fragile(start_worker: StartWorker, tmp_path: Path) -> StartWorker:
     return lambda url: start_worker(url, toml=TOML, SCHEDULER_LEASE_S="1", PYTHONPATH=str(tmp_path))
 
 
-@pytest.mark.timeout(120)
 async def test_poison_among_two_hundred_in_flight_ends_alone_in_the_dead_letters(
     valkey_url: str, start_fragile: StartWorker
 ) -> None:
@@ -60,9 +60,9 @@ async def test_poison_among_two_hundred_in_flight_ends_alone_in_the_dead_letters
             deaths += worker.poll() is not None
         for _ in range(3):
             await asyncio.to_thread(start_fragile, valkey_url)
-        results = await asyncio.gather(*(job.result(timeout_s=60) for job in jobs))
+        results = await asyncio.gather(*(job.result(timeout_s=SOON_S) for job in jobs))
         with pytest.raises(JobFailed) as failed:
-            await poison.result(timeout_s=1)
+            await poison.result(timeout_s=SOON_S)
         infos = await asyncio.gather(*(job.info() for job in jobs))
         totals = await client.queue.redis.hgetall(client.queue.keys.fixed("meta"))  # type: ignore[misc]  # redis-py has one type for sync and async
         dead = await client.queue.redis.zrange(client.queue.keys.fixed("dead"), 0, -1)

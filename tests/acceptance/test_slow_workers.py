@@ -11,6 +11,7 @@ import pytest
 from scheduler import AsyncClient, Job, JobExpired, JobState, PromptRequest
 from tests.acceptance.conftest import StartWorker, slow_echo
 from tests.conftest import accepted
+from tests.patience import SOON_S
 
 STAGE = '''
 """A stage that blocks the event loop of its process, once."""
@@ -87,13 +88,13 @@ async def test_a_worker_whose_loop_was_blocked_finds_its_job_given_to_another(
         job = await client.enqueue("block the loop for four leases")
         await running(job)
         await asyncio.to_thread(start_worker, valkey_url, toml=TOML, **environ)
-        results = [await one.result(timeout_s=30) for one in (job, beside)]
+        results = [await one.result(timeout_s=SOON_S) for one in (job, beside)]
         assert [result.attempts for result in results] == [2, 2]
         assert results[0].text == "block the loop for four leases"
         await one_end(client, job)
         await one_end(client, beside)
     blocked.terminate()
-    output, _ = await asyncio.to_thread(blocked.communicate, timeout=20)
+    output, _ = await asyncio.to_thread(blocked.communicate, timeout=SOON_S)
     assert "is not ours any more" in output
     assert "Traceback" not in output
 
@@ -114,12 +115,12 @@ async def test_a_worker_that_was_stopped_for_a_while_is_refused_what_it_still_wr
             await given_again(job)
         stopped.send_signal(signal.SIGCONT)
         for at, job in enumerate(jobs):
-            result = await job.result(timeout_s=30)
+            result = await job.result(timeout_s=SOON_S)
             assert result.text == " ".join(f"{at}.{n}" for n in range(150))
             assert (result.attempts, (await job.info()).lost_leases) == (2, 1)
             await one_end(client, job)
     stopped.terminate()
-    output, _ = await asyncio.to_thread(stopped.communicate, timeout=20)
+    output, _ = await asyncio.to_thread(stopped.communicate, timeout=SOON_S)
     assert output.count("is not ours any more") == 5
     assert stopped.returncode == 0
 
@@ -135,18 +136,17 @@ async def test_the_wall_clock_of_a_worker_may_jump(
         late = await client.enqueue("a " * 500, deadline_s=1.5)
         began = asyncio.get_running_loop().time()
         delayed = await client.enqueue("later", delay_s=1)
-        assert (await delayed.result(timeout_s=10)).text == "later"
+        assert (await delayed.result(timeout_s=SOON_S)).text == "later"
         assert asyncio.get_running_loop().time() - began >= 1
         with pytest.raises(JobExpired):
-            await late.result(timeout_s=10)
-        assert (await long.result(timeout_s=20)).attempts == 1, "its lease was renewed all the time"
+            await late.result(timeout_s=SOON_S)
+        assert (await long.result(timeout_s=SOON_S)).attempts == 1, "its lease was renewed all the time"
     worker.terminate()
-    output, _ = await asyncio.to_thread(worker.communicate, timeout=20)
+    output, _ = await asyncio.to_thread(worker.communicate, timeout=SOON_S)
     assert worker.returncode == 0
     assert "Traceback" not in output
 
 
-@pytest.mark.timeout(120)
 async def test_a_rolling_restart_of_four_workers_loses_and_repeats_nothing(
     server_url: str, start_worker: StartWorker
 ) -> None:
@@ -166,10 +166,10 @@ async def test_a_rolling_restart_of_four_workers_loses_and_repeats_nothing(
         for worker in workers:
             await asyncio.to_thread(start_worker, server_url, toml=toml)
             worker.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(worker.wait, 30) == 0
+            assert await asyncio.to_thread(worker.wait, SOON_S) == 0
         stop.set()
         await loading
-        results = await asyncio.gather(*(job.result(timeout_s=60) for job in jobs))
+        results = await asyncio.gather(*(job.result(timeout_s=SOON_S) for job in jobs))
         totals = await client.queue.redis.hgetall(client.queue.keys.fixed("meta"))  # type: ignore[misc]  # redis-py has one type for sync and async
     assert len(jobs) > 100
     assert [result.text for result in results] == [f"a b c d e f {n}" for n in range(len(jobs))]

@@ -12,6 +12,7 @@ import pytest
 
 from scheduler import AsyncClient, Delta
 from tests.acceptance.conftest import StartWorker, wait_for_line
+from tests.patience import SOON_S
 
 PACKAGE = Path(__file__).parents[2] / "examples" / "third_party_worker"
 
@@ -40,7 +41,6 @@ def route_on(url: str) -> str:
     return f'[[routes.chat.endpoints]]\nbackend = "tgi"\nbase_url = "{url}"\n'
 
 
-@pytest.mark.timeout(180)
 async def test_its_worker_serves_a_route(
     installed: str, tgi_url: str, valkey_url: str, start_worker: StartWorker
 ) -> None:
@@ -48,13 +48,12 @@ async def test_its_worker_serves_a_route(
     async with AsyncClient(valkey_url) as client:
         job = await client.enqueue("one two three", model="chat", params={"max_tokens": 4})
         deltas = [event.text async for event in job.events() if isinstance(event, Delta)]
-        result = await job.result(timeout_s=10)
+        result = await job.result(timeout_s=SOON_S)
     assert result.text == "one two three one"
     assert "".join(deltas) == result.text
     assert (result.finish_reason, result.usage.input_tokens, result.usage.output_tokens) == ("length", 3, 4)
 
 
-@pytest.mark.timeout(180)
 def test_its_author_can_run_the_contract_suite(installed: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PACKAGE)]
     config = ["-c", str(PACKAGE / "pyproject.toml")]
@@ -78,4 +77,4 @@ def test_without_the_package_the_message_says_how_backends_are_added(
     process = start_worker(valkey_url, toml=route_on("http://127.0.0.1:9"), wait=False)
     line = wait_for_line(process, "no model worker is called 'tgi'")
     assert "prompt_scheduler.workers" in line
-    assert process.wait(10) != 0
+    assert process.wait(SOON_S) != 0

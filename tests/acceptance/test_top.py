@@ -25,9 +25,9 @@ import redis
 from scheduler import Client, JobFailed, PromptRequest
 from tests.acceptance.conftest import StartWorker
 from tests.integration.lone_server import LoneServer
+from tests.patience import SOON_S
 
 PROGRAM = [sys.executable, "-m", "scheduler"]
-SOON_S = 20.0
 TAKEN, GIVEN_BACK = "\x1b[?1049h", "\x1b[?1049l"
 CURSOR_SHOWN = "\x1b[?25h"
 REFUSING = '[[routes.echo.endpoints]]\nbackend = "echo"\noptions = { fail_text = "forbidden" }\n'
@@ -39,7 +39,7 @@ def top(url: str, *arguments: str) -> list[str]:
 
 
 def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(top(url, *arguments), capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(top(url, *arguments), capture_output=True, text=True, timeout=SOON_S, check=False)
 
 
 class Terminal:

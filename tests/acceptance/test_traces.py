@@ -25,6 +25,7 @@ from scheduler import AsyncClient, Delta, Event, Retrying, load_settings
 from tests.acceptance.conftest import StartWorker, wait_for_line
 from tests.contracts.openai_server import OpenAIServer
 from tests.contracts.wire import Request, answer, listening
+from tests.patience import SOON_S
 
 MARKER = "unspeakable"
 
@@ -139,10 +140,10 @@ async def test_a_streamed_batched_and_retried_job_is_one_whole_trace(
             OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
         )
         events: list[Event] = [event async for event in job.events()]
-        result = await job.result(timeout_s=10)
-        await other.result(timeout_s=10)
+        result = await job.result(timeout_s=SOON_S)
+        await other.result(timeout_s=SOON_S)
     worker.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(worker.wait, 10) == 0
+    assert await asyncio.to_thread(worker.wait, SOON_S) == 0
     await asyncio.to_thread(application.shutdown)
 
     assert MARKER in result.text
@@ -236,4 +237,4 @@ def test_traces_without_the_extra_are_explained_in_one_line(
     worker = start_worker(valkey_url, wait=False, SCHEDULER_TRACES="true", PYTHONPATH=str(hidden))
     line = wait_for_line(worker, "traces")
     assert "pip install 'prompt-scheduler[otel]'" in line
-    assert worker.wait(10) == 2
+    assert worker.wait(SOON_S) == 2

@@ -35,6 +35,7 @@ from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
 from tests.chaos.proxy import ChaosProxy
 from tests.conftest import accepted
 from tests.integration.lone_server import LoneServer
+from tests.patience import SOON_S
 
 
 async def test_a_prompt_goes_in_and_its_answer_streams_out(
@@ -46,7 +47,7 @@ async def test_a_prompt_goes_in_and_its_answer_streams_out(
             "Why is the sky blue?", model="echo", priority=Priority.HIGH, dedup_key="sky"
         )
         events = [event async for event in job.events()]
-        result = await job.result(timeout_s=10)
+        result = await job.result(timeout_s=SOON_S)
         info = await job.info()
     assert isinstance(events[0], Queued)
     assert isinstance(events[1], Started)
@@ -102,10 +103,10 @@ async def test_urgent_prompts_overtake_a_backlog_and_duplicates_run_once(
         start_worker(valkey_url, toml=slow_echo(0.02, max_in_flight=4))
         started = [event async for event in urgent.events() if isinstance(event, Started)]
         assert started[0].cursor[0] == 1, "the first claim of all was the urgent one"
-        results = await asyncio.gather(*(job.result(timeout_s=30) for job in twins))
+        results = await asyncio.gather(*(job.result(timeout_s=SOON_S) for job in twins))
         assert {result.text for result in results} == {"same"}
         for job in jobs:
-            await job.result(timeout_s=30)
+            await job.result(timeout_s=SOON_S)
         done = int(await client.queue.redis.hget(client.queue.keys.fixed("meta"), "t:done"))  # type: ignore[misc]  # redis-py has one type for sync and async
         assert done == 102
 
@@ -122,7 +123,7 @@ async def test_a_killed_worker_loses_nothing_and_no_job_is_done_twice(
         while int(await client.queue.redis.hget(meta, "t:done") or 0) < 150:  # type: ignore[misc]  # redis-py has one type for sync and async
             await asyncio.sleep(0.01)
         workers[0].kill()
-        results = await asyncio.gather(*(job.result(timeout_s=40) for job in jobs))
+        results = await asyncio.gather(*(job.result(timeout_s=SOON_S) for job in jobs))
         totals = await client.queue.redis.hgetall(meta)  # type: ignore[misc]  # redis-py has one type for sync and async
     assert sorted(result.text for result in results) == sorted(f"prompt number {n}" for n in range(500))
     assert int(totals[b"t:done"]) == 500
@@ -140,15 +141,15 @@ async def test_sigterm_drains_and_gives_back_what_cannot_finish(
         while (await long.info()).state is not JobState.RUNNING:
             await asyncio.sleep(0.01)
         worker.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(worker.wait, 10) == 0
-        assert (await short.result(timeout_s=1)).text == "a b"
+        assert await asyncio.to_thread(worker.wait, SOON_S) == 0
+        assert (await short.result(timeout_s=SOON_S)).text == "a b"
         info = await long.info()
         assert info.state is JobState.WAITING
         assert info.failures == 0
         assert "given_back" in [entry.what for entry in info.history]
         assert await client.queue.redis.zcard(client.queue.keys.fixed("workers")) == 0
         start_worker(valkey_url)
-        result = await long.result(timeout_s=10)
+        result = await long.result(timeout_s=SOON_S)
         assert result.attempts == 2
 
 
@@ -161,7 +162,7 @@ async def test_a_second_signal_ends_the_process_at_once(valkey_url: str, start_w
         worker.send_signal(signal.SIGINT)
         await asyncio.to_thread(wait_for_line, worker, "no more claims")
         worker.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(worker.wait, 5) == 1
+        assert await asyncio.to_thread(worker.wait, SOON_S) == 1
 
 
 async def test_sighup_and_a_changed_file_bring_new_settings(
@@ -184,21 +185,21 @@ async def test_burst_drains_the_queue_and_exits(valkey_url: str, start_worker: S
         requests = [PromptRequest(prompt=f"p {n}", delay_s=0.2 * (n % 2)) for n in range(20)]
         jobs = accepted(await client.enqueue_many(requests))
         worker = start_worker(valkey_url, "--burst", wait=False)
-        assert await asyncio.to_thread(worker.wait, 20) == 0
+        assert await asyncio.to_thread(worker.wait, SOON_S) == 0
         for job in jobs:
-            await job.result(timeout_s=1)
+            await job.result(timeout_s=SOON_S)
 
 
 def test_check_tells_whether_a_worker_lives(valkey_url: str, start_worker: StartWorker) -> None:
     check = start_worker(valkey_url, "--check", wait=False)
-    assert check.wait(20) == 1
+    assert check.wait(SOON_S) == 1
     worker = start_worker(valkey_url)
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and start_worker(valkey_url, "--check", wait=False).wait(20):
+    deadline = time.monotonic() + SOON_S
+    while time.monotonic() < deadline and start_worker(valkey_url, "--check", wait=False).wait(SOON_S):
         pass
-    assert start_worker(valkey_url, "--check", wait=False).wait(20) == 0
+    assert start_worker(valkey_url, "--check", wait=False).wait(SOON_S) == 0
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(SOON_S) == 0
 
 
 async def test_an_arq_application_uses_run_prompt(valkey_url: str, start_worker: StartWorker) -> None:
@@ -211,7 +212,7 @@ async def test_an_arq_application_uses_run_prompt(valkey_url: str, start_worker:
     request = {"prompt": "hello from arq", "model": "echo"}
     job = await pool.enqueue_job("run_prompt", request, _queue_name=queue_name)
     assert job
-    result = await job.result(timeout=15)
+    result = await job.result(timeout=SOON_S)
     assert result["text"] == "hello from arq"
     await pool.aclose()
 
@@ -224,9 +225,9 @@ async def test_cancelling_a_running_job_stops_it(valkey_url: str, start_worker: 
             if isinstance(event, Delta):
                 assert await job.cancel()
         with pytest.raises(JobCancelled):
-            await job.result(timeout_s=1)
+            await job.result(timeout_s=SOON_S)
         # The one place of the endpoint is free again long before 600 words are over.
-        assert (await client.run("next", timeout_s=5)).text == "next"
+        assert (await client.run("next", timeout_s=SOON_S)).text == "next"
 
 
 async def test_deadlines_end_waiting_and_running_jobs(valkey_url: str, start_worker: StartWorker) -> None:
@@ -235,9 +236,9 @@ async def test_deadlines_end_waiting_and_running_jobs(valkey_url: str, start_wor
         running = await client.enqueue(" ".join("word" for _ in range(600)), deadline_s=0.6)
         waiting = await client.enqueue("never runs", deadline_s=0.3)
         with pytest.raises(JobExpired):
-            await waiting.result(timeout_s=5)
+            await waiting.result(timeout_s=SOON_S)
         with pytest.raises(JobExpired):
-            await running.result(timeout_s=5)
+            await running.result(timeout_s=SOON_S)
         assert (await waiting.info()).attempts == 0
 
 
@@ -253,7 +254,7 @@ async def test_failures_are_retried_and_then_given_up(valkey_url: str, start_wor
     async with AsyncClient(valkey_url) as client:
         job = await client.enqueue("doomed", max_attempts=3)
         with pytest.raises(JobFailed) as failed:
-            await job.result(timeout_s=10)
+            await job.result(timeout_s=SOON_S)
         info = await job.info()
     assert failed.value.reason == "worker_unavailable"
     assert (info.attempts, info.failures) == (3, 2)
@@ -266,7 +267,7 @@ async def test_a_result_that_is_late_cancels_nothing(valkey_url: str, start_work
         with pytest.raises(ResultTimeout):
             await job.result(timeout_s=0.2)
         start_worker(valkey_url)
-        assert (await job.result(timeout_s=10)).text == "later"
+        assert (await job.result(timeout_s=SOON_S)).text == "later"
 
 
 def test_the_client_without_async(valkey_url: str, start_worker: StartWorker) -> None:
@@ -274,7 +275,7 @@ def test_the_client_without_async(valkey_url: str, start_worker: StartWorker) ->
     with Client(valkey_url) as client:
         job = client.enqueue("no await here", model="echo")
         assert "".join(event.text for event in job.events() if isinstance(event, Delta)) == "no await here"
-        assert job.result(timeout_s=5).text == "no await here"
+        assert job.result(timeout_s=SOON_S).text == "no await here"
         assert client.job(job.id).info().state is JobState.DONE
 
 
@@ -287,7 +288,7 @@ async def test_redis_may_restart_under_a_running_worker(
     try:
         async with AsyncClient(server.url) as client:
             job = await client.enqueue(" ".join(str(n) for n in range(60)))
-            collected = asyncio.create_task(job.result(timeout_s=40))
+            collected = asyncio.create_task(job.result(timeout_s=SOON_S))
             while (await job.info()).state is not JobState.RUNNING:
                 await asyncio.sleep(0.01)
             server.kill()
@@ -311,10 +312,10 @@ async def test_a_worker_lives_while_a_proxy_before_redis_ends_every_connection(
         await asyncio.sleep(5)
         proxy.heal()
         async with AsyncClient(valkey_url) as client:
-            assert (await client.run("still here", timeout_s=20)).text == "still here"
+            assert (await client.run("still here", timeout_s=SOON_S)).text == "still here"
         assert worker.poll() is None
         worker.terminate()
-        output, _ = await asyncio.to_thread(worker.communicate, timeout=20)
+        output, _ = await asyncio.to_thread(worker.communicate, timeout=SOON_S)
     assert worker.returncode == 0
     assert "Traceback" not in output
     assert output.count("Redis is away") == 1
@@ -343,7 +344,7 @@ def test_a_worker_that_cannot_start_says_why_in_one_line(
         env={**os.environ, "SCHEDULER_REDIS_URL": valkey_url, **environ},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=SOON_S,
         check=False,
     )
     assert ran.returncode == code, ran.stderr

@@ -14,6 +14,7 @@ from scheduler.queue.limits import Limits, RateLimit
 from scheduler.queue.records import ClaimedJob, Conflict, Enqueued, Full, Offer
 from tests.contracts.queue_contract import OnQueue, repeat
 from tests.contracts.queue_driver import LANE, QueueDriver, ending, new_job, returning
+from tests.patience import SOON_S
 
 ACME = "acme"
 PARKED_AT_ONCE = 256
@@ -176,7 +177,7 @@ class LimitsContract(OnQueue):
         await asyncio.sleep(0.02)
         assert not waiter.done()
         await q.tick()
-        await asyncio.wait_for(waiter, 5)
+        await asyncio.wait_for(waiter, SOON_S)
 
     async def test_tick_comes_when_the_next_may_be_released(self, q: QueueDriver) -> None:
         await q.configure(tenants={ACME: RateLimit(requests=600_000)})

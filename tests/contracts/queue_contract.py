@@ -43,6 +43,7 @@ from tests.contracts.queue_driver import (
     new_job,
     returning,
 )
+from tests.patience import SOON_S
 
 ENDS_WITHOUT_RESULT = [JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.SHED]
 
@@ -700,7 +701,7 @@ class QueueContract(OnQueue):
         await asyncio.sleep(0.02)
         assert not waiter.done()
         await q.claim()
-        await asyncio.wait_for(waiter, 5)
+        await asyncio.wait_for(waiter, SOON_S)
         assert await q.enqueue(new_job("b")) == [Enqueued("b")]
 
     async def test_who_gets_in_tells_the_next_while_there_is_room(self, q: QueueDriver) -> None:
@@ -709,7 +710,7 @@ class QueueContract(OnQueue):
         waiters = [asyncio.create_task(self._enter(q, f"w{i}")) for i in range(3)]
         await asyncio.sleep(0.02)
         assert len(await q.claimed_ids()) == 3
-        await asyncio.wait_for(asyncio.gather(*waiters), 5)
+        await asyncio.wait_for(asyncio.gather(*waiters), SOON_S)
         assert sorted(await q.claimed_ids()) == ["w0", "w1", "w2"]
 
     @staticmethod
@@ -727,7 +728,7 @@ class QueueContract(OnQueue):
     async def test_waiting_for_room_ends_after_its_time(self, q: QueueDriver) -> None:
         await q.configure(max_waiting=1, when_full="block")
         await q.enqueue(new_job("a"), new_job("b"))
-        await asyncio.wait_for(q.queue.wait_for_space(0.01), 5)
+        await asyncio.wait_for(q.queue.wait_for_space(0.01), SOON_S)
 
     # Leases, tokens, fencing
 
@@ -1074,9 +1075,9 @@ class QueueContract(OnQueue):
             await q.publish(job, "x")
             await q.finish(job, state, seq=2)
             heard: list[bytes] = []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(SOON_S):
                 while len(heard) < 2:
-                    message = await subscriber.get_message(ignore_subscribe_messages=True, timeout=1.0)
+                    message = await subscriber.get_message(ignore_subscribe_messages=True, timeout=SOON_S)
                     heard += [message["data"]] if message else []
         assert (await q.replay(job.id)).events[1:] == tuple(heard)
 
@@ -1145,9 +1146,9 @@ class QueueContract(OnQueue):
         job = await q.running("a")
         async with q.redis.pubsub() as pubsub:
             await pubsub.subscribe(q.queue.control_channel)
-            assert (await pubsub.get_message(timeout=5))["type"] == "subscribe"
+            assert (await pubsub.get_message(timeout=SOON_S))["type"] == "subscribe"
             await q.queue.cancel("a")
-            message = await pubsub.get_message(timeout=5)
+            message = await pubsub.get_message(timeout=SOON_S)
         assert message is not None
         assert orjson.loads(message["data"]) == {"cancel": "a", "token": str(job.token)}
         assert not await q.publish(job, "late")
@@ -1203,7 +1204,7 @@ class QueueContract(OnQueue):
         await asyncio.sleep(0.02)
         assert not waiter.done()
         await q.queue.resume(LANE)
-        await asyncio.wait_for(waiter, 5)
+        await asyncio.wait_for(waiter, SOON_S)
 
     # Requeueing, purging
 
@@ -1380,9 +1381,9 @@ class QueueContract(OnQueue):
 
     async def test_a_claim_that_leaves_work_passes_the_token_on(self, q: QueueDriver) -> None:
         await q.enqueue(new_job("a"), new_job("b"))
-        await asyncio.wait_for(q.queue.wait_for_work([LANE], 5), 5)
+        await asyncio.wait_for(q.queue.wait_for_work([LANE], 10 * SOON_S), SOON_S)
         await q.claim_all(1)
-        await asyncio.wait_for(q.queue.wait_for_work([LANE], 5), 5)
+        await asyncio.wait_for(q.queue.wait_for_work([LANE], 10 * SOON_S), SOON_S)
         await q.claim_all(1)
         assert await q.redis.llen(q.queue.keys.of("wake", LANE)) == 0
 
@@ -1413,7 +1414,7 @@ class QueueContract(OnQueue):
         assert [await q.redis.llen(key) for key in (wake, urgent)] == [1, 0]
         await q.enqueue(new_job("b", priority=8), new_job("c", priority=9))
         assert [await q.redis.llen(key) for key in (wake, urgent)] == [1, 1]
-        await asyncio.wait_for(q.queue.wait_for_work([], 5, urgent_lanes=[LANE]), 5)
+        await asyncio.wait_for(q.queue.wait_for_work([], 10 * SOON_S, urgent_lanes=[LANE]), SOON_S)
         await q.claim_all(1)
         assert await q.redis.llen(urgent) == 1, "it is passed on while there is urgent work"
         await q.redis.delete(wake, urgent)
@@ -1434,7 +1435,7 @@ class QueueContract(OnQueue):
         await q.redis.delete(q.queue.keys.of("wake", LANE))
         assert (await q.tick()).rearmed == 1
         assert (await q.tick()).rearmed == 0
-        await asyncio.wait_for(q.queue.wait_for_work([LANE], 5), 5)
+        await asyncio.wait_for(q.queue.wait_for_work([LANE], 10 * SOON_S), SOON_S)
 
     @pytest.mark.parametrize("way", ["promoted", "returned", "lost", "requeued", "hastened"])
     async def test_whatever_makes_a_job_ready_wakes(self, q: QueueDriver, way: str) -> None:
@@ -1530,12 +1531,12 @@ class QueueContract(OnQueue):
     async def test_the_channel_gets_the_same_bytes_as_the_stream(self, q: QueueDriver) -> None:
         async with q.redis.pubsub() as pubsub:
             await pubsub.subscribe(q.queue.channel("a"))
-            assert (await pubsub.get_message(timeout=5))["type"] == "subscribe"
+            assert (await pubsub.get_message(timeout=SOON_S))["type"] == "subscribe"
             job = await q.running("a")
             await q.publish(job, "x")
             await q.give_back(job, seq=2)
             await q.queue.cancel("a")
-            heard = [(await pubsub.get_message(timeout=5))["data"] for _ in range(4)]
+            heard = [(await pubsub.get_message(timeout=SOON_S))["data"] for _ in range(4)]
         assert tuple(heard) == (await q.replay("a")).events
 
     # History
@@ -1809,7 +1810,7 @@ class QueueContract(OnQueue):
         job = await q.running("a")
         async with q.redis.pubsub() as pubsub:
             await pubsub.subscribe(q.queue.channel("a"))
-            await pubsub.get_message(timeout=5)
+            await pubsub.get_message(timeout=SOON_S)
             await q.publish(job, "x", "y")
             await q.publish(job, "x", "y")
             await q.finish(job, seq=3)

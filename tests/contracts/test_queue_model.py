@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import fakeredis
 import orjson
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -806,7 +805,6 @@ def _run(machine: type[QueueModel], *, examples: int) -> None:
     )
 
 
-@pytest.mark.timeout(180)
 def test_the_scripts_do_what_the_model_does() -> None:
     class OnFakeredis(QueueModel):
         connect = staticmethod(fakeredis.FakeAsyncRedis)
@@ -815,7 +813,6 @@ def test_the_scripts_do_what_the_model_does() -> None:
     _run(OnFakeredis, examples=60)
 
 
-@pytest.mark.timeout(180)
 def test_the_scripts_hold_and_release_as_the_model_does() -> None:
     class OnFakeredis(LimitsModel):
         connect = staticmethod(fakeredis.FakeAsyncRedis)
@@ -824,7 +821,6 @@ def test_the_scripts_hold_and_release_as_the_model_does() -> None:
     _run(OnFakeredis, examples=60)
 
 
-@pytest.mark.timeout(180)
 def test_the_scripts_keep_suspects_apart_as_the_model_does() -> None:
     class OnFakeredis(SuspectsModel):
         connect = staticmethod(fakeredis.FakeAsyncRedis)
@@ -833,7 +829,6 @@ def test_the_scripts_keep_suspects_apart_as_the_model_does() -> None:
     _run(OnFakeredis, examples=80)
 
 
-@pytest.mark.timeout(180)
 def test_the_scripts_do_what_the_model_does_on_a_real_server(valkey_url: str) -> None:
     class OnValkey(QueueModel):
         connect = staticmethod(lambda: Redis.from_url(valkey_url))

@@ -17,6 +17,7 @@ from tests.contracts.operators_contract import OperatorsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
 from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, deltas, ending, new_job
 from tests.contracts.suspects_contract import SuspectsContract
+from tests.patience import SOON_S
 
 
 class OnServers(OnQueue):
@@ -133,11 +134,11 @@ async def test_databases_of_one_server_do_not_hear_each_other(server_url: str) -
         assert (await there.running("a")).token == job.token
         async with one.pubsub() as pubsub:
             await pubsub.psubscribe("*")
-            assert (await pubsub.get_message(timeout=5))["type"] == "psubscribe"
+            assert (await pubsub.get_message(timeout=SOON_S))["type"] == "psubscribe"
             await there.publish(job, "not yours")
             await there.queue.cancel("a")
             await here.publish(job, "yours")
-            heard = [await pubsub.get_message(timeout=5) for _ in range(4)]
+            heard = [await pubsub.get_message(timeout=SOON_S) for _ in range(4)]
         channels = [message["channel"].decode() for message in heard if message]
         foreign = [there.queue.channel("a"), there.queue.control_channel, there.queue.channel("a")]
         assert channels == [*foreign, here.queue.channel("a")]

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from tests.contracts.wire import DONE, hang_up, read_request, stream
+from tests.patience import SOON_S
 from workers import EndpointConfig, WorkerUnavailable
 from workers.http import HttpEndpoint
 
@@ -33,7 +34,7 @@ async def served_by(serve: Serve) -> AsyncIterator[HttpEndpoint]:
     yield endpoint
     await endpoint.aclose()
     listener.close()
-    await asyncio.wait_for(asyncio.gather(*connections), 5)
+    await asyncio.wait_for(asyncio.gather(*connections), SOON_S)
     await listener.wait_closed()
 
 
@@ -103,7 +104,7 @@ async def test_a_call_that_is_cancelled_at_any_point_is_in_nobodys_way(warm: boo
                 await asyncio.sleep(0)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(SOON_S):
                 assert await events_of(endpoint) == [{"n": 1}], f"after {turns} turns of the loop"
 
 

@@ -20,6 +20,7 @@ from tests.contracts.wire import (
     stream,
     write_chunk,
 )
+from tests.patience import SOON_S
 from workers import (
     Completed,
     ContextOverflow,
@@ -421,7 +422,7 @@ async def test_pings_and_empty_deltas_are_no_first_token(server: FakeServer, gen
     error = await error_of(worker, generation)
     assert type(error) is WorkerTimeout
     assert "first_token_timeout_s = 0.5" in str(error)
-    await asyncio.wait_for(server.client_left.wait(), 5)
+    await asyncio.wait_for(server.client_left.wait(), SOON_S)
     await worker.aclose()
 
 
@@ -469,9 +470,9 @@ async def test_cancelling_hangs_up_at_once(
     server.script = never_end
     generation = Generation("tiny", prompt="hello", stream=wanted == "stream")
     reader = asyncio.create_task(outputs_of(worker, generation))
-    await asyncio.wait_for(asked.wait(), 5)
+    await asyncio.wait_for(asked.wait(), SOON_S)
     reader.cancel()
-    await asyncio.wait_for(server.client_left.wait(), 5)
+    await asyncio.wait_for(server.client_left.wait(), SOON_S)
     assert (await asyncio.gather(reader, return_exceptions=True))[0].__class__ is asyncio.CancelledError
 
 
@@ -484,7 +485,7 @@ async def test_closing_the_iterator_hangs_up_at_once(server: FakeServer, worker:
     outputs = start(worker, [PROMPT])
     assert await anext(outputs) == Piece(0, "a")
     await outputs.aclose()
-    await asyncio.wait_for(server.client_left.wait(), 5)
+    await asyncio.wait_for(server.client_left.wait(), SOON_S)
 
 
 async def test_time_out_does_not_strike_a_slow_reader(server: FakeServer) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import orjson
 import pytest
 
+from tests.patience import SOON_S
 from workers import Generation, ModelWorker, WorkerError
 from workers.contract import start
 
@@ -104,7 +105,7 @@ async def listening(fake: ServerT) -> AsyncIterator[ServerT]:
     fake.base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     yield fake
     listener.close()
-    await asyncio.wait_for(asyncio.gather(*fake.connections), 5)
+    await asyncio.wait_for(asyncio.gather(*fake.connections), SOON_S)
     await listener.wait_closed()
 
 

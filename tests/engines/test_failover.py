@@ -19,11 +19,11 @@ from scheduler.client import Job
 from scheduler.queue.inspection import QueueInspector
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
 from tests.engines.conftest import free_port
+from tests.patience import SOON_S
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 PROMPTS = 1000
-SOON_S = 60.0
 
 
 class Server:

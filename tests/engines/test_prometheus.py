@@ -39,6 +39,7 @@ from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.reports import QueueStatus
 from tests.acceptance.conftest import wait_for_line
 from tests.engines.conftest import StartServer, free_port
+from tests.patience import SOON_S
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -46,7 +47,6 @@ PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus"
 RULES = PROMETHEUS / "rules.yaml"
 SLOTS, SLOT_TOKENS = 4, 2048
 PROMPTS, TWINS, TOO_LONG, FLAKY = 300, 40, 4, 12
-SOON_S = 30.0
 TWO_TOKENS: dict[str, Any] = {"params": {"max_tokens": 2}}
 
 

@@ -15,10 +15,9 @@ from fakeredis import FakeAsyncRedis, FakeServer
 
 from scheduler import AsyncClient, Settings, load_settings
 from scheduler.engine import Engine
+from tests.patience import SOON_S
 from workers import registry
 from workers.base import Capabilities, Completed, EndpointConfig, Generation, Health, Output, Piece
-
-SOON_S = 5.0
 
 
 class PuppetCall:

@@ -11,8 +11,7 @@ import redis
 import redis.asyncio
 
 from tests.integration.sentinel_servers import free_port
-
-START_S = 15.0
+from tests.patience import SOON_S
 
 
 class LoneServer:
@@ -44,7 +43,7 @@ class LoneServer:
             stderr=subprocess.DEVNULL,
             restore_signals=False,
         )
-        async with asyncio.timeout(START_S), redis.asyncio.Redis.from_url(self.url) as probe:
+        async with asyncio.timeout(SOON_S), redis.asyncio.Redis.from_url(self.url) as probe:
             while True:
                 try:
                     await probe.ping()

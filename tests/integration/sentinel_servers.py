@@ -12,8 +12,9 @@ from typing import Any
 
 import redis
 
+from tests.patience import SOON_S
+
 SERVICE = "prompts"
-START_S = 15.0
 
 
 class SentinelServers:
@@ -93,7 +94,7 @@ class SentinelServers:
         )
 
     def _until(self, port: int, condition: Callable[[dict[str, Any]], bool]) -> None:
-        give_up_at = time.monotonic() + START_S
+        give_up_at = time.monotonic() + SOON_S
         with redis.Redis(port=port) as client:
             while not condition(client.info("replication")):
                 assert time.monotonic() < give_up_at, "the replica did not connect"
@@ -101,7 +102,7 @@ class SentinelServers:
 
     def _until_known(self, port: int) -> None:
         """Until this sentinel knows the replica and the two others: before, there is no failover."""
-        give_up_at = time.monotonic() + START_S
+        give_up_at = time.monotonic() + SOON_S
         with redis.Redis(port=port) as client:
             while True:
                 state = client.sentinel_master(SERVICE)
@@ -122,7 +123,7 @@ def sentinel_servers(binary: Path, folder: Path) -> Iterator[SentinelServers]:
 
 
 def _until_it_answers(port: int) -> None:
-    give_up_at = time.monotonic() + START_S
+    give_up_at = time.monotonic() + SOON_S
     with redis.Redis(port=port) as client:
         while time.monotonic() < give_up_at:
             with suppress(redis.ConnectionError):

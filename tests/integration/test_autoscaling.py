@@ -16,7 +16,7 @@ from scheduler import AsyncClient, PromptRequest
 from tests.acceptance.conftest import StartWorker, slow_echo
 from tests.acceptance.conftest import start_worker as start_worker  # noqa: PLC0414  a fixture
 from tests.conftest import accepted
-from tests.integration.engine_room import SOON_S
+from tests.patience import SOON_S
 
 ROOT = Path(__file__).parents[2]
 

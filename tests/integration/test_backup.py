@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from scheduler import AsyncClient, DedupMode, Job, JobNotFound, PromptRequest, admin
 from tests.acceptance.conftest import StartWorker, slow_echo
 from tests.acceptance.conftest import start_worker as start_worker  # noqa: PLC0414  a fixture
-from tests.integration.engine_room import SOON_S
 from tests.integration.lone_server import LoneServer
+from tests.patience import SOON_S
 
 LATER_S = 20.0
 """Restored leases end after one lease; nobody takes them away before."""

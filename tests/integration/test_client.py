@@ -36,7 +36,8 @@ from scheduler import (
 )
 from scheduler.client import async_client
 from scheduler.connection import check_server
-from tests.integration.engine_room import SOON_S, Room, puppet_of, puppet_route, settings_of
+from tests.integration.engine_room import Room, puppet_of, puppet_route, settings_of
+from tests.patience import SOON_S
 
 
 @pytest.fixture
@@ -566,7 +567,7 @@ async def test_a_queue_that_blocks_lets_in_when_there_is_room(room: Room) -> Non
             await asyncio.sleep(0)
     assert not blocked.done()
     await client.queue.purge("echo", 1)
-    job = await asyncio.wait_for(blocked, 1.0)
+    job = await asyncio.wait_for(blocked, SOON_S)
     assert (await job.info()).state is JobState.WAITING
 
 
@@ -595,7 +596,7 @@ async def test_a_thousand_waits_share_a_few_connections(room: Room, client: Asyn
         return make()
 
     pool.make_connection = counted
-    waits = [asyncio.create_task(job.result(timeout_s=30)) for _ in range(1000)]
+    waits = [asyncio.create_task(job.result(timeout_s=SOON_S)) for _ in range(1000)]
     await asyncio.sleep(0)
     call.finish("for all")
     results = await asyncio.gather(*waits)
@@ -632,7 +633,7 @@ async def test_closing_the_client_ends_who_reads(room: Room, read: str) -> None:
     await client.aclose()
     await client.aclose()
     with pytest.raises(SchedulerError, match="not connected, or not any more"):
-        await asyncio.wait_for(reader, 1.0)
+        await asyncio.wait_for(reader, SOON_S)
 
 
 async def test_a_client_can_be_connected_again(room: Room, client: AsyncClient) -> None:

@@ -23,9 +23,10 @@ from scheduler import (
 from scheduler.connection import open_redis
 from scheduler.engine import Engine
 from tests.chaos.proxy import ChaosProxy
-from tests.integration.engine_room import SOON_S, install_puppet, puppet_of, settings_of, until
+from tests.integration.engine_room import install_puppet, puppet_of, settings_of, until
 from tests.integration.lone_server import LoneServer
 from tests.integration.sentinel_servers import free_port
+from tests.patience import SOON_S
 
 
 @pytest.fixture
@@ -147,8 +148,8 @@ async def test_a_thousand_callers_at_once_share_a_few_connections(
     async with AsyncClient(valkey_url) as client:
         before = count(admin.client_list())
         jobs = await asyncio.gather(*(client.enqueue(f"p {n}") for n in range(1000)))
-        waits = [asyncio.create_task(job.result(timeout_s=30)) for job in jobs]
-        async with asyncio.timeout(30):
+        waits = [asyncio.create_task(job.result(timeout_s=SOON_S)) for job in jobs]
+        async with asyncio.timeout(SOON_S):
             while count(admin.pubsub_channels()) < 1000:
                 await asyncio.sleep(0.01)
         assert count(admin.client_list()) - before <= 40
@@ -189,7 +190,7 @@ async def test_an_engine_lives_through_a_restart_and_says_so_in_two_lines(
     try:
         async with AsyncClient(settings=settings) as client:
             job = await client.enqueue("x")
-            result = asyncio.create_task(job.result(timeout_s=30))
+            result = asyncio.create_task(job.result(timeout_s=SOON_S))
             call = await puppet_of(engine).next_call()
             call.say("before ")
             async for event in job.events():
@@ -221,7 +222,7 @@ async def test_an_engine_stops_though_redis_has_gone(
     engine = Engine(settings_of(redis_url=server.url), redis_client)
     await engine.start()
     server.kill()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(SOON_S):
         await engine.stop(drain_s=0)
     await redis_client.aclose()
 

@@ -22,6 +22,7 @@ from scheduler import (
     load_settings,
 )
 from scheduler.testing import local_client
+from tests.patience import SOON_S
 
 
 @pytest.fixture
@@ -41,10 +42,10 @@ def idle_client() -> Iterator[Client]:
 def test_it_does_what_the_async_client_does(client: Client) -> None:
     job = client.enqueue("one two", priority=7)
     assert [event.type for event in job.events()][-1] == "done"
-    assert job.result(timeout_s=5).text == "one two"
+    assert job.result(timeout_s=SOON_S).text == "one two"
     assert job.info().state is JobState.DONE
-    assert client.run("three", timeout_s=5).text == "three"
-    assert client.job(job.id).result(timeout_s=5).text == "one two"
+    assert client.run("three", timeout_s=SOON_S).text == "three"
+    assert client.job(job.id).result(timeout_s=SOON_S).text == "one two"
     assert not job.cancel()
     assert repr(job) == f"SyncJob({job.id!r}, deduplicated=False)"
 
@@ -73,7 +74,7 @@ def test_a_result_in_time_or_an_error(idle_client: Client) -> None:
 
 def test_threads_may_share_it(client: Client) -> None:
     with ThreadPoolExecutor(16) as threads:
-        texts = list(threads.map(lambda n: client.run(f"p {n}", timeout_s=10).text, range(64)))
+        texts = list(threads.map(lambda n: client.run(f"p {n}", timeout_s=SOON_S).text, range(64)))
     assert texts == [f"p {n}" for n in range(64)]
 
 
@@ -136,7 +137,7 @@ def test_closing_ends_the_waits_of_other_threads() -> None:
 
         thread = threading.Thread(target=wait)
         thread.start()
-        assert waiting.wait(5)
+        assert waiting.wait(SOON_S)
     thread.join(5)
     assert not thread.is_alive()
     assert len(errors) == 1
@@ -146,7 +147,7 @@ def test_connecting_and_closing_twice_does_no_harm() -> None:
     with local_client() as client:
         client.connect()
         client.connect()
-        assert client.run("x", timeout_s=5).text == "x"
+        assert client.run("x", timeout_s=SOON_S).text == "x"
     client.close()
     client.close()
     with pytest.raises(SchedulerError, match="with Client"):
@@ -156,7 +157,7 @@ def test_connecting_and_closing_twice_does_no_harm() -> None:
 async def test_it_may_be_used_and_closed_inside_an_async_program() -> None:
     before = threading.active_count()
     with local_client() as client:
-        assert client.run("x", timeout_s=5).text == "x"
+        assert client.run("x", timeout_s=SOON_S).text == "x"
     assert threading.active_count() == before
 
 

@@ -21,8 +21,7 @@ import redis
 from scheduler import _supervisor, embedded
 from scheduler.embedded import EmbeddedServer, bundled_binary, server_binary, server_version
 from scheduler.errors import ConfigError, RedisUnavailable, SchedulerError
-
-GONE_WITHIN_S = 5.0
+from tests.patience import SOON_S
 
 
 def info(url: str) -> dict[str, Any]:
@@ -50,9 +49,9 @@ def alive(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    give_up_at = time.monotonic() + GONE_WITHIN_S
+    give_up_at = time.monotonic() + SOON_S
     while not condition():
-        assert time.monotonic() < give_up_at, f"not within {GONE_WITHIN_S} s: {what}"
+        assert time.monotonic() < give_up_at, f"not within {SOON_S} s: {what}"
         time.sleep(0.01)
 
 

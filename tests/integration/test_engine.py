@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any
 
 import orjson
@@ -28,7 +27,6 @@ from scheduler.stages.base import PromptContext
 from tests.conftest import accepted
 from tests.contracts.queue_driver import QueueDriver
 from tests.integration.engine_room import (
-    SOON_S,
     PuppetCall,
     Room,
     install,
@@ -37,6 +35,7 @@ from tests.integration.engine_room import (
     settings_of,
     until,
 )
+from tests.patience import SOON_S
 from workers.errors import WorkerUnavailable
 
 
@@ -240,6 +239,12 @@ async def test_run_until_drained_knows_of_jobs_whose_claim_is_under_way(room: Ro
 # Claiming and waking
 
 
+@pytest.fixture
+def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wait for work runs out, so what begins was woken."""
+    monkeypatch.setattr(engine_module, "BLOCK_S", 10 * SOON_S)
+
+
 def two_routes(**values: Any) -> Settings:
     routes = {"narrow": puppet_route(max_in_flight=1), "wide": puppet_route()}
     return settings_of(routes=routes, **values)
@@ -260,7 +265,7 @@ async def test_a_full_lane_does_not_hold_up_the_others(room: Room) -> None:
     (await puppet_of(engine, "narrow").next_call()).finish()
 
 
-async def test_a_lane_that_was_full_is_listened_to_again(room: Room) -> None:
+async def test_a_lane_that_was_full_is_listened_to_again(room: Room, long_waits: None) -> None:
     engine = await room.engine(two_routes())
     client = await room.client(two_routes())
     first = await client.enqueue("x", model="narrow")
@@ -272,10 +277,8 @@ async def test_a_lane_that_was_full_is_listened_to_again(room: Room) -> None:
     await until(
         lambda: engine._waker is not None and {lane for lane, _ in engine._waker_lanes} == {"narrow", "wide"}
     )
-    began = time.monotonic()
     await client.enqueue("x", model="narrow")
     (await puppet_of(engine, "narrow").next_call()).finish()
-    assert time.monotonic() - began < 1.0, "and not only when the last wait had run out"
 
 
 def reserving(max_in_flight: int, reserved: int, **values: Any) -> Settings:
@@ -345,7 +348,7 @@ async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Roo
             await asyncio.sleep(0)
 
 
-async def test_one_job_among_many_idle_engines_wakes_one(room: Room) -> None:
+async def test_one_job_among_many_idle_engines_wakes_one(room: Room, long_waits: None) -> None:
     settings = settings_of(routes={"echo": puppet_route(20 * 8)})
     engines = [await room.engine(settings) for _ in range(20)]
     claims = [HeldClaims(engine) for engine in engines]
@@ -354,26 +357,21 @@ async def test_one_job_among_many_idle_engines_wakes_one(room: Room) -> None:
     await until(lambda: all(engine._waker is not None for engine in engines))
     client = await room.client()
     before = sum(each.made for each in claims)
-    began = time.monotonic()
     job = await client.enqueue("one")
     await until(lambda: any(engine.running for engine in engines))
-    took = time.monotonic() - began
     owner = next(engine for engine in engines if engine.running)
     (await puppet_of(owner).next_call()).finish()
     await job.result(timeout_s=SOON_S)
-    assert took < 1.0
     assert sum(each.made for each in claims) - before <= 3, "the others slept on"
 
 
-async def test_every_idle_engine_gets_its_share_of_a_burst_at_once(room: Room) -> None:
+async def test_every_idle_engine_gets_its_share_of_a_burst_at_once(room: Room, long_waits: None) -> None:
     settings = settings_of(max_running=1, routes={"echo": puppet_route(10)})
     engines = [await room.engine(settings) for _ in range(10)]
     await until(lambda: all(engine._waker is not None for engine in engines))
     client = await room.client(settings)
-    began = time.monotonic()
     await client.enqueue_many([PromptRequest(prompt=f"p {n}") for n in range(10)])
     await until(lambda: all(engine.running == 1 for engine in engines))
-    assert time.monotonic() - began < 2.0
 
 
 async def test_with_max_running_1_one_job_runs_after_the_other(room: Room) -> None:
@@ -391,7 +389,7 @@ async def test_with_max_running_1_one_job_runs_after_the_other(room: Room) -> No
     await until(lambda: at_rest(engine))
 
 
-async def test_suspects_run_one_after_the_other_beside_all_else(room: Room) -> None:
+async def test_suspects_run_one_after_the_other_beside_all_else(room: Room, long_waits: None) -> None:
     engine = await room.engine(start=False)
     client = await room.client()
     driver = QueueDriver(client.queue)
@@ -409,9 +407,7 @@ async def test_suspects_run_one_after_the_other_beside_all_else(room: Room) -> N
     await until(lambda: engine.running == 1)
     assert puppet_of(engine).calls.empty()
     calls["suspect 1"].finish()
-    began = time.monotonic()
     assert (await puppet_of(engine).next_call()).generation.prompt == "suspect 2"
-    assert time.monotonic() - began < 1.0, "and not only when the wait for work had run out"
 
 
 async def test_a_claim_that_fails_for_an_unknown_reason_does_not_end_claiming(

@@ -7,7 +7,8 @@ from typing import Any
 
 from scheduler import JobState, Settings
 from scheduler.queue.inspection import QueueInspector
-from tests.integration.engine_room import SOON_S, Puppet, Room, puppet_of, settings_of, until
+from tests.integration.engine_room import Puppet, Room, puppet_of, settings_of, until
+from tests.patience import SOON_S
 from workers.base import Completed, TokenUsage
 from workers.errors import WorkerUnavailable
 

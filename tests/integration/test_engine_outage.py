@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from scheduler import AsyncClient
 from scheduler.connection import open_redis
 from scheduler.engine import Engine
-from tests.integration.engine_room import SOON_S, install_puppet, puppet_of, settings_of, until
+from tests.integration.engine_room import install_puppet, puppet_of, settings_of, until
+from tests.patience import SOON_S
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from scheduler.engine import reload as reload_module
 from scheduler.routing import BreakerState
 from scheduler.settings import load_settings
 from tests.integration.engine_room import (
-    SOON_S,
     Puppet,
     Room,
     puppet_of,
@@ -23,6 +22,7 @@ from tests.integration.engine_room import (
     settings_of,
     until,
 )
+from tests.patience import SOON_S
 from workers.base import Health
 from workers.errors import RequestRejected, WorkerAuthError, WorkerOverloaded, WorkerUnavailable
 

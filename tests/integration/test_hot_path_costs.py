@@ -22,6 +22,7 @@ from scheduler.queue.queue import PromptQueue
 from scheduler.queue.scripts import Argument, Call, Scripts
 from tests.contracts.queue_driver import LANE, QueueDriver, deltas, ending, new_job
 from tests.integration.engine_room import until
+from tests.patience import SOON_S
 
 JOBS = 64
 COMMANDS = {"enqueue": 466, "claim": 212, "publish": 385, "finish": 393, "finish at once": 585}
@@ -134,7 +135,7 @@ async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
     engine = Engine(settings, open_redis(valkey_url))
     await engine.start()
     async with AsyncClient(settings=settings) as client:
-        await client.run("the first", model="echo", timeout_s=10)
+        await client.run("the first", model="echo", timeout_s=SOON_S)
         await until(lambda: engine._will_be_woken(engine._room()))
         called: Counter[str] = Counter()
         send, run = Scripts._send, Scripts.run
@@ -149,7 +150,7 @@ async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
 
         monkeypatch.setattr(Scripts, "_send", counted_send)
         monkeypatch.setattr(Scripts, "run", counted_run)
-        await client.run("the next", model="echo", timeout_s=10)
+        await client.run("the next", model="echo", timeout_s=SOON_S)
         await until(lambda: engine._will_be_woken(engine._room()) and not engine.running)
         monkeypatch.undo()
     await engine.stop()

@@ -19,7 +19,6 @@ from scheduler.logs import IDS, IdFilter, JsonFormatter, attempt_ids, speak_of
 from scheduler.queue.records import ClaimedJob
 from scheduler.stages.base import PromptContext
 from tests.integration.engine_room import (
-    SOON_S,
     Room,
     install,
     puppet_of,
@@ -27,6 +26,7 @@ from tests.integration.engine_room import (
     settings_of,
     until,
 )
+from tests.patience import SOON_S
 from tests.unit.scripted_endpoint import Worker
 from workers.base import Completed, Generation, Output
 

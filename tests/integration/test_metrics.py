@@ -27,6 +27,7 @@ from tests.integration.engine_room import (
     settings_of,
     until,
 )
+from tests.patience import SOON_S
 from workers.base import Completed, TokenUsage
 from workers.errors import WorkerUnavailable
 
@@ -104,12 +105,12 @@ async def test_figures_of_a_process_are_those_of_its_jobs_to_the_job(room: Room)
         for n in range(5):
             job = await client.enqueue(f"prompt {n}", model="echo", priority=7)
             await answer(at.engine, usage=TokenUsage(10, 3))
-            await job.result(timeout_s=5)
+            await job.result(timeout_s=SOON_S)
         failing = await client.enqueue("no luck", model="echo")
         for _ in range(2):
             (await puppet_of(at.engine).next_call()).fail(WorkerUnavailable("gone"))
         with pytest.raises(Exception, match="gone"):
-            await failing.result(timeout_s=5)
+            await failing.result(timeout_s=SOON_S)
         cancelled = await client.enqueue("never mind", model="echo")
         await puppet_of(at.engine).next_call()
         await cancelled.cancel()
@@ -153,7 +154,7 @@ async def test_latencies_add_up(room: Room) -> None:
         call = await puppet_of(at.engine).next_call()
         await asyncio.sleep(0.05)
         call.finish("hi")
-        result = await job.result(timeout_s=5)
+        result = await job.result(timeout_s=SOON_S)
         await until(lambda: at.engine.running == 0)
         seen = await at.scrape()
     whole, waited = seen.known("end_to_end_seconds_sum"), seen.known("wait_seconds_sum")
@@ -215,7 +216,7 @@ async def test_all_that_is_exported_is_in_the_catalogue_with_its_labels(room: Ro
         client = await room.client(at.engine.settings)
         job = await client.enqueue("hello", model="echo")
         await answer(at.engine)
-        await job.result(timeout_s=5)
+        await job.result(timeout_s=SOON_S)
         await until(lambda: at.engine.running == 0)
         seen = await at.scrape()
     specs = {spec.family: spec for spec in catalogue.ALL}
@@ -288,10 +289,10 @@ async def test_no_text_of_prompts_keys_or_errors_is_exported(
             metadata={MARKER: MARKER},
         )
         await answer(at.engine, MARKER)
-        await job.result(timeout_s=5)
+        await job.result(timeout_s=SOON_S)
         loud = await client.enqueue(MARKER, model="loud")
         with pytest.raises(Exception, match="in a stage"):
-            await loud.result(timeout_s=5)
+            await loud.result(timeout_s=SOON_S)
         await until(lambda: at.engine.running == 0)
         seen = await at.scrape()
     assert seen.value("errors_total", lane="loud", code="internal_error") == 1

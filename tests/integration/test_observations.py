@@ -20,6 +20,7 @@ from tests.integration.engine_room import (
     settings_of,
     until,
 )
+from tests.patience import SOON_S
 from workers.base import Completed, Generation, TokenUsage
 from workers.errors import WorkerOverloaded, WorkerUnavailable
 
@@ -55,7 +56,7 @@ async def test_a_prompt_is_heard_of_at_each_step_once_and_in_order(room: Room) -
     call = await puppet_of(engine).next_call()
     call.say("he")
     call.outputs.put_nowait(Completed(0, "stop", TokenUsage(3, 2), "puppet-1"))
-    await job.result(timeout_s=5)
+    await job.result(timeout_s=SOON_S)
     (end,) = await notes.ends()
     kinds = [kind for kind, _ in notes.heard]
     steps = ["claimed", "attempt_began", "call_began", "call_ended", "attempt_ended"]
@@ -233,7 +234,7 @@ async def test_an_observer_that_fails_stops_neither_the_job_nor_the_others(
     with caplog.at_level(logging.ERROR):
         job = await client.enqueue("hello", model="echo")
         (await puppet_of(engine).next_call()).finish("hi")
-        assert (await job.result(timeout_s=5)).text == "hi"
+        assert (await job.result(timeout_s=SOON_S)).text == "hi"
         await notes.ends()
     assert len(notes.of("attempt_began")) == 1
     assert "an observer failed on AttemptBegan" in caplog.text
@@ -258,4 +259,4 @@ async def test_what_nobody_wants_to_hear_is_not_made(room: Room, monkeypatch: py
     client = await room.client()
     job = await client.enqueue("hello", model="echo")
     (await puppet_of(engine).next_call()).finish("hi")
-    assert (await job.result(timeout_s=5)).text == "hi"
+    assert (await job.result(timeout_s=SOON_S)).text == "hi"

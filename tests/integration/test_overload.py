@@ -16,8 +16,9 @@ from scheduler import AsyncClient, Job, JobState, PromptRequest, QueueFull, Redi
 from scheduler.connection import open_redis
 from scheduler.engine import Engine
 from tests.contracts.queue_driver import QueueDriver
-from tests.integration.engine_room import SOON_S, install_puppet, puppet_of, settings_of, until
+from tests.integration.engine_room import install_puppet, puppet_of, settings_of, until
 from tests.integration.lone_server import LoneServer
+from tests.patience import SOON_S
 
 CLIENTS, EACH, BOUND = 50, 40, 500
 
@@ -49,7 +50,6 @@ async def test_the_bound_holds_to_the_job_under_fifty_clients(server_url: str) -
     assert Counter(type(outcome) for outcome in outcomes) == {Job: BOUND, QueueFull: CLIENTS * EACH - BOUND}
 
 
-@pytest.mark.timeout(120)
 async def test_fifty_clients_that_wait_for_room_get_in_to_the_job_or_are_refused(valkey_url: str) -> None:
     outcomes = await flood(valkey_url, "block")
     assert Counter(type(outcome) for outcome in outcomes) == {Job: BOUND, QueueFull: CLIENTS * EACH - BOUND}
@@ -96,7 +96,7 @@ async def test_a_full_disk_refuses_new_jobs_and_those_that_run_are_done_when_the
             server, sum(path.stat().st_size for path in Path(await _folder(client)).rglob("*.aof"))
         )
         refused = None
-        async with asyncio.timeout(3 * SOON_S):
+        async with asyncio.timeout(SOON_S):
             while refused is None:
                 try:
                     await client.enqueue("x" * 10_000)
@@ -107,7 +107,7 @@ async def test_a_full_disk_refuses_new_jobs_and_those_that_run_are_done_when_the
         await until(lambda: "Redis is away" in caplog.text)
         call.finish("answered")
         let_files_grow(server, resource.RLIM_INFINITY)
-        assert (await job.result(timeout_s=3 * SOON_S)).text == "answered"
+        assert (await job.result(timeout_s=SOON_S)).text == "answered"
         assert (await job.info()).attempts == 1
         await until(lambda: "Redis is back" in caplog.text)
     await engine.stop(drain_s=0)

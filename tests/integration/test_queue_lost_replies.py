@@ -25,6 +25,7 @@ from tests.contracts.queue_driver import (
     returning,
 )
 from tests.integration.reply_dropper import ReplyDropper
+from tests.patience import SOON_S
 
 T = TypeVar("T")
 Lossy = Callable[[Callable[[], Awaitable[T]]], Awaitable[T]]
@@ -122,7 +123,7 @@ async def test_events_are_written_and_published_once(
     job = await q.running("a")
     async with direct.pubsub() as pubsub:
         await pubsub.subscribe(q.queue.channel("a"))
-        await pubsub.get_message(timeout=5)
+        await pubsub.get_message(timeout=SOON_S)
         assert await lossy(lambda: q.publish(job, "x", "y"))
         last, end = deltas(job, "z", first_seq=3), ending(job, seq=4)
         outcome = await lossy(lambda: q.queue.write(publications=[last], endings=[end]))

@@ -18,6 +18,7 @@ from scheduler.queue.records import ClaimedJob, Ending, NewJob, Publication
 from scheduler.results.encoding import EventEncoder
 from scheduler.results.reader import read_events, read_result
 from scheduler.results.subscriptions import FEED_MESSAGES, Subscriptions
+from tests.patience import SOON_S
 
 RESULT = b'{"text":"whole"}'
 
@@ -90,7 +91,7 @@ async def test_what_was_is_replayed_and_what_comes_follows(bench: Bench) -> None
     await until(events, "b")
     await bench.say("c")
     await bench.finish()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         assert await collect(events) == ["c", "done"]
 
 
@@ -104,10 +105,10 @@ async def test_each_of_many_readers_sees_everything_once_over_one_connection(
         await asyncio.sleep(0.001)
     assert await _pubsub_connections(bench.queue.redis) == 1
     await bench.finish()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_S):
         seen = await asyncio.gather(*readers)
     assert seen == [["queued", "started", *"abcdefgh", "done"]] * 100
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         while await bench.queue.redis.pubsub_channels():
             await asyncio.sleep(0.01)
 
@@ -121,7 +122,7 @@ async def test_a_killed_connection_loses_no_event(bench: Bench) -> None:
             await _kill_pubsub(bench.queue.redis)
         await asyncio.sleep(0.005)
     await bench.finish()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_S):
         assert await reader == ["queued", "started", *map(str, range(40)), "done"]
 
 
@@ -136,7 +137,7 @@ async def test_a_message_that_never_came_is_fetched_from_the_stream(bench: Bench
     bench.seq += 1
     await bench.say("b")
     await bench.finish()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         assert await collect(events) == ["missed", "b", "done"]
 
 
@@ -149,7 +150,7 @@ async def test_silence_is_looked_into(bench: Bench) -> None:
     for topic in bench.subscriptions._topics.values():
         topic.feeds.clear()
     await bench.finish()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         assert await collect(events) == ["done"]
 
 
@@ -162,7 +163,7 @@ async def test_a_reader_that_is_too_slow_catches_up_from_the_stream(bench: Bench
     for start in range(0, total, 500):
         await bench.say(*(str(n) for n in range(start, min(start + 500, total))))
     await bench.finish()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SOON_S):
         assert await collect(events) == [*map(str, range(total)), "done"]
 
 
@@ -171,7 +172,7 @@ async def test_an_expired_stream_still_gives_the_end(bench: Bench) -> None:
     await bench.say("a")
     await bench.finish()
     await bench.queue.redis.delete(bench.queue.keys.of("stream", bench.job.id))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         assert await collect(bench.read()) == ["queued", "done"]
         result = await read_result(bench.queue, bench.subscriptions, bench.job.id)
     assert result.text == "whole"
@@ -188,7 +189,7 @@ async def test_a_new_attempt_starts_the_text_again(bench: Bench) -> None:
     await bench.claim()
     await bench.say("whole")
     await bench.finish()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         seen = await reader
     assert seen == ["queued", "started", "half", "retrying", "started", "whole", "done"]
 
@@ -198,7 +199,7 @@ async def test_a_job_that_is_cancelled_ends_its_readers(bench: Bench) -> None:
     waiting = asyncio.create_task(read_result(bench.queue, bench.subscriptions, bench.job.id))
     reader = asyncio.create_task(collect(bench.read()))
     await bench.queue.cancel(bench.job.id)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         assert (await reader)[-1] == "cancelled"
         with pytest.raises(JobCancelled):
             await waiting

@@ -34,7 +34,7 @@ from scheduler.worker import decode_arq, encode_arq
 from tests.acceptance.conftest import StartWorker
 from tests.acceptance.conftest import start_worker as start_worker  # noqa: PLC0414  a fixture
 from tests.chaos.proxy import ChaosProxy
-from tests.integration.engine_room import SOON_S
+from tests.patience import SOON_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -168,7 +168,7 @@ async def test_the_documented_users_have_all_the_rights_that_are_needed(
         done = await asyncio.to_thread(_admin, users["worker"], command)
         assert done.returncode == 0, (command, done.stderr)
     worker.terminate()
-    assert await asyncio.to_thread(worker.wait, 20) == 0
+    assert await asyncio.to_thread(worker.wait, SOON_S) == 0
 
 
 ADMIN = (
@@ -205,5 +205,5 @@ async def _run_prompt(url: str) -> None:
     )
     job = await arq.enqueue_job("run_prompt", {"prompt": "from arq"})
     assert job is not None
-    assert (await job.result(timeout=15, poll_delay=0.1))["text"] == "from arq"
+    assert (await job.result(timeout=SOON_S, poll_delay=0.1))["text"] == "from arq"
     await pool.disconnect()

@@ -31,7 +31,6 @@ from scheduler.telemetry.bound import TraceBound
 from scheduler.telemetry.traces import Traces
 from tests.contracts.queue_driver import new_job
 from tests.integration.engine_room import (
-    SOON_S,
     Room,
     install,
     puppet_of,
@@ -41,6 +40,7 @@ from tests.integration.engine_room import (
     until,
 )
 from tests.integration.trace_room import Spans, context_of, keep_spans, links_of, outcome_of, unsampled
+from tests.patience import SOON_S
 from workers.errors import WorkerUnavailable
 
 MARKER = "unspeakable"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.batching import Batcher, BatchPolicy, Flush, FlushReason, Member, Window
+from tests.patience import SOON_S
 from workers.base import (
     Capabilities,
     Completed,
@@ -83,7 +84,7 @@ class ScriptedWorker:
         return call.outputs()
 
     async def next_call(self) -> Call:
-        return await asyncio.wait_for(self._new.get(), 5)
+        return await asyncio.wait_for(self._new.get(), SOON_S)
 
     async def health(self) -> Health:
         return Health(ready=True)
@@ -165,7 +166,7 @@ class Answer:
         return "".join(piece.text for piece in self.pieces)
 
     async def end(self) -> Completed:
-        return await asyncio.wait_for(asyncio.shield(self.task), 5)
+        return await asyncio.wait_for(asyncio.shield(self.task), SOON_S)
 
     async def error(self) -> BaseException:
         (outcome,) = await asyncio.gather(self.task, return_exceptions=True)
@@ -512,7 +513,7 @@ async def test_call_is_aborted_when_the_last_deliver_raises() -> None:
     call.put(Piece(0, "x"))
 
     assert isinstance(await answer.error(), RuntimeError)
-    await asyncio.wait_for(call.closed.wait(), 5)
+    await asyncio.wait_for(call.closed.wait(), SOON_S)
     await bench.batcher.drain()
     bench.assert_empty()
 
@@ -559,7 +560,7 @@ async def test_group_whose_members_are_all_cancelled_makes_no_call() -> None:
     for answer in answers:
         await answer.cancel()
     busy.finish()
-    await asyncio.wait_for(bench.batcher.drain(), 5)
+    await asyncio.wait_for(bench.batcher.drain(), SOON_S)
 
     assert len(bench.worker.calls) == 1
     bench.assert_empty()
@@ -601,7 +602,7 @@ async def test_call_goes_on_for_nobody_no_longer_than_its_last_listener() -> Non
     call.put(Completed(1, "stop"))
     await second.end()
 
-    await asyncio.wait_for(call.closed.wait(), 5)
+    await asyncio.wait_for(call.closed.wait(), SOON_S)
     await bench.batcher.drain()
     bench.assert_empty()
 
@@ -735,7 +736,7 @@ async def test_output_for_a_member_that_is_not_there_fails_the_call(member: int)
         error = await answer.error()
         assert isinstance(error, WorkerProtocolError)
         assert f"member {member} of a call of 2" in str(error)
-    await asyncio.wait_for(call.closed.wait(), 5)
+    await asyncio.wait_for(call.closed.wait(), SOON_S)
 
 
 async def test_unexpected_exception_becomes_retryable_and_is_logged_once_without_its_text(
@@ -937,7 +938,7 @@ async def test_drain_sends_what_is_gathered_and_waits_for_it() -> None:
     assert not any(drain.done() for drain in drains)
 
     busy.finish()
-    await asyncio.wait_for(asyncio.gather(*drains), 5)
+    await asyncio.wait_for(asyncio.gather(*drains), SOON_S)
     bench.assert_empty()
 
 
@@ -953,7 +954,7 @@ async def test_drain_ends_when_what_it_waits_for_is_cancelled(room_comes_first: 
         bench.window.release()
     answer.task.cancel()
 
-    await asyncio.wait_for(drain, 5)
+    await asyncio.wait_for(drain, SOON_S)
     assert bench.worker.calls == []
 
 
@@ -995,7 +996,7 @@ async def test_drain_ends_when_what_it_waits_for_is_turned_away() -> None:
     drain = asyncio.ensure_future(bench.batcher.drain())
     await turns()
     bench.batcher.turn_away(WorkerUnavailable("left alone"))
-    await asyncio.wait_for(drain, 5)
+    await asyncio.wait_for(drain, SOON_S)
     assert isinstance(await answer.error(), WorkerUnavailable)
 
 
@@ -1161,8 +1162,8 @@ async def _everything(plans: list[Plan], limit: int, policy: BatchPolicy) -> Non
 
     tasks = [asyncio.ensure_future(one(number, plan)) for number, plan in enumerate(plans)]
     await asyncio.gather(*(cancel(task, plan) for task, plan in zip(tasks, plans, strict=True)))
-    outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
-    await asyncio.wait_for(batcher.drain(), 10)
+    outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), SOON_S)
+    await asyncio.wait_for(batcher.drain(), SOON_S)
 
     for number, (plan, outcome) in enumerate(zip(plans, outcomes, strict=True)):
         _check_outcome(number, plan, outcome, texts[number], engine)

@@ -19,6 +19,7 @@ from scheduler.cli.demo.view import verdict
 from scheduler.errors import ConfigError
 from scheduler.events import Delta, Started
 from scheduler.model import JobInfo, JobState
+from tests.patience import SOON_S
 
 TETHER = [sys.executable, "-I", "-S", tether.__file__]
 
@@ -175,7 +176,7 @@ def test_llama_server_is_named_or_found(tmp_path: Path) -> None:
 def test_tethered_command_gives_its_exit_code() -> None:
     code = "import sys; sys.exit(7)"
     with subprocess.Popen([*TETHER, sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
-        assert process.wait(10) == 7
+        assert process.wait(SOON_S) == 7
 
 
 @pytest.mark.parametrize("way", ["closed", "killed"])
@@ -208,19 +209,19 @@ def test_tethered_command_ends_when_the_tether_is_killed(tmp_path: Path) -> None
     with subprocess.Popen([*TETHER, sys.executable, "-c", sleeper], stdin=subprocess.PIPE) as process:
         pid = _number_in(pid_file)
         process.kill()
-        process.wait(10)
+        process.wait(SOON_S)
         _until_gone(pid)
 
 
 def _until_gone(pid: int) -> None:
-    give_up_at = time.monotonic() + 10
+    give_up_at = time.monotonic() + SOON_S
     while _alive(pid):
         assert time.monotonic() < give_up_at, "it is still there"
         time.sleep(0.01)
 
 
 def _number_in(path: Path) -> int:
-    give_up_at = time.monotonic() + 10
+    give_up_at = time.monotonic() + SOON_S
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < give_up_at
         time.sleep(0.01)

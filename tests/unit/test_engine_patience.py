@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from scheduler.engine.patience import Patience
+from tests.patience import SOON_S
 
 
 class Call:
@@ -25,7 +26,7 @@ class Call:
         return await reply
 
     async def next_try(self) -> asyncio.Future[str]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             return await self.tries.get()
 
 

@@ -20,6 +20,7 @@ from scheduler.queue.records import START, Cursor, Replay
 from scheduler.results.encoding import EventEncoder, encode_error
 from scheduler.results.reader import read_events, read_result
 from scheduler.results.subscriptions import FEED_MESSAGES, Feed, Subscriptions
+from tests.patience import SOON_S
 
 RESULT = b'{"text":"whole"}'
 
@@ -79,7 +80,7 @@ class Room:
 
 
 async def collect(events: AsyncIterator[Event]) -> list[str]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         return [event.text if isinstance(event, Delta) else event.type async for event in events]
 
 

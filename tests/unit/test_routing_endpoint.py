@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from scheduler.routing import BreakerState, Endpoint
+from tests.patience import SOON_S
 from tests.unit.scripted_endpoint import Clock, Worker, endpoint, fail, half_open, opened
 from workers.base import Generation
 from workers.errors import (
@@ -310,7 +311,7 @@ async def test_end_of_a_pause_is_told() -> None:
     one.on_change = lambda: None if one.paused else over.set()
     one.pause(0.01)
     one.pause(0.02)
-    await asyncio.wait_for(over.wait(), 5)
+    await asyncio.wait_for(over.wait(), SOON_S)
     assert one.admits
 
 

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from scheduler.routing import BreakerState, Endpoint, EndpointMonitor, monitor
+from tests.patience import SOON_S
 from tests.unit.scripted_endpoint import Worker, endpoint, fail
 from workers.base import Health, Load
 
-SOON_S = 5.0
 QUICK = {"failures": 1, "open_s": 0.01}
 
 

@@ -10,6 +10,7 @@ from scheduler.routing import BreakerState, Endpoint
 from scheduler.stages.base import PromptContext
 from scheduler.stages.inference import InferenceStage, generation_of, prompt_tokens
 from scheduler.stages.tokens import estimate_tokens
+from tests.patience import SOON_S
 from tests.unit.scripted_endpoint import Worker, endpoint, half_open, opened
 from workers.base import Completed, Generation, Piece, TokenUsage
 from workers.errors import (
@@ -156,8 +157,8 @@ async def test_filter_that_has_seen_enough_ends_the_answer_and_the_call() -> Non
     prompt.filters.append(StopAtBang())
     worker = Worker(Piece(0, "one"), Piece(0, "two!"), Piece(0, "three"), hangs=True)
     one = endpoint(worker=worker)
-    await asyncio.wait_for(InferenceStage([one]).run(prompt), 5)
-    await asyncio.wait_for(worker.closed.wait(), 5)
+    await asyncio.wait_for(InferenceStage([one]).run(prompt), SOON_S)
+    await asyncio.wait_for(worker.closed.wait(), SOON_S)
 
     assert prompt.texts == ["one", "two!"]
     assert prompt.completed == Completed(0, "stop")
@@ -188,7 +189,7 @@ async def test_cancelled_job_ends_its_call() -> None:
     one = endpoint(worker=worker)
     first = asyncio.Event()
     running = asyncio.ensure_future(InferenceStage([one]).run(context(sink=lambda _: first.set())))
-    await asyncio.wait_for(first.wait(), 5)
+    await asyncio.wait_for(first.wait(), SOON_S)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
@@ -395,7 +396,7 @@ async def test_gathered_prompts_go_to_another_endpoint_when_theirs_is_left_alone
     stage = stage_with([one], [other])
     tasks = await gather_behind_a_full_window(stage, 1)
     leave_alone(one, how)
-    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    await asyncio.wait_for(asyncio.gather(*tasks), SOON_S)
     assert worker.batches == []
     await one.aclose()
 
@@ -406,7 +407,7 @@ async def test_gathered_prompts_that_nobody_else_takes_go_back_at_no_cost(how: s
     one = endpoint(worker=worker, breaker={"open_s": 60})
     tasks = await gather_behind_a_full_window(InferenceStage([one]), 3)
     leave_alone(one, how)
-    errors = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    errors = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), SOON_S)
     for error in errors:
         assert isinstance(error, WorkerUnavailable)
         decision = RetryPolicy().decide(2, 3, error)

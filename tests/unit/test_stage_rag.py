@@ -16,6 +16,7 @@ from scheduler.stages.base import PromptContext
 from scheduler.stages.bm25 import Bm25Index
 from scheduler.stages.passages import Passage, split_markdown, split_text
 from scheduler.stages.rag import RagStage
+from tests.patience import SOON_S
 
 
 def make_context(prompt: str | None, messages: list[dict[str, Any]] | None = None) -> PromptContext:
@@ -216,13 +217,13 @@ async def test_others_go_on_with_the_old_index_while_a_new_one_is_made(
 
     def slow_scan(root: Path) -> dict[str, passages.Stamp]:
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(SOON_S)
         return passages.scan(root)
 
     monkeypatch.setattr(rag, "scan", slow_scan)
     (folder / "new.txt").write_text("Another sky.")
     first = asyncio.create_task(found(stage, "sky"))
-    assert await asyncio.to_thread(reading.wait, 10)
+    assert await asyncio.to_thread(reading.wait, SOON_S)
     assert await found(stage, "sky") == ["sky.MARKDOWN"]
     assert not first.done()
     go_on.set()

@@ -12,17 +12,18 @@ import pytest
 from scheduler import Client, ConfigError, JobState, load_settings
 from scheduler.testing import local_client, local_scheduler
 from scheduler.testing.pytest_plugin import prompt_client
+from tests.patience import SOON_S
 
 
 async def test_prompts_run_in_this_process() -> None:
     async with local_scheduler() as client:
-        assert (await client.run("hello there", timeout_s=5)).text == "hello there"
+        assert (await client.run("hello there", timeout_s=SOON_S)).text == "hello there"
 
 
 async def test_two_at_a_time_know_nothing_of_each_other() -> None:
     async with local_scheduler() as one, local_scheduler() as two:
         job = await one.enqueue("hello")
-        await job.result(timeout_s=5)
+        await job.result(timeout_s=SOON_S)
         assert await two.queue.replay(job.id) is None
 
 
@@ -37,13 +38,13 @@ async def test_the_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SCHEDULER_CONFIG", "/nowhere.toml")
     monkeypatch.setenv("SCHEDULER_REDIS_URL", "redis://127.0.0.1:1")
     async with local_scheduler() as client:
-        assert (await client.run("hello", timeout_s=5)).text == "hello"
+        assert (await client.run("hello", timeout_s=SOON_S)).text == "hello"
 
 
 async def test_settings_may_be_given() -> None:
     routes = {"mine": {"endpoints": [{"backend": "echo"}]}}
     async with local_scheduler(load_settings(environ={}, routes=routes)) as client:
-        assert (await client.run("hello", model="mine", timeout_s=5)).model == "echo"
+        assert (await client.run("hello", model="mine", timeout_s=SOON_S)).model == "echo"
 
 
 async def test_a_stage_that_cannot_start_is_an_error_and_leaves_nothing(
@@ -61,7 +62,7 @@ def test_without_async_it_leaves_no_thread() -> None:
     before = threading.active_count()
     with local_client() as client:
         job = client.enqueue("hello")
-        assert job.result(timeout_s=5).text == "hello"
+        assert job.result(timeout_s=SOON_S).text == "hello"
         assert job.info().state is JobState.DONE
     assert threading.active_count() == before
 
@@ -70,7 +71,7 @@ def test_the_fixture_gives_a_client() -> None:
     generator = prompt_client.__wrapped__()  # type: ignore[attr-defined]  # the function under the fixture
     client = next(generator)
     assert isinstance(client, Client)
-    assert client.run("hello", timeout_s=5).text == "hello"
+    assert client.run("hello", timeout_s=SOON_S).text == "hello"
     assert next(generator, None) is None
 
 

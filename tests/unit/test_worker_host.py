@@ -22,6 +22,7 @@ from scheduler import worker as host_module
 from scheduler.embedded import EmbeddedServer
 from scheduler.testing import local_scheduler
 from scheduler.worker import encode_arq, wait_for_redis, worker_settings
+from tests.patience import SOON_S
 
 NOBODY = "redis://127.0.0.1:1"
 
@@ -137,12 +138,12 @@ async def test_leaving_asks_arq_to_run_it_again_elsewhere() -> None:
     async with local_scheduler(settings) as client:
         host = await host_of(client)
         running = asyncio.create_task(host.run_prompt(context_of(), {"prompt": "slow"}))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             while not await client.queue.redis.pubsub_channels("*:ch:arq-*"):
                 await asyncio.sleep(0.01)
         host._leaving.set()
         with pytest.raises(ArqRetry):
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, SOON_S)
         with pytest.raises(ArqRetry):
             await host.run_prompt(context_of("j2"), {"prompt": "too late"})
 
@@ -208,7 +209,7 @@ async def test_arq_cannot_hold_up_the_end_while_redis_is_away(monkeypatch: pytes
     monkeypatch.setattr(os, "_exit", leave)
     host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None)
     await host._stop(None)
-    await asyncio.wait_for(left.wait(), 5)
+    await asyncio.wait_for(left.wait(), SOON_S)
     assert codes == [0]
 
 
