@@ -160,7 +160,8 @@ class PromptRequest(Frozen):
 
     Durations are seconds (or a `timedelta`), counted from the enqueue. `dedup_key="auto"` makes the key from
     all that changes the answer. `extra_body` is passed to the engine as it is. `job_id` makes the enqueue
-    idempotent: an id that exists returns that job.
+    idempotent: an id that exists returns that job. `max_attempts` bounds failures, `max_waits` the attempts
+    that cost nothing because the endpoints asked for a wait.
     """
 
     prompt: Text | None = None
@@ -174,6 +175,7 @@ class PromptRequest(Frozen):
     deadline_s: Annotated[Duration, Field(gt=0)] | None = None
     delay_s: Annotated[Duration, Field(ge=0)] | None = None
     max_attempts: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
+    max_waits: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = None
     result_ttl_s: Annotated[Duration, Field(ge=1)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Text | dict[str, Any] | None = None

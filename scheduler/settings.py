@@ -191,6 +191,7 @@ class RouteSettings(_Section):
     stages: list[str] = Field(default_factory=lambda: list(STAGES))
     max_waiting: int | None = Field(default=None, ge=1)
     max_attempts: int | None = Field(default=None, ge=1)
+    max_waits: int | None = Field(default=None, ge=0)
 
     @field_validator("stages")
     @classmethod
@@ -270,6 +271,7 @@ class Settings(_Strict, BaseSettings):
     dead_ttl_s: float = Field(default=7 * 86_400.0, ge=1)
     max_dead: int = Field(default=10_000, ge=1)
     max_attempts: int = Field(default=3, ge=1, le=1000)
+    max_waits: int = Field(default=1000, ge=0, le=MOST)
     retry_base_s: float = Field(default=0.5, ge=0)
     retry_cap_s: float = Field(default=30.0, ge=0)
 

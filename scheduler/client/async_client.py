@@ -58,6 +58,7 @@ class RequestFields(TypedDict, total=False):
     deadline_s: float | timedelta
     delay_s: float | timedelta
     max_attempts: int
+    max_waits: int
     result_ttl_s: float | timedelta
     tools: Sequence[dict[str, Any]]
     tool_choice: str | dict[str, Any]

@@ -30,6 +30,7 @@ STORED_FIELDS = frozenset(
         "metadata",
         "session",
         "stream",
+        "max_waits",
     }
 )
 """What the worker process needs of a request; the rest is in the job's record."""
@@ -38,7 +39,7 @@ _PLAIN = frozenset({"prompt"})
 # Where a user may put any JSON.
 _FREE_FORM = ("messages", "tools", "tool_choice", "response_format", "extra_body", "metadata")
 # What changes nothing about the answer.
-_NOT_CONTENT = ("metadata", "session", "stream")
+_NOT_CONTENT = ("metadata", "session", "stream", "max_waits")
 
 
 TRACE_FIELDS = ("traceparent", "tracestate")

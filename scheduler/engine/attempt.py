@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from scheduler.engine.retry import Retry, RetryPolicy
+from scheduler.engine.retry import Bounds, Retry, RetryPolicy
 from scheduler.engine.routes import Route
 from scheduler.errors import SchedulerError
 from scheduler.logs import ids_of, speak_of, traced
@@ -37,6 +37,7 @@ class Stop(Enum):
 
 
 GIVEN_BACK = "given_back"
+TOO_MANY_WAITS = "too_many_waits"
 
 _OUTCOMES = {
     JobState.DONE: Outcome.DONE,
@@ -54,6 +55,7 @@ class Attempt:
 
     `expires_at` is on the clock of `time.monotonic`. `on_deadline(token)` is called when it comes;
     whoever hears it moves the deadline or ends the attempt within `CONFIRM_S`, else the deadline counts.
+    `is_held_back(route)`: no job of the route is claimed at this moment.
     """
 
     job: ClaimedJob
@@ -61,6 +63,7 @@ class Attempt:
     writer: JobWriter
     on_deadline: Callable[[int], None]
     take_permit: Callable[[str], Awaitable[int]] | None = None
+    is_held_back: Callable[[Route], bool] = lambda _: False
     observers: Observers = NOBODY
     expires_at: float | None = None
     claimed_at: float = field(default_factory=time.monotonic)
@@ -122,11 +125,12 @@ class Attempt:
 
 
 async def run_attempt(
-    attempt: Attempt, room: Callable[[], Awaitable[None]], policy: RetryPolicy, max_attempts: int
+    attempt: Attempt, room: Callable[[], Awaitable[None]], policy: RetryPolicy, bounds: Bounds
 ) -> None:
     """Run a job through its route's stages and hand the outcome to its writer.
 
-    `room` is awaited first: it holds the attempt back while too much is waiting to be written.
+    `room` is awaited first: it holds the attempt back while too much is waiting to be written. `bounds` are
+    those of the route; the request may have its own.
     """
     writer, job = attempt.writer, attempt.job
     ids = speak_of(job)
@@ -146,13 +150,13 @@ async def run_attempt(
             return
         # Nobody asked for it: a stage awaited something that somebody else had cancelled.
         error = RuntimeError("something that a stage awaited was cancelled")
-        _unexpected(attempt, error, policy, max_attempts)
+        _unexpected(attempt, error, policy, bounds)
     except DeadlinePassed:
         writer.expired()
     except (WorkerError, SchedulerError) as error:
-        _failed(attempt, error, policy, code=error.code, message=str(error), max_attempts=max_attempts)
+        _failed(attempt, error, policy, bounds, code=error.code, message=str(error))
     except Exception as error:
-        _unexpected(attempt, error, policy, max_attempts)
+        _unexpected(attempt, error, policy, bounds)
     else:
         writer.done(result)
 
@@ -226,26 +230,57 @@ class BadRecordError(SchedulerError):
 
 
 def _failed(
-    attempt: Attempt, error: Exception, policy: RetryPolicy, *, code: str, message: str, max_attempts: int
+    attempt: Attempt, error: Exception, policy: RetryPolicy, bounds: Bounds, *, code: str, message: str
 ) -> None:
+    job, writer = attempt.job, attempt.writer
     if isinstance(error, SchedulerError) and not error.retryable:
-        attempt.writer.failed(code, message)
+        writer.failed(code, message)
         return
-    decision = policy.decide(attempt.job.failures, max_attempts, error)
+    bounds = _own_bounds(attempt, bounds)
+    decision = policy.decide(
+        job.failures, bounds.max_attempts, error, waits=job.waits, max_waits=bounds.max_waits
+    )
     if isinstance(decision, Retry):
-        attempt.writer.retry(code, message, delay_ms=round(decision.delay_s * 1000), counts=decision.counts)
+        _go_back(attempt, decision, code, message)
+    elif decision.waited_out:
+        writer.failed(TOO_MANY_WAITS, _waited_out(bounds.max_waits, message))
     else:
-        attempt.writer.failed(code, message)
+        writer.failed(code, message)
 
 
-def _unexpected(attempt: Attempt, error: Exception, policy: RetryPolicy, max_attempts: int) -> None:
+def _go_back(attempt: Attempt, decision: Retry, code: str, message: str) -> None:
+    """Let the job wait: at its own place, where nothing is claimed for its route until the wait is over."""
+    wait_ms = round(decision.delay_s * 1000)
+    in_place = not decision.counts and attempt.is_held_back(attempt.route)
+    delay_ms = 0 if in_place else wait_ms
+    attempt.writer.retry(code, message, delay_ms=delay_ms, counts=decision.counts, wait_ms=wait_ms)
+
+
+def _own_bounds(attempt: Attempt, bounds: Bounds) -> Bounds:
+    """The job's own bounds, where it has some, before those of its route."""
+    max_attempts = attempt.job.max_attempts
+    max_waits = attempt.context.request.get("max_waits") if attempt.context is not None else None
+    return Bounds(
+        bounds.max_attempts if max_attempts is None else max_attempts,
+        max_waits if isinstance(max_waits, int) else bounds.max_waits,
+    )
+
+
+def _waited_out(max_waits: int, message: str) -> str:
+    return (
+        f"the job has waited {max_waits:,} times for its endpoints, as often as max_waits allows; "
+        f"the last time: {message}"
+    )
+
+
+def _unexpected(attempt: Attempt, error: Exception, policy: RetryPolicy, bounds: Bounds) -> None:
     """An error in a stage of a user's own, most likely."""
     job = attempt.job
     # Its words may hold what the prompt held: they are in neither the log nor the job's record.
     cause = traced(error, logger)
     logger.error("job %s: an unexpected error in the stages of route %s", job.id, job.lane, exc_info=cause)
     message = f"{type(error).__name__} in a stage; see the worker's log"
-    _failed(attempt, error, policy, code="internal_error", message=message, max_attempts=max_attempts)
+    _failed(attempt, error, policy, bounds, code="internal_error", message=message)
 
 
 def _stopped(attempt: Attempt) -> None:

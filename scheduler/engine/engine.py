@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
 from scheduler.engine.limits import limits_of, offers_of
 from scheduler.engine.patience import Patience
-from scheduler.engine.retry import RetryPolicy
+from scheduler.engine.retry import RetryPolicy, bounds_of
 from scheduler.engine.routes import (
     NO_PLACES,
     Places,
@@ -128,6 +128,7 @@ class Engine:
         self._running = 0
         self._patience = Patience(redis)
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
+        self._bounds = bounds_of(settings)
         self._writer = EventWriter(
             _PatientWrites(self.queue, self._patience, self._timed),
             on_refused=self._refused,
@@ -392,6 +393,11 @@ class Engine:
         now = asyncio.get_running_loop().time()
         return {endpoint for endpoint, until in refused.items() if until > now}
 
+    def _is_held_back(self, route: Route) -> bool:
+        """Whether none of the endpoints that would take its jobs does so now."""
+        without = self._refused_permits(route.name)
+        return not any(endpoint.admits and endpoint.name not in without for endpoint in route.in_use)
+
     def _leave_alone(self, lane: str, endpoints: Iterable[str], wait_s: float) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
@@ -490,8 +496,8 @@ class Engine:
         attempt = Attempt(job, route, self._writer.open(job, self.id), self._deadline_came)
         if self._limits.endpoints:
             attempt.take_permit = partial(self._take_permit, job)
+        attempt.is_held_back = self._is_held_back
         attempt.observers = self._observers
-        max_attempts = job.max_attempts or route.settings.max_attempts or self.settings.max_attempts
         self._attempts[job.token] = attempt
         if job.suspect:
             self._suspects.add(job.token)
@@ -507,7 +513,8 @@ class Engine:
             asyncio.get_running_loop().call_later(SETTLED_IN_S, self._news.set)
         if job.remaining_ms is not None:
             attempt.set_deadline(time.monotonic() + job.remaining_ms / 1000)
-        task = asyncio.create_task(run_attempt(attempt, self._writer.room, self._policy, max_attempts))
+        bounds = self._bounds[job.lane]
+        task = asyncio.create_task(run_attempt(attempt, self._writer.room, self._policy, bounds))
         attempt.task = task
         # A task cancelled before its first step never runs: what must happen in any case happens here.
         task.add_done_callback(partial(self._finished, attempt))
@@ -517,6 +524,8 @@ class Engine:
         if wait == "lost":
             self._refused(job.id, job.token)
             return NO_PERMIT_MS
+        if wait:
+            self._leave_alone(job.lane, (endpoint,), wait / 1000)
         return wait
 
     def _finished(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
@@ -709,6 +718,7 @@ class Engine:
             for route in routes.values():
                 route.fall_back_on(routes)
             self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
+            self._bounds = bounds_of(settings)
             self._writer.result_ttl_ms = round(settings.result_ttl_s * 1000)
         for route in old:
             task = asyncio.create_task(self._retire(route), name=f"retire {route.name}")

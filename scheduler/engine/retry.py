@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from scheduler.settings import Settings
 from workers.errors import WorkerError, WorkerOverloaded
 
 MAX_WAIT_S = 3600.0
@@ -14,8 +15,30 @@ MAX_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a job may spend: `max_attempts` failures, and `max_waits` attempts that cost nothing."""
+
+    max_attempts: int
+    max_waits: int
+
+
+def bounds_of(settings: Settings) -> dict[str, Bounds]:
+    """The bounds of each route's jobs: its own, else those of the queue."""
+    return {
+        name: Bounds(
+            settings.max_attempts if route.max_attempts is None else route.max_attempts,
+            settings.max_waits if route.max_waits is None else route.max_waits,
+        )
+        for name, route in settings.routes.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
-    """Try again after `delay_s`. `counts`: the attempt was a failure, of which there may be only so many."""
+    """Try again after `delay_s`. `counts`: the attempt was a failure, of which there may be only so many.
+
+    Where it does not count, the wait is not the job's: it may spend it at its own place in the lane.
+    """
 
     delay_s: float
     counts: bool = True
@@ -23,7 +46,9 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """There is no use in another attempt."""
+    """There is no use in another attempt, or, where it has `waited_out`, the job may wait no more."""
+
+    waited_out: bool = False
 
 
 Decision: TypeAlias = Retry | GiveUp
@@ -31,7 +56,7 @@ Decision: TypeAlias = Retry | GiveUp
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential back-off with full jitter.
+    """Exponential back-off with full jitter for failures; waits at no cost as the back end asks for them.
 
     Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
@@ -40,18 +65,26 @@ class RetryPolicy:
     cap_s: float = 30.0
     chance: Callable[[], float] = random.random
 
-    def decide(self, failures: int, max_attempts: int, error: Exception) -> Decision:
-        """Decide after an attempt failed that `failures` failures had gone before."""
+    def decide(
+        self, failures: int, max_attempts: int, error: Exception, *, waits: int = 0, max_waits: int = 1000
+    ) -> Decision:
+        """Decide after an attempt ended with `error`; `failures` and `waits` had gone before."""
         if isinstance(error, WorkerError):
             if not error.retryable:
                 return GiveUp()
-            if error.retry_after_s is not None and error.retry_after_s >= 0:
-                # The back end asked for this wait: it is no failure of the job. But "at once", again and
-                # again, would keep both busy with nothing.
-                return Retry(min(max(error.retry_after_s, self.base_s), MAX_WAIT_S), counts=False)
-            if isinstance(error, WorkerOverloaded):
-                # It said no more than that it has too much to do; its endpoint is left alone meanwhile.
-                return Retry(self.base_s * (1 + self.chance()), counts=False)
+            wait_s = self._wait_s(error)
+            if wait_s is not None:
+                return Retry(wait_s, counts=False) if waits < max_waits else GiveUp(waited_out=True)
         if failures + 1 >= max_attempts:
             return GiveUp()
         return Retry(self.chance() * min(self.cap_s, self.base_s * 2.0 ** min(failures, 60)))
+
+    def _wait_s(self, error: WorkerError) -> float | None:
+        """The wait that is no failure of the job; None where the attempt counts as one."""
+        if error.retry_after_s is not None and error.retry_after_s >= 0:
+            # The back end asked for it. But "at once", again and again, would keep both busy with nothing.
+            return min(max(error.retry_after_s, self.base_s), MAX_WAIT_S)
+        if isinstance(error, WorkerOverloaded):
+            # It said no more than that it has too much to do; its endpoint is left alone meanwhile.
+            return self.base_s * (1 + self.chance())
+        return None

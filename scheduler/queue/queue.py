@@ -452,6 +452,7 @@ def _claimed(row: list[Any]) -> ClaimedJob:
         token,
         attempt,
         failures,
+        waits,
         attempts,
         priority,
         lane,
@@ -478,4 +479,5 @@ def _claimed(row: list[Any]) -> ClaimedJob:
         payload,
         endpoint.decode(),
         bool(suspect),
+        waits,
     )

@@ -93,8 +93,9 @@ class ClaimedJob(NamedTuple):
     """One attempt of one job, leased to this process. `token` fences every write about it.
 
     `remaining_ms` is the time to the deadline at the moment of the claim, None without one; `waited_ms` the
-    time since the job became ready to run. `endpoint` is the one whose permit it has, "" where the claim
-    named no endpoints. `suspect`: it may have killed the worker processes that ran it before.
+    time since the job became ready to run. `endpoint` is the one whose permit it has, "" where the
+    claim named no endpoints. `suspect`: it may have killed the worker processes that ran it before. `waits`
+    counts its attempts that were given back at no cost.
     """
 
     id: str
@@ -111,6 +112,7 @@ class ClaimedJob(NamedTuple):
     payload: bytes
     endpoint: str = ""
     suspect: bool = False
+    waits: int = 0
 
 
 @dataclass(frozen=True, slots=True)

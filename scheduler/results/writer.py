@@ -129,12 +129,17 @@ class JobWriter:
         if self.end is None:
             self._end(JobState.EXPIRED, self._encode.expired(self._close()), reason="deadline")
 
-    def retry(self, code: str, message: str, *, delay_ms: int, counts: bool) -> None:
-        """The job goes back to its lane, after `delay_ms`; `counts`: the attempt was a failure."""
+    def retry(
+        self, code: str, message: str, *, delay_ms: int, counts: bool, wait_ms: int | None = None
+    ) -> None:
+        """The job goes back to its lane, after `delay_ms`; `counts`: the attempt was a failure.
+
+        `wait_ms` is what readers are told where they wait longer than that: the job does so in its lane.
+        """
         if self.end is None:
             self.code = code
             error = encode_error(code, message)
-            event = self._encode.retrying(self._close(), error, delay_ms)
+            event = self._encode.retrying(self._close(), error, delay_ms if wait_ms is None else wait_ms)
             self.end = Return(self.job.id, self.job.token, event, counts, delay_ms, error, self.used_tokens)
             self._writer.wake(self)
 

@@ -1021,6 +1021,20 @@ class QueueContract(OnQueue):
         assert "i" not in record
         assert (await q.history("a"))[-1][1:4] == ["given_back", "w1", 1]
 
+    async def test_attempts_that_cost_nothing_are_counted_until_it_is_requeued(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        for _ in range(2):
+            assert await q.give_back(job, counts=False)
+            assert await q.give_back(job, counts=False), "the reply was lost: it counts once"
+            job = await q.claim()
+        assert (job.waits, job.failures) == (2, 0)
+        assert await q.give_back(job, counts=True)
+        job = await q.claim()
+        assert (job.waits, job.failures) == (2, 1)
+        await q.finish(job, JobState.FAILED, value=b"{}")
+        await q.queue.requeue("a")
+        assert (await q.claim()).waits == 0
+
     # Ends
 
     async def test_finishing_stores_the_result_and_the_terminal_event(self, q: QueueDriver) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from scheduler import AsyncClient, ConfigError, Job, JobState, Retrying, Settings
+from scheduler import AsyncClient, ConfigError, Job, JobFailed, JobState, Retrying, Settings
 from scheduler.engine import Engine, SettingsReloader
 from scheduler.engine import reload as reload_module
 from scheduler.routing import BreakerState
@@ -41,6 +41,11 @@ def endpoint(**values: Any) -> dict[str, Any]:
 
 def two_endpoints(**values: Any) -> Settings:
     return settings_of(routes={"echo": {"endpoints": [endpoint(), endpoint()]}}, retry_base_s=0.01, **values)
+
+
+async def settled(engine: Engine) -> None:
+    """Return once all ends of attempts are written."""
+    await until(lambda: not engine._attempts)
 
 
 class Switch:
@@ -191,6 +196,46 @@ async def test_wait_that_the_back_end_asks_for_is_kept_and_costs_no_attempt(room
     assert (await job.result(timeout_s=SOON_S)).attempts == 2
     assert (await job.info()).failures == 0
     await other.result(timeout_s=SOON_S)
+
+
+async def test_job_that_met_a_pause_is_the_first_to_go_when_it_is_over(room: Room) -> None:
+    settings = settings_of(routes={"echo": {"endpoints": [endpoint(max_in_flight=1)]}}, aging_s=0.0)
+    engine = await room.engine(settings)
+    client = await room.client()
+    jobs = [await client.enqueue("p 0")]
+    call = await puppet_of(engine).next_call()
+    jobs += [await client.enqueue(f"p {n}") for n in range(1, 4)]
+    call.fail(WorkerOverloaded("slow down", retry_after_s=0.6))
+    await until(lambda: engine.running == 0)
+    await settled(engine)
+    info = await jobs[0].info()
+    assert (info.state, info.position, info.failures) == (JobState.WAITING, 0, 0)
+    for n in range(4):
+        call = await puppet_of(engine).next_call()
+        assert call.generation.prompt == f"p {n}"
+        call.finish()
+    retrying = [event async for event in jobs[0].events() if isinstance(event, Retrying)]
+    assert [event.delay_s for event in retrying] == [0.6], "readers are told of the wait"
+
+
+@pytest.mark.parametrize("by", ["job", "route", "queue"])
+async def test_waits_without_end_end_the_job_with_the_reason(room: Room, by: str) -> None:
+    few = {"max_waits": 2}
+    route = {"endpoints": [endpoint()], **(few if by == "route" else {})}
+    settings = settings_of(routes={"echo": route}, retry_base_s=0.0, **(few if by == "queue" else {}))
+    engine = await room.engine(settings)
+    client = await room.client()
+    job = await client.enqueue("one", max_waits=2) if by == "job" else await client.enqueue("one")
+    for _ in range(3):
+        (await puppet_of(engine).next_call()).fail(WorkerOverloaded("quota used up", retry_after_s=0.01))
+    with pytest.raises(JobFailed) as caught:
+        await job.result(timeout_s=SOON_S)
+    assert caught.value.reason == "too_many_waits"
+    info = await job.info()
+    assert info.failures == 0
+    assert info.error is not None
+    for said in ("waited 2 times", "max_waits", "quota used up"):
+        assert said in info.error.message
 
 
 # Shares

@@ -1,6 +1,7 @@
 import pytest
 
-from scheduler.engine.retry import GiveUp, Retry, RetryPolicy
+from scheduler.engine.retry import Bounds, GiveUp, Retry, RetryPolicy, bounds_of
+from scheduler.settings import load_settings
 from workers.errors import RequestRejected, WorkerOverloaded, WorkerTimeout, WorkerUnavailable
 
 
@@ -55,3 +56,28 @@ def test_a_wait_that_makes_no_sense_counts_as_none(asked: float) -> None:
 def test_overload_without_a_word_of_when_is_no_failure_of_the_job(failures: int) -> None:
     policy = RetryPolicy(base_s=1, chance=lambda: 0.5)
     assert policy.decide(failures, 3, WorkerOverloaded("busy")) == Retry(1.5, counts=False)
+
+
+BUSY = WorkerOverloaded("busy", retry_after_s=7)
+
+
+@pytest.mark.parametrize(("waits", "expected"), [(0, Retry), (4, Retry), (5, GiveUp), (6, GiveUp)])
+def test_a_job_waits_at_no_cost_as_often_as_it_may(waits: int, expected: type) -> None:
+    decision = RetryPolicy().decide(0, 3, BUSY, waits=waits, max_waits=5)
+    assert isinstance(decision, expected)
+
+
+def test_the_end_of_waiting_is_told_from_other_ends() -> None:
+    assert RetryPolicy().decide(0, 3, BUSY, waits=0, max_waits=0) == GiveUp(waited_out=True)
+    assert RetryPolicy().decide(2, 3, WorkerTimeout("slow"), waits=9, max_waits=0) == GiveUp()
+
+
+def test_waits_do_not_use_up_attempts() -> None:
+    assert isinstance(RetryPolicy().decide(0, 3, WorkerTimeout("slow"), waits=9, max_waits=9), Retry)
+
+
+def test_a_route_has_its_own_bounds_or_those_of_the_queue() -> None:
+    echo = [{"backend": "echo"}]
+    routes = {"own": {"endpoints": echo, "max_attempts": 2, "max_waits": 0}, "other": {"endpoints": echo}}
+    bounds = bounds_of(load_settings(environ={}, routes=routes, max_attempts=5, max_waits=7))
+    assert bounds == {"own": Bounds(2, 0), "other": Bounds(5, 7)}

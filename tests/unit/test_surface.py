@@ -24,8 +24,8 @@ PROMISED = {
 }
 REQUEST_FIELDS = [
     *("prompt", "messages", "model", "priority", "dedup_key", "dedup", "tenant", "session", "deadline_s"),
-    *("delay_s", "max_attempts", "result_ttl_s", "tools", "tool_choice", "response_format", "params"),
-    *("stream", "extra_body", "metadata", "job_id"),
+    *("delay_s", "max_attempts", "max_waits", "result_ttl_s", "tools", "tool_choice", "response_format"),
+    *("params", "stream", "extra_body", "metadata", "job_id"),
 ]
 RESULT_FIELDS = {
     *("text", "message", "tool_calls", "reasoning", "finish_reason", "usage", "model", "endpoint"),

@@ -8,8 +8,8 @@
 -- ARGV[6] 1 if the worker process runs no suspect and may take one, else 0
 -- ARGV[7…] lane, how many of it at most, how many of those places are kept for 8 and 9,
 --   '' or where its jobs may go: 'endpoint room kept outstanding weight endpoint …'; …
--- returns {more, {lane, ms, endpoints, …}, {id, token, attempt, failures, max_attempts or nil, priority, lane, tenant, waited ms,
---   remaining ms or nil, result ttl ms or nil, suspect (1 or 0), endpoint or '', payload}, …}
+-- returns {more, {lane, ms, endpoints, …}, {id, token, attempt, failures, waits, max_attempts or nil, priority, lane, tenant,
+--   waited ms, remaining ms or nil, result ttl ms or nil, suspect (1 or 0), endpoint or '', payload}, …}
 --   more: claimable work was left behind, 2: of priority 8 or 9, 1: below only, 0: none;
 --   lanes whose work was left for want of a permit, when one comes, and the endpoints that have none
 -- @include "lib/clock"
@@ -36,7 +36,7 @@ local suspects = tonumber(ARGV[6])
 local function entry(id, rec, token, endpoint, payload)
   local waited_ms = now_ms - math.floor(rec.q / 1000)
   return {
-    id, token, tonumber(rec.n), tonumber(rec.f or 0), rec.a and tonumber(rec.a) or false, tonumber(rec.p), rec.l,
+    id, token, tonumber(rec.n), tonumber(rec.f or 0), tonumber(rec.W or 0), rec.a and tonumber(rec.a) or false, tonumber(rec.p), rec.l,
     rec.t or 'default', waited_ms > 0 and waited_ms or 0, rec.x and rec.x - now_ms or false, rec.g and tonumber(rec.g) or false,
     is_suspect(rec) and 1 or 0, endpoint, payload,
   }

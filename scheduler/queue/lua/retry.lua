@@ -27,7 +27,7 @@ local function give_back(at)
   if rec.s ~= 'running' or not sound(rec) or not rec.q then return 0 end
   emit(id, ARGV[at + 2])
   redis.call('ZREM', leases_key, id)
-  if counts then redis.call('HINCRBY', record_key(id), 'f', 1) end
+  redis.call('HINCRBY', record_key(id), counts and 'f' or 'W', 1)
   if error ~= '' then redis.call('HSET', record_key(id), 'i', error) end
   settle_usage(id, rec, ARGV[at + 6])
   count_attempt(rec)

@@ -3,7 +3,7 @@
 --   d dedup hash   h start of the content hash, where it differs   m dedup mode, where not until_finished   j how many joined
 --   H hits: how many got the finished answer
 --   x deadline, ms   u due, ms   a max_attempts   g result ttl, ms
---   n attempts   f failures   o lost leases   k token   w worker   c claimed, ms   v limited endpoint that it may use
+--   n attempts   f failures   W waits: attempts that were given back at no cost   o lost leases   k token   w worker   c claimed, ms   v limited endpoint that it may use
 --   e ended, ms   r reason   i error, JSON   z seq of the terminal event   y history, JSON without its brackets
 
 -- The named fields of a job, or nil where there is no record that can be read.
@@ -49,7 +49,7 @@ local function place_of(rec)
 end
 
 -- Fields that other scripts or Python take for whole numbers.
-local NUMBERS = { 'q', 'x', 'u', 'n', 'f', 'o', 'a', 'g', 'k' }
+local NUMBERS = { 'q', 'x', 'u', 'n', 'f', 'W', 'o', 'a', 'g', 'k' }
 
 -- Whether those fields that have been read are as the queue writes them, so that nothing fails on them half-way.
 local function sound(rec)
