@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
 from scheduler.engine.limits import limits_of, offers_of
-from scheduler.engine.patience import Patience
+from scheduler.engine.patience import Outage, Patience
 from scheduler.engine.retry import RetryPolicy, bounds_of
 from scheduler.engine.routes import (
     NO_PLACES,
@@ -48,7 +48,16 @@ from scheduler.observations import (
 )
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.records import Claim, ClaimedJob, Ending, Offer, Publication, Return, WriteOutcome
+from scheduler.queue.records import (
+    Claim,
+    ClaimedJob,
+    Ending,
+    Offer,
+    Publication,
+    Return,
+    TickReport,
+    WriteOutcome,
+)
 from scheduler.results.subscriptions import Subscriptions
 from scheduler.results.writer import EventWriter
 from scheduler.routing import BreakerState, Endpoint
@@ -100,7 +109,8 @@ class Engine:
 
     An engine runs once: to go on after `stop()`, make another.
     `script_flags` is false for a Redis that does not know `#!lua` (fakeredis). `observers` are as
-    `scheduler.observations` says. `name` tells the engine from all others; without one it makes one.
+    `scheduler.observations` says. `name` tells the engine from all others; without one it makes one. `outage`
+    is for a process in which others than the engine wait for Redis, too.
     """
 
     def __init__(
@@ -111,6 +121,7 @@ class Engine:
         script_flags: bool = True,
         observers: Iterable[object] = (),
         name: str | None = None,
+        outage: Outage | None = None,
     ) -> None:
         self.settings = settings
         self.id = name or worker_id(settings)
@@ -126,7 +137,8 @@ class Engine:
         self._attempts: dict[int, Attempt] = {}  # by token, until the end is written
         self._suspects: set[int] = set()  # those of them that may have killed a process; one at most
         self._running = 0
-        self._patience = Patience(redis)
+        self._patience = Patience(redis, outage)
+        self._ticked_at: float | None = None  # when a tick was last answered, on the monotonic clock
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
         self._bounds = bounds_of(settings)
         self._writer = EventWriter(
@@ -656,15 +668,33 @@ class Engine:
     async def _maintain(self) -> None:
         lock_ms = min(2000, max(500, self.lease_ms // 4))
         while True:
-            report = await self._patience.until_done(
-                lambda: self._timed("tick", self.queue.tick(self.id, lease_ms=self.lease_ms, lock_ms=lock_ms))
-            )
+            report = await self._tick(lock_ms)
+            if report.in_doubt:
+                report = await self._tick(lock_ms, is_sure=True)
             self.leads = report.leader
             if (tell := self._observers.ticked) is not None:
                 tell(Ticked(report))
             # Those who wait for the lock spread out: fifty idle processes must not knock all at once.
             spread_ms = 0.0 if report.leader else random.random() * lock_ms
             await asyncio.sleep((max(report.next_ms, 1) + spread_ms) / 1000)
+
+    async def _tick(self, lock_ms: int, *, is_sure: bool = False) -> TickReport:
+        def tick() -> Awaitable[TickReport]:
+            silent_s = None if self._ticked_at is None else time.monotonic() - self._ticked_at
+            return self.queue.tick(
+                self.id,
+                lease_ms=self.lease_ms,
+                lock_ms=lock_ms,
+                silent_ms=None if silent_s is None else round(silent_s * 1000),
+                is_sure=is_sure,
+                away_ms=self._patience.outage.untold_ms,
+            )
+
+        report = await self._patience.until_done(lambda: self._timed("tick", tick()))
+        self._patience.outage.told()
+        if not report.in_doubt:
+            self._ticked_at = time.monotonic()
+        return report
 
     async def _listen(self) -> None:
         """Hear at once of cancelled jobs; leases and refused writes tell as well, later."""

@@ -1,10 +1,11 @@
-"""Waiting for Redis: every loop of the engine does it in the same way and says so once."""
+"""Waiting for Redis: everything in a worker process does it in the same way, and one of them says so."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -18,52 +19,83 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Patience:
-    """Repeats calls while Redis is away, or takes no writes.
+class Outage:
+    """What a process knows of Redis: whether it is away or takes no writes, and how long that has been so.
 
-    Shared by the loops of a process: one log line a change of state. How a call ends that began before the
-    last change was noticed says nothing of the state now, and changes nothing.
+    One log line a change of state. How a call ends that began before the last change was noticed says nothing
+    of the state now, and changes nothing: `changes` is what a call notes when it begins.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.is_away = False
+        self.changes = 0
+        self._began_at: float | None = None  # of the first outage that no tick has told of
+        self._ended_at = 0.0
+
+    def began(self, since: int, error: Exception) -> None:
+        """A call that began at change `since` has met an error that passes."""
+        if self.is_away or since != self.changes:
+            return
+        self.is_away = True
+        self.changes += 1
+        if self._began_at is None:
+            self._began_at = self._clock()
+        logger.warning(
+            "Redis is away (%s); what runs goes on, and so will the rest",
+            str(error) if isinstance(error, ResponseError) else type(error).__name__,
+        )
+
+    def ended(self, since: int) -> None:
+        """A call that began at change `since` has gone through."""
+        if self.is_away and since == self.changes:
+            self.is_away = False
+            self.changes += 1
+            self._ended_at = self._clock()
+            logger.info("Redis is back")
+
+    @property
+    def untold_ms(self) -> int:
+        """For how long Redis has been away, or was, and no tick has told of it yet; 0 for no time."""
+        if self._began_at is None:
+            return 0
+        return round(((self._clock() if self.is_away else self._ended_at) - self._began_at) * 1000)
+
+    def told(self) -> None:
+        """A tick has told of it."""
+        if not self.is_away:
+            self._began_at = None
+
+
+class Patience:
+    """Repeats calls on one pool of connections while Redis is away, or takes no writes.
+
+    All of a process share one `outage`.
+    """
+
+    def __init__(self, redis: Redis, outage: Outage | None = None) -> None:
         self._redis = redis
-        self._away = False
-        self._changes = 0
+        self.outage = outage or Outage()
 
     @property
     def is_away(self) -> bool:
         """Whether the last call has not gone through yet."""
-        return self._away
+        return self.outage.is_away
 
     async def until_done(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make the call until it goes through. The call must bear being made twice."""
         delay_s = 0.05
         while True:
-            since = self._changes
+            since = self.outage.changes
             try:
                 reply = await call()
             except (RedisError, OSError) as error:
                 if not passes(error):
                     raise
-                self._went(since, error)
+                self.outage.began(since, error)
                 await leave_demoted(self._redis, error)
                 await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
                 delay_s = min(1.0, delay_s * 2)
             else:
-                self._came(since)
+                self.outage.ended(since)
                 return reply
-
-    def _went(self, since: int, error: Exception) -> None:
-        if not self._away and since == self._changes:
-            self._away = True
-            self._changes += 1
-            logger.warning(
-                "Redis is away (%s); what runs goes on, and so will the rest",
-                str(error) if isinstance(error, ResponseError) else type(error).__name__,
-            )
-
-    def _came(self, since: int) -> None:
-        if self._away and since == self._changes:
-            self._away = False
-            self._changes += 1
-            logger.info("Redis is back")

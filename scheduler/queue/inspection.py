@@ -12,6 +12,7 @@ from itertools import islice, repeat
 from typing import Any
 
 import orjson
+from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from scheduler.model import DEFAULT_TENANT, DedupMode, JobInfo, JobState
@@ -69,8 +70,8 @@ class QueueInspector:
             pipe.scard(self._keys.of("tickets", job_id))
             pipe.hget(self._keys.fixed("conf"), "aging_ms")
             pipe.smembers(self._keys.fixed("paused"))
-            pipe.time()
-            values, tickets, aging, paused, now = await pipe.execute(raise_on_error=False)
+            self._ask_time(pipe)
+            values, tickets, aging, paused, *clock = await pipe.execute(raise_on_error=False)
         *values, history = _values(values)
         info = make_job_info(
             job_id,
@@ -85,7 +86,7 @@ class QueueInspector:
             info,
             aging_ms=_aging_ms(aging),
             paused=info.model.encode() in paused,
-            now_ms=_now_us(now) // 1000,
+            now_ms=_now_us(*clock) // 1000,
             hold=await self._hold(info) if info.state is JobState.HELD else None,
         )
         return info.model_copy(update={"place": place}) if place else info
@@ -133,7 +134,7 @@ class QueueInspector:
                 *levels,
             ) = await pipe.execute()
         levels += await self._levels(rest)
-        now_us = _now_us(time)
+        now_us = _now_us(time, meta.get(b"ahead"))
         held_by_lane: Counter[str] = Counter()
         for one in held:
             held_by_lane[one.lane] += one.jobs
@@ -191,8 +192,14 @@ class QueueInspector:
         return RedisMemory(used_bytes=used, max_bytes=most or None) if used is not None else None
 
     async def now_ms(self) -> int:
-        """Redis' clock, in milliseconds since the epoch."""
-        return _now_us(await self._redis.time()) // 1000
+        """The queue's clock, in milliseconds since the epoch: Redis' own, unless that one has jumped."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            self._ask_time(pipe)
+            return _now_us(*await pipe.execute()) // 1000
+
+    def _ask_time(self, pipe: Pipeline) -> None:
+        pipe.time()
+        pipe.hget(self._keys.fixed("meta"), "ahead")
 
     async def _levels(self, lanes: Sequence[str]) -> list[Any]:
         replies: list[Any] = []
@@ -400,11 +407,12 @@ class QueueInspector:
     async def workers(self) -> list[WorkerInfo]:
         """The live worker processes, by id."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.time()
+            self._ask_time(pipe)
             pipe.zrange(self._keys.fixed("workers"), 0, -1, withscores=True)
             pipe.get(self._keys.fixed("leader"))
-            now, listed, leader = await pipe.execute()
-        ids = sorted(name.decode() for name, gone_at_ms in listed if gone_at_ms > _now_us(now) / 1000)
+            *clock, listed, leader = await pipe.execute()
+        now_ms = _now_us(*clock) / 1000
+        ids = sorted(name.decode() for name, gone_at_ms in listed if gone_at_ms > now_ms)
         if not ids:
             return []
         described = await self._redis.mget([self._keys.of("worker", one) for one in ids])
@@ -448,8 +456,8 @@ def _count(reply: Any) -> int:
     return reply if isinstance(reply, int) else 0
 
 
-def _now_us(time: tuple[int, int]) -> int:
-    return time[0] * 1_000_000 + time[1]
+def _now_us(time: tuple[int, int], ahead_ms: bytes | None) -> int:
+    return time[0] * 1_000_000 + time[1] + 1000 * int(ahead_ms or 0)
 
 
 def _aging_ms(value: bytes | None) -> int:

@@ -15,6 +15,7 @@ _KEYS: dict[str, str] = {
     "routes": "routes",  # HASH   route -> JSON, published by worker processes
     "limits": "limits",  # HASH   t:<tenant>, t:*, e:<endpoint> -> "requests tokens" a minute, 0: no limit
     "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>), …
+    #               ahead: how far the queue's clock is before Redis' own, ms; reap_after, excused: see tick
     #               by lane: ms and jobs since the last look (ms:, ran:), mean ms a job (mean:)
     "limited": "limited",  # ZSET   held lane, "<lane> <tenant>" -> when some of it may be released, ms
     "released": "released",  # HASH   held lane -> the last job that was released of it

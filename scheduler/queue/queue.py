@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -348,11 +349,30 @@ class PromptQueue:
         return stored
 
     async def tick(
-        self, worker: str, *, lease_ms: int, lock_ms: int, chunk: int = 200, mend_ms: int = 10_000
+        self,
+        worker: str,
+        *,
+        lease_ms: int,
+        lock_ms: int,
+        chunk: int = 200,
+        mend_ms: int = 10_000,
+        silent_ms: int | None = None,
+        is_sure: bool = False,
+        away_ms: int = 0,
     ) -> TickReport:
-        """Do the maintenance that is due, if this worker process holds the lock or can take it."""
-        leader, next_ms, *done = await self._scripts.run("tick", worker, lock_ms, lease_ms, chunk, mend_ms)
-        return TickReport(bool(leader), next_ms, *done)
+        """Do the maintenance that is due, if this worker process holds the lock or can take it.
+
+        `silent_ms`: how long ago, by its own clock, it had the reply to its last tick; by that a jump of
+        Redis' clock is known. Where the report is `in_doubt`, call again at once, with `is_sure`. `away_ms`:
+        for how long Redis has just been away for this process; leases that ended for want of it are no
+        reason to suspect their jobs.
+        """
+        leader, next_ms, *done = await self._scripts.run(
+            *("tick", worker, lock_ms, lease_ms, chunk, mend_ms),
+            *(_optional(silent_ms), int(is_sure), away_ms),
+        )
+        report = TickReport(leader == 1, next_ms, *done)
+        return replace(report, in_doubt=True) if leader == 2 else report
 
     async def purge(self, lane: str, priority: int | None = None, *, chunk: int = 500) -> int:
         """Cancel up to `chunk` waiting or held jobs of a lane; call again until it returns 0."""

@@ -204,7 +204,10 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class TickReport:
-    """What maintenance did, and when it is wanted again. `leader`: this process holds the lock."""
+    """What maintenance did, and when it is wanted again. `leader`: this process holds the lock.
+
+    `in_doubt`: it did nothing, for Redis' clock may have jumped.
+    """
 
     leader: bool
     next_ms: int
@@ -214,3 +217,4 @@ class TickReport:
     released: int = 0
     rearmed: int = 0
     retained: int = 0
+    in_doubt: bool = False

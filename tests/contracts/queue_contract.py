@@ -75,6 +75,9 @@ async def reach(q: QueueDriver, state: JobState, name: str = "a", **fields: Any)
     assert await q.state(name) == state.value
 
 
+HOUR_MS = 3_600_000
+
+
 class OnQueue:
     """What the contracts of a queue have in common: a driver, and an audit at the end."""
 
@@ -884,6 +887,68 @@ class QueueContract(OnQueue):
     async def test_a_leader_ticks_often_enough_to_be_no_outage_itself(self, q: QueueDriver) -> None:
         assert (await q.tick(lease_ms=500)).next_ms <= 125
         assert (await q.tick(lease_ms=60_000)).next_ms == 250
+
+    # A clock that jumps
+
+    async def test_delayed_work_goes_on_soon_after_the_clock_was_put_back(self, q: QueueDriver) -> None:
+        await q.tick()
+        await q.enqueue(new_job("a", delay_ms=20))
+        await q.put_clock(-HOUR_MS)
+        await q.enqueue(new_job("b", delay_ms=20, deadline_ms=60_000))
+        assert (await q.tick()).leader
+        await q.pass_ms(25)
+        assert (await q.tick()).promoted == 2
+        assert await q.claimed_ids() == ["a", "b"]
+
+    async def test_a_clock_that_was_put_back_keeps_no_dead_leader_and_no_dead_lease(
+        self, q: QueueDriver
+    ) -> None:
+        await q.tick("w1", lease_ms=100)
+        await q.enqueue(new_job("a"))
+        lost = await q.claim(lease_ms=100)
+        await q.put_clock(-HOUR_MS)
+        reports = [await q.tick("w2", lease_ms=100)]
+        assert reports[0].leader, "the lock of the dead one would end in an hour"
+        while not reports[-1].reaped:
+            await asyncio.sleep(0.02)
+            reports.append(await q.tick("w2", lease_ms=100))
+        assert await q.state(lost.id) == "waiting"
+
+    async def test_a_clock_that_is_put_back_lets_nothing_expire_early(self, q: QueueDriver) -> None:
+        await q.tick()
+        await q.put_clock(-HOUR_MS)
+        await q.enqueue(new_job("a", deadline_ms=60_000))
+        report = await q.tick()
+        assert (report.leader, report.expired) == (True, 0)
+        assert 59_000 < ((await q.claim()).remaining_ms or 0) <= 60_000
+
+    async def test_a_clock_that_is_put_forward_between_two_ticks_lets_nothing_expire(
+        self, q: QueueDriver
+    ) -> None:
+        await q.tick()
+        await q.enqueue(new_job("late", deadline_ms=60_000), new_job("delayed", delay_ms=60_000))
+        await q.put_clock(HOUR_MS)
+        doubtful = await q.tick(silent_ms=10)
+        assert (doubtful.in_doubt, doubtful.leader) == (True, False)
+        report = await q.tick(silent_ms=20, is_sure=True)
+        assert (report.leader, report.expired, report.promoted) == (True, 0, 0)
+        assert 59_000 < ((await q.claim()).remaining_ms or 0) <= 60_000
+
+    async def test_a_tick_that_was_long_on_its_way_is_no_jump_of_the_clock(self, q: QueueDriver) -> None:
+        await q.tick()
+        await q.enqueue(new_job("late", deadline_ms=60_000))
+        await q.put_clock(HOUR_MS)
+        assert (await q.tick(silent_ms=10)).in_doubt
+        report = await q.tick(silent_ms=HOUR_MS, is_sure=True)
+        assert (report.leader, report.expired) == (True, 1)
+
+    async def test_time_in_which_nobody_ticked_has_gone(self, q: QueueDriver) -> None:
+        await q.tick()
+        await q.enqueue(new_job("late", deadline_ms=60_000))
+        await q.put_clock(HOUR_MS)
+        await q.queue.forget_worker("w1")
+        report = await q.tick("w2")
+        assert (report.leader, report.expired) == (True, 1)
 
     # What autoscalers read
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.limits import RateLimit
 from scheduler.queue.records import ClaimedJob
 from tests.contracts.queue_contract import OnQueue
-from tests.contracts.queue_driver import LANE, QueueDriver, new_job
+from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, new_job
 
 
 async def crash(q: QueueDriver, *jobs: ClaimedJob) -> None:
@@ -114,6 +115,42 @@ class SuspectsContract(OnQueue):
         assert (await q.record("j077"))["r"] == "poison"
         assert deaths == 3
         assert sorted(finished) == [name for name in names if name != "j077"]
+
+    async def test_leases_that_ended_for_want_of_redis_make_no_suspects(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("innocent"))
+        for _ in range(4):
+            job = await q.claim()
+            assert not job.suspect
+            await q.tick(away_ms=LEASE_MS)
+            await crash(q, job)
+        assert await q.state("innocent") == "waiting"
+        assert "o" not in await q.record("innocent")
+        assert (await q.meta())["t:lost"] == "4", "it was lost, if by nobody's fault"
+
+    async def test_a_suspect_that_is_lost_for_want_of_redis_is_not_quarantined(self, q: QueueDriver) -> None:
+        await make_suspects(q, "s")
+        job = await q.claim()
+        await q.tick("w2", away_ms=LEASE_MS)  # it does not lead, and has seen it
+        await crash(q, job)
+        assert await q.state("s") == "waiting"
+        assert (await q.claim()).suspect
+
+    async def test_a_job_whose_process_dies_after_an_outage_is_not_excused(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"))
+        job = await q.claim()
+        await q.tick(away_ms=1000, lease_ms=1000)
+        await q.pass_ms(2)
+        await q.queue.renew(q.worker, [(job.id, job.token)], lease_ms=1000, about=b"{}")
+        while (await q.tick(lease_ms=1000)).reaped == 0:
+            await asyncio.sleep(0.02)
+        assert (await q.record("a"))["o"] == "1"
+
+    async def test_to_be_away_for_a_moment_excuses_nobody(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"))
+        job = await q.claim()
+        await q.tick(away_ms=LEASE_MS // 4)
+        await crash(q, job)
+        assert (await q.record("a"))["o"] == "1"
 
     async def test_a_requeued_job_is_no_suspect_any_more(self, q: QueueDriver) -> None:
         await make_suspects(q, "a")

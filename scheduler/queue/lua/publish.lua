@@ -3,7 +3,6 @@
 -- KEYS[1] prefix of the queue's keys
 -- ARGV, again and again: job, token, seq of the first event, number of events, the events, JSON
 -- returns, a job: 1 | 0 refused, the job is not this token's any more
--- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/event"
 

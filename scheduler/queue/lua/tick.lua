@@ -4,7 +4,10 @@
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] worker process  ARGV[2] lock, ms  ARGV[3] lease, ms  ARGV[4] how many jobs of each kind at most
 -- ARGV[5] how often the counts and bitmaps are made anew, ms
--- returns {leader (1 or 0), next tick in ms, promoted, reaped, expired, released, rearmed, retained}
+-- ARGV[6] how long ago, by its own clock, the worker process has had the reply to its last call of this, ms; '' at the first
+-- ARGV[7] 1 if it has just been asked to make sure of that, else 0
+-- ARGV[8] for how long Redis has just been away for this process, or taken no writes, ms; 0: it has told of that, or was never
+-- returns {leader (1 or 0; 2: nothing was done, call again at once to make sure), next tick in ms, promoted, reaped, expired, released, rearmed, retained}
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/history"
@@ -28,16 +31,39 @@ local WORK_MS = 1000
 
 local worker, lock_ms = ARGV[1], tonumber(ARGV[2])
 local lease_ms, chunk, mend_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local silent_ms, is_sure, away_ms = tonumber(ARGV[6]), ARGV[7] == '1', tonumber(ARGV[8])
 
+-- Whoever lived through an outage tells of it: a lease that has not been renewed since says nothing of the job.
+local was_away = away_ms > lease_ms / 4
+if was_away then redis.call('HSET', meta_key, 'excused', text(now_ms + lease_ms)) end
+
+-- A clock that was put back leaves the lock of a leader that may be dead for as long.
+local JUMP_BACK_MS, JUMP_ON_MS = 1000, 5000
+local put_back = behind_us > 1000 * JUMP_BACK_MS
 local leader = redis.call('GET', leader_key)
-if leader and leader ~= worker then
+if leader and leader ~= worker and not put_back then
   return { 0, math.max(50, redis.call('PTTL', leader_key)), 0, 0, 0, 0, 0, 0 }
 end
+
+local meta = redis.call('HMGET', meta_key, 'reap_after', 'mended', 'sampled', 'worked', 'excused')
+
+-- The queue's clock goes on as it did where Redis' own is put back, or is put forward while there are ticks: then far more time
+-- has gone since the last one than for this process. A call that was long on its way looks the same: it is to be made again.
+local function keep_time()
+  if put_back then redis.call('HINCRBY', meta_key, 'ahead', text(math.floor(behind_us / 1000))) end
+  local jump_ms = last_tick_ms and silent_ms and now_ms - last_tick_ms - silent_ms or 0
+  if jump_ms < JUMP_ON_MS then return true end
+  if not is_sure then return false end
+  redis.call('HINCRBY', meta_key, 'ahead', text(-jump_ms))
+  now_ms, now_us = now_ms - jump_ms, now_us - 1000 * jump_ms
+  return true
+end
+
+if not keep_time() then return { 2, 0, 0, 0, 0, 0, 0, 0 } end
 redis.call('SET', leader_key, worker, 'PX', lock_ms)
 
-local meta = redis.call('HMGET', meta_key, 'tick', 'reap_after', 'mended', 'sampled', 'worked')
-local reap_after = tonumber(meta[2] or 0)
-if not meta[1] or now_ms - tonumber(meta[1]) > lease_ms / 2 then
+local reap_after, excused_until = tonumber(meta[1] or 0), tonumber(meta[5] or 0)
+if was_away or not last_tick_ms or now_ms - last_tick_ms > lease_ms / 2 then
   -- After an outage the leases are old for want of Redis, not of workers.
   reap_after = now_ms + lease_ms
   redis.call('HSET', meta_key, 'reap_after', text(reap_after))
@@ -87,8 +113,8 @@ local function count_waste(id, token)
   add('t:wasted_tokens', estimate_tokens(bytes))
 end
 
-local function give_back(id, rec)
-  rec.o = redis.call('HINCRBY', record_key(id), 'o', 1)
+local function give_back(id, rec, excused)
+  if not excused then rec.o = redis.call('HINCRBY', record_key(id), 'o', 1) end
   local token = next_token()
   redis.call('HSET', record_key(id), 'k', text(token))
   local rest = ',"error":' .. error_json('lease_lost', LOST) .. ',"delay_s":0'
@@ -100,18 +126,19 @@ local function give_back(id, rec)
   add('t:lost', 1)
 end
 
-local function lose(id, rec)
+-- excused: the lease ended for want of Redis, and its worker process need not have died of the job.
+local function lose(id, rec, excused)
   count_waste(id, rec.k)
   if rec.x and tonumber(rec.x) <= now_ms then
     end_job(id, rec, 'expired', 'deadline')
-  elseif is_suspect(rec) then
+  elseif is_suspect(rec) and not excused then
     -- No other suspect ran in its process: see claim.
     rec.o = redis.call('HINCRBY', record_key(id), 'o', 1)
     add('t:lost', 1)
     add('t:quarantined', 1)
     end_job(id, rec, 'failed', 'poison', error_json('poison', string.format(POISON, rec.o)))
   else
-    give_back(id, rec)
+    give_back(id, rec, excused)
   end
 end
 
@@ -119,10 +146,10 @@ local function reap()
   if now_ms < reap_after then return 0 end
   local ids = due(leases_key)
   for _, id in ipairs(ids) do
-    local rec = read(id, { 's', 'q', 'w', 'y', unpack(ENDING) })
+    local rec, lease_end = read(id, { 's', 'q', 'w', 'y', unpack(ENDING) }), redis.call('ZSCORE', leases_key, id)
     redis.call('ZREM', leases_key, id)
     if sound(rec) and rec.q and rec.s == 'running' then
-      lose(id, rec)
+      lose(id, rec, tonumber(lease_end) < excused_until)
     elseif not (sound(rec) and ENDED[rec.s]) then
       set_aside(id, rec, 'running')
     end
@@ -329,16 +356,16 @@ local promoted, reaped, expired, released = promote(), reap(), expire(), release
 local retained = forget()
 save_ended()
 save_counts()
-if now_ms - tonumber(meta[3] or 0) >= mend_ms then
+if now_ms - tonumber(meta[2] or 0) >= mend_ms then
   mend()
   redis.call('HSET', meta_key, 'mended', text(now_ms))
 end
 local rearmed = rearm()
-if now_ms - tonumber(meta[5] or 0) >= WORK_MS then
+if now_ms - tonumber(meta[4] or 0) >= WORK_MS then
   work()
   redis.call('HSET', meta_key, 'worked', text(now_ms))
 end
-if now_ms - tonumber(meta[4] or 0) >= 10000 then sample() end
+if now_ms - tonumber(meta[3] or 0) >= 10000 then sample() end
 
 -- A leader that ticks less often than twice a lease would look like an outage.
 local next_ms = math.min(IDLE_MS, math.floor(lease_ms / 4))
