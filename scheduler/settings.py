@@ -109,7 +109,7 @@ class AssembleSettings(_Section):
 class PostSettings(_Section):
     """What happens to the answer: white space trimmed at both ends, personal data redacted."""
 
-    trim: bool = True
+    trim: bool = False
     redact: list[Literal["email", "phone", "card"]] = Field(default_factory=list)
 
 
@@ -141,9 +141,16 @@ class RateSettings(_Section):
         return self.requests_per_minute is not None or self.tokens_per_minute is not None
 
 
+class FromVariable(_Section):
+    """A value that stands in an environment variable, and not in the file: `{ env = "NAME" }`."""
+
+    env: str = Field(min_length=1)
+
+
 class EndpointSettings(RateSettings):
     """One base URL that serves a route.
 
+    `headers` and `query` go with every request: text, or `{ env = "NAME" }` for a secret.
     `max_in_flight` counts prompts over all worker processes; without it the back end is asked, or found out.
     `reserved` of those places are left free for priorities 8 and 9.
     `options` belong to that kind of model worker alone.
@@ -153,6 +160,8 @@ class EndpointSettings(RateSettings):
     base_url: str = ""
     model: str | None = Field(default=None, min_length=1)
     api_key_env: str | None = Field(default=None, min_length=1)
+    headers: dict[str, SecretStr | FromVariable] = Field(default_factory=dict)
+    query: dict[str, SecretStr | FromVariable] = Field(default_factory=dict)
     weight: float = Field(default=1.0, gt=0, le=1e6)
     max_in_flight: int | None = Field(default=None, ge=1, le=100_000)
     reserved: int = Field(default=0, ge=0, le=100_000)
@@ -160,6 +169,13 @@ class EndpointSettings(RateSettings):
     first_token_timeout_s: float = Field(default=30.0, gt=0, le=DAY_S)
     breaker: BreakerSettings = BreakerSettings()
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("headers", "query", mode="before")
+    @classmethod
+    def _text_or_variable(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {name: _text_or_variable(name, value) for name, value in values.items()}
 
     @field_validator("reserved")
     @classmethod
@@ -170,6 +186,21 @@ class EndpointSettings(RateSettings):
                 f"leaves no place for priorities below 8: give less than max_in_flight, which is {most}"
             )
         return reserved
+
+
+def _text_or_variable(name: str, value: Any) -> SecretStr | FromVariable:
+    if isinstance(value, SecretStr | FromVariable):
+        return value
+    if isinstance(value, str):
+        return SecretStr(value)
+    if (
+        isinstance(value, Mapping)
+        and value.keys() == {"env"}
+        and isinstance(value["env"], str)
+        and value["env"]
+    ):
+        return FromVariable(env=value["env"])
+    raise ValueError(f'{name} is neither text nor {{ env = "NAME" }}, which takes it from a variable')
 
 
 STAGES = ("rag", "assemble", "inference", "post", "stream")
@@ -469,6 +500,7 @@ __all__ = [
     "BreakerSettings",
     "EndpointSettings",
     "Example",
+    "FromVariable",
     "PostSettings",
     "RagSettings",
     "RateSettings",

@@ -19,6 +19,7 @@ from workers.anthropic_messages import chat_fields, format_fields, tool_fields
 from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
 from workers.calls import answers, set_parameters, whole
 from workers.errors import ContextOverflow, RequestRejected, WorkerConfigError, WorkerError
+from workers.headers import has_credentials
 from workers.http import HttpEndpoint, Refusal, check_base_url, check_key, error_class
 from workers.openai_wire import model_names
 from workers.options import count_option, refuse_unknown_options, text_option
@@ -142,6 +143,8 @@ def _credentials(config: EndpointConfig, base_url: str) -> dict[str, str]:
     """
     if config.api_key:
         return {"x-api-key": check_key(config.api_key)}
+    if has_credentials(config):
+        return {}
     theirs = f".{httpx.URL(base_url).host}".endswith(".anthropic.com")
     # Where the settings name some other server, Anthropic's key would be given away.
     if not config.base_url or theirs:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -32,7 +31,9 @@ from workers.errors import (
     WorkerTimeout,
     WorkerUnavailable,
 )
+from workers.headers import own_headers, secrets_of
 from workers.lanes import Lanes
+from workers.network import MAX_PORT, proxy_of, tls_context
 from workers.sse import SseDecoder
 
 CONNECT_TIMEOUT_S = 5.0
@@ -40,7 +41,6 @@ PROBE_TIMEOUT_S = 5.0
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_WORDS = 500
-MAX_PORT = 65_535
 
 # Servers close idle connections (llama-server after 5 s); let go of them before they do.
 _KEEPALIVE_S = 4.0
@@ -109,15 +109,18 @@ class HttpEndpoint:
         url = check_base_url(config.base_url if base_url is None else base_url)
         self._engine = engine
         self._name = f"{engine} at {url}"
-        self._api_key = config.api_key
+        self._secrets = secrets_of(config)
         self._timeout_s = config.timeout_s
         self._first_token_timeout_s = config.first_token_timeout_s
         self._translate = translate
-        self._url = url
+        self.url = url
         self._headers = httpx.Headers(
             {"Accept-Encoding": "identity", "Content-Type": "application/json", **(headers or {})}
         )
-        self._tls = _tls(url)
+        self._headers.update(own_headers(config))
+        self._query = dict(config.query)
+        self._tls = tls_context(httpx.URL(url), config.environ)
+        self._proxy = proxy_of(httpx.URL(url), config.environ)
         self._lanes = Lanes(self._client, idle_s=_KEEPALIVE_S, clock=time.monotonic)
 
     async def get(self, path: str) -> Any:
@@ -182,7 +185,7 @@ class HttpEndpoint:
 
     def error(self, refusal: Refusal) -> WorkerError:
         """The error that a refusal is, in the server's own words."""
-        words = self._without_key(refusal.words or refusal.kind)
+        words = self._without_secrets(refusal.words or refusal.kind)
         said = f": {words}" if words else ""
         error = self._translate(refusal)
         hint = "; check api_key_env" if refusal.status in {401, 403} else ""
@@ -218,11 +221,17 @@ class HttpEndpoint:
 
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            base_url=self._url,
+            base_url=self.url,
             headers=self._headers,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEPALIVE_S),
-            verify=self._tls,
+            transport=_Transport(
+                query=self._query,
+                limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEPALIVE_S),
+                verify=self._tls,
+                proxy=self._proxy and self._proxy.proxy,
+                trust_env=False,
+            ),
+            trust_env=False,
         )
 
     @asynccontextmanager
@@ -252,12 +261,21 @@ class HttpEndpoint:
         except TimeoutError:
             raise self.timed_out(limit) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            reason = self._without_key(str(error)) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
-            message = f"{self._name}: cannot connect ({reason}); is the server up, and base_url right?"
+            reason = self._without_secrets(str(error)) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
+            message = f"{self._name}: cannot connect ({reason}); {self._what_to_look_at()}"
+            raise WorkerUnavailable(message, log_text=message) from None
+        except httpx.ProxyError as error:
+            reason = self._without_secrets(str(error)) or "no reason given"
+            message = f"{self._name}: the proxy refuses ({reason}); {self._what_to_look_at()}"
             raise WorkerUnavailable(message, log_text=message) from None
         except httpx.HTTPError as error:
             message = f"{self._name}: the connection failed ({type(error).__name__})"
             raise WorkerUnavailable(message, log_text=message) from None
+
+    def _what_to_look_at(self) -> str:
+        if self._proxy is None:
+            return "is the server up, and base_url right?"
+        return f"it goes by the proxy of {self._proxy.variable}; is that right, or should NO_PROXY name it?"
 
     async def _refusal(self, response: httpx.Response, limit: _Limit) -> Refusal:
         try:
@@ -288,8 +306,30 @@ class HttpEndpoint:
         except orjson.JSONDecodeError:
             raise self.protocol_error("sent an answer that is not JSON; is base_url right?") from None
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._api_key, "***") if self._api_key else text
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """Adds the endpoint's query on the way out: httpx logs URLs, and the query may hold a secret."""
+
+    def __init__(self, *, query: Mapping[str, str], **options: Any) -> None:
+        super().__init__(**options)
+        self._query = query
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._query:
+            url = request.url.copy_merge_params(self._query)
+            request = httpx.Request(
+                request.method,
+                url,
+                headers=request.headers,
+                stream=request.stream,
+                extensions=request.extensions,
+            )
+        return await super().handle_async_request(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +448,9 @@ def check_base_url(base_url: str) -> str:
     if url.scheme not in {"http", "https"} or not url.host:
         raise WorkerConfigError(f"base_url: {base_url!r} must begin with http:// or https:// and a host")
     if url.query or url.fragment:
-        raise WorkerConfigError(f"base_url: {base_url!r} must have no query and no fragment")
+        raise WorkerConfigError(
+            f"base_url: {base_url!r} must have no query and no fragment; query = {{ … }} adds one"
+        )
     if url.port is not None and not 0 < url.port <= MAX_PORT:
         raise WorkerConfigError(f"base_url: {base_url!r} has no port from 1 to {MAX_PORT}")
     return str(url).rstrip("/")
@@ -506,13 +548,6 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
         return orjson.dumps(body)
     except TypeError as error:  # a lone surrogate, a number beyond 64 bits
         raise RequestRejected(f"the request cannot be written as JSON: {error}") from None
-
-
-def _tls(url: str) -> ssl.SSLContext:
-    # Loading the system's certificates takes some 20 ms an endpoint. A plain URL needs none, and an empty
-    # context trusts nobody.
-    https = url.startswith("https://")
-    return httpx.create_ssl_context() if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _now() -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import ip_address
 from typing import Any
 
 import httpx
@@ -18,7 +17,9 @@ import httpx
 from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
 from workers.calls import AnswerReader, answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
 from workers.errors import RequestRejected, WorkerConfigError, WorkerError
-from workers.http import HttpEndpoint, bearer, check_base_url
+from workers.headers import has_credentials
+from workers.http import HttpEndpoint, bearer, check_base_url, check_key
+from workers.network import is_loopback
 from workers.openai_wire import (
     OURS,
     ChatReader,
@@ -35,15 +36,22 @@ OPTIONS = ("completions", "lists", "organization", "project")
 
 _CHAT = "/chat/completions"
 _COMPLETION = "/completions"
-_OPENAI_HOSTS = (".api.openai.com", ".openai.azure.com")  # also eu.api.openai.com
-_OPENAI_CHAT_NAMES = {"max_tokens": "max_completion_tokens"}  # its newer models refuse the old name
+_OPENAI_HOSTS = (".api.openai.com",)  # also eu.api.openai.com
+# Source: https://learn.microsoft.com/azure/ai-foundry/foundry-models/concepts/endpoints
+_AZURE_HOSTS = tuple(
+    f".{service}.{cloud}"
+    for service in ("openai", "cognitiveservices", "services.ai")
+    for cloud in ("azure.com", "azure.us", "azure.cn")
+)
+_AZURE_PATH = "/openai/v1"
+_OPENAI_CHAT_NAMES = {"max_tokens": "max_completion_tokens"}  # their newer models refuse the old name
 
 
 class OpenAIWorker:
     """The adapter to OpenAI or a server that is compatible with it.
 
     `base_url` is what the SDK takes: the URL that `/chat/completions` is appended to. One without a path gets
-    `/v1`. Without one it is that of `OPENAI_BASE_URL`, or OpenAI's own.
+    `/v1`, at Azure `/openai/v1`. Without one it is that of `OPENAI_BASE_URL`, or OpenAI's own.
 
     Options: `completions`, send plain prompts to the legacy `/completions`, instead of as a chat with one
     message; `lists`, let several of them share a call; `organization` and `project`, the ids that OpenAI
@@ -59,12 +67,13 @@ class OpenAIWorker:
         self._model = config.model
         base_url = _base_url(config)
         config = replace(config, api_key=_api_key(config, base_url))
+        azure = _is_azure(base_url)
         self._chat_names = _OPENAI_CHAT_NAMES if _is_openai(base_url) else {}
         self._endpoint = HttpEndpoint(
             config,
             engine="openai",
             base_url=base_url,
-            headers={**bearer(config), **_account(config, base_url)},
+            headers={**(_azure_key(config) if azure else bearer(config)), **_account(config, base_url)},
         )
 
     @property
@@ -127,23 +136,35 @@ class OpenAIWorker:
 def _base_url(config: EndpointConfig) -> str:
     base_url = config.base_url or config.environ.get("OPENAI_BASE_URL") or BASE_URL
     base_url = check_base_url(base_url)
-    return base_url if httpx.URL(base_url).path.strip("/") else f"{base_url}/v1"
+    if httpx.URL(base_url).path.strip("/"):
+        return base_url
+    return base_url + (_AZURE_PATH if _is_azure(base_url) else "/v1")
 
 
 def _api_key(config: EndpointConfig, base_url: str) -> str | None:
-    """The key of `api_key_env`, else OpenAI's own where it may go.
+    """The key of `api_key_env`, else OpenAI's or Azure's own where it may go.
 
     Raises:
         WorkerConfigError: there is none, and OpenAI needs one.
     """
     if config.api_key:
         return config.api_key
-    key = config.environ.get("OPENAI_API_KEY") if _may_have_openais_key(config, base_url) else None
-    if not key and _is_openai(base_url):
+    if has_credentials(config):
+        return None
+    variables = ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY") if _is_azure(base_url) else ("OPENAI_API_KEY",)
+    keys = map(config.environ.get, variables if _may_have_openais_key(config, base_url) else ())
+    if key := next(filter(None, keys), None):
+        return key
+    if _is_openai(base_url):
         raise WorkerConfigError(
-            "api_key_env: OpenAI needs a key; set OPENAI_API_KEY, or name another variable in api_key_env"
+            f"api_key_env: OpenAI needs a key; set {variables[0]}, or name another variable in api_key_env"
         )
-    return key or None
+    return None
+
+
+def _azure_key(config: EndpointConfig) -> dict[str, str]:
+    """Azure's own header: the hosts and versions that take a bearer take this as well, and more of them."""
+    return {"api-key": check_key(config.api_key)} if config.api_key else {}
 
 
 def _account(config: EndpointConfig, base_url: str) -> dict[str, str]:
@@ -157,15 +178,12 @@ def _account(config: EndpointConfig, base_url: str) -> dict[str, str]:
 
 def _may_have_openais_key(config: EndpointConfig, base_url: str) -> bool:
     # Where the settings name some other provider, OpenAI's key would be given away.
-    return not config.base_url or _is_openai(base_url) or _is_loopback(httpx.URL(base_url).host)
+    return not config.base_url or _is_openai(base_url) or is_loopback(httpx.URL(base_url).host)
 
 
 def _is_openai(base_url: str) -> bool:
-    return f".{httpx.URL(base_url).host}".endswith(_OPENAI_HOSTS)
+    return f".{httpx.URL(base_url).host}".endswith(_OPENAI_HOSTS) or _is_azure(base_url)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _is_azure(base_url: str) -> bool:
+    return f".{httpx.URL(base_url).host}".endswith(_AZURE_HOSTS)

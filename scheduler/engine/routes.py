@@ -11,13 +11,14 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import orjson
+from pydantic import SecretStr
 
 from scheduler.batching import BatchPolicy
 from scheduler.errors import ConfigError
 from scheduler.logs import traced
 from scheduler.observations import NOBODY, Observers
 from scheduler.routing import Endpoint, EndpointMonitor
-from scheduler.settings import EndpointSettings, RouteSettings, Settings
+from scheduler.settings import EndpointSettings, FromVariable, RouteSettings, Settings
 from scheduler.stages.inference import InferenceStage
 from scheduler.stages.pipeline import Pipeline, build_pipeline
 from scheduler.stages.stream import StreamStage
@@ -226,18 +227,28 @@ def endpoint_name(route_name: str, at: int) -> str:
 
 
 def _config(name: str, endpoint: EndpointSettings, environ: Mapping[str, str]) -> EndpointConfig:
-    api_key = None
-    if endpoint.api_key_env is not None:
-        api_key = environ.get(endpoint.api_key_env)
-        if not api_key:
-            raise ConfigError(f"endpoint {name}: api_key_env names {endpoint.api_key_env}, which is not set")
+    def variable(setting: str, variable: str) -> str:
+        if value := environ.get(variable):
+            return value
+        raise ConfigError(f"endpoint {name}: {setting} names {variable}, which is not set")
+
+    def values(setting: str, given: Mapping[str, SecretStr | FromVariable]) -> dict[str, str]:
+        return {
+            key: variable(f"{setting}.{key}", value.env)
+            if isinstance(value, FromVariable)
+            else value.get_secret_value()
+            for key, value in given.items()
+        }
+
     return EndpointConfig(
         backend=endpoint.backend,
         base_url=endpoint.base_url,
         model=endpoint.model,
-        api_key=api_key,
+        api_key=endpoint.api_key_env and variable("api_key_env", endpoint.api_key_env),
         timeout_s=endpoint.timeout_s,
         first_token_timeout_s=endpoint.first_token_timeout_s,
+        headers=values("headers", endpoint.headers),
+        query=values("query", endpoint.query),
         options=endpoint.options,
         environ=environ,
     )

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
-from tests.contracts.wire import DONE, hang_up, read_request, stream
+from tests.contracts.wire import DONE, answer, hang_up, read_request, stream
 from tests.patience import SOON_S
-from workers import EndpointConfig, WorkerUnavailable
+from workers import EndpointConfig, RequestRejected, WorkerConfigError, WorkerUnavailable
 from workers.http import HttpEndpoint
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def served_by(serve: Serve) -> AsyncIterator[HttpEndpoint]:
+async def served_by(serve: Serve, **config: Any) -> AsyncIterator[HttpEndpoint]:
     connections: list[asyncio.Task[None]] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -30,7 +32,9 @@ async def served_by(serve: Serve) -> AsyncIterator[HttpEndpoint]:
 
     listener = await asyncio.start_server(accept, "127.0.0.1", 0)
     base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    endpoint = HttpEndpoint(EndpointConfig("any", base_url), engine="any")
+    endpoint = HttpEndpoint(
+        EndpointConfig("any", base_url, **config), engine="any", headers={"X-Key": "adapter"}
+    )
     yield endpoint
     await endpoint.aclose()
     listener.close()
@@ -121,3 +125,90 @@ async def test_headers_of_one_request_are_its_own() -> None:
             pass
         await events_of(endpoint)
     assert ["x-request-id: job-1" in head for head in heads] == [True, False]
+
+
+async def test_headers_and_query_of_the_settings_go_with_every_request_and_into_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    heads = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heads.append((await read_request(reader)).head)
+            await answer(200, {})(writer)
+
+    secret = "s3cret & long"
+    async with served_by(
+        serve, headers={"x-key": secret}, query={"api-version": "1", "key": secret}
+    ) as endpoint:
+        await endpoint.get("/models")
+        await endpoint.post("/chat?beta=true", {})
+    asked = "api-version=1&key=s3cret+%26+long"
+    assert heads[0].startswith(f"GET /models?{asked} HTTP")
+    assert heads[1].startswith(f"POST /chat?beta=true&{asked} HTTP")
+    assert ["adapter" in head for head in heads] == [False, False]
+    assert [f"x-key: {secret}" in head.lower() for head in heads] == [True, True]
+    assert "s3cret" not in caplog.text
+
+
+async def test_secrets_that_a_server_says_back_are_in_no_message() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await read_request(reader)).head
+        await answer(400, {"error": {"message": head}})(writer)
+
+    secrets: dict[str, Any] = {
+        "headers": {"Authorization": "Bearer s3cret-1"},
+        "query": {"key": "s3cret/2", "v": "on"},
+    }
+    async with served_by(serve, **secrets) as endpoint:
+        with pytest.raises(RequestRejected) as caught:
+            await endpoint.post("/", {})
+    assert "Authorization: ***" in str(caught.value)
+    assert "key=***" in str(caught.value)
+    assert "v=on" in str(caught.value)
+    assert "s3cret" not in str(caught.value) + repr(EndpointConfig("any", **secrets))
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"X Key": "s3cret"}, "headers: 'X Key' is no name"),
+        ({"": "s3cret"}, "headers: '' is no name"),
+        ({"Content-Length": "s3cret"}, "headers.Content-Length: is set by the adapter"),
+        ({"X-Key": "s3cret\n"}, "headers.X-Key: has characters"),
+        ({"X-Key": "s3cret\u20ac"}, "headers.X-Key: has characters"),
+    ],
+)
+def test_header_that_cannot_be_sent_is_an_error_that_names_it(headers: dict[str, str], said: str) -> None:
+    with pytest.raises(WorkerConfigError) as caught:
+        HttpEndpoint(EndpointConfig("any", "http://127.0.0.1:1", headers=headers), engine="any")
+    assert str(caught.value).startswith(said)
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_server_that_cannot_be_reached_by_its_proxy_names_the_variable(
+    unused_tcp_port: int,
+) -> None:
+    environ = {"HTTP_PROXY": f"http://user:s3cret@127.0.0.1:{unused_tcp_port}"}
+    endpoint = HttpEndpoint(EndpointConfig("any", "http://engine.example", environ=environ), engine="any")
+    with pytest.raises(WorkerUnavailable, match="HTTP_PROXY") as caught:
+        await endpoint.get("/")
+    assert "s3cret" not in str(caught.value)
+    await endpoint.aclose()
+
+
+async def test_plain_requests_reach_their_proxy_with_the_whole_url_and_the_query() -> None:
+    heads = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await read_request(reader)).head)
+        await answer(200, {})(writer)
+
+    async with served_by(serve) as proxy:
+        environ = {"http_proxy": proxy.url}
+        config = EndpointConfig("any", "http://engine.example", query={"v": "1"}, environ=environ)
+        endpoint = HttpEndpoint(config, engine="any")
+        await endpoint.get("/models")
+        await endpoint.aclose()
+    assert heads[0].startswith("GET http://engine.example/models?v=1 HTTP")

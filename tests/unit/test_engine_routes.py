@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-from scheduler.engine.routes import Route, build_routes
+import pytest
+
+from scheduler.engine.routes import Route, build_routes, describe_routes
+from scheduler.errors import ConfigError
 from scheduler.settings import load_settings
 from tests.unit.scripted_endpoint import half_open, opened
+from workers import EndpointConfig
+from workers.echo import EchoWorker
 
 
 def routes_of(**fallbacks: list[str]) -> dict[str, Route]:
@@ -16,6 +21,50 @@ def routes_of(**fallbacks: list[str]) -> dict[str, Route]:
     for route in routes.values():
         route.endpoints[0].divide(1, 0)
     return routes
+
+
+def test_headers_and_query_reach_the_model_worker_and_no_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[EndpointConfig] = []
+
+    def make(config: EndpointConfig) -> EchoWorker:
+        configs.append(config)
+        return EchoWorker(EndpointConfig("echo"))
+
+    monkeypatch.setattr("scheduler.engine.routes.make_worker", make)
+    endpoint = {"backend": "echo", "headers": {"X-Key": {"env": "KEY"}}, "query": {"v": "literal-1"}}
+    settings = load_settings(environ={}, routes={"chat": {"endpoints": [endpoint]}})
+    routes = build_routes(settings, {"KEY": "s3cret"})
+    assert (configs[0].headers, configs[0].query) == ({"X-Key": "s3cret"}, {"v": "literal-1"})
+    described = str(describe_routes(routes)) + repr(routes)
+    assert "s3cret" not in described
+    assert "literal-1" not in described
+
+
+def test_variable_of_a_header_that_is_not_set_is_named() -> None:
+    endpoint = {"backend": "openai", "headers": {"X-Key": {"env": "KEY"}}}
+    settings = load_settings(environ={}, routes={"chat": {"endpoints": [endpoint]}})
+    with pytest.raises(ConfigError, match=r"endpoint chat.0: headers.X-Key names KEY, which is not set"):
+        build_routes(settings, {})
+
+
+@pytest.mark.parametrize(
+    ("base_url", "environ", "said"),
+    [
+        ("http://engine/v1", {"ALL_PROXY": "socks4://h:1"}, "ALL_PROXY: "),
+        (
+            "https://engine/v1",
+            {"SSL_CERT_FILE": "/nonexistent/ca.pem"},
+            "SSL_CERT_FILE: /nonexistent/ca.pem ",
+        ),
+    ],
+)
+def test_variable_of_the_network_that_cannot_be_used_is_named(
+    base_url: str, environ: dict[str, str], said: str
+) -> None:
+    endpoint = {"backend": "openai", "base_url": base_url}
+    settings = load_settings(environ={}, routes={"chat": {"endpoints": [endpoint]}})
+    with pytest.raises(ConfigError, match=f"endpoint chat.0: {said}"):
+        build_routes(settings, environ)
 
 
 def test_route_may_claim_what_its_own_endpoints_have_room_for() -> None:

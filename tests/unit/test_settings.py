@@ -16,6 +16,7 @@ from scheduler.settings import (
     BreakerSettings,
     EndpointSettings,
     Example,
+    FromVariable,
     PostSettings,
     RagSettings,
     RateSettings,
@@ -227,6 +228,32 @@ def test_keys_cannot_be_put_into_the_file(load: Any) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_headers_and_query_are_text_or_name_a_variable(load: Any) -> None:
+    extra = 'headers = { X-Team = "a", X-Key = { env = "KEY" } }\nquery = { api-version = "1" }\n'
+    settings = load(ECHO + extra)
+    endpoint = settings.routes["chat"].endpoints[0]
+    assert endpoint.headers["X-Key"] == FromVariable(env="KEY")
+    assert endpoint.query["api-version"].get_secret_value() == "1"
+    assert settings == load(ECHO + extra)
+    assert settings != load(ECHO + extra.replace('"a"', '"b"'))
+
+
+@pytest.mark.parametrize("setting", ["headers", "query"])
+@pytest.mark.parametrize(
+    "value", ["5", "true", "['s3cret']", "{ env = 5 }", "{ env = '' }", "{ variable = 's3cret' }", "{}"]
+)
+def test_header_of_another_form_is_named_and_not_shown(load: Any, setting: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(f"{ECHO}{setting} = {{ X-Key = {value} }}")
+    assert f"routes.chat.endpoints.0.{setting}: X-Key is neither text nor" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_header_is_in_no_representation_of_the_settings(load: Any) -> None:
+    settings = load(ECHO + 'headers = { X-Key = "s3cret" }\nquery = { key = "s3cret" }')
+    assert "s3cret" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().lease_s = 3  # type: ignore[misc]  # frozen: that is what is tested
@@ -248,7 +275,7 @@ class TestRevision:
             {"assemble": AssembleSettings(system="Be brief.")},
             {"assemble": AssembleSettings(examples=[Example(user="a", assistant="b")])},
             {"rag": RagSettings(documents=Path("docs"))},
-            {"post": PostSettings(trim=False)},
+            {"post": PostSettings(trim=True)},
             {"endpoints": [EndpointSettings(backend="vllm")]},
             {"endpoints": [EndpointSettings(backend="echo", model="other")]},
             {"endpoints": [EndpointSettings(backend="echo", options={"delay_s": 1})]},

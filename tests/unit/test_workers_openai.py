@@ -42,6 +42,10 @@ async def ask(**config: Any) -> None:
         ("https://api.openai.com", "max_completion_tokens"),
         ("https://eu.api.openai.com/v1", "max_completion_tokens"),
         ("https://mine.openai.azure.com/openai/v1", "max_completion_tokens"),
+        ("https://mine.cognitiveservices.azure.com/openai/v1", "max_completion_tokens"),
+        ("https://mine.services.ai.azure.com/openai/v1", "max_completion_tokens"),
+        ("https://mine.openai.azure.us/openai/deployments/d", "max_completion_tokens"),
+        ("https://openai.azure.com.example.org/v1", "max_tokens"),
         ("https://notapi.openai.com.example.org", "max_tokens"),
         ("http://127.0.0.1:8000", "max_tokens"),
     ],
@@ -82,3 +86,38 @@ async def test_openais_key_is_given_to_no_other_provider(
     headers = sent[0].headers
     assert headers.get("authorization") == ("Bearer sk-openai" if trusted else None)
     assert headers.get("openai-organization") == ("org-1" if trusted else None)
+
+
+AZURE = "https://mine.services.ai.azure.com"
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("", "/openai/v1/chat/completions"),
+        ("/openai/v1/", "/openai/v1/chat/completions"),
+        ("/openai/deployments/d", "/openai/deployments/d/chat/completions"),
+    ],
+)
+async def test_azure_has_a_path_and_a_header_of_its_own(
+    sent: list[httpx.Request], path: str, url: str
+) -> None:
+    await ask(base_url=AZURE + path, api_key="azure-key")
+    assert sent[0].url == AZURE + url
+    assert sent[0].headers["api-key"] == "azure-key"
+    assert "authorization" not in sent[0].headers
+
+
+async def test_azures_own_variable_goes_before_openais(sent: list[httpx.Request]) -> None:
+    environ = {"AZURE_OPENAI_API_KEY": "azure-key", "OPENAI_API_KEY": "sk-openai"}
+    worker = OpenAIWorker(EndpointConfig("openai", AZURE, environ=environ))
+    with pytest.raises(WorkerUnavailable):
+        await collect(worker, [Generation("gpt", prompt="a")])
+    await worker.aclose()
+    assert sent[0].headers["api-key"] == "azure-key"
+
+
+async def test_a_header_of_the_settings_stands_for_the_key(sent: list[httpx.Request]) -> None:
+    await ask(base_url=AZURE, headers={"authorization": "Bearer entra-token"})
+    assert sent[0].headers.get_list("authorization") == ["Bearer entra-token"]
+    assert "api-key" not in sent[0].headers

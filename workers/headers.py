@@ -1,0 +1,61 @@
+"""Headers and query parameters that an endpoint's settings add to every request."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+from workers.base import EndpointConfig
+from workers.errors import WorkerConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_ADAPTERS_OWN = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "expect",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_CREDENTIALS = frozenset({"api-key", "authorization", "x-api-key"})
+# Shorter values are words such as "true": to black them out would garble messages and hide nothing.
+_SECRET_CHARS = 6
+
+
+def own_headers(config: EndpointConfig) -> dict[str, str]:
+    """The headers of the endpoint's settings, once it is known that they can be sent.
+
+    Raises:
+        WorkerConfigError: one cannot.
+    """
+    for name, value in config.headers.items():
+        if not _NAME.fullmatch(name):
+            raise WorkerConfigError(
+                f"headers: {name[:64]!r} is no name of a header; give letters, digits and -"
+            )
+        if name.lower() in _ADAPTERS_OWN:
+            raise WorkerConfigError(f"headers.{name}: is set by the adapter; leave it out")
+        if not value.isascii() or not value.isprintable():
+            raise WorkerConfigError(
+                f"headers.{name}: has characters that no header has, a line end perhaps; check its value"
+            )
+    return dict(config.headers)
+
+
+def has_credentials(config: EndpointConfig) -> bool:
+    """Whether a header of the endpoint's settings stands for the API key."""
+    return any(name.lower() in _CREDENTIALS for name in config.headers)
+
+
+def secrets_of(config: EndpointConfig) -> tuple[str, ...]:
+    """What a server may say back to us and nobody is to read: as it is, and as it stands in a URL."""
+    values = [*config.headers.values(), *config.query.values()]
+    parts = {part for value in values for part in (value, *value.split())}  # "Bearer …"
+    long = {part for part in parts if len(part) >= _SECRET_CHARS}
+    secrets = long | {quote(part, safe="") for part in long} | ({config.api_key} if config.api_key else set())
+    return tuple(sorted(secrets, key=len, reverse=True))
