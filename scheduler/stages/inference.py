@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
@@ -12,6 +13,9 @@ from scheduler.stages.tokens import estimate_tokens
 from workers.base import Completed, Generation, Piece
 from workers.errors import WorkerAuthError, WorkerError, WorkerOverloaded, WorkerUnavailable
 
+STOPPED_S = 2.0
+"""How long an engine that lets a stop string through may take to end by itself."""
+
 
 class InferenceStage:
     """Runs the prompt on one of the route's endpoints and delivers the answer, piece by piece.
@@ -20,18 +24,25 @@ class InferenceStage:
     `fallbacks` are the endpoints of other routes, asked while none of the route's own admits a prompt.
 
     Sets `context.endpoint`, `context.first_token_at` and `context.completed`. When a filter sets
-    `context.stopped`, the answer ends there with finish_reason "stop" and the prompt's share of the call is
-    given up.
+    `context.stopped`, the answer ends there with finish_reason "stop". The engine has `stopped_s` more to end
+    by itself and to say how many tokens it used; then the prompt's share of the call is given up.
     """
 
     name = "inference"
 
-    def __init__(self, endpoints: Sequence[Endpoint], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        stopped_s: float = STOPPED_S,
+    ) -> None:
         if not endpoints:
             raise ValueError("endpoints: a route needs at least one")
         self.endpoints = tuple(endpoints)
         self.fallbacks: tuple[tuple[Endpoint, ...], ...] = ()
         self._clock = clock
+        self._stopped_s = stopped_s
 
     async def run(self, context: PromptContext) -> None:
         """Ask the engine.
@@ -70,16 +81,34 @@ class InferenceStage:
         context.endpoint, context.model = endpoint.name, endpoint.model
         admitted = endpoint.breaker.admit()
         try:
-            context.completed = await endpoint.batcher.run(
-                generation_of(context, endpoint),
-                _deliverer(context, self._clock),
-                tokens=prompt_tokens(context),
-                expires_at=context.expires_at,
-            )
-        except _AnswerStopped:
+            async with asyncio.timeout(None) as limit:
+                context.completed = await endpoint.batcher.run(
+                    generation_of(context, endpoint),
+                    self._deliverer(context, limit),
+                    tokens=prompt_tokens(context),
+                    expires_at=context.expires_at,
+                )
+        except (TimeoutError, WorkerError):
+            if not context.stopped:
+                raise
+            endpoint.breaker.record(admitted, ok=True)  # the engine did its part
             context.completed = Completed(member=0, finish_reason="stop")
         finally:
             endpoint.breaker.release(admitted)
+        if context.stopped:
+            context.completed = context.completed._replace(finish_reason="stop")
+
+    def _deliverer(self, context: PromptContext, limit: asyncio.Timeout) -> Callable[[Piece], None]:
+        def deliver(piece: Piece) -> None:
+            if context.stopped:
+                return
+            if context.first_token_at is None:
+                context.first_token_at = self._clock()
+            context.deliver(piece)
+            if context.stopped:
+                limit.reschedule(asyncio.get_running_loop().time() + self._stopped_s)
+
+        return deliver
 
     def _none_left(self, context: PromptContext, failed: Mapping[Endpoint, WorkerError]) -> WorkerError:
         """The failure after which a retry is of use soonest; or a wait for who was not asked."""
@@ -147,18 +176,3 @@ def prompt_tokens(context: PromptContext) -> int:
     if context.prompt is not None:
         return estimate_tokens(context.prompt)
     return sum(estimate_tokens(text_of(message.get("content"))) for message in context.messages or ())
-
-
-class _AnswerStopped(Exception):
-    """A filter has seen enough of the answer."""
-
-
-def _deliverer(context: PromptContext, clock: Callable[[], float]) -> Callable[[Piece], None]:
-    def deliver(piece: Piece) -> None:
-        if context.first_token_at is None:
-            context.first_token_at = clock()
-        context.deliver(piece)
-        if context.stopped:
-            raise _AnswerStopped
-
-    return deliver

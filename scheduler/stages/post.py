@@ -16,7 +16,7 @@ class StopFilter:
     """Ends the answer before the first of the stop strings that comes to completion.
 
     Engines do this themselves; this catches the ones that do not. What may be the beginning of a stop string
-    is held back. Once one was found, the rest is swallowed and `context.stopped` is set: inference can end.
+    is held back. Once one was found, the rest is swallowed and `context.stopped` is set.
     """
 
     __slots__ = ("_context", "_first", "_held", "_stops")
@@ -88,6 +88,21 @@ class TrimFilter:
         return ""
 
 
+_KEEPS_STOPS = (
+    "include_stop_str_in_output",
+    "no_stop_trim",
+    "min_tokens",
+    "min_new_tokens",
+    "echo",
+    "echo_last",
+)
+"""What tells an engine, true or above zero, that a stop string may stand in the answer.
+
+The first two leave the one in that ended it (vLLM, SGLang), the next two pass over those that come too early,
+and the last two repeat the prompt, which may have some.
+"""
+
+
 class PostStage:
     """Trims the answer, holds it to the request's stop strings, and redacts personal data.
 
@@ -122,7 +137,11 @@ class PostStage:
 
 
 def _stops(params: Mapping[str, Any], request: Mapping[str, Any]) -> Sequence[str]:
+    """The stop strings to look for: none where the engine alone can tell which of them count."""
     stop = params.get("stop")
-    if not stop or (request.get("extra_body") or {}).get("include_stop_str_in_output"):
+    if not stop:
+        return ()
+    asked = {**params, **(request.get("extra_body") or {})}
+    if any(asked.get(name) for name in _KEEPS_STOPS):
         return ()
     return (stop,) if isinstance(stop, str) else stop

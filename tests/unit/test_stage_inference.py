@@ -144,7 +144,9 @@ async def test_failure_of_the_engine_comes_out_and_names_the_endpoint() -> None:
     await one.aclose()
 
 
-async def test_filter_that_has_seen_enough_ends_the_answer_and_the_call() -> None:
+def stopped_at_bang() -> PromptContext:
+    """A prompt with a filter that has seen enough when there is a `!`."""
+
     class StopAtBang:
         def feed(self, text: str) -> str:
             prompt.stopped = "!" in text
@@ -155,15 +157,40 @@ async def test_filter_that_has_seen_enough_ends_the_answer_and_the_call() -> Non
 
     prompt = context()
     prompt.filters.append(StopAtBang())
-    worker = Worker(Piece(0, "one"), Piece(0, "two!"), Piece(0, "three"), hangs=True)
+    return prompt
+
+
+async def test_filter_that_has_seen_enough_ends_the_answer_and_the_call() -> None:
+    prompt = stopped_at_bang()
+    worker = Worker(Piece(0, "one"), Piece(0, "two!"), Piece(0, "three", "and why"), hangs=True)
     one = endpoint(worker=worker)
-    await asyncio.wait_for(InferenceStage([one]).run(prompt), SOON_S)
+    await asyncio.wait_for(InferenceStage([one], stopped_s=0).run(prompt), SOON_S)
     await asyncio.wait_for(worker.closed.wait(), SOON_S)
 
     assert prompt.texts == ["one", "two!"]
+    assert prompt.reasonings == []
     assert prompt.completed == Completed(0, "stop")
     await one.batcher.drain()
     assert one.outstanding == 0
+
+
+async def test_engine_that_ends_soon_after_what_was_enough_says_what_it_has_used() -> None:
+    prompt, usage = stopped_at_bang(), TokenUsage(3, 9)
+    pieces = [Piece(0, "one!"), *[Piece(0, "more")] * 20]
+    one = endpoint(worker=Worker(*pieces, Completed(0, "length", usage, "served-1")))
+    await InferenceStage([one], stopped_s=SOON_S).run(prompt)
+    assert prompt.texts == ["one!"]
+    assert prompt.completed == Completed(0, "stop", usage, "served-1")
+    await one.aclose()
+
+
+async def test_engine_that_fails_after_what_was_enough_takes_nothing_back() -> None:
+    prompt = stopped_at_bang()
+    one = endpoint(worker=Worker(Piece(0, "one!"), failure=WorkerProtocolError("cut off")))
+    await InferenceStage([one]).run(prompt)
+    assert prompt.texts == ["one!"]
+    assert prompt.completed == Completed(0, "stop")
+    await one.aclose()
 
 
 async def test_filter_that_raises_fails_its_own_job_only() -> None:
@@ -537,6 +564,6 @@ async def test_probe_that_a_filter_ends_shows_that_the_endpoint_is_well() -> Non
 
     prompt = context(filters=[StopAtOnce()])
     one = half_open(endpoint(worker=Worker(Piece(0, "enough"), hangs=True)))
-    await InferenceStage([one]).run(prompt)
+    await InferenceStage([one], stopped_s=0).run(prompt)
     await one.batcher.drain()
     assert one.breaker.state is BreakerState.CLOSED

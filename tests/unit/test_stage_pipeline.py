@@ -107,7 +107,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 async def test_the_default_pipeline_answers_and_reports_every_stage() -> None:
     pipeline, context = build(), make_context()
     await pipeline.run(context)
-    assert context.texts == ["Hi"]
+    assert context.texts == [" Hi "]
     assert list(context.stages_ms) == ["assemble", "inference", "post", "stream"]
     assert all(milliseconds >= 0 for milliseconds in context.stages_ms.values())
     assert {name: gate.passed for name, gate in pipeline.gates.items()} == dict.fromkeys(context.stages_ms, 1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scheduler.settings import PostSettings
 from scheduler.stages.base import AnswerFilter, PromptContext
 from scheduler.stages.post import PostStage, StopFilter, TrimFilter
-from workers.base import Completed, Piece
+from workers.base import Completed, Piece, TokenUsage
 
 
 def make_context(params: Mapping[str, Any] | None = None, **request: Any) -> PromptContext:
@@ -52,13 +52,13 @@ def cut(text: str, seed: int) -> list[str]:
 async def test_white_space_at_both_ends_is_dropped_and_within_is_kept() -> None:
     context = make_context()
     assert await answered(
-        PostStage(PostSettings()), context, " \n", " Hello", " ", "\n", "world", "  ", "\n"
+        PostStage(PostSettings(trim=True)), context, " \n", " Hello", " ", "\n", "world", "  ", "\n"
     ) == ("Hello \nworld")
 
 
-async def test_untrimmed_answers_pass_as_they_are() -> None:
+async def test_without_settings_answers_pass_as_they_are() -> None:
     context = make_context()
-    assert await answered(PostStage(PostSettings(trim=False)), context, " a ", "\n") == " a \n"
+    assert await answered(PostStage(PostSettings()), context, " a ", "\n") == " a \n"
     assert context.filters == []
 
 
@@ -69,7 +69,7 @@ def test_trimming_a_stream_equals_trimming_the_whole(text: str, seed: int) -> No
 
 async def test_the_answer_ends_before_a_stop_string_that_the_engine_let_through() -> None:
     context = make_context({"stop": ["###", "END"]})
-    assert await answered(PostStage(PostSettings()), context, "one #", "#", "# two") == "one"
+    assert await answered(PostStage(PostSettings()), context, "one #", "#", "# two") == "one "
     assert context.stopped
     assert context.completed == Completed(member=0, finish_reason="stop")
 
@@ -95,9 +95,39 @@ async def test_a_stop_before_the_engine_says_anything_of_its_own_completes_the_a
     assert context.completed == Completed(member=0, finish_reason="stop")
 
 
-async def test_a_stop_string_that_the_request_wants_to_see_is_left_in() -> None:
-    context = make_context({"stop": "END"}, extra_body={"include_stop_str_in_output": True})
-    assert await answered(PostStage(PostSettings()), context, "a END") == "a END"
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"include_stop_str_in_output": True},
+        {"no_stop_trim": True},
+        {"min_tokens": 5},
+        {"min_new_tokens": 5},
+        {"echo": True},
+        {"echo_last": True},
+    ],
+    ids=str,
+)
+async def test_a_stop_string_that_the_engine_was_told_to_keep_is_left_in(option: dict[str, Any]) -> None:
+    context = make_context({"stop": "END"}, extra_body=option)
+    assert await answered(PostStage(PostSettings()), context, "a END b") == "a END b"
+    assert not context.stopped
+    context = make_context({"stop": "END", **option})
+    assert await answered(PostStage(PostSettings()), context, "a END b") == "a END b"
+
+
+@pytest.mark.parametrize("option", [{"min_tokens": 0}, {"echo": False}, {"n_keep": 3}], ids=str)
+async def test_an_option_that_keeps_nothing_lets_stop_strings_end_the_answer(option: dict[str, Any]) -> None:
+    context = make_context({"stop": "END"}, extra_body=option)
+    assert await answered(PostStage(PostSettings()), context, "a END b") == "a "
+
+
+async def test_the_usage_of_an_answer_that_was_stopped_is_kept() -> None:
+    stage, context = PostStage(PostSettings()), make_context({"stop": "END"})
+    stage.open(context)
+    context.deliver(Piece(member=0, text="a END b"))
+    context.completed = Completed(0, "length", TokenUsage(3, 9), "served")
+    await stage.run(context)
+    assert context.completed == Completed(0, "stop", TokenUsage(3, 9), "served")
 
 
 def cut_at_stop(text: str, stops: list[str]) -> str:
@@ -148,4 +178,4 @@ async def test_filters_belong_to_one_job() -> None:
 
 @pytest.mark.parametrize("deltas", [[], [" "]])
 async def test_an_empty_answer_stays_empty(deltas: list[str]) -> None:
-    assert await answered(PostStage(PostSettings(redact=["card"])), make_context(), *deltas) == ""
+    assert await answered(PostStage(PostSettings(trim=True, redact=["card"])), make_context(), *deltas) == ""
