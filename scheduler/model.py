@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from datetime import timedelta
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,10 @@ from pydantic import (
 )
 
 from scheduler.errors import InvalidRequest
+from scheduler.mistakes import alternatives, what_to_give
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 MAX_PROMPT_CHARS = 1_000_000
 MAX_DEDUP_KEY_BYTES = 1024
@@ -222,9 +226,12 @@ class PromptRequest(Frozen):
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
     """Turn pydantic's report into one line that names the first field at fault. Never repeats the input."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
-    message = first["msg"].removeprefix("Value error, ")
+    details = error.errors(include_url=False, include_input=False)
+    first, path = details[0], _path(details[0])
+    for detail in details:  # of a union: the member that came furthest
+        if _path(detail).startswith(f"{path}.") and first["loc"][0] == detail["loc"][0]:
+            first, path = detail, _path(detail)
+    message = alternatives([what_to_give(detail) for detail in details if _path(detail) == path])
     if not path and ": " in message:
         path, message = message.split(": ", 1)
     if first["type"] == "extra_forbidden":
@@ -233,6 +240,10 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
         signs = ". _ : -" if path == "job_id" else ". _ : / @ + -"
         message = f"begin with a letter or a digit; then come at most 127 letters, digits and {signs}"
     return InvalidRequest(f"{path}: {message}" if path else message, field=path or None)
+
+
+def _path(detail: ErrorDetails) -> str:
+    return ".".join(str(part) for part in detail["loc"] if not _is_union_tag(part))
 
 
 def _meant(path: str) -> str:

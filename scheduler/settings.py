@@ -34,6 +34,7 @@ from pydantic_settings import (
 )
 
 from scheduler.errors import ConfigError
+from scheduler.mistakes import what_to_give
 from scheduler.model import NAME, Name
 from scheduler.sentinel import SCHEMES as SENTINEL_SCHEMES
 
@@ -459,21 +460,27 @@ def _explain(error: ValidationError, path: str | None) -> str:
 
 
 def _explanations(error: ValidationError, path: str | None) -> Iterator[str]:
-    for detail in error.errors(include_url=False, include_context=False, include_input=False):
+    for detail in error.errors(include_url=False, include_input=False):
         name = ".".join(str(part) for part in detail["loc"] if part != "[key]")
-        message = detail["msg"].removeprefix("Value error, ")
+        message = what_to_give(detail)
         if detail["type"] == "extra_forbidden":
             message = f"no such setting{_suggest(str(detail['loc'][-1]))}"
-        elif detail["type"] == "missing":
-            message = "is missing"
+        elif detail["type"] == "string_pattern_mismatch" and name in _SIGNS:
+            message = f"give {_SIGNS[name]}"
         elif detail["type"] == "list_type" and detail["loc"][-1] == "endpoints":
             message = f"are a list: begin each with [[{name}]]"
-        elif "[key]" in detail["loc"]:
+        elif "[key]" in detail["loc"] or detail["type"] == "string_pattern_mismatch":
             message = (
                 "is no name: give letters, digits and ._:/@+- (at most 128), and first a letter or digit"
             )
         where = f" (from {path} or a {ENV_PREFIX}* variable)" if path else ""
         yield f"{name}: {message}{where}" if name else f"{message}{where}"
+
+
+_SIGNS = {
+    "queue": "a letter or a digit, then at most 63 letters, digits and . _ -",
+    "worker_name": "1 to 128 letters, digits and . _ : @ -",
+}
 
 
 def _suggest(name: str) -> str:

@@ -138,8 +138,8 @@ def test_records_that_somebody_has_forged_command_no_terminal(
 
     async def forge() -> None:
         redis, keys = queue.redis, queue.keys
-        await redis.hset(keys.fixed("routes"), HOSTILE, "{}")  # type: ignore[misc]
-        await redis.hset(keys.of("record", job.id), mapping={"t": HOSTILE, "w": HOSTILE, "r": HOSTILE})  # type: ignore[misc]
+        await redis.hset(keys.fixed("routes"), HOSTILE, "{}")  # type: ignore[misc]  # redis-py has one type for sync and async
+        await redis.hset(keys.of("record", job.id), mapping={"t": HOSTILE, "w": HOSTILE, "r": HOSTILE})  # type: ignore[misc]  # redis-py has one type for sync and async
         await redis.zadd(keys.fixed("workers"), {HOSTILE: 9e15})
         await redis.zadd(keys.fixed("dead"), {HOSTILE: 9e15})
 

@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "model",
             "events",
             "logs",
+            "mistakes",
             "printable",
             "settings",
             "coalescer",
@@ -50,9 +51,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 # The ground floor has an order of its own, from the bottom up; and results are read from the queue.
 WITHIN = {
-    "model": {"errors"},
+    "model": {"errors", "mistakes"},
     "events": {"errors", "model"},
-    "settings": {"errors", "model", "sentinel"},
+    "settings": {"errors", "mistakes", "model", "sentinel"},
     "connection": {"errors", "sentinel"},
     "embedded": {"errors", "_supervisor"},
     "logs": {"printable"},

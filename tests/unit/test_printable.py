@@ -62,7 +62,8 @@ def test_json_is_the_same_value_without_such_characters(text: str) -> None:
 
 
 def test_a_console_takes_text_as_text() -> None:
-    shown = CleanConsole(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    file = io.StringIO()
+    shown = CleanConsole(file=file, width=60, force_terminal=True, color_system=None)
     hostile = "[red]x[/red] :smile: [link=http://evil]y[/link]\n\x1b]0;z\x07"
     table = Table(box=None)
     table.add_column("[bold]head[/bold]")
@@ -71,7 +72,7 @@ def test_a_console_takes_text_as_text() -> None:
     shown.print(hostile)
     shown.print(table)
     shown.print(Text("two\nlines"))
-    said = shown.file.getvalue()  # type: ignore[attr-defined]
+    said = file.getvalue()
     assert "\x1b" not in said
     assert "\x9b" not in said
     assert "\\x1b]0;z\\x07" in said.replace("\n", "").replace(" ", "") or "\\x1b" in said

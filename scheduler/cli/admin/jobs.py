@@ -249,7 +249,7 @@ def delete(ctx: typer.Context, job_id: JobId, *, yes: Yes = False, as_json: AsJs
     if as_json:
         print_json({"job_id": job_id, "deleted": True})
     else:
-        typer.echo(f"{job_id}: deleted")
+        say(f"{job_id}: deleted")
 
 
 async def _delete(at: Session, job_id: str) -> None:
