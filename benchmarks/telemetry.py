@@ -19,6 +19,7 @@ import orjson
 from benchmarks.drain import drain_jobs, drain_ours
 from benchmarks.harness import OURS, Bench, Figures, processes
 from scheduler import PromptRequest
+from scheduler.client.routes import KnownRoute
 from scheduler.client.submission import new_job
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import NewJob
@@ -88,4 +89,4 @@ def _traced(n: int) -> NewJob:
     traceparent = f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-{flag}"
     request = PromptRequest(prompt=f"prompt number {n}", model="echo")
     trace = orjson.dumps({"traceparent": traceparent})
-    return new_job(request, revision="", uses_metadata=False, trace=trace)
+    return new_job(request, KnownRoute("echo", "", uses_metadata=False), trace=trace)

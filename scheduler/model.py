@@ -33,6 +33,7 @@ MAX_DURATION_S = 10 * 365 * 86_400.0
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
 DEFAULT_TENANT = "default"
 DEFAULT_MODEL = "echo"
+"""The route that there is where nothing is configured."""
 
 
 class Priority(IntEnum):
@@ -160,7 +161,7 @@ class GenerationParams(Frozen):
 
 
 class PromptRequest(Frozen):
-    """One prompt on its way in. Give `prompt` or `messages`.
+    """One prompt on its way in. Give `prompt` or `messages`, and `model` where there are several routes.
 
     Durations are seconds (or a `timedelta`), counted from the enqueue. `dedup_key="auto"` makes the key from
     all that changes the answer. `extra_body` is passed to the engine as it is. `job_id` makes the enqueue
@@ -170,7 +171,7 @@ class PromptRequest(Frozen):
 
     prompt: Text | None = None
     messages: list[Message] | None = None
-    model: Name = DEFAULT_MODEL
+    model: Name | None = None
     priority: Level = int(Priority.NORMAL)
     dedup_key: Text | None = None
     dedup: DedupMode = DedupMode.UNTIL_FINISHED

@@ -35,7 +35,7 @@ from pydantic_settings import (
 
 from scheduler.errors import ConfigError
 from scheduler.mistakes import what_to_give
-from scheduler.model import NAME, Name
+from scheduler.model import DEFAULT_MODEL, NAME, Name
 from scheduler.sentinel import SCHEMES as SENTINEL_SCHEMES
 
 ENV_PREFIX = "SCHEDULER_"
@@ -262,7 +262,7 @@ class RouteSettings(_Section):
 
 
 def _echo_routes() -> dict[str, RouteSettings]:
-    return {"echo": RouteSettings(endpoints=[EndpointSettings(backend="echo")])}
+    return {DEFAULT_MODEL: RouteSettings(endpoints=[EndpointSettings(backend="echo")])}
 
 
 class Settings(_Strict, BaseSettings):

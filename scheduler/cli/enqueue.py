@@ -19,7 +19,7 @@ from scheduler.cli.events import AnswerPrinter, JsonLinesPrinter
 from scheduler.cli.output import console, json_line, print_json, remark, say, write_answer
 from scheduler.cli.session import Session, run, session
 from scheduler.client import AsyncClient, Job
-from scheduler.errors import InvalidRequest, JobEnded, ResultTimeout
+from scheduler.errors import InvalidRequest, JobEnded, ResultTimeout, SchedulerError
 from scheduler.events import Done, ended_error
 from scheduler.model import DedupMode, PromptRequest
 from scheduler.queue.inspection import QueueInspector
@@ -45,7 +45,9 @@ def enqueue(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="With --file: where results go, as JSON Lines.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Route to ask.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Route to ask; needed where there are several.")
+    ] = None,
     priority: Annotated[
         int | None,
         typer.Option(
@@ -178,7 +180,7 @@ async def _enqueue_one(
         if not wait:
             _show_id(job, as_json=as_json)
             return
-        hint = asyncio.create_task(_say_if_unserved(client, request.model))
+        hint = asyncio.create_task(_say_if_unserved(client, job))
         try:
             if stream:
                 await _show_stream(job, timeout_s, as_json=as_json)
@@ -222,12 +224,13 @@ async def _show_stream(job: Job, timeout_s: float | None, *, as_json: bool) -> N
         raise ResultTimeout(f"job {job.id} had not ended after {timeout_s:g} s; it goes on") from None
 
 
-async def _say_if_unserved(client: AsyncClient, model: str) -> None:
+async def _say_if_unserved(client: AsyncClient, job: Job) -> None:
     """Say so where nothing would ever come of waiting, because nobody serves the route."""
     await asyncio.sleep(SAY_UNSERVED_AFTER_S)
     try:
         workers = await QueueInspector(client.queue).workers()
-    except RedisError:
+        model = (await job.info()).model
+    except (RedisError, SchedulerError):
         return
     if not any(model in worker.routes for worker in workers):
         remark(f"[no live worker process serves {model!r}; start one: prompt-scheduler worker]")

@@ -22,6 +22,8 @@ import typer
 from pydantic import BaseModel
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +31,9 @@ from rich.text import Text
 from scheduler.model import JobState, Priority
 from scheduler.printable import json_text, one_line, paragraphs
 
+SIZES = ("COLUMNS", "LINES")
+LEAST_LAST_COLUMN = 20
+"""The last column of a table may wrap, down to so many characters."""
 WIDE = 250
 """Columns where there is no terminal: nothing is to be cut off in a pipe."""
 
@@ -104,7 +109,11 @@ class CleanConsole(Console):
 def console(*, stderr: bool = False) -> Console:
     """A console on standard output or standard error."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return CleanConsole(stderr=stderr, width=None if terminal else WIDE, soft_wrap=not terminal)
+    # COLUMNS=0 is what some programs leave behind that know no size.
+    environ = {name: value for name, value in os.environ.items() if name not in SIZES or value.strip("0")}
+    return CleanConsole(
+        stderr=stderr, width=None if terminal else WIDE, soft_wrap=not terminal, _environ=environ
+    )
 
 
 def say(line: str) -> None:
@@ -165,6 +174,30 @@ def table(*columns: str, right: str = "") -> Table:
     for column in columns:
         made.add_column(column, justify="right" if column in to_the_right else "left", no_wrap=column == "id")
     return made
+
+
+def print_table(shown: Table) -> None:
+    """A table. Where the terminal is too narrow, each row becomes a paragraph, and nothing is cut off."""
+    out = console()
+    options = out.options.update_width(WIDE)
+    last = max(Measurement.get(out, options, cell).maximum for cell in ("", *shown.columns[-1].cells))
+    wraps = max(0, last - LEAST_LAST_COLUMN)
+    if not out.is_terminal or Measurement.get(out, options, shown).maximum - wraps <= out.width:
+        out.print(shown)
+        return
+    names = [str(column.header) for column in shown.columns]
+    for first, *others in zip(*(column.cells for column in shown.columns), strict=True):
+        out.print(_text(first, "bold"))
+        said = (_pair(name, _text(cell)) for name, cell in zip(names[1:], others, strict=True))
+        out.print(Padding(Text("  ").join(pair for pair in said if pair), (0, 0, 0, 2)))
+
+
+def _pair(name: str, value: Text) -> Text:
+    return Text.assemble((f"{name} " if name else "", "dim"), value) if value.plain else Text()
+
+
+def _text(cell: RenderableType, style: str = "") -> Text:
+    return cell if isinstance(cell, Text) else Text(one_line(str(cell)), style)
 
 
 def print_fields(rows: Iterable[tuple[str, Any]]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -16,11 +15,12 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from scheduler.client.job import Job
+from scheduler.client.routes import KnownRoutes
 from scheduler.client.submission import new_job
 from scheduler.coalescer import Chunks, Coalescer
 from scheduler.connection import check_server, open_redis, translated
 from scheduler.embedded import EmbeddedServer
-from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError, UnknownModel
+from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError
 from scheduler.model import DedupMode, GenerationParams, JobResult, Message, PromptRequest
 from scheduler.queue.queue import ENQUEUE_CHUNK, PromptQueue
 from scheduler.queue.records import Conflict, Cursor, EnqueueOutcome, Full, NewJob, Replay
@@ -33,9 +33,6 @@ from scheduler.telemetry.needed import needs
 if TYPE_CHECKING:
     from scheduler.telemetry.client_traces import ClientTraces
 
-ROUTES_FRESH_S = 5.0
-# A model that is not among the routes may have come since they were read: how soon to look again.
-ROUTES_RECENT_S = 0.25
 # redis-py opens a connection for each command at work: a thousand callers are to share a few.
 MAX_COMMANDS = 32
 # Each wait for room in a full queue holds a connection as well; the others wait their turn.
@@ -92,9 +89,7 @@ class AsyncClient:
         self._subscriptions: Subscriptions | None = None
         self._replays: Replays | None = None
         self._enqueues: Coalescer[NewJob, EnqueueOutcome] | None = None
-        self._routes: dict[str, tuple[str, bool]] = {}
-        self._own_routes: dict[str, tuple[str, bool]] = {}
-        self._routes_read_at = -math.inf
+        self._routes = KnownRoutes(settings, self._read_routes)
         self._connecting = asyncio.Lock()
         # Made anew by each connect, for the event loop that it runs in.
         self._loop: asyncio.AbstractEventLoop
@@ -233,7 +228,8 @@ class AsyncClient:
         """Put one prompt into the queue; `fields` are those of `PromptRequest`.
 
         Raises:
-            InvalidRequest: a field is wrong; UnknownModel: no route of that name.
+            InvalidRequest: a field is wrong, or no `model` is given and there are several routes.
+            UnknownModel: no route of that name.
             DedupConflict: the dedup key is in use for other content.
             QueueFull: no room, and none came in time where the queue says to wait for it.
             RedisUnavailable, RedisOutOfMemory: nothing was enqueued, as far as can be known; to try again
@@ -350,8 +346,8 @@ class AsyncClient:
 
     async def _new_job(self, request: PromptRequest, trace: bytes) -> NewJob | InvalidRequest:
         try:
-            revision, uses_metadata = await self._route(request.model)
-            return new_job(request, revision=revision, uses_metadata=uses_metadata, trace=trace)
+            route = await self._routes.find(request.model)
+            return new_job(request, route, trace=trace)
         except InvalidRequest as error:
             return error
 
@@ -372,38 +368,9 @@ class AsyncClient:
             )
         return Job(self, reply.job_id, ticket=job.job_id, deduplicated=reply.deduplicated, reuse=reply.reuse)
 
-    async def _route(self, model: str) -> tuple[str, bool]:
-        """Revision of a route and whether it uses metadata, from the worker processes or our own settings."""
-        age_s = time.monotonic() - self._routes_read_at
-        known = model in self._routes or model in self.settings.routes
-        if age_s > (ROUTES_FRESH_S if known else ROUTES_RECENT_S):
-            await self._read_routes()
-        if model in self._routes:
-            return self._routes[model]
-        if model in self._own_routes:
-            return self._own_routes[model]
-        if own := self.settings.routes.get(model):
-            self._own_routes[model] = (own.revision, own.uses_metadata)
-            return self._own_routes[model]
-        names = ", ".join(sorted({*self._routes, *self.settings.routes}))
-        raise UnknownModel(
-            f"model: no route {model!r}; there are: {names}. "
-            "Routes come from the settings and from running workers"
-        )
-
-    async def _read_routes(self) -> None:
+    async def _read_routes(self) -> Mapping[str, Any]:
         async with self.commands() as queue:
-            try:
-                routes = await queue.routes()
-                self._routes = {
-                    name: (str(route.get("revision", "")), bool(route.get("uses_metadata")))
-                    for name, route in routes.items()
-                }
-            except (ValueError, AttributeError):
-                raise SchedulerError(
-                    "the routes in Redis cannot be read; start a worker process, which writes them anew"
-                ) from None
-        self._routes_read_at = time.monotonic()
+            return await queue.routes()
 
     def job(self, job_id: str) -> Job:
         """Attach to a job by its id. The handle holds no ticket, so only `cancel(force=True)` ends it.

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from scheduler.client.ids import new_job_id
+from scheduler.client.routes import KnownRoute
 from scheduler.errors import InvalidRequest
 from scheduler.model import MAX_REQUEST_BYTES, PromptRequest
 from scheduler.queue.dedup import dedup_hash
@@ -46,8 +47,8 @@ TRACE_FIELDS = ("traceparent", "tracestate")
 """What travels beside them where there are traces. It is no part of the content."""
 
 
-def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool, trace: bytes = b"") -> NewJob:
-    """Make the job of a request. `revision` and `uses_metadata` are those of its route.
+def new_job(request: PromptRequest, route: KnownRoute, *, trace: bytes = b"") -> NewJob:
+    """Make the job of a request.
 
     `trace` has the `TRACE_FIELDS` by which the job's spans find the caller's, as a JSON object.
 
@@ -58,15 +59,15 @@ def new_job(request: PromptRequest, *, revision: str, uses_metadata: bool, trace
     payload = _json(fields)
     key_hash = content = None
     if request.dedup_key is not None:
-        content = content_hash(request.model, fields, uses_metadata=uses_metadata)
+        content = content_hash(route.name, fields, uses_metadata=route.uses_metadata)
         key_hash = dedup_hash(request.dedup_key)
         if request.dedup_key == AUTO:
-            key_hash = content = dedup_hash(f"{AUTO}\0{content}\0{revision}")
+            key_hash = content = dedup_hash(f"{AUTO}\0{content}\0{route.revision}")
     if trace:
         payload = _joined(payload, trace)
     return NewJob(
         job_id=request.job_id or new_job_id(),
-        lane=request.model,
+        lane=route.name,
         priority=request.priority,
         tenant=request.tenant,
         payload=payload,

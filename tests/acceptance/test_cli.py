@@ -103,6 +103,21 @@ def test_an_answer_is_shown_whole_streamed_and_as_json(program: Program, start_w
     assert "".join(event["text"] for event in events if event["type"] == "delta") == "one two"
 
 
+def test_the_only_route_needs_no_name_and_of_several_one_is_asked_for(
+    program: Program, start_worker: StartWorker
+) -> None:
+    chat = '[routes.chat]\n[[routes.chat.endpoints]]\nbackend = "echo"\n'
+    start_worker(program.url, toml=chat)
+    assert program.json("enqueue", "hello")["result"]["text"] == "hello"
+    assert "no route 'echo'; there are: chat" in program("enqueue", "hello", "--model", "echo").stderr
+    start_worker(program.url, toml=chat.replace("chat", "code"))
+    refused = program("enqueue", "hello")
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "prompt-scheduler: model: is missing, and there are several routes: chat, code; name one of them\n"
+    )
+
+
 def test_events_are_shown_as_they_are_on_the_channel(
     program: Program, client: Client, start_worker: StartWorker
 ) -> None:
@@ -202,7 +217,7 @@ def test_operators_see_who_is_held_back_and_until_when(
     client.run("another's", tenant="other")
 
     status = program("admin", "queue", "status").stdout
-    assert "0 of them delayed, 2 held" in status
+    assert re.search(r"^waiting +0\ndelayed +0\nheld +2\nbound +2 of at most ", status, re.MULTILINE), status
     assert re.search(r"acme +echo +2 +\d+", status), status
     (limited,) = program.json("admin", "queue", "status")["limited"]
     assert (limited["tenant"], limited["lane"], limited["held"]) == ("acme", "echo", 2)

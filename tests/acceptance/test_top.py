@@ -133,7 +133,7 @@ def test_one_whole_picture_in_a_pipe(busy_url: str) -> None:
     assert "\x1b" not in done.stdout
     assert not re.search(r" $", done.stdout, re.MULTILINE), "nothing is filled up"
     for said in (
-        r"^ waiting +1 +■·+  of 100,000, then reject$",
+        r"^ bound +1 +■·+  of 100,000, then reject$",
         r"^ running 0 of 256   delayed 0   held 0   dead 1   workers 1   redis [\d.]+ MiB",
         r"^ enqueued +0/s ",
         r"^ LANE +WAITING +7 ",

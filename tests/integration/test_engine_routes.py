@@ -70,7 +70,7 @@ async def test_endpoint_that_fails_before_its_first_token_is_followed_by_the_nex
 ) -> None:
     engine = await room.engine(two_endpoints())
     client = await room.client()
-    job = await client.enqueue("one", max_attempts=1)
+    job = await client.enqueue("one", model="echo", max_attempts=1)
     (await puppet_at(engine, 0).next_call()).fail(error)
     (await puppet_at(engine, 1).next_call()).finish("answer")
     result = await job.result(timeout_s=SOON_S)
@@ -81,7 +81,7 @@ async def test_answer_that_breaks_off_is_begun_again_in_a_new_attempt(room: Room
     engine = await room.engine(two_endpoints())
     Switch(puppet_at(engine, 0))
     client = await room.client()
-    job = await client.enqueue("one")
+    job = await client.enqueue("one", model="echo")
     call = await puppet_at(engine, 0).next_call()
     call.say("half")
     call.fail(WorkerUnavailable("gone"))
@@ -94,7 +94,7 @@ async def test_answer_that_breaks_off_is_begun_again_in_a_new_attempt(room: Room
 async def test_request_that_is_refused_goes_to_no_other_endpoint(room: Room) -> None:
     engine = await room.engine(two_endpoints())
     client = await room.client()
-    job = await client.enqueue("one")
+    job = await client.enqueue("one", model="echo")
     (await puppet_at(engine, 0).next_call()).fail(RequestRejected("too hot"))
     await until(lambda: engine.running == 0)
     assert (await job.info()).state is JobState.FAILED
@@ -109,14 +109,14 @@ async def test_fallback_answers_while_no_endpoint_of_its_own_can(room: Room) -> 
     engine = await room.engine(settings_of(routes=routes))
     Switch(puppet_of(engine))
     client = await room.client()
-    first = await client.enqueue("one")
+    first = await client.enqueue("one", model="echo")
     (await puppet_of(engine).next_call()).fail(WorkerUnavailable("gone"))
     call = await puppet_of(engine, "small").next_call()
     assert call.generation.model == "little"
     call.finish("answer")
     assert (await first.result(timeout_s=SOON_S)).endpoint == "small.0"
 
-    second = await client.enqueue("two")
+    second = await client.enqueue("two", model="echo")
     (await puppet_of(engine, "small").next_call()).finish("again")
     assert (await second.result(timeout_s=SOON_S)).text == "again"
     assert puppet_of(engine).calls.empty()
@@ -130,10 +130,10 @@ async def test_job_whose_every_endpoint_is_down_waits_in_redis_and_runs_when_one
     engine = await room.engine(settings)
     switch = Switch(puppet_of(engine))
     client = await room.client()
-    broken = await client.enqueue("one", max_attempts=2)
+    broken = await client.enqueue("one", model="echo", max_attempts=2)
     (await puppet_of(engine).next_call()).fail(WorkerUnavailable("gone"))
     await until(lambda: engine.routes["echo"].endpoints[0].breaker.state is BreakerState.OPEN)
-    late = await client.enqueue("two", max_attempts=1)
+    late = await client.enqueue("two", model="echo", max_attempts=1)
     await asyncio.sleep(0.3)  # several probes find it away
     assert (await late.info()).state is JobState.WAITING
     assert (await late.info()).attempts == 0
@@ -372,7 +372,7 @@ async def test_fallback_that_goes_stays_for_the_jobs_that_may_still_need_it(room
     engine = await room.engine(settings(1))
     own, fallback = puppet_of(engine), puppet_of(engine, "small")
     client = await room.client(settings(1))
-    job = await client.enqueue("one", max_attempts=1)
+    job = await client.enqueue("one", model="echo", max_attempts=1)
     call = await own.next_call()
     await engine.reload(settings(2))
     assert not fallback.closed
@@ -390,7 +390,7 @@ async def test_reload_that_fails_changes_nothing(room: Room) -> None:
         await engine.reload(settings_with(echo=puppet_route(3), bad=bad))
     assert engine.routes == before
     client = await room.client()
-    job = await client.enqueue("one")
+    job = await client.enqueue("one", model="echo")
     (await puppet_of(engine).next_call()).finish("still")
     assert await finished(job) == "still"
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from redis.asyncio import Redis
 
+from scheduler.client.routes import KnownRoute
 from scheduler.client.submission import new_job
 from scheduler.model import PromptRequest
 from scheduler.queue.queue import ENQUEUE_CHUNK, PromptQueue
@@ -29,7 +30,8 @@ async def redis(server_url: str) -> AsyncIterator[Redis]:
 def waiting_job(*, keyed: bool) -> NewJob:
     """A job as the client makes it."""
     key = {"dedup_key": secrets.token_hex()} if keyed else {}
-    return new_job(PromptRequest.parse(prompt="x" * 100, **key), revision="", uses_metadata=False)
+    route = KnownRoute("echo", "", uses_metadata=False)
+    return new_job(PromptRequest.parse(prompt="x" * 100, **key), route)
 
 
 async def used_bytes(redis: Redis) -> int:

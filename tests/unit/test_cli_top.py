@@ -150,7 +150,7 @@ def test_picture_in_80_columns() -> None:
     assert (
         drawn[1:]
         == """\
- waiting      1,049  ■·············  of 100,000, then reject
+ bound        1,049  ■·············  of 100,000, then reject
  running 48 of 128  delayed 3  held 12  dead 1  workers 2  redis 3.0 MiB
  enqueued     120/s  ▁▁▁▁▁▁▁▁▁▁▁▁▅█  joined 3.2  reused 0  refused 0
  done        98.0/s  ▁▁▁▁▁▁▁▁▁▁▁▁██  failed 0.50  expired 0  shed 0  cancelled 0

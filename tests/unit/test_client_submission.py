@@ -10,14 +10,17 @@ import pytest
 
 from scheduler import InvalidRequest, PromptRequest
 from scheduler.client.ids import new_job_id
+from scheduler.client.routes import KnownRoute
 from scheduler.client.submission import new_job
 from scheduler.model import MAX_REQUEST_BYTES
 from scheduler.queue.records import NewJob
 
 
-def job_of(*, revision: str = "r1", uses_metadata: bool = False, **fields: Any) -> NewJob:
+def job_of(
+    *, route: str = "echo", revision: str = "r1", uses_metadata: bool = False, **fields: Any
+) -> NewJob:
     request = PromptRequest.parse(**{"prompt": "x", **fields})
-    return new_job(request, revision=revision, uses_metadata=uses_metadata)
+    return new_job(request, KnownRoute(route, revision, uses_metadata))
 
 
 def test_ids_are_uuids_of_version_7_that_sort_by_time() -> None:
@@ -54,7 +57,7 @@ def test_without_a_key_there_is_nothing_to_compare() -> None:
     "change",
     [
         {"prompt": "y"},
-        {"model": "other"},
+        {"route": "other"},
         {"params": {"temperature": 0.5}},
         {"tools": [{"type": "function"}]},
         {"tool_choice": "auto"},

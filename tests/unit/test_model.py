@@ -30,7 +30,7 @@ def request(**fields: Any) -> PromptRequest:
 
 def test_defaults_are_those_that_are_promised() -> None:
     made = request()
-    assert (made.model, made.priority, made.tenant) == ("echo", Priority.NORMAL, "default")
+    assert (made.model, made.priority, made.tenant) == (None, Priority.NORMAL, "default")
     assert (made.dedup, made.dedup_key, made.deadline_s, made.stream) == (
         DedupMode.UNTIL_FINISHED,
         None,

@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from scheduler import AsyncClient, ConfigError, PromptRequest, load_settings
 from scheduler.admin.dead import changed_request
+from scheduler.client.routes import KnownRoute
 from scheduler.client.submission import new_job
 from scheduler.stages.base import PromptContext
 from scheduler.stages.pipeline import DeadlinePassed
@@ -340,8 +341,9 @@ def _context() -> PromptContext:
 def test_a_trace_is_stored_beside_the_request_and_is_no_content() -> None:
     request = PromptRequest(prompt="x", dedup_key="auto")
     trace_fields = {"traceparent": "00-a-b-01", "tracestate": 'v="1"'}
-    plain = new_job(request, revision="r", uses_metadata=True)
-    traced = new_job(request, revision="r", uses_metadata=True, trace=orjson.dumps(trace_fields))
+    route = KnownRoute("echo", "r", uses_metadata=True)
+    plain = new_job(request, route)
+    traced = new_job(request, route, trace=orjson.dumps(trace_fields))
     assert orjson.loads(traced.payload) == {"prompt": "x", **trace_fields}
     assert orjson.loads(plain.payload) == {"prompt": "x"}
     assert (traced.content_hash, traced.dedup_hash) == (plain.content_hash, plain.dedup_hash)

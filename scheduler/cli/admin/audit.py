@@ -9,7 +9,7 @@ import typer
 from scheduler import admin
 from scheduler.admin import PROBLEMS, AuditReport
 from scheduler.cli.admin.common import AsJson
-from scheduler.cli.output import console, print_json, remark, say, table
+from scheduler.cli.output import print_json, print_table, remark, say, table
 from scheduler.cli.session import Session, run, session
 
 SHOWN = 50
@@ -57,7 +57,7 @@ def _show(report: AuditReport, *, repair: bool) -> None:
     for one in report.problems[:SHOWN]:
         meaning, mended = PROBLEMS[one.kind]
         shown.add_row(meaning, one.where, mended if repair else "")
-    console().print(shown)
+    print_table(shown)
     found = sum(report.counts.values())
     if found > SHOWN:
         say(f"… and {found - SHOWN:,} more; see --json")

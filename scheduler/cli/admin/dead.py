@@ -22,7 +22,7 @@ from scheduler.admin.dead import Requeued
 from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
 from scheduler.cli.admin.jobs import print_job
 from scheduler.cli.arguments import parse_duration, parse_pairs
-from scheduler.cli.output import age, complain, console, print_json, remark, say, table
+from scheduler.cli.output import age, complain, print_json, print_table, remark, say, table
 from scheduler.cli.session import Session, run, session
 from scheduler.model import JobInfo
 from scheduler.queue.inspection import QueueInspector
@@ -80,7 +80,7 @@ def list_dead(
             job.error.code if job.error else job.reason or "",
             job.error.message if job.error else "",
         )
-    console().print(shown)
+    print_table(shown)
     if len(jobs) == limit:
         remark(f"These are the latest {limit:,}; --limit shows more.")
 

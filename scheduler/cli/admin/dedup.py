@@ -10,9 +10,9 @@ from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
 from scheduler.cli.output import (
     age,
     complain,
-    console,
     print_fields,
     print_json,
+    print_table,
     say,
     state_text,
     table,
@@ -60,7 +60,7 @@ def list_keys(
             str(one.hits),
             age(one.expires_in_s),
         )
-    console().print(shown)
+    print_table(shown)
 
 
 async def _dedup_keys(at: Session, tenant: str | None, limit: int) -> list[DedupKey]:

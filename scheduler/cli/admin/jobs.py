@@ -12,10 +12,10 @@ from scheduler.cli.admin.common import AsJson, Limit, Yes, breaker_text, confirm
 from scheduler.cli.arguments import parse_duration, parse_priority
 from scheduler.cli.output import (
     age,
-    console,
     moment,
     print_fields,
     print_json,
+    print_table,
     priority_text,
     remark,
     say,
@@ -72,7 +72,7 @@ def list_jobs(
             age((now_ms - job.enqueued_at_ms) / 1000),
             _remark(job, now_ms),
         )
-    console().print(shown)
+    print_table(shown)
     if len(jobs) == limit:
         remark(f"These are the first {limit:,}; --limit shows more.")
 
@@ -140,7 +140,7 @@ def print_job(job: JobInfo, trouble: str | None = None) -> None:
     for entry in job.history:
         attempt = str(entry.attempt) if entry.attempt else ""
         history.add_row(moment(entry.at_ms), entry.what, attempt, entry.worker, entry.detail or "")
-    console().print(history)
+    print_table(history)
 
 
 async def _job(at: Session, job_id: str) -> JobInfo:

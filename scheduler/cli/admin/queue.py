@@ -14,9 +14,9 @@ from scheduler.cli.admin.common import AsJson, Yes, breaker_text, confirm
 from scheduler.cli.arguments import parse_priority
 from scheduler.cli.output import (
     age,
-    console,
     print_fields,
     print_json,
+    print_table,
     say,
     table,
 )
@@ -50,14 +50,15 @@ async def _status(at: Session) -> QueueStatus:
 
 
 def _show_status(status: QueueStatus) -> None:
-    waiting = status.waiting + status.delayed + status.held
-    parts = f"{status.delayed:,} of them delayed, {status.held:,} held"
+    unclaimed = status.waiting + status.delayed + status.held
     rate = "not known yet" if status.ended_per_s is None else f"{status.ended_per_s:g} jobs ended a second"
     print_fields(
         [
             ("queue", status.queue),
-            ("waiting", f"{waiting:,} of at most {status.max_waiting:,}, {parts}"),
-            ("when full", status.when_full),
+            ("waiting", f"{status.waiting:,}"),
+            ("delayed", f"{status.delayed:,}"),
+            ("held", f"{status.held:,}"),
+            ("bound", f"{unclaimed:,} of at most {status.max_waiting:,}, then {status.when_full}"),
             ("running", f"{status.running:,}"),
             ("workers", f"{status.workers:,}"),
             ("rate", rate),
@@ -81,11 +82,11 @@ def _show_status(status: QueueStatus) -> None:
             age(lane.oldest_s),
             Text(_remark(lane), "yellow"),
         )
-    console().print(lanes)
+    print_table(lanes)
     if status.limited:
-        console().print(_limited(status.limited))
+        print_table(_limited(status.limited))
     if status.endpoints:
-        console().print(_endpoints(status.endpoints))
+        print_table(_endpoints(status.endpoints))
 
 
 def _remark(lane: LaneStatus) -> str:

@@ -9,8 +9,8 @@ import typer
 from scheduler.cli.admin.common import AsJson
 from scheduler.cli.output import (
     age,
-    console,
     print_json,
+    print_table,
     remark,
     table,
 )
@@ -39,7 +39,7 @@ def list_workers(ctx: typer.Context, *, as_json: AsJson = False) -> None:
                 word for word, said in (("leader", worker.leader), ("draining", worker.draining)) if said
             ),
         )
-    console().print(shown)
+    print_table(shown)
     if not workers:
         remark("No worker process is live; start one: prompt-scheduler worker")
 

@@ -91,7 +91,7 @@ def _room(snapshot: Snapshot, *, width: int) -> Text:
     taken = status.waiting + status.delayed + status.held
     share = taken / max(1, status.max_waiting)
     style = "red" if share >= 0.9 else "yellow" if share >= 0.7 else "blue"
-    line = Text.assemble((" waiting   ", "bold"), f"{taken:>8,}  ")
+    line = Text.assemble((" bound     ", "bold"), f"{taken:>8,}  ")
     line.append_text(bar([(taken, style)], of=status.max_waiting, width=_middle(snapshot, width=width)))
     return line.append(f"  of {status.max_waiting:,}, then {status.when_full}", DIM)
 
