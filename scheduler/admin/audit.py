@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from scheduler.queue import PromptQueue
 from scheduler.queue.keys import Keys
 
-LOOKS_AT_ONCE = 100
+LOOKS_AT_ONCE = 50
 SCAN_COUNT = 1000
 KEPT_FINDINGS = 1000
 
@@ -59,9 +59,10 @@ class AuditReport:
 
 
 async def audit(queue: PromptQueue, *, repair: bool = False) -> AuditReport:
-    """Look at every key of the queue, a hundred at a time, while the queue goes on; mend with `repair`.
+    """Look at every key of the queue, fifty at a time, while the queue goes on; mend with `repair`.
 
-    Each check is one atomic step, so what merely moves is no finding. Errors are those of redis-py.
+    Each check is one atomic step, so what merely moves is no finding. Counts are checked while few jobs are
+    delayed or held, or few lanes are in use: a step would be too long. Errors are those of redis-py.
     """
     report = AuditReport()
     looks: list[tuple[bytes, bytes]] = []
@@ -70,6 +71,11 @@ async def audit(queue: PromptQueue, *, repair: bool = False) -> AuditReport:
         for kind, where in await queue.audit(looks, repair=repair):
             report.add(kind, where)
         looks.clear()
+
+    async def add(one: tuple[bytes, bytes]) -> None:
+        looks.append(one)
+        if len(looks) >= LOOKS_AT_ONCE:
+            await look()
 
     async for key in _keys(queue):
         report.keys += 1
@@ -80,13 +86,12 @@ async def audit(queue: PromptQueue, *, repair: bool = False) -> AuditReport:
             report.add("unknown_key", name)
         if kind in _MEMBERS:
             async for member, _ in queue.redis.zscan_iter(key, count=SCAN_COUNT):
-                looks.append((b"member " + key, member))
-                if len(looks) >= LOOKS_AT_ONCE:
-                    await look()
+                await add((b"member " + key, member))
         elif one := _look_at(kind, key, queue.keys):
-            looks.append(one)
-        if len(looks) >= LOOKS_AT_ONCE:
-            await look()
+            await add(one)
+    await look()  # what comes home is counted
+    async for one in _bitmaps(queue):
+        await add(one)
     looks.append((b"counts", b""))
     await look()
     return report
@@ -101,6 +106,17 @@ def _look_at(kind: str, key: bytes, keys: Keys) -> tuple[bytes, bytes] | None:
     if kind in _LASTING:
         return b"lasting", key
     return None
+
+
+async def _bitmaps(queue: PromptQueue) -> AsyncIterator[tuple[bytes, bytes]]:
+    """Those beside the lanes first: the count of a lane follows from them."""
+    fixed = queue.keys.fixed
+    async for place, _ in queue.redis.hscan_iter(fixed("beside"), count=SCAN_COUNT):
+        yield b"beside", place
+    async for place, _ in queue.redis.zscan_iter(fixed("limited"), count=SCAN_COUNT):
+        yield b"beside", place
+    async for lane in queue.redis.sscan_iter(fixed("lanes"), count=SCAN_COUNT):
+        yield b"lane", lane
 
 
 async def _keys(queue: PromptQueue) -> AsyncIterator[bytes]:

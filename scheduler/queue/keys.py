@@ -17,6 +17,7 @@ _KEYS: dict[str, str] = {
     "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>), …
     #               ahead: how far the queue's clock is before Redis' own, ms; reap_after, excused: see tick
     #               by lane: ms and jobs since the last look (ms:, ran:), mean ms a job (mean:)
+    "beside": "beside",  # HASH   place beside a lane, "<lane> <tenant>" or "<lane> !" -> bitmap of its levels
     "limited": "limited",  # ZSET   held lane, "<lane> <tenant>" -> when some of it may be released, ms
     "released": "released",  # HASH   held lane -> the last job that was released of it
     "lanes": "lanes",  # SET    every lane that ever held a job

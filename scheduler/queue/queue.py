@@ -39,6 +39,7 @@ from scheduler.queue.scripts import Argument, Call, Scripts
 ENQUEUE_CHUNK = 128
 REPLAY_LIMIT = 1000
 CLAIM_CHUNK = 1024
+TICK_CHUNK = 25
 
 NO_LIMITS = Limits()
 NO_OFFERS: Mapping[str, Sequence[Offer]] = {}
@@ -116,8 +117,8 @@ class PromptQueue:
                 pipe.hset(limits_key, mapping=fields)
             if changed:  # what was used under another limit says nothing under this one
                 pipe.delete(*(self.keys.of("bucket", name) for name in changed))
-            # Under other limits the held jobs may have to wait no more: the next tick looks at all of them.
-            pipe.zunionstore(self.keys.fixed("limited"), {self.keys.fixed("limited"): 0})
+            if before != fields:  # held jobs may have to wait no more: tick looks at all of them
+                pipe.hset(self.keys.fixed("meta"), "limits changed", "0 0")
 
         await self.redis.transaction(change, conf_key, limits_key)
 
@@ -354,7 +355,7 @@ class PromptQueue:
         *,
         lease_ms: int,
         lock_ms: int,
-        chunk: int = 200,
+        chunk: int = TICK_CHUNK,
         mend_ms: int = 10_000,
         silent_ms: int | None = None,
         is_sure: bool = False,
@@ -362,17 +363,22 @@ class PromptQueue:
     ) -> TickReport:
         """Do the maintenance that is due, if this worker process holds the lock or can take it.
 
+        At most `chunk` jobs of each kind in a call, which says when the next is wanted.
+
         `silent_ms`: how long ago, by its own clock, it had the reply to its last tick; by that a jump of
         Redis' clock is known. Where the report is `in_doubt`, call again at once, with `is_sure`. `away_ms`:
         for how long Redis has just been away for this process; leases that ended for want of it are no
         reason to suspect their jobs.
         """
-        leader, next_ms, *done = await self._scripts.run(
-            *("tick", worker, lock_ms, lease_ms, chunk, mend_ms),
-            *(_optional(silent_ms), int(is_sure), away_ms),
-        )
+        jobs = (worker, lock_ms, lease_ms, chunk, _optional(silent_ms), int(is_sure), away_ms)
+        calls: list[Call] = [("tick", jobs), ("tend", (worker, mend_ms))]
+        (leader, next_ms, *done), (tend_in_ms, woken) = await self._scripts.run_all(calls)
         report = TickReport(leader == 1, next_ms, *done)
-        return replace(report, in_doubt=True) if leader == 2 else report
+        if leader == 2:
+            return replace(report, in_doubt=True)
+        if not report.leader:
+            return report
+        return replace(report, next_ms=min(next_ms, tend_in_ms), rearmed=report.rearmed + woken)
 
     async def purge(self, lane: str, priority: int | None = None, *, chunk: int = 500) -> int:
         """Cancel up to `chunk` waiting or held jobs of a lane; call again until it returns 0."""

@@ -42,6 +42,7 @@ NAMES = (
     "delete",
     "discard",
     "tick",
+    "tend",
     "purge",
     "purge_delayed",
     "replay",

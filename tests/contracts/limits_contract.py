@@ -339,8 +339,8 @@ class LimitsContract(OnQueue):
     async def test_maintenance_mends_counts_and_bitmaps_of_held_jobs(self, q: QueueDriver) -> None:
         await hold(q, acme_job("a", 3), acme_job("b", 7))
         await q.enqueue(new_job("c"))
-        broken = {"n": 77, f"n:{LANE}": -3, f"b:{LANE} {ACME}": 0}
-        await q.redis.hset(q.queue.keys.fixed("meta"), mapping=broken)
+        await q.redis.hset(q.queue.keys.fixed("meta"), mapping={"n": 77, f"n:{LANE}": -3})
+        await q.redis.hset(q.queue.keys.fixed("beside"), f"{LANE} {ACME}", 0)
         await q.tick(mend_ms=0)
         assert (await q.waiting(), await q.waiting(LANE)) == (3, 3)
         await open_gate(q)

@@ -414,7 +414,10 @@ def _audit_held(levels: Mapping[tuple[str, int], Any], found: Mapping[str, Any])
     held = {at for at in beside if not at.endswith(b" !")}
     assert set(found.get("limited", {})) == held
     assert set(found.get("released", {})) <= held
-    assert {name[2:] for name in found.get("meta", {}) if name[:2] == b"b:" and b" " in name} == beside
+    bits = Counter[str]()
+    for at, priority in levels:
+        bits[at] += 1 << priority
+    assert text(found.get("beside", {})) == {at.decode(): str(bits[at.decode()]) for at in beside}
     assert {lane for lane in found.get("lanes", ()) if b" " in lane} == set()
 
 

@@ -20,7 +20,8 @@ async def crash(q: QueueDriver, *jobs: ClaimedJob) -> None:
     """Lose the worker process that runs these jobs."""
     for job in jobs:
         await q.lose_lease(job)
-    await q.tick()
+    while (await q.tick()).reaped:
+        pass
 
 
 async def make_suspects(q: QueueDriver, *names: str, **fields: Any) -> None:
@@ -219,7 +220,8 @@ class SuspectsContract(OnQueue):
     async def test_maintenance_mends_and_wakes_for_suspects_too(self, q: QueueDriver) -> None:
         await make_suspects(q, "a", "b")
         place = q.queue.keys.suspects_lane(LANE)
-        await q.redis.hset(q.queue.keys.fixed("meta"), mapping={f"b:{place}": 0, "n": 7, f"n:{LANE}": 7})
+        await q.redis.hset(q.queue.keys.fixed("meta"), mapping={"n": 7, f"n:{LANE}": 7})
+        await q.redis.hset(q.queue.keys.fixed("beside"), place, 0)
         await q.redis.delete(q.queue.keys.of("wake", LANE))
         await q.tick(mend_ms=0)
         assert await q.waiting() == await q.waiting(LANE) == 2

@@ -4,7 +4,7 @@
 -- ARGV[1] 1 to mend, else 0
 -- ARGV[2…] what to look at, a pair each:
 --   'job', an id · 'member <key>', an id that stands there · 'part <key>', an id that this key belongs to
---   'dedup', a key · 'lasting', a key that has to expire · 'counts', ''
+--   'dedup', a key · 'lasting', a key that has to expire · 'lane', a lane · 'beside', a place beside one · 'counts', ''
 -- returns {finding, where, …}
 -- @include "lib/clock"
 -- @include "lib/record"
@@ -146,18 +146,20 @@ local function audit_lasting(key)
   if redis.call('PTTL', key) == -1 and found('no_expiry', key) then redis.call('PEXPIRE', key, KEEP_MS) end
 end
 
-local function audit_counts()
-  local wrong = false
-  local counts, bits = reckon()
-  for field, n in pairs(counts) do
-    if tonumber(redis.call('HGET', meta_key, field) or 0) ~= n then wrong = found('count', field) or wrong end
-  end
-  for place, used in pairs(bits) do
-    if tonumber(redis.call('HGET', meta_key, 'b:' .. place) or 0) ~= used then
-      wrong = found('bitmap', place) or wrong
-    end
-  end
-  if wrong then mend() end
+local function audit_bitmap(place)
+  local bits, jobs = levels_of(place)
+  if bits ~= level_bits(place) and found('bitmap', place) then mend_place(place) end
+  return jobs
+end
+
+local function audit_count(field, n)
+  if not n or tonumber(redis.call('HGET', meta_key, field) or 0) == n then return end
+  if found('count', field) then redis.call('HSET', meta_key, field, text(n)) end
+end
+
+local function audit_lane(lane)
+  local jobs = audit_bitmap(lane) + audit_bitmap(suspects_lane(lane))
+  audit_count('n:' .. lane, count_of(lane, jobs, unclaimed_by_lane()))
 end
 
 for i = 2, #ARGV, 2 do
@@ -170,10 +172,11 @@ for i = 2, #ARGV, 2 do
     save_ended() -- gives up the keys of those that have been ended here
     audit_dedup(id)
   elseif what == 'lasting' then audit_lasting(id)
+  elseif what == 'beside' then audit_bitmap(id)
   else
     save_ended()
     save_counts()
-    audit_counts()
+    if what == 'lane' then audit_lane(id) else audit_count('n', count_of_all()) end
   end
 end
 save_ended()

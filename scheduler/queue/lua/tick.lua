@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- Maintenance, by whichever worker process holds the lock: promote, reap, expire, release, retain, re-arm.
--- In bounded chunks.
+-- Maintenance of jobs, by whichever worker process holds the lock: promote, reap, expire, release, retain. In bounded chunks;
+-- tend does that of the lanes.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] worker process  ARGV[2] lock, ms  ARGV[3] lease, ms  ARGV[4] how many jobs of each kind at most
--- ARGV[5] how often the counts and bitmaps are made anew, ms
--- ARGV[6] how long ago, by its own clock, the worker process has had the reply to its last call of this, ms; '' at the first
--- ARGV[7] 1 if it has just been asked to make sure of that, else 0
--- ARGV[8] for how long Redis has just been away for this process, or taken no writes, ms; 0: it has told of that, or was never
--- returns {leader (1 or 0; 2: nothing was done, call again at once to make sure), next tick in ms, promoted, reaped, expired, released, rearmed, retained}
+-- ARGV[5] how long ago, by its own clock, the worker process has had the reply to its last call of this, ms; '' at the first
+-- ARGV[6] 1 if it has just been asked to make sure of that, else 0
+-- ARGV[7] for how long Redis has just been away for this process, or taken no writes, ms; 0: it has told of that, or was never
+-- returns {leader (1 or 0; 2: nothing was done, call again at once to make sure), next tick in ms, promoted, reaped, expired, released,
+--   lanes that were woken, retained}
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/history"
@@ -22,16 +22,17 @@
 -- @include "lib/hold"
 -- @include "lib/ready"
 -- @include "lib/order"
--- @include "lib/mend"
+-- @include "lib/walk"
 
 local IDLE_MS = 250
-local FORGET_AT_ONCE = 5000
+local SOON_MS = 5
+local FORGET_AT_ONCE = 1000
+local LOOKS_AT_ONCE = 200
 local SAMPLES = 7
-local WORK_MS = 1000
 
 local worker, lock_ms = ARGV[1], tonumber(ARGV[2])
-local lease_ms, chunk, mend_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local silent_ms, is_sure, away_ms = tonumber(ARGV[6]), ARGV[7] == '1', tonumber(ARGV[8])
+local lease_ms, chunk = tonumber(ARGV[3]), tonumber(ARGV[4])
+local silent_ms, is_sure, away_ms = tonumber(ARGV[5]), ARGV[6] == '1', tonumber(ARGV[7])
 
 -- Whoever lived through an outage tells of it: a lease that has not been renewed since says nothing of the job.
 local was_away = away_ms > lease_ms / 4
@@ -45,7 +46,7 @@ if leader and leader ~= worker and not put_back then
   return { 0, math.max(50, redis.call('PTTL', leader_key)), 0, 0, 0, 0, 0, 0 }
 end
 
-local meta = redis.call('HMGET', meta_key, 'reap_after', 'mended', 'sampled', 'worked', 'excused')
+local meta = redis.call('HMGET', meta_key, 'reap_after', 'sampled', 'excused')
 
 -- The queue's clock goes on as it did where Redis' own is put back, or is put forward while there are ticks: then far more time
 -- has gone since the last one than for this process. A call that was long on its way looks the same: it is to be made again.
@@ -62,7 +63,7 @@ end
 if not keep_time() then return { 2, 0, 0, 0, 0, 0, 0, 0 } end
 redis.call('SET', leader_key, worker, 'PX', lock_ms)
 
-local reap_after, excused_until = tonumber(meta[1] or 0), tonumber(meta[5] or 0)
+local reap_after, excused_until = tonumber(meta[1] or 0), tonumber(meta[3] or 0)
 if was_away or not last_tick_ms or now_ms - last_tick_ms > lease_ms / 2 then
   -- After an outage the leases are old for want of Redis, not of workers.
   reap_after = now_ms + lease_ms
@@ -72,6 +73,14 @@ redis.call('HSET', meta_key, 'tick', text(now_ms))
 
 local function due(key) return redis.call('ZRANGEBYSCORE', key, '-inf', text(now_ms), 'LIMIT', 0, chunk) end
 
+-- Lanes that have got work in this call.
+local to_wake = {}
+
+local function ready_again(id, rec)
+  make_ready(id, rec)
+  if rec.s == 'waiting' then to_wake[rec.l] = true end
+end
+
 local function promote()
   local ids = due(delayed_key)
   for _, id in ipairs(ids) do
@@ -79,7 +88,7 @@ local function promote()
     redis.call('ZREM', delayed_key, id)
     if sound(rec) and rec.q and rec.s == 'delayed' then
       redis.call('HDEL', record_key(id), 'u')
-      make_ready(id, rec)
+      ready_again(id, rec)
     else
       if rec and rec.l then count_waiting(rec.l, -1) else add('n', -1) end
       set_aside(id, rec, 'delayed')
@@ -93,7 +102,7 @@ local POISON = 'it has lost its worker process %d times, at last as the only sus
 
 -- What a lost attempt has cost an engine for nothing, as far as can be told: the request, and what was streamed of the
 -- answer, of which the last entries are looked at: so many of a job, and so many in a tick.
-local WASTE_ENTRIES, waste_entries_left = 256, 4096
+local WASTE_ENTRIES, waste_entries_left = 256, 512
 local function count_waste(id, token)
   local most = math.max(1, math.min(WASTE_ENTRIES, waste_entries_left))
   local events = token and redis.pcall('LRANGE', stream_key(id), -most, -1) or {}
@@ -121,7 +130,7 @@ local function give_back(id, rec, excused)
   emit(id, event_json(id, token, 1, 'retrying', rec.n, rest))
   redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS)
   remember(id, rec.y, 'lease_lost', rec.w, rec.n)
-  make_ready(id, rec)
+  ready_again(id, rec)
   count_waiting(rec.l, 1)
   add('t:lost', 1)
 end
@@ -188,6 +197,10 @@ local function release_job(id, held)
   end
 end
 
+-- The more held lanes there are that only workers can free, the less often each is looked at.
+local STUCK_A_LOOK = 100
+local function stuck_ms() return IDLE_MS * math.ceil(redis.call('ZCARD', limited_key) / STUCK_A_LOOK) end
+
 -- Say when to look at a held lane again.
 local function look_again(held, gate, stuck)
   if level_bits(held) == 0 then
@@ -195,7 +208,7 @@ local function look_again(held, gate, stuck)
   elseif gate and not gate.passable() then
     redis.call('ZADD', limited_key, gate.passable_at_ms(), held)
   else
-    redis.call('ZADD', limited_key, text(now_ms + (stuck and IDLE_MS or 0)), held)
+    redis.call('ZADD', limited_key, text(now_ms + (stuck and stuck_ms() or 0)), held)
   end
 end
 
@@ -238,6 +251,20 @@ local function release_tenant(tenant, lanes, at_most)
   return #released
 end
 
+-- Under other limits held jobs may have to wait no more. Returns whether there are more lanes to look at for that.
+local function look_at_all()
+  local place = redis.call('HGET', meta_key, 'limits changed')
+  if not place then return false end
+  local held, next_place = walk('ZSCAN', limited_key, place, LOOKS_AT_ONCE)
+  for i = 1, #held, 2 do redis.call('ZADD', limited_key, 'XX', 0, held[i]) end
+  if next_place then
+    redis.call('HSET', meta_key, 'limits changed', next_place)
+  else
+    redis.call('HDEL', meta_key, 'limits changed')
+  end
+  return next_place
+end
+
 local function release()
   local tenants, lanes, n = {}, {}, 0
   for _, held in ipairs(due(limited_key)) do
@@ -274,68 +301,6 @@ local function forget()
   return gone
 end
 
-local function rearm()
-  local woken = 0
-  for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
-    local waits = level_bits(lane) > 0 or level_bits(suspects_lane(lane)) > 0
-    if waits and wake(lane) then woken = woken + 1 end
-  end
-  return woken
-end
-
--- How long a job of a lane keeps a place, ms: the mean that was known counts as so many jobs beside those that have ended.
-local JOBS_REMEMBERED, UNKNOWN_MS = 32, 1000
-
-local function learn_mean(lane)
-  local seen = redis.call('HMGET', meta_key, 'ms:' .. lane, 'ran:' .. lane, 'mean:' .. lane)
-  local ms, ran, mean = tonumber(seen[1] or 0), tonumber(seen[2] or 0), tonumber(seen[3])
-  if ran == 0 then return mean or UNKNOWN_MS end
-  mean = mean and (mean * JOBS_REMEMBERED + ms) / (JOBS_REMEMBERED + ran) or ms / ran
-  redis.call('HDEL', meta_key, 'ms:' .. lane, 'ran:' .. lane)
-  redis.call('HSET', meta_key, 'mean:' .. lane, string.format('%.3f', mean))
-  return mean
-end
-
-local function waiting_in(lane)
-  local n = 0
-  for _, place in ipairs({ lane, suspects_lane(lane) }) do
-    local bits = level_bits(place)
-    for p = 0, 9 do
-      if has_level(bits, p) then n = n + redis.call('ZCARD', level_key(place, p)) end
-    end
-  end
-  return n
-end
-
--- Autoscalers read the length of a list, and nothing else: one entry a second of waiting work.
-local MOST_WORK_S, WORK_AT_ONCE = 100000, 5000
-
-local function add_entries(key, n)
-  local entries = {}
-  for i = 1, math.min(n, WORK_AT_ONCE) do entries[i] = '' end
-  redis.call('RPUSH', key, unpack(entries))
-end
-
-local function show_work(lane, work_s)
-  local shown = redis.call('LLEN', work_key(lane))
-  if work_s == 0 then
-    if shown > 0 then redis.call('UNLINK', work_key(lane)) end
-  elseif work_s < shown then
-    redis.call('LTRIM', work_key(lane), 0, work_s - 1)
-  elseif work_s > shown then
-    add_entries(work_key(lane), work_s - shown)
-  end
-end
-
--- A paused lane has no work for anybody.
-local function work()
-  for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
-    local waiting = redis.call('SISMEMBER', paused_key, lane) == 0 and waiting_in(lane) or 0
-    local work_s = math.ceil(waiting * learn_mean(lane) / 1000)
-    show_work(lane, math.min(MOST_WORK_S, work_s))
-  end
-end
-
 -- The rate at which jobs end, over the last minute.
 local function sample()
   local totals = redis.call('HMGET', meta_key, 't:done', 't:failed', 't:cancelled', 't:expired', 't:shed')
@@ -352,26 +317,22 @@ local function sample()
   redis.call('HSET', meta_key, 'sampled', text(now_ms))
 end
 
+local more_to_look_at = look_at_all()
 local promoted, reaped, expired, released = promote(), reap(), expire(), release()
 local retained = forget()
 save_ended()
 save_counts()
-if now_ms - tonumber(meta[2] or 0) >= mend_ms then
-  mend()
-  redis.call('HSET', meta_key, 'mended', text(now_ms))
+local rearmed = 0
+for lane in pairs(to_wake) do
+  if wake(lane) then rearmed = rearmed + 1 end
 end
-local rearmed = rearm()
-if now_ms - tonumber(meta[4] or 0) >= WORK_MS then
-  work()
-  redis.call('HSET', meta_key, 'worked', text(now_ms))
-end
-if now_ms - tonumber(meta[3] or 0) >= 10000 then sample() end
+if now_ms - tonumber(meta[2] or 0) >= 10000 then sample() end
 
 -- A leader that ticks less often than twice a lease would look like an outage.
 local next_ms = math.min(IDLE_MS, math.floor(lease_ms / 4))
 for _, key in ipairs({ delayed_key, limited_key }) do
   local soonest = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-  if soonest[2] then next_ms = math.min(next_ms, math.max(0, tonumber(soonest[2]) - now_ms)) end
+  if soonest[2] then next_ms = math.min(next_ms, math.max(SOON_MS, tonumber(soonest[2]) - now_ms)) end
 end
-if promoted == chunk or reaped == chunk or expired == chunk or retained >= FORGET_AT_ONCE then next_ms = 0 end
+if more_to_look_at or math.max(promoted, reaped, expired, released) >= chunk or retained >= FORGET_AT_ONCE then next_ms = 0 end
 return { 1, next_ms, promoted, reaped, expired, released, rearmed, retained }

@@ -7,26 +7,33 @@ end
 -- Bitmaps as this script last read or wrote them: it alone changes them while it runs.
 local bitmaps = {}
 
+-- The lanes beside a lane, of which there may be as many as tenants, have their bitmaps in a hash of their own.
+local function is_beside(lane) return string.find(lane, ' ', 1, true) end
+
 local function level_bits(lane)
-  bitmaps[lane] = bitmaps[lane] or tonumber(redis.call('HGET', meta_key, 'b:' .. lane) or 0)
+  if not bitmaps[lane] then
+    local key, field = meta_key, 'b:' .. lane
+    if is_beside(lane) then key, field = beside_key, lane end
+    bitmaps[lane] = tonumber(redis.call('HGET', key, field) or 0)
+  end
   return bitmaps[lane]
 end
 
 -- The lanes beside a lane are forgotten when they are empty.
 local function put_bits(lane, bits)
   bitmaps[lane] = bits
-  local beside = string.find(lane, ' ', 1, true)
-  if bits == 0 and beside then
-    redis.call('HDEL', meta_key, 'b:' .. lane)
+  if not is_beside(lane) then
+    redis.call('HSET', meta_key, 'b:' .. lane, text(bits))
+  elseif bits == 0 then
+    redis.call('HDEL', beside_key, lane)
     redis.call('ZREM', limited_key, lane)
     redis.call('HDEL', released_key, lane)
   else
-    redis.call('HSET', meta_key, 'b:' .. lane, text(bits))
-    if not beside then return end
+    redis.call('HSET', beside_key, lane, text(bits))
     if is_held(lane) then
       redis.call('ZADD', limited_key, 'NX', text(now_ms), lane)
     else
-      -- So that a claim looks for suspects where there may be some, and not in every lane; mend() takes it back.
+      -- So that a claim looks for suspects where there may be some, and not in every lane; tick takes it back.
       redis.call('HSET', meta_key, 'suspects', '1')
     end
   end

@@ -1,52 +1,79 @@
 -- The counts and the bitmaps of levels as they follow from what stands where.
 
--- Beyond this, which lanes the delayed jobs are of takes too long to find out.
-local DELAYED_COUNTED = 200
+-- Beyond this, which lanes the delayed and the held jobs are of takes too long to find out, and how many there are in all.
+local COUNTED = 200
+local PLACES_SUMMED = 64
 
--- Every place in which jobs may stand that wait or are held: the lanes, and those beside them.
-local function places()
-  local found, list = {}, {}
-  local function see(place)
-    if not found[place] then
-      found[place], list[#list + 1] = true, place
+-- The levels in use of a place, as a bitmap, and its jobs.
+local function levels_of(place)
+  local bits, jobs = 0, 0
+  for p = 0, 9 do
+    local n = redis.call('ZCARD', level_key(place, p))
+    jobs = jobs + n
+    if n > 0 then bits = bits + 2 ^ p end
+  end
+  return bits, jobs
+end
+
+-- The delayed and the held jobs by lane; nil where there are very many.
+local function unclaimed_by_lane()
+  if redis.call('ZCARD', delayed_key) > COUNTED or redis.call('ZCARD', limited_key) > COUNTED then return nil end
+  local by_lane = {}
+  for _, id in ipairs(redis.call('ZRANGE', delayed_key, 0, -1)) do
+    local rec = read(id, { 'l' })
+    if rec and rec.l then by_lane[rec.l] = (by_lane[rec.l] or 0) + 1 end
+  end
+  for _, held in ipairs(redis.call('ZRANGE', limited_key, 0, -1)) do
+    local lane, bits = lane_of(held), level_bits(held)
+    for p = 0, 9 do
+      if has_level(bits, p) then by_lane[lane] = (by_lane[lane] or 0) + redis.call('ZCARD', level_key(held, p)) end
     end
+  end
+  return by_lane
+end
+
+-- What the count of a lane has to be; nil where there are very many jobs beside the lane.
+local function count_of(lane, jobs, unclaimed)
+  return unclaimed and jobs + (unclaimed[lane] or 0)
+end
+
+-- How many jobs wait, are delayed and held; nil where they stand in very many places.
+local function count_of_all()
+  local lanes = redis.call('SCARD', lanes_key)
+  if 2 * lanes + redis.call('HLEN', beside_key) + redis.call('ZCARD', limited_key) > PLACES_SUMMED then return nil end
+  local n, seen = redis.call('ZCARD', delayed_key), {}
+  local function see(place)
+    if seen[place] then return end
+    seen[place] = true
+    local _, jobs = levels_of(place)
+    n = n + jobs
   end
   for _, lane in ipairs(redis.call('SMEMBERS', lanes_key)) do
     see(lane)
     see(suspects_lane(lane))
   end
   for _, held in ipairs(redis.call('ZRANGE', limited_key, 0, -1)) do see(held) end
-  for _, field in ipairs(redis.call('HKEYS', meta_key)) do
-    if string.sub(field, 1, 2) == 'b:' then see(string.sub(field, 3)) end
-  end
-  return list
+  for _, place in ipairs(redis.call('HKEYS', beside_key)) do see(place) end
+  return n
 end
 
--- What is true, and true of each lane unless very many jobs are delayed: field of meta -> number; and place -> bitmap.
-local function reckon()
-  local counts, bits = { n = redis.call('ZCARD', delayed_key) }, {}
-  for _, place in ipairs(places()) do
-    local lane, jobs = lane_of(place), 0
-    bits[place] = 0
-    for p = 0, 9 do
-      local n = redis.call('ZCARD', level_key(place, p))
-      jobs = jobs + n
-      if n > 0 then bits[place] = bits[place] + 2 ^ p end
-    end
-    counts.n, counts['n:' .. lane] = counts.n + jobs, (counts['n:' .. lane] or 0) + jobs
-  end
-  local delayed = redis.call('ZRANGE', delayed_key, 0, DELAYED_COUNTED)
-  if #delayed > DELAYED_COUNTED then return { n = counts.n }, bits end
-  for _, id in ipairs(delayed) do
-    local rec = read(id, { 'l' })
-    if rec and rec.l then counts['n:' .. rec.l] = (counts['n:' .. rec.l] or 0) + 1 end
-  end
-  return counts, bits
+local function mend_place(place)
+  local bits, jobs = levels_of(place)
+  if bits ~= level_bits(place) or place ~= lane_of(place) and (bits > 0 or is_held(place)) then put_bits(place, bits) end
+  return jobs
 end
 
-local function mend()
-  local counts, bits = reckon()
-  for field, n in pairs(counts) do redis.call('HSET', meta_key, field, text(n)) end
-  redis.call('HDEL', meta_key, 'suspects')
-  for place, used in pairs(bits) do put_bits(place, used) end
+local function mend_lane(lane, unclaimed)
+  local n = count_of(lane, mend_place(lane) + mend_place(suspects_lane(lane)), unclaimed)
+  local field = 'n:' .. lane
+  local wrong = n and n - tonumber(redis.call('HGET', meta_key, field) or 0) or 0
+  if wrong ~= 0 then
+    redis.call('HINCRBY', meta_key, field, text(wrong))
+    redis.call('HINCRBY', meta_key, 'n', text(wrong))
+  end
+end
+
+local function mend_count_of_all()
+  local n = count_of_all()
+  if n then redis.call('HSET', meta_key, 'n', text(n)) end
 end

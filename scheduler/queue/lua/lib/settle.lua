@@ -1,4 +1,4 @@
--- How long the attempts of a lane took: what work() in tick reckons with.
+-- How long the attempts of a lane took: what tick reckons with.
 local function count_attempt(rec)
   if rec.l and rec.c then add('ms:' .. rec.l, math.max(0, now_ms - tonumber(rec.c))) end
 end
