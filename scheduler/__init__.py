@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import _prompt_scheduler.checked  # noqa: F401  before a `workers` that is somebody else's is imported
 from scheduler.client import AsyncClient, Client, Job, SyncJob
 from scheduler.errors import (
     ConfigError,

@@ -17,6 +17,8 @@ from workers.errors import UnknownBackend, WorkerConfigError
 
 ENTRY_POINT_GROUP = "prompt_scheduler.workers"
 
+_OURS = frozenset({"scheduler", "workers"})
+
 WorkerFactory: TypeAlias = Callable[[EndpointConfig], ModelWorker]
 
 _BUILT_IN = {
@@ -64,9 +66,11 @@ def _load(entry_point: EntryPoint) -> WorkerFactory:
         return cast("WorkerFactory", entry_point.load())
     except Exception as error:
         package = entry_point.dist.name if entry_point.dist else "unknown"
+        taken = entry_point.module.partition(".")[0]
+        hint = f"; the name {taken!r} is prompt-scheduler's: rename that package" if taken in _OURS else ""
         raise WorkerConfigError(
             f"backend: {entry_point.name!r} ({entry_point.value} of package {package}) cannot be loaded: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{hint}"
         ) from error
 
 

@@ -34,6 +34,7 @@ UNBOUNDED = 100_000
 OTHERS_EVERY = 8
 """Of so many places that come free in a stage, one goes to who is not urgent first."""
 
+_OURS = frozenset({"scheduler", "workers"})
 _STAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
@@ -303,8 +304,10 @@ def _imported(entry: str, setting: str) -> object:
     try:
         found: object = importlib.import_module(module_name)
     except Exception as error:
+        taken = module_name.partition(".")[0]
+        hint = f"; the name {taken!r} is prompt-scheduler's: rename that package" if taken in _OURS else ""
         raise ConfigError(
-            f"{setting}: {entry}: importing {module_name} fails: {type(error).__name__}: {error}"
+            f"{setting}: {entry}: importing {module_name} fails: {type(error).__name__}: {error}{hint}"
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):

@@ -117,6 +117,19 @@ def test_workers_know_nothing_of_the_scheduler(path: Path) -> None:
     assert top_levels(path) & {"scheduler", "redis", "arq", "valkey"} == set()
 
 
+@pytest.mark.parametrize("path", modules(ROOT / "_prompt_scheduler"), ids=relative)
+def test_entry_points_import_nothing_of_ours_before_they_have_looked_whose_it_is(path: Path) -> None:
+    at_import = {
+        name.name if isinstance(node, ast.Import) else str(node.module)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    ours = {name for name in at_import if name.split(".")[0] == "_prompt_scheduler"}
+    assert ours <= {"_prompt_scheduler.names"}
+    assert {name.split(".")[0] for name in at_import - ours} <= sys.stdlib_module_names | {"pytest"}
+
+
 @pytest.mark.parametrize("path", modules(SCHEDULER), ids=relative)
 def test_arq_is_known_to_the_worker_process_alone(path: Path) -> None:
     if part(path) not in {"worker", "cli", "testing"}:

@@ -460,6 +460,7 @@ class NotAsync:
             None,
             "routes.chat.stages: no_such_module:Name: importing no_such_module fails: Module",
         ),
+        ("workers.mine:Name", None, "the name 'workers' is prompt-scheduler's: rename that package"),
         (
             "my_stages:Missing",
             None,

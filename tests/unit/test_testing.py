@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import threading
 
@@ -11,7 +10,6 @@ import pytest
 
 from scheduler import Client, ConfigError, JobState, load_settings
 from scheduler.testing import local_client, local_scheduler
-from scheduler.testing.pytest_plugin import prompt_client
 from tests.patience import SOON_S
 
 
@@ -67,24 +65,12 @@ def test_without_async_it_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_the_fixture_gives_a_client() -> None:
-    generator = prompt_client.__wrapped__()  # type: ignore[attr-defined]  # the function under the fixture
-    client = next(generator)
-    assert isinstance(client, Client)
-    assert client.run("hello", timeout_s=SOON_S).text == "hello"
-    assert next(generator, None) is None
+def test_the_fixture_gives_a_client(prompt_client: Client) -> None:
+    assert isinstance(prompt_client, Client)
+    assert prompt_client.run("hello", timeout_s=SOON_S).text == "hello"
 
 
 def test_without_fakeredis_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fakeredis", None)
     with pytest.raises(ConfigError, match=r"pip install 'prompt-scheduler\[testing\]'"), local_client():
         pass
-
-
-def test_pytest_does_not_load_fakeredis_for_those_who_do_not_ask() -> None:
-    program = "import scheduler.testing.pytest_plugin, sys; assert 'fakeredis' not in sys.modules"
-    path = ":".join(one for one in sys.path if one)
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

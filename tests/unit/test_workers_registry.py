@@ -72,6 +72,12 @@ def test_package_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch,
         make_worker(EndpointConfig("mine"))
 
 
+def test_package_that_takes_our_name_is_told_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, mine="workers.of_mine:make")
+    with pytest.raises(WorkerConfigError, match="the name 'workers' is prompt-scheduler's"):
+        make_worker(EndpointConfig("mine"))
+
+
 def test_what_is_no_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, mine=f"{__name__}:make_nothing")
     with pytest.raises(WorkerConfigError, match="no ModelWorker"):

@@ -1,0 +1,74 @@
+"""Finds out whether `scheduler` and `workers` are ours, without importing them."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+NAMES = ("scheduler", "workers")
+
+_HERE = Path(__file__).parent.parent
+
+
+def clash() -> str | None:
+    """What is wrong and what to do about it, in one line; None where both names are ours."""
+    for name in NAMES:
+        found = _found(name)
+        if found is None:
+            return f"the package {name!r} is missing from {_HERE}: install prompt-scheduler again"
+        if found != _HERE / name and found.resolve() != (_HERE / name).resolve():
+            return (
+                f"the import name {name!r} is prompt-scheduler's, but {found} comes first on sys.path: "
+                "rename it, start from another folder, or uninstall the package that has it"
+            )
+    return None
+
+
+def check() -> None:
+    """Make sure that both names are ours; called before `scheduler` imports anything of `workers`.
+
+    In a process that arq or `python -m` has started, the line takes the place of a traceback.
+
+    Raises:
+        ImportError: one is not.
+    """
+    message = clash()
+    if message is None:
+        return
+    if "arq.cli" in sys.modules or sys.argv[:1] == ["-m"]:
+        leave(message)
+    raise ImportError(message)
+
+
+def leave(message: str) -> None:
+    """End the process with a line."""
+    print(f"prompt-scheduler: {message}", file=sys.stderr)  # noqa: T201  logging is not set up yet
+    raise SystemExit(2)
+
+
+def _found(name: str) -> Path | None:
+    """The folder of a package, or the file of a module, that an import would give."""
+    module = sys.modules.get(name)
+    origin = _origin(module) if module is not None else _spec_origin(name)
+    if origin is None:
+        return None
+    return origin.parent if origin.stem == "__init__" else origin
+
+
+def _origin(module: ModuleType) -> Path | None:
+    if file := getattr(module, "__file__", None):
+        return Path(file)
+    folders = list(getattr(module, "__path__", ()))
+    return Path(folders[0]) if folders else None
+
+
+def _spec_origin(name: str) -> Path | None:
+    spec = find_spec(name)
+    if spec is None:
+        return None
+    if spec.origin and spec.has_location:
+        return Path(spec.origin)
+    folders = list(spec.submodule_search_locations or ())
+    return Path(folders[0]) if folders else None
