@@ -32,6 +32,8 @@ STDIN = Path("-")
 CHUNK = 64
 IN_FLIGHT = 1024
 """How many jobs are followed, and results kept, at once; as they are told more of the file is enqueued."""
+LAST_ANSWER_S = 2.0
+"""How long to wait, after Ctrl-C, for the answer to what is being sent."""
 MAX_LINE_BYTES = 8 * MAX_REQUEST_BYTES
 """JSON may write one byte of a request as six."""
 
@@ -140,8 +142,9 @@ def _has_system(messages: list[Any]) -> bool:
 class BulkRun:
     """Sends requests and tells what became of each, in the order of the requests.
 
-    `tell` gets one outcome a request: `index` (from 0), `job_id`, `state`, then `text` and `result`, or
-    `error`. When the run is cut short, what has ended by then is told without what had not.
+    `tell` gets one outcome a request: `index` (from `first`), `job_id`, `state`, then `text` and `result`, or
+    `error`. When the run is cut short, a job that has not ended is told as `enqueued`, a request that found
+    no room as `not_sent`, one whose answer had not come as `unknown`. `changed` is called at each count.
     """
 
     def __init__(
@@ -151,15 +154,36 @@ class BulkRun:
         *,
         wait: bool = True,
         timeout_s: float | None = None,
+        first: int = 0,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._tell = tell
         self._wait = wait
         self._timeout_s = timeout_s
+        self._changed = changed
         self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._at_work: dict[int, Outcome] = {}
         self._ended: dict[int, Outcome] = {}
-        self._next = 0
+        self._next = first
+        # Of the file, those before `first` included.
+        self.taken = first
         self.states: Counter[str] = Counter()
+
+    @property
+    def ended(self) -> int:
+        """How many have come to an end."""
+        return self.states.total()
+
+    @property
+    def failed(self) -> int:
+        """How many of them came to another end than they were to."""
+        return self.ended - self.states["done" if self._wait else "enqueued"]
+
+    @property
+    def at_work(self) -> int:
+        """How many have been sent and have not ended."""
+        return sum(one["state"] == "enqueued" for one in self._at_work.values())
 
     async def send(self, requests: Iterable[PromptRequest]) -> None:
         """Send all of them, and wait for their results where that is asked for.
@@ -180,9 +204,10 @@ class BulkRun:
             raise first from None
 
     async def _send(self, requests: Iterable[PromptRequest]) -> None:
-        numbered = enumerate(requests)
+        numbered = enumerate(requests, self._next)
         async with asyncio.TaskGroup() as followers:
             while chunk := dict(islice(numbered, CHUNK)):
+                self.taken += len(chunk)
                 for index, outcome in (await self._enqueue(chunk)).items():
                     await self._room.acquire()
                     if isinstance(outcome, SchedulerError):
@@ -190,26 +215,42 @@ class BulkRun:
                     elif self._wait:
                         followers.create_task(self._follow(index, outcome))
                     else:
-                        self._end(
-                            {
-                                "index": index,
-                                "job_id": outcome.id,
-                                "state": "enqueued",
-                                "deduplicated": outcome.deduplicated,
-                            }
-                        )
+                        self._end(_enqueued(index, outcome) | {"deduplicated": outcome.deduplicated})
 
     async def _enqueue(self, requests: dict[int, PromptRequest]) -> dict[int, Job | SchedulerError]:
         """Enqueue a chunk; what finds no room comes again when there is likely some."""
         outcomes: dict[int, Job | SchedulerError] = {}
+        self._at_work |= _lines(requests, "not_sent")
         while requests:
-            replies = await self._client.enqueue_many(list(requests.values()))
-            outcomes |= dict(zip(requests, replies, strict=True))
+            replies = await self._enqueue_once(requests)
+            outcomes |= replies
             full = [(at, reply) for at, reply in outcomes.items() if isinstance(reply, QueueFull)]
             requests = {at: requests[at] for at, _ in full}
             if full:
                 await asyncio.sleep(max(reply.retry_after_s for _, reply in full))
         return dict(sorted(outcomes.items()))
+
+    async def _enqueue_once(self, requests: dict[int, PromptRequest]) -> dict[int, Job | SchedulerError]:
+        """Enqueue, and learn what became of it also when the run is cut short meanwhile."""
+        self._at_work |= _lines(requests, "unknown")
+        sending = asyncio.create_task(self._client.enqueue_many(list(requests.values())))
+        try:
+            await asyncio.wait([sending])
+        except asyncio.CancelledError:
+            await asyncio.wait([sending], timeout=LAST_ANSWER_S)
+            sending.cancel()
+            raise
+        finally:
+            if sending.done() and not sending.cancelled() and sending.exception() is None:
+                replies = dict(zip(requests, sending.result(), strict=True))
+                self._at_work |= _lines(requests, "not_sent")
+                self._at_work |= {
+                    at: _enqueued(at, one)
+                    for at, one in replies.items()
+                    if not isinstance(one, SchedulerError)
+                }
+        sending.result()
+        return replies
 
     async def _follow(self, index: int, job: Job) -> None:
         said: Outcome = {"index": index, "job_id": job.id}
@@ -224,19 +265,28 @@ class BulkRun:
             self._end(_failure(index, job.id, "lost", error))
 
     def _end(self, outcome: Outcome) -> None:
+        self.states[outcome["state"]] += 1
+        self._changed()
+        self._at_work.pop(outcome["index"], None)
         self._ended[outcome["index"]] = outcome
         while (following := self._ended.pop(self._next, None)) is not None:
             self._next += 1
             self._room.release()
-            self._count_and_tell(following)
+            self._tell(following)
 
     def _tell_the_rest(self) -> None:
-        for index in sorted(self._ended):
-            self._count_and_tell(self._ended.pop(index))
+        rest = self._at_work | self._ended
+        self._ended = {}
+        for index in sorted(rest):
+            self._tell(rest[index])
 
-    def _count_and_tell(self, outcome: Outcome) -> None:
-        self.states[outcome["state"]] += 1
-        self._tell(outcome)
+
+def _lines(indexes: Iterable[int], state: str) -> dict[int, Outcome]:
+    return {at: {"index": at, "job_id": None, "state": state} for at in indexes}
+
+
+def _enqueued(index: int, job: Job) -> Outcome:
+    return {"index": index, "job_id": job.id, "state": "enqueued"}
 
 
 def _failure(index: int, job_id: str | None, state: str, error: SchedulerError) -> Outcome:

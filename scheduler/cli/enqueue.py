@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import typer
 from redis.exceptions import RedisError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scheduler.cli.arguments import parse_duration, parse_pairs, parse_priority
 from scheduler.cli.bulk import STDIN, BulkRun, Outcome, RequestFile, open_requests
@@ -45,6 +46,9 @@ def enqueue(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="With --file: where results go, as JSON Lines.")
     ] = None,
+    skip: Annotated[
+        int, typer.Option(min=0, metavar="N", help="With --file: leave out the first N; add to --output.")
+    ] = 0,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Route to ask; needed where there are several.")
     ] = None,
@@ -130,8 +134,13 @@ def enqueue(
             raise typer.BadParameter("--stream and --job-id are for one prompt: leave out --file")
         _refuse_same_file(file, output)
         with open_requests(file, fields, system) as requests:
-            run(_enqueue_file(session(ctx), requests, output, wait=wait, timeout_s=timeout, as_json=as_json))
+            sending = _enqueue_file(
+                session(ctx), requests, output, skip=skip, wait=wait, timeout_s=timeout, as_json=as_json
+            )
+            run(sending)
         return
+    if skip:
+        raise typer.BadParameter("--skip is for --file")
     if output is not None:
         raise typer.BadParameter("--output is for --file: redirect standard output instead")
     prompt = _standard_input() if text == "-" else text or ""
@@ -241,38 +250,64 @@ async def _enqueue_file(
     requests: RequestFile,
     output: Path | None,
     *,
+    skip: int,
     wait: bool,
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
     """The whole file is checked before anything is enqueued, and read again to be sent."""
     total = requests.check()
-    with _lines_to(output) as lines, _progress() as progress:
-        bar = progress.add_task("sending" if not wait else "answering", total=total)
+    if skip >= total:
+        raise InvalidRequest(f"--skip: {requests.name} has {total:,} requests; nothing is left", field="skip")
+    with _lines_to(output, append=bool(skip)) as lines, _progress() as progress:
+        bar = progress.add_task("answering" if wait else "sending", total=total - skip, failed="")
 
         def tell(outcome: Outcome) -> None:
             plain_id = not wait and not as_json and output is None and outcome["job_id"]
             lines.write(plain_id.encode() if plain_id else json_line(outcome))
             lines.write(b"\n")
             lines.flush()
-            progress.advance(bar)
+
+        def show_counts() -> None:
+            failed = f"{bulk.failed:,} failed" if bulk.failed else ""
+            progress.update(bar, completed=bulk.ended, failed=failed)
 
         async with at.client() as client:
-            bulk = BulkRun(client, tell, wait=wait, timeout_s=timeout_s)
-            await bulk.send(requests)
-    summary = ", ".join(f"{count:,} {state}" for state, count in sorted(bulk.states.items()))
-    remark(f"{total:,} requests: {summary}")
-    if bulk.states["done" if wait else "enqueued"] < total:
+            bulk = BulkRun(client, tell, wait=wait, timeout_s=timeout_s, first=skip, changed=show_counts)
+            try:
+                await bulk.send(islice(requests, skip, None))
+            except (asyncio.CancelledError, SchedulerError, RedisError):
+                progress.stop()
+                _say_how_to_go_on(bulk, total)
+                raise
+    remark(f"{total - skip:,} requests: {_counted(bulk.states)}")
+    if bulk.failed:
         raise typer.Exit(1)
 
 
+def _say_how_to_go_on(bulk: BulkRun, total: int) -> None:
+    ended = f"{bulk.ended:,} have ended ({_counted(bulk.states)})" if bulk.ended else "none has ended"
+    remark(f"Stopped: {bulk.taken:,} of {total:,} requests were sent; {ended}.")
+    if bulk.at_work:
+        remark(
+            f"{bulk.at_work:,} are in the queue and go on; their lines say enqueued, and "
+            "`prompt-scheduler subscribe JOB_ID` shows what becomes of one."
+        )
+    if bulk.taken < total:
+        remark(f"To send the others: the same command with --skip {bulk.taken}")
+
+
+def _counted(states: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {state}" for state, count in sorted(states.items()))
+
+
 @contextmanager
-def _lines_to(output: Path | None) -> Iterator[BinaryIO]:
+def _lines_to(output: Path | None, *, append: bool) -> Iterator[BinaryIO]:
     if output is None:
         yield sys.stdout.buffer
         return
     try:
-        lines = output.open("wb")
+        lines = output.open("ab" if append else "wb")
     except OSError as error:
         raise InvalidRequest(f"--output: {output} cannot be written: {error.strerror}") from None
     with lines:
@@ -282,5 +317,11 @@ def _lines_to(output: Path | None) -> Iterator[BinaryIO]:
 def _progress() -> Progress:
     """A bar on standard error; nothing at all where that is no terminal."""
     shown = console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=max(4, min(40, shown.width - 46))),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]}", style="red", markup=False),
+        TimeRemainingColumn(compact=True),
+    )
     return Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True)

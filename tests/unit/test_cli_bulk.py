@@ -199,7 +199,67 @@ async def test_what_had_ended_is_told_when_the_run_is_cut_short() -> None:
     sending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sending
-    assert [one["index"] for one in told] == [2]
+    assert [(one["index"], one["job_id"], one["state"]) for one in told] == [
+        (0, "0", "enqueued"),
+        (1, "1", "enqueued"),
+        (2, "2", "done"),
+    ]
+
+
+async def test_what_ends_is_counted_at_once_whatever_its_place_in_the_file() -> None:
+    client, counts = _Client(), []
+    run = BulkRun(client, lambda _: None, changed=lambda: counts.append((run.ended, run.failed)))  # type: ignore[arg-type]  # a double
+    sending = asyncio.create_task(run.send(prompts(3)))
+    await client.has(3)
+    client.jobs["2"].end()
+    await settle()
+    client.jobs["1"].end(JobFailed("no luck", job_id="1", reason="boom"))
+    await settle()
+    assert counts == [(1, 0), (2, 1)]
+    client.jobs["0"].end()
+    await sending
+    assert counts[-1] == (3, 1)
+
+
+async def test_a_run_that_is_cut_short_hears_what_became_of_what_it_was_sending() -> None:
+    client = _Client()
+    answer, taking = asyncio.Event(), client.enqueue_many
+
+    async def enqueue_slowly(requests: list[PromptRequest]) -> list[_Job | SchedulerError]:
+        taken = await taking(requests)
+        await answer.wait()
+        return taken
+
+    client.enqueue_many = enqueue_slowly
+    sending, told = start(client, 2)
+    await client.has(2)
+    sending.cancel()
+    await settle()
+    answer.set()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert [(one["job_id"], one["state"]) for one in told] == [("0", "enqueued"), ("1", "enqueued")]
+
+
+async def test_what_found_no_room_before_the_run_was_cut_short_was_not_sent() -> None:
+    client = _Client(QueueFull("full", retry_after_s=60))
+    sending, told = start(client, 2)
+    await client.has(1)
+    await settle()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert [one["state"] for one in told] == ["not_sent", "enqueued"]
+
+
+async def test_a_run_can_begin_further_on() -> None:
+    client = _Client()
+    sending, told = start(client, 2, first=5)
+    await client.has(2)
+    for job in client.jobs.values():
+        job.end()
+    await sending
+    assert [one["index"] for one in told] == [5, 6]
 
 
 async def test_an_output_that_cannot_be_written_ends_the_run() -> None:
