@@ -52,6 +52,15 @@ def test_dockerfile_passes_hadolint() -> None:
     check(tool("hadolint"), DEPLOY / "Dockerfile")
 
 
+def test_image_is_made_of_all_that_the_wheel_is_made_of() -> None:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    copied = (DEPLOY / "Dockerfile").read_text().split()
+    let_in = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    for package in document["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
+        assert f"./{package}" in copied
+        assert f"!{package}" in let_in
+
+
 def test_image_is_slim_made_in_stages_and_not_run_by_root() -> None:
     instructions = [
         line.split(maxsplit=1)
