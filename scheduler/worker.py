@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any, cast
 
 import click
@@ -248,7 +249,13 @@ class _Host:
         try:
             name = worker_id(self._settings)
             self._telemetry = Telemetry(self._settings, instance=name)
-            self._engine = Engine(self._settings, redis, name=name, observers=self._telemetry.observers)
+            self._engine = Engine(
+                self._settings,
+                redis,
+                name=name,
+                observers=self._telemetry.observers,
+                connect=partial(open_redis, self._url, retries=0),
+            )
             identify(queue=self._settings.queue, worker=self._engine.id)
             self._reloader = SettingsReloader(self._engine, load_settings, config_path())
             self._client = AsyncClient(self._url, settings=self._settings)

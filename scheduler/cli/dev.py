@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,7 +127,8 @@ async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -
         name = worker_id(settings)
         telemetry = Telemetry(settings, instance=name)
         stack.push_async_callback(telemetry.stop)
-        engine = Engine(settings, redis, name=name, observers=telemetry.observers)
+        connect = partial(open_redis, url, retries=0)
+        engine = Engine(settings, redis, name=name, observers=telemetry.observers, connect=connect)
         await telemetry.start(engine)
         await engine.start()
         drain_s = settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S

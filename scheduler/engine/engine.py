@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
+from scheduler.engine.keeper import LeaseKeeper
 from scheduler.engine.limits import limits_of, offers_of
 from scheduler.engine.patience import Outage, Patience
 from scheduler.engine.retry import RetryPolicy, bounds_of
@@ -110,7 +111,8 @@ class Engine:
     An engine runs once: to go on after `stop()`, make another.
     `script_flags` is false for a Redis that does not know `#!lua` (fakeredis). `observers` are as
     `scheduler.observations` says. `name` tells the engine from all others; without one it makes one. `outage`
-    is for a process in which others than the engine wait for Redis, too.
+    is for a process in which others than the engine wait for Redis, too. `connect` makes another client of
+    the same Redis: by it leases are kept while the event loop is blocked.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Engine:
         observers: Iterable[object] = (),
         name: str | None = None,
         outage: Outage | None = None,
+        connect: Callable[[], Redis] | None = None,
     ) -> None:
         self.settings = settings
         self.id = name or worker_id(settings)
@@ -151,6 +154,10 @@ class Engine:
         self._subscriptions = Subscriptions(redis)
         self._news = asyncio.Event()  # something has changed for the claimer
         self._look = True  # there may be work that no wake token tells of
+        self._about_text = b"{}"  # what it said of itself when it last renewed its leases
+        self._keeper: LeaseKeeper | None = None
+        if connect is not None:
+            self._keeper = LeaseKeeper(partial(self._renew_by, connect), lease_s=settings.lease_s)
         self._overdue: set[int] = set()  # tokens of attempts whose deadline has come
         self._deadlines = asyncio.Event()
         self._draining = False
@@ -235,6 +242,8 @@ class Engine:
         await self._renew(())
         await self._shares.update(self.endpoints)
         await self._writer.start()
+        if self._keeper is not None:
+            self._keeper.start()
         self._serve("leases", self._keep_leases)
         self._serve("deadlines", self._confirm_deadlines)
         self._serve("breakers", self._tell_of_breakers)
@@ -264,6 +273,8 @@ class Engine:
             await asyncio.wait([self._claimer], timeout=LAST_CLAIM_S)
             await _end(self._claimer)
         await self._drain(drain_s)
+        if self._keeper is not None:
+            await self._keeper.stop()
         await self._writer.stop()
         self._leave_the_rest()
         await _end(*self._services)
@@ -640,8 +651,9 @@ class Engine:
     async def _renew(self, tokens: Sequence[int]) -> None:
         """Renew the leases of these attempts, and hear of their deadlines."""
         held = [(self._attempts[token].job.id, token) for token in tokens if token in self._attempts]
+        self._about_text = self._about()
         replies = await self._timed(
-            "renew", self.queue.renew(self.id, held, lease_ms=self.lease_ms, about=self._about())
+            "renew", self.queue.renew(self.id, held, lease_ms=self.lease_ms, about=self._about_text)
         )
         now = time.monotonic()
         for (job_id, token), reply in zip(held, replies, strict=True):
@@ -654,6 +666,16 @@ class Engine:
                 attempt.end_early(Stop.EXPIRED)
             elif attempt.expires_at is not None:
                 attempt.set_deadline(None if reply is None else now + reply / 1000)
+
+    async def _renew_by(self, connect: Callable[[], Redis]) -> None:
+        """Renew all leases on another thread's event loop: what the replies say is heard at the next time."""
+        held = [(attempt.job.id, token) for token, attempt in tuple(self._attempts.items())]
+        redis = connect()
+        try:
+            queue = PromptQueue(redis, self.settings.queue)
+            await queue.renew(self.id, held, lease_ms=self.lease_ms, about=self._about_text)
+        finally:
+            await redis.aclose()
 
     async def _publish_settings(self) -> None:
         await self.queue.configure(

@@ -1,0 +1,116 @@
+"""Keeps the leases of a process whose event loop is blocked, by a stage of a user's own perhaps.
+
+A thread asks the loop for a sign of life. While there is none, the thread renews the leases in its place:
+the job goes on, and nobody else begins it a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from scheduler.errors import SchedulerError
+
+logger = logging.getLogger(__name__)
+
+LOOKS_A_LEASE = 6
+BLOCKED_LEASES = 30
+"""For so many lease times a blocked loop keeps its jobs; then it is taken to hang, and they go to others."""
+
+
+class LeaseKeeper:
+    """A thread that calls `renew`, on an event loop of its own, while the one that started it is blocked.
+
+    `start()` and `stop()` are safe to call twice.
+    """
+
+    def __init__(
+        self,
+        renew: Callable[[], Coroutine[Any, Any, object]],
+        *,
+        lease_s: float,
+        blocked_leases: float = BLOCKED_LEASES,
+    ) -> None:
+        self._renew = renew
+        self._lease_s = lease_s
+        self._look_s = lease_s / LOOKS_A_LEASE
+        self._limit_s = lease_s * blocked_leases
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._loop_thread = 0
+        self._asked_at: float | None = None  # None: it has answered
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the loop has been asked for a sign of life, and has given none yet."""
+        return self._asked_at is not None
+
+    def start(self) -> None:
+        """Begin to look. Call it on the event loop."""
+        if self._thread is not None:
+            return
+        self._loop_thread = threading.get_ident()
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._look, args=(loop,), name="leases", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._stopped.wait(self._look_s):
+            if self._asked_at is None:
+                self._ask(loop)
+            else:
+                self._keep(self._asked_at)
+
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._asked_at = time.monotonic()
+        try:
+            loop.call_soon_threadsafe(self._answer)
+        except RuntimeError:  # it is closed
+            self._stopped.set()
+
+    def _answer(self) -> None:
+        self._asked_at = None
+
+    def _keep(self, blocked_at: float) -> None:
+        """Renew the leases until the loop answers, but not for ever."""
+        logger.warning(
+            "the event loop is blocked, at %s: leases are kept for up to %g s; let a stage await, "
+            "or hand its work to asyncio.to_thread",
+            self._where(),
+            self._limit_s,
+        )
+        let_go = False
+        while self._asked_at == blocked_at and not self._stopped.is_set():
+            if not let_go and time.monotonic() - blocked_at > self._limit_s:
+                let_go = True
+                logger.error("the event loop is still blocked, at %s: its jobs go to others", self._where())
+            if not let_go:
+                self._renew_once()
+            self._stopped.wait(self._look_s)
+
+    def _renew_once(self) -> None:
+        try:
+            asyncio.run(asyncio.wait_for(self._renew(), self._lease_s))
+        except (RedisError, SchedulerError, OSError):  # TimeoutError is one; the next time may do better
+            logger.debug("a lease could not be renewed in the loop's place", exc_info=True)
+
+    def _where(self) -> str:
+        """The line that the loop's thread is at."""
+        frame = sys._current_frames().get(self._loop_thread)
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "an unknown place"
+
+
+__all__ = ["BLOCKED_LEASES", "LeaseKeeper"]
