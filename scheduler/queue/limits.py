@@ -39,12 +39,6 @@ class Limits:
                 yield f"{kind}:{name}", f"{limit.requests or 0} {limit.tokens or 0}"
 
 
-def kinds_of(fields: Mapping[str, str]) -> str:
-    """What has limits at all in what is stored: `t` tenants, `e` endpoints."""
-    limited = {name[0] for name, limit in fields.items() if limit != "0 0"}
-    return "".join(kind for kind in "te" if kind in limited)
-
-
 def parse_limit(stored: bytes | None) -> RateLimit | None:
     """Read a stored limit; None where there is none, or it is not as the queue writes it."""
     parts = (stored or b"").split()

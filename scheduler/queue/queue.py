@@ -8,12 +8,11 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
-from scheduler.queue.limits import Limits, kinds_of
+from scheduler.queue.limits import Limits
 from scheduler.queue.records import (
     START,
     Claim,
@@ -98,29 +97,12 @@ class PromptQueue:
         What others have said of routes that it does not serve stays. Its tenants take the place of all
         others: they are the queue's, and no process's own.
         """
-        conf_key, limits_key = self.keys.fixed("conf"), self.keys.fixed("limits")
-
-        async def change(pipe: Pipeline) -> None:
-            served: list[bytes] = await pipe.hkeys(self.keys.fixed("routes"))  # type: ignore[misc]
-            others = {name.decode() for name in served} - routes.keys()
-            lanes = {f"max_waiting:{name}" for name in others}
-            bounds = {name: value for name, value in await _texts(pipe, conf_key) if name in lanes}
-            before = dict(await _texts(pipe, limits_key))
-            rates = {name: value for name, value in before.items() if _route_of(name) in others}
-            fields = {**rates, **limits.fields()}
-            changed = [name for name, value in fields.items() if before.get(name, value) != value]
-            pipe.multi()
-            pipe.delete(conf_key, limits_key)
-            pipe.hset(conf_key, mapping={**bounds, **conf, "limits": kinds_of(fields)})
-            pipe.hset(self.keys.fixed("routes"), mapping=dict(routes))
-            if fields:
-                pipe.hset(limits_key, mapping=fields)
-            if changed:  # what was used under another limit says nothing under this one
-                pipe.delete(*(self.keys.of("bucket", name) for name in changed))
-            if before != fields:  # held jobs may have to wait no more: tick looks at all of them
-                pipe.hset(self.keys.fixed("meta"), "limits changed", "0 0")
-
-        await self.redis.transaction(change, conf_key, limits_key)
+        groups: list[Mapping[str, Argument | float]] = [conf, routes, limits.fields()]
+        args: list[Argument] = [len(group) for group in groups]
+        for group in groups:
+            for name, value in group.items():
+                args += (name, str(value) if isinstance(value, float) else value)
+        await self._scripts.run("configure", *args)
 
     async def forget_routes(self, names: Sequence[str]) -> None:
         """Take routes off the list that nobody serves any more: clients refuse prompts for them then."""
@@ -433,21 +415,11 @@ def _database(redis: Redis) -> int:
     return int(redis.connection_pool.connection_kwargs.get("db") or 0)
 
 
-async def _texts(pipe: Pipeline, key: str) -> list[tuple[str, str]]:
-    found: dict[bytes, bytes] = await pipe.hgetall(key)  # type: ignore[misc]
-    return [(name.decode(), value.decode()) for name, value in found.items()]
-
-
 def _replay(reply: list[Any]) -> Replay | None:
     if not reply:
         return None
     state, token, seq, more, *events = reply
     return Replay(JobState(state.decode()), tuple(events), (int(token), int(seq)), more=bool(more))
-
-
-def _route_of(subject: str) -> str | None:
-    """The route of an endpoint's limit, `e:<route>.<place>`; None for a tenant's."""
-    return subject[2:].rpartition(".")[0] if subject.startswith("e:") else None
 
 
 def _optional(value: int | None) -> Argument:

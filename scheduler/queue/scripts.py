@@ -25,6 +25,7 @@ _DEFINITION = re.compile(
 _SHEBANG = re.compile(r"\A#!lua[^\n]*\n")
 
 NAMES = (
+    "configure",
     "enqueue",
     "claim",
     "renew",
@@ -110,13 +111,21 @@ class Scripts:
             await pipe.execute()
 
     async def run(self, name: str, *args: Argument) -> Any:
-        """Run one script; load it first if the server does not have it."""
-        command = ("EVALSHA", self._shas[name], 1, self._prefix, *args)
+        """Run one script; where the server does not have it, load them all and send this one as it is.
+
+        Not by its hash again: the server may lose them at any moment, by SCRIPT FLUSH or a failover.
+        """
         try:
-            return await self._redis.execute_command(*command)
+            return await self._redis.execute_command(*self._by_hash(name, args))
         except NoScriptError:
             await self.load()
-            return await self._redis.execute_command(*command)
+            return await self._redis.execute_command(*self._in_full(name, args))
+
+    def _by_hash(self, name: str, args: Sequence[Argument]) -> tuple[Argument, ...]:
+        return ("EVALSHA", self._shas[name], 1, self._prefix, *args)
+
+    def _in_full(self, name: str, args: Sequence[Argument]) -> tuple[Argument, ...]:
+        return ("EVAL", self._sources[name], 1, self._prefix, *args)
 
     async def run_all(self, calls: Sequence[Call]) -> list[Any]:
         """Run several scripts in order, in one round trip.
@@ -135,14 +144,14 @@ class Scripts:
 
         Every script may be repeated, so where the server lacked one they are all sent again.
         """
-        replies = await self._send(calls)
+        replies = await self._send([self._by_hash(*call) for call in calls])
         if any(isinstance(reply, NoScriptError) for reply in replies):
             await self.load()
-            replies = await self._send(calls)
+            replies = await self._send([self._in_full(*call) for call in calls])
         return replies
 
-    async def _send(self, calls: Sequence[Call]) -> list[Any]:
+    async def _send(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipe:
-            for name, args in calls:
-                pipe.execute_command("EVALSHA", self._shas[name], 1, self._prefix, *args)
+            for command in commands:
+                pipe.execute_command(*command)
             return await pipe.execute(raise_on_error=False)

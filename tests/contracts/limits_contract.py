@@ -58,6 +58,22 @@ async def tokens_back_at_us(q: QueueDriver, subject: str) -> int:
 class LimitsContract(OnQueue):
     """The behaviour of limits in a `PromptQueue`."""
 
+    @pytest.mark.parametrize(
+        ("limits", "kinds"),
+        [
+            (Limits(), ""),
+            (Limits({"a": RateLimit()}), ""),
+            (Limits({"a": RateLimit(1)}), "t"),
+            (Limits({}, {"e": RateLimit(None, 1)}), "e"),
+            (Limits({"a": RateLimit(1)}, {"e": RateLimit(1)}), "te"),
+        ],
+    )
+    async def test_the_settings_say_what_is_limited_at_all(
+        self, q: QueueDriver, limits: Limits, kinds: str
+    ) -> None:
+        await q.queue.configure(conf={}, routes={"chat": b"{}"}, limits=limits)
+        assert await q.redis.hget(q.queue.keys.fixed("conf"), "limits") == kinds.encode()
+
     # Requests of a tenant
 
     async def test_a_process_that_serves_other_routes_takes_no_limit_away(self, q: QueueDriver) -> None:

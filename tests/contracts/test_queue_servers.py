@@ -11,6 +11,7 @@ from redis.exceptions import OutOfMemoryError
 from scheduler.model import JobState
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import WriteOutcome
+from scheduler.queue.scripts import Scripts
 from tests.contracts.audit_contract import AuditContract
 from tests.contracts.limits_contract import LimitsContract
 from tests.contracts.operators_contract import OperatorsContract
@@ -52,6 +53,8 @@ class TestQueueOnServers(OnServers, QueueContract):
         await q.lose_lease(await q.running("lost"))
         await q.enqueue(*[new_job(name) for name in ("done", "failed", "back", "waits", "purged")])
         await full()
+        await q.queue.load()
+        await q.configure(aging_ms=1000)
         done, failed, back = (await q.claim_all(3)).jobs
         assert await q.publish(done, "x")
         assert await q.finish(done, seq=2)
@@ -93,6 +96,22 @@ class TestQueueOnServers(OnServers, QueueContract):
         await q.redis.script_flush()
         job = await q.running("a")
         await q.redis.script_flush()
+        outcome = await q.queue.write(publications=[deltas(job, "x")], endings=[ending(job, seq=2)])
+        assert outcome == WriteOutcome()
+        assert await q.event_types("a") == ["queued", "delta", "done"]
+
+    async def test_scripts_that_are_lost_again_as_soon_as_they_are_loaded_run(
+        self, q: QueueDriver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load = Scripts.load
+
+        async def load_and_lose(scripts: Scripts) -> None:
+            await load(scripts)
+            await q.redis.script_flush()
+
+        monkeypatch.setattr(Scripts, "load", load_and_lose)
+        await q.redis.script_flush()
+        job = await q.running("a")
         outcome = await q.queue.write(publications=[deltas(job, "x")], endings=[ending(job, seq=2)])
         assert outcome == WriteOutcome()
         assert await q.event_types("a") == ["queued", "delta", "done"]

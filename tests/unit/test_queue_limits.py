@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.queue.keys import lua_keys
-from scheduler.queue.limits import Limits, RateLimit, kinds_of, parse_limit
+from scheduler.queue.limits import Limits, RateLimit, parse_limit
 
 START_US = 1_800_000_000_000_000
 MINUTE_US = 60_000_000
@@ -59,7 +59,7 @@ def ask(limit: RateLimit, arrivals: list[Arrival]) -> list[int]:
     async def run() -> list[bytes]:
         async with fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer()) as redis:
             limits = Limits(tenants={"acme": limit})
-            await redis.hset("q:conf", "limits", kinds_of(limits.fields()))  # type: ignore[misc]  # redis-py has one type for sync and async
+            await redis.hset("q:conf", "limits", "t")  # type: ignore[misc]  # redis-py has one type for sync and async
             await redis.hset("q:limits", mapping=limits.fields())  # type: ignore[misc]  # redis-py has one type for sync and async
             replies: list[bytes] = await redis.eval(script, 1, "q:", *args)  # type: ignore[misc]  # redis-py has one type for sync and async
             return replies
@@ -200,17 +200,3 @@ def test_limits_are_stored_as_they_are_read() -> None:
 @pytest.mark.parametrize("stored", [None, b"", b"60", b"a b", b"1 2 3", b"-1 0"])
 def test_what_is_no_limit_is_none(stored: bytes | None) -> None:
     assert parse_limit(stored) is None
-
-
-@pytest.mark.parametrize(
-    ("limits", "kinds"),
-    [
-        (Limits(), ""),
-        (Limits({"a": RateLimit()}), ""),
-        (Limits({"a": RateLimit(1)}), "t"),
-        (Limits({}, {"e": RateLimit(None, 1)}), "e"),
-        (Limits({"a": RateLimit(1)}, {"e": RateLimit(1)}), "te"),
-    ],
-)
-def test_kinds_say_what_is_limited_at_all(limits: Limits, kinds: str) -> None:
-    assert kinds_of(limits.fields()) == kinds

@@ -1,0 +1,58 @@
+#!lua flags=allow-oom
+-- Publish the queue's settings and limits, and the routes that a worker process serves. What others have said of routes that it
+-- does not serve stays; its tenants take the place of all others. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] how many settings  ARGV[2] how many routes  ARGV[3] how many limits  ARGV[4…] those, in that order: name, value, …
+-- returns 1
+
+local function as_map(flat)
+  local map = {}
+  for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
+  return map
+end
+
+local at = 4
+local function take(n)
+  local taken = {}
+  for i = at, at + 2 * n - 1, 2 do taken[ARGV[i]] = ARGV[i + 1] end
+  at = at + 2 * n
+  return taken
+end
+local conf, routes, limits = take(tonumber(ARGV[1])), take(tonumber(ARGV[2])), take(tonumber(ARGV[3]))
+
+local before, limits_before = as_map(redis.call('HGETALL', conf_key)), as_map(redis.call('HGETALL', limits_key))
+redis.call('HLEN', meta_key) -- what has another type fails here, if at all
+for _, name in ipairs(redis.call('HKEYS', routes_key)) do
+  if not routes[name] then
+    local bound = 'max_waiting:' .. name
+    conf[bound] = conf[bound] or before[bound]
+    for subject, limit in pairs(limits_before) do
+      if string.match(subject, '^e:(.*)%.') == name then limits[subject] = limits[subject] or limit end
+    end
+  end
+end
+
+local limited = {}
+for subject, limit in pairs(limits) do
+  if limit ~= '0 0' then limited[string.sub(subject, 1, 1)] = true end
+end
+conf.limits = (limited.t and 't' or '') .. (limited.e and 'e' or '')
+
+local changed = false
+local function compare(some, others)
+  for subject, limit in pairs(some) do changed = changed or others[subject] ~= limit end
+end
+compare(limits, limits_before)
+compare(limits_before, limits)
+
+redis.call('DEL', conf_key, limits_key)
+for name, value in pairs(conf) do redis.call('HSET', conf_key, name, value) end
+for name, about in pairs(routes) do redis.call('HSET', routes_key, name, about) end
+for subject, limit in pairs(limits) do
+  redis.call('HSET', limits_key, subject, limit)
+  -- What was used under another limit says nothing under this one.
+  if (limits_before[subject] or limit) ~= limit then redis.call('DEL', bucket_key(subject)) end
+end
+-- Held jobs may have to wait no more: tick looks at all of them.
+if changed then redis.call('HSET', meta_key, 'limits changed', '0 0') end
+return 1
