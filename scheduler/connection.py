@@ -6,13 +6,15 @@ import asyncio
 import itertools
 import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
 from redis import exceptions as redis_errors
 from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
@@ -29,19 +31,28 @@ from scheduler.errors import (
 from scheduler.sentinel import SentinelUrl, is_sentinel
 
 OLDEST = (7, 0)
+FIRST_ANSWER_S = 2.0
 AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.BusyLoadingError, OSError)
 """What redis-py raises while a server cannot be reached; the same call may succeed later."""
 
-# What a whole server says for a while: after a failover, with a full disk or memory, without its replicas.
-_SERVER_ERRORS = (
+# What a server that is there says for a while: after a failover, with a full disk or memory, or alone.
+_REFUSALS = (
     redis_errors.ReadOnlyError,
     redis_errors.MasterDownError,
     redis_errors.ClusterDownError,
     redis_errors.TryAgainError,
     redis_errors.OutOfMemoryError,
+    redis_errors.BusyLoadingError,
 )
-# UNBLOCKED: who waited for work when the server became a replica.
-_SERVER_CODES = ("MISCONF ", "NOREPLICAS ", "BUSY ", "MASTERDOWN ", "UNBLOCKED ")
+# Those for which redis-py has no class, and all of them where EXEC says why it gives a transaction up; before
+# them redis-py writes which command of a pipeline it was. UNBLOCKED: the server became a replica meanwhile.
+_REFUSAL = re.compile(
+    r"""(?:Command\ \#\ \d+\ \(.*\)\ of\ pipeline\ caused\ error:\ (?:\(?['"])?)?
+    (?:(?:MISCONF|NOREPLICAS|BUSY|MASTERDOWN|UNBLOCKED)\ |
+    Transaction\ discarded\ because\ of:\ -?
+    (?:READONLY|OOM|LOADING|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|BUSY|MASTERDOWN)\ )""",
+    re.DOTALL | re.VERBOSE,
+)
 
 _AUTH = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redis_errors.NoPermissionError)
 
@@ -53,16 +64,86 @@ _DEAD_PEER = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USE
 _PASSWORD = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 
 
-def open_redis(url: str, *, retries: int = 3) -> Redis:
+def open_redis(url: str, *, retries: int = 3, timeout_s: float | None = None) -> Redis:
     """Make a client. No connection is opened before the first command.
 
-    A command whose reply was lost is sent again up to `retries` times: use it with commands that bear it.
+    A command whose reply was lost is sent again up to `retries` times: use it with commands that bear it. All
+    of that has `timeout_s`, if any.
 
     Raises:
         ConfigError: the URL cannot be used.
     """
-    client: Redis = Redis.from_pool(connection_pool(url, retries=retries))
+    client = TimedRedis(connection_pool=connection_pool(url, retries=retries))
+    client.auto_close_connection_pool = True
+    client.timeout_s = timeout_s
     return client
+
+
+class TimedRedis(Redis):
+    """A client that gives every command, and every pipeline, `timeout_s` for all of its tries.
+
+    A server that was stopped keeps its connections open and answers nothing. What waits on the server (BLPOP)
+    has its own time beside. Late is `redis.exceptions.TimeoutError`, as if the server had gone.
+    """
+
+    timeout_s: float | None = None
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run a command."""
+        limit_s = self.timeout_s
+        if limit_s is not None and args[0] == "BLPOP":
+            limit_s += float(args[-1])
+        try:
+            async with asyncio.timeout(limit_s):
+                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        except TimeoutError:
+            raise too_late(limit_s) from None
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Make a pipeline."""
+        pipe = TimedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipe.timeout_s = self.timeout_s
+        return pipe
+
+
+class TimedPipeline(Pipeline):
+    """The pipeline of a `TimedRedis`."""
+
+    timeout_s: float | None = None
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Run what is in it."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await super().execute(raise_on_error)
+        except TimeoutError:
+            raise too_late(self.timeout_s) from None
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run a command that does not wait for the others, after WATCH."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        except TimeoutError:
+            raise too_late(self.timeout_s) from None
+
+    async def reset(self) -> None:
+        """Forget what is in it. A connection that cannot be told to watch no more is closed."""
+        if self.connection is not None and not self.connection.is_connected:
+            self.watching = False
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await super().reset()  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        except (redis_errors.RedisError, OSError):
+            self.watching = False
+            if self.connection is not None:
+                await self.connection.disconnect(nowait=True)
+            await super().reset()  # type: ignore[no-untyped-call]  # redis-py has no types for it
+
+
+def too_late(limit_s: float | None) -> redis_errors.TimeoutError:
+    """The error for a server that has not answered in time."""
+    return redis_errors.TimeoutError(f"no answer within {limit_s:g} s" if limit_s else "no answer")
 
 
 def connection_pool(url: str, *, retries: int) -> ConnectionPool:
@@ -141,7 +222,12 @@ class _Pool(ConnectionPool):
 
 def passes(error: BaseException) -> bool:
     """Whether it is the server's trouble and not the command's: the same command may go through later."""
-    return isinstance(error, (*AWAY, *_SERVER_ERRORS)) or str(error).startswith(_SERVER_CODES)
+    return isinstance(error, AWAY) or refuses(error)
+
+
+def refuses(error: BaseException | None) -> bool:
+    """Whether a server that is there takes no commands, or no writes, for a while."""
+    return isinstance(error, _REFUSALS) or _REFUSAL.match(str(error)) is not None
 
 
 async def leave_demoted(redis: Redis, error: BaseException) -> None:
@@ -188,6 +274,34 @@ async def check_server(redis: Redis, url: str) -> tuple[int, ...]:
     return version
 
 
+async def wait_for_server(url: str, limit_s: float, *, tell: Callable[[str], None]) -> None:
+    """Return once a usable server answers. One that is there and takes no commands for now is waited for.
+
+    `tell` hears of that once.
+
+    Raises:
+        RedisUnavailable: none did within `limit_s` seconds.
+        RedisAuthError, RedisTooOld, ConfigError: at once.
+    """
+    give_up_at, has_told = time.monotonic() + limit_s, False
+    redis = open_redis(url, retries=0, timeout_s=FIRST_ANSWER_S)
+    try:
+        while True:
+            try:
+                await check_server(redis, url)
+                return
+            except RedisError as error:
+                if refuses(error.__cause__):
+                    if not has_told:
+                        tell(str(error))
+                    give_up_at, has_told = time.monotonic() + limit_s, True
+                elif not isinstance(error, RedisUnavailable) or time.monotonic() >= give_up_at:
+                    raise
+                await asyncio.sleep(0.2)
+    finally:
+        await redis.aclose()
+
+
 def too_old(version: str, url: str) -> RedisTooOld:
     """The error for a server that lacks what is used."""
     return RedisTooOld(f"Redis {version} at {mask(url)} is too old: use Redis 7.0 or later, or Valkey")
@@ -227,6 +341,10 @@ def translate(error: Exception, url: str) -> RedisError:
         return RedisUnavailable(
             f"Redis at {where} has a certificate that is not accepted ({_cause(error)}); name its CA with "
             "?ssl_ca_certs=/path/to/ca.pem or SSL_CERT_FILE, and the host as the certificate does"
+        )
+    if refuses(error):
+        return RedisUnavailable(
+            f"Redis at {where} takes no commands, or no writes, for now: {text}; wait until it does"
         )
     if isinstance(error, AWAY):
         return RedisUnavailable(

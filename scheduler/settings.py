@@ -288,6 +288,7 @@ class Settings(_Strict, BaseSettings):
     max_running: int = Field(default=256, ge=1, le=100_000)
     drain_s: float = Field(default=30.0, ge=0)
     redis_wait_s: float = Field(default=10.0, ge=0)
+    redis_timeout_s: float = Field(default=10.0, ge=0.1, le=3600)
     traces: bool = False
     traces_per_s: float = Field(default=50.0, gt=0, le=MOST)
 

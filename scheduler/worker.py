@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -24,16 +23,31 @@ import click
 import orjson
 from arq import Retry as ArqRetry
 from arq import func
-from arq.connections import ArqRedis, RedisSettings
+from arq.connections import RedisSettings
 from redis.asyncio.connection import parse_url
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 
+from scheduler.arq_pool import PatientArqRedis
 from scheduler.client import AsyncClient
-from scheduler.connection import check_server, connection_pool, open_redis, tls_options, translate, translated
+from scheduler.connection import (
+    connection_pool,
+    open_redis,
+    tls_options,
+    translate,
+    translated,
+    wait_for_server,
+)
 from scheduler.embedded import EmbeddedServer
-from scheduler.engine import Engine, SettingsReloader, worker_id
-from scheduler.errors import ConfigError, InvalidRequest, RedisUnavailable, ResultTimeout, SchedulerError
+from scheduler.engine import Engine, Outage, SettingsReloader, worker_id
+from scheduler.errors import (
+    ConfigError,
+    InvalidRequest,
+    RedisOutOfMemory,
+    RedisUnavailable,
+    ResultTimeout,
+    SchedulerError,
+)
 from scheduler.logs import OURS, identify, is_ours, set_up, wordless
 from scheduler.model import PromptRequest
 from scheduler.queue.keys import Keys
@@ -48,11 +62,6 @@ RUN_PROMPT_WAIT_S = 60.0
 RUN_PROMPT_TIMEOUT_S = 75.0
 RUN_PROMPT_TRIES = 100_000
 RUN_PROMPT_MAX = 1000
-
-# arq ends when its Redis is away for longer than its client is patient.
-ARQ_RETRIES = 1000
-
-FIRST_ANSWER_S = 2.0
 
 # What arq says of each of its jobs, and every ten seconds.
 ARQ_CHATTER = ("→", "←", "↻", "⊘", "recording health")
@@ -79,18 +88,23 @@ def worker_settings() -> type:
         elif url == EMBEDDED:
             url = EmbeddedServer.running_url(settings.data_dir)
         if not checking:
-            wait_for_redis(url, settings.redis_wait_s)
+            asyncio.run(wait_for_server(url, settings.redis_wait_s, tell=_say))
             _set_event_loop()
         return _make_class(settings, url, server)
     except SchedulerError as error:
-        print(f"prompt-scheduler: {error}", file=sys.stderr)  # noqa: T201  logging is not set up yet
+        _say(str(error))
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def _say(words: str) -> None:
+    print(f"prompt-scheduler: {words}", file=sys.stderr)  # noqa: T201  logging is not set up yet
 
 
 def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> type:
     keys = Keys(settings.queue)
     _listen_to_arq(settings)
-    host = _Host(settings, url, server)
+    outage = Outage()
+    host = _Host(settings, url, server, outage)
     burst = bool(_arq_option("burst"))
     attributes: dict[str, Any] = {
         "functions": [
@@ -119,7 +133,14 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
         "on_shutdown": host.on_shutdown,
     }
     if not _arq_option("check"):
-        attributes["redis_pool"] = _arq_pool(url, keys.fixed("arq"))
+        attributes["redis_pool"] = PatientArqRedis(
+            connection_pool(url, retries=3),
+            outage=outage,
+            timeout_s=settings.redis_timeout_s,
+            default_queue_name=keys.fixed("arq"),
+            job_serializer=encode_arq,
+            job_deserializer=decode_arq,
+        )
     return type("WorkerSettings", (), attributes)
 
 
@@ -162,16 +183,6 @@ async def _primary(url: str) -> tuple[str, int]:
         await pool.disconnect()
 
 
-def _arq_pool(url: str, queue_name: str) -> ArqRedis:
-    """A pool on which arq lives through outages of Redis. It has been seen to answer: it may be patient."""
-    return ArqRedis(
-        connection_pool(url, retries=ARQ_RETRIES),
-        default_queue_name=queue_name,
-        job_serializer=encode_arq,
-        job_deserializer=decode_arq,
-    )
-
-
 def encode_arq(value: Any) -> bytes:
     """What arq stores of a job, as JSON. An exception becomes its `code` and `message`."""
     return orjson.dumps(value, default=_error_fields)
@@ -200,40 +211,14 @@ def _error_fields(value: Any) -> dict[str, str]:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def wait_for_redis(url: str, limit_s: float) -> None:
-    """Return once a usable Redis answers.
-
-    Raises:
-        RedisUnavailable: none did within `limit_s` seconds.
-        RedisAuthError, RedisTooOld, ConfigError: at once.
-    """
-    asyncio.run(_until_redis_answers(url, limit_s))
-
-
-async def _until_redis_answers(url: str, limit_s: float) -> None:
-    give_up_at = time.monotonic() + limit_s
-    redis = open_redis(url, retries=0)
-    try:
-        while True:
-            try:
-                async with asyncio.timeout(FIRST_ANSWER_S):
-                    await check_server(redis, url)
-                return
-            except (RedisUnavailable, TimeoutError) as error:
-                if time.monotonic() >= give_up_at:
-                    raise translate(error, url) if isinstance(error, TimeoutError) else error from None
-                await asyncio.sleep(0.2)
-    finally:
-        await redis.aclose()
-
-
 class _Host:
     """What one worker process holds between arq's start and its end."""
 
-    def __init__(self, settings: Settings, url: str, server: EmbeddedServer | None) -> None:
+    def __init__(self, settings: Settings, url: str, server: EmbeddedServer | None, outage: Outage) -> None:
         self._settings = settings
         self._url = url
         self._server = server
+        self._outage = outage
         self._engine: Engine | None = None
         self._client: AsyncClient | None = None
         self._telemetry: Telemetry | None = None
@@ -245,7 +230,7 @@ class _Host:
         """Start the engine, and take the signals over from arq."""
         _show_logs(self._settings)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
-        redis = open_redis(self._url)
+        redis = open_redis(self._url, timeout_s=self._settings.redis_timeout_s)
         try:
             name = worker_id(self._settings)
             self._telemetry = Telemetry(self._settings, instance=name)
@@ -255,11 +240,11 @@ class _Host:
                 name=name,
                 observers=self._telemetry.observers,
                 connect=partial(open_redis, self._url, retries=0),
+                outage=self._outage,
             )
             identify(queue=self._settings.queue, worker=self._engine.id)
             self._reloader = SettingsReloader(self._engine, load_settings, config_path())
             self._client = AsyncClient(self._url, settings=self._settings)
-            await self._client.connect()
             await self._telemetry.start(self._engine)
             await self._engine.start()
         except (SchedulerError, RedisError, OSError) as error:
@@ -339,7 +324,11 @@ class _Host:
         if not isinstance(request, dict):
             raise InvalidRequest("request: give run_prompt one mapping with the fields of PromptRequest")
         fields = {"job_id": _job_id(context), **request}
-        job = await self._client.enqueue(PromptRequest.parse(**fields))
+        try:
+            await self._client.connect()
+            job = await self._client.enqueue(PromptRequest.parse(**fields))
+        except (RedisUnavailable, RedisOutOfMemory):
+            raise ArqRetry(defer=1) from None
         return await self._unless_leaving(lambda: job.result(timeout_s=RUN_PROMPT_WAIT_S))
 
     async def _unless_leaving(self, wait: Callable[[], Any]) -> dict[str, Any]:

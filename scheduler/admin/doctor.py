@@ -50,7 +50,7 @@ class Finding:
 
 async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding, None]:
     """Look at everything; yields each finding once it is known. `redis_url` is where the server listens."""
-    redis = open_redis(redis_url, retries=0)
+    redis = open_redis(redis_url, retries=0, timeout_s=settings.redis_timeout_s)
     try:
         queue = None
         try:

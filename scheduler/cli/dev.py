@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
@@ -19,7 +20,7 @@ from rich.console import Console
 from scheduler.cli.events import event_text
 from scheduler.cli.output import console
 from scheduler.cli.session import Session, redis_errors, session
-from scheduler.connection import check_server, mask, open_redis
+from scheduler.connection import mask, open_redis, wait_for_server
 from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine, SettingsReloader, worker_id
 from scheduler.errors import ConfigError, SchedulerError
@@ -28,6 +29,8 @@ from scheduler.logs import set_up
 from scheduler.queue import PromptQueue
 from scheduler.settings import EMBEDDED, Settings, config_path
 from scheduler.telemetry.host import Telemetry
+
+logger = logging.getLogger(__name__)
 
 DRAIN_S = 5.0  # unless drain_s is set: somebody sits before it and waits
 LISTEN_AGAIN_S = 1.0
@@ -119,11 +122,11 @@ async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -
     shown = console(stderr=True)
     # What it shows beside its log is for people anyway.
     set_up("human" if settings.log_format == "auto" else settings.log_format, settings.log_level)
-    redis = open_redis(url)
+    redis = open_redis(url, timeout_s=settings.redis_timeout_s)
     async with AsyncExitStack() as stack:
         stack.enter_context(redis_errors(url))
         stack.push_async_callback(redis.aclose)
-        await check_server(redis, url)
+        await wait_for_server(url, 0, tell=logger.warning)
         name = worker_id(settings)
         telemetry = Telemetry(settings, instance=name)
         stack.push_async_callback(telemetry.stop)

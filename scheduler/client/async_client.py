@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -18,7 +18,7 @@ from scheduler.client.job import Job
 from scheduler.client.routes import KnownRoutes
 from scheduler.client.submission import new_job
 from scheduler.coalescer import Chunks, Coalescer
-from scheduler.connection import check_server, open_redis, translated
+from scheduler.connection import check_server, open_redis, too_late, translated
 from scheduler.embedded import EmbeddedServer
 from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError
 from scheduler.model import DedupMode, GenerationParams, JobResult, Message, PromptRequest
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 MAX_COMMANDS = 32
 # Each wait for room in a full queue holds a connection as well; the others wait their turn.
 MAX_SPACE_WAITS = 4
+SPACE_LOOK_S = 1.0
 BREATHE_EVERY = 16
 """Of so many jobs that are made in a row, the event loop has a turn before the next."""
 
@@ -94,6 +95,7 @@ class AsyncClient:
         # Made anew by each connect, for the event loop that it runs in.
         self._loop: asyncio.AbstractEventLoop
         self._commands: asyncio.Semaphore
+        self._answered_at: float  # when a command was last answered, on the loop's clock
         self._space_waits: asyncio.Semaphore
 
     async def __aenter__(self) -> Self:
@@ -140,7 +142,7 @@ class AsyncClient:
         if self.settings.redis_url.get_secret_value() == EMBEDDED:
             self._server = EmbeddedServer(self.settings.data_dir)
             await asyncio.to_thread(self._server.start)
-        redis = open_redis(self.redis_url)
+        redis = open_redis(self.redis_url, timeout_s=self.settings.redis_timeout_s)
         try:
             await check_server(redis, self.redis_url)
         except BaseException:
@@ -151,6 +153,7 @@ class AsyncClient:
     def _attach(self, redis: Redis, *, script_flags: bool) -> None:
         self._loop = asyncio.get_running_loop()
         self._commands = asyncio.Semaphore(MAX_COMMANDS)
+        self._answered_at = self._loop.time()
         self._space_waits = asyncio.Semaphore(MAX_SPACE_WAITS)
         queue = self._queue = PromptQueue(redis, self.settings.queue, script_flags=script_flags)
         self._subscriptions = Subscriptions(redis)
@@ -190,9 +193,26 @@ class AsyncClient:
     async def commands(self) -> AsyncIterator[PromptQueue]:
         """The queue, for a few callers at a time, with redis-py's errors raised as those of this package."""
         self._check_usable()
-        async with self._commands:
-            with translated(self.redis_url):
+        with translated(self.redis_url):
+            await self._take_turn()
+            try:
                 yield self.queue
+                self._answered_at = self._loop.time()
+            finally:
+                self._commands.release()
+
+    async def _take_turn(self) -> None:
+        """Wait for one's turn: as long as others have answers, or for the limit of one command."""
+        limit_s = self.settings.redis_timeout_s
+        while True:
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._commands.acquire()
+            except TimeoutError:
+                if self._loop.time() - self._answered_at >= limit_s:
+                    raise too_late(limit_s) from None
+            else:
+                return
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[tuple[ReplayPort, Subscriptions]]:
@@ -338,9 +358,11 @@ class AsyncClient:
                 await self._space_waits.acquire()
         except TimeoutError:
             return
+        # Redis ends the wait by the clock of its host, which may be put back meanwhile.
         try:
-            with translated(self.redis_url):
-                await self.queue.wait_for_space(max(0.01, min(1.0, limit_s)))
+            with suppress(TimeoutError), translated(self.redis_url):
+                async with asyncio.timeout(2 * SPACE_LOOK_S):
+                    await self.queue.wait_for_space(max(0.01, min(SPACE_LOOK_S, limit_s)))
         finally:
             self._space_waits.release()
 

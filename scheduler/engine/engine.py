@@ -91,6 +91,7 @@ FIXED = (
     "log_format",
     "lease_s",
     "redis_wait_s",
+    "redis_timeout_s",
     "metrics_port",
     "metrics_host",
     "traces",
@@ -215,12 +216,12 @@ class Engine:
         return round(self.settings.lease_s * 1000)
 
     async def start(self) -> None:
-        """Publish the settings, and begin to claim.
+        """Publish the settings, and begin to claim. Waits while Redis is away, or takes no writes.
 
         Raises:
             ConfigError: a stage cannot start.
             SchedulerError: this engine has been stopped before.
-            redis.exceptions.RedisError: Redis cannot be reached.
+            redis.exceptions.RedisError: Redis refuses for good, for want of a right, say.
         """
         if self._stopping is not None:
             raise SchedulerError("this engine has been stopped and does not start again: make another")
@@ -237,10 +238,7 @@ class Engine:
         self._started_at_ms = time.time_ns() // 1_000_000
         for route in self.routes.values():
             await route.start(self._endpoint_changed, self._observers)
-        await self.queue.load()
-        await self._publish_settings()
-        await self._renew(())
-        await self._shares.update(self.endpoints)
+        await self._patience.until_done(self._enter)
         await self._writer.start()
         if self._keeper is not None:
             self._keeper.start()
@@ -251,6 +249,13 @@ class Engine:
         self._serve("control", self._listen)
         self._claimer = asyncio.create_task(self._supervise("claim", self._claim_forever), name="claim")
         logger.info("worker %s serves %s from queue %r", self.id, ", ".join(self.routes), self.settings.queue)
+
+    async def _enter(self) -> None:
+        """Make sure of the scripts, and tell others what this process serves."""
+        await self.queue.load()
+        await self._publish_settings()
+        await self._renew(())
+        await self._shares.update(self.endpoints)
 
     async def stop(self, *, drain_s: float | None = None) -> None:
         """Stop claiming, finish what runs within `drain_s` (default: the setting), give back the rest.
@@ -498,9 +503,12 @@ class Engine:
     async def _wait_for_token(self, lanes: Collection[tuple[str, bool]]) -> None:
         urgent = sorted(lane for lane, urgent_only in lanes if urgent_only)
         others = sorted(lane for lane, urgent_only in lanes if not urgent_only)
-        await self._patience.until_done(
-            lambda: self.queue.wait_for_work(others, BLOCK_S, urgent_lanes=urgent)
-        )
+        # Redis ends the wait by the clock of its host, which may be put back meanwhile.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2 * BLOCK_S):
+                await self._patience.until_done(
+                    lambda: self.queue.wait_for_work(others, BLOCK_S, urgent_lanes=urgent)
+                )
 
     def _woken(self, waker: asyncio.Task[None]) -> None:
         if not waker.cancelled() and (error := waker.exception()):

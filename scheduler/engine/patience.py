@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from scheduler.connection import leave_demoted, passes
 
@@ -29,6 +29,7 @@ class Outage:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.is_away = False
+        self.is_full = False
         self.changes = 0
         self._began_at: float | None = None  # of the first outage that no tick has told of
         self._ended_at = 0.0
@@ -53,6 +54,18 @@ class Outage:
             self.changes += 1
             self._ended_at = self._clock()
             logger.info("Redis is back")
+
+    def filled(self, error: Exception) -> None:
+        """A write was refused for want of memory. Scripts that may still write: that is no outage."""
+        if not self.is_full:
+            self.is_full = True
+            logger.warning("Redis is full (%s); it takes no new jobs, and those that it has go on", error)
+
+    def has_room(self) -> None:
+        """A write was not refused."""
+        if self.is_full:
+            self.is_full = False
+            logger.info("Redis has room again")
 
     @property
     def untold_ms(self) -> int:
@@ -92,7 +105,8 @@ class Patience:
             except (RedisError, OSError) as error:
                 if not passes(error):
                     raise
-                self.outage.began(since, error)
+                if not isinstance(error, OutOfMemoryError):
+                    self.outage.began(since, error)
                 await leave_demoted(self._redis, error)
                 await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
                 delay_s = min(1.0, delay_s * 2)

@@ -140,17 +140,17 @@ async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
         await client.run("the first", model="echo", timeout_s=SOON_S)
         await until(lambda: engine._will_be_woken(engine._room()))
         called: Counter[str] = Counter()
-        send, run = Scripts._send, Scripts.run
+        run_each, run = Scripts.run_each, Scripts.run
 
-        async def counted_send(scripts: Scripts, calls: Sequence[Call]) -> list[Any]:
+        async def counted_run_each(scripts: Scripts, calls: Sequence[Call]) -> list[Any]:
             called.update(name for name, _ in calls)
-            return await send(scripts, calls)
+            return await run_each(scripts, calls)
 
         async def counted_run(scripts: Scripts, name: str, *args: Argument) -> Any:
             called[name] += 1
             return await run(scripts, name, *args)
 
-        monkeypatch.setattr(Scripts, "_send", counted_send)
+        monkeypatch.setattr(Scripts, "run_each", counted_run_each)
         monkeypatch.setattr(Scripts, "run", counted_run)
         await client.run("the next", model="echo", timeout_s=SOON_S)
         await until(lambda: engine._will_be_woken(engine._room()) and not engine.running)

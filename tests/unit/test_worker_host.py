@@ -20,8 +20,9 @@ import scheduler
 from scheduler import InvalidRequest, JobFailed, ResultTimeout
 from scheduler import worker as host_module
 from scheduler.embedded import EmbeddedServer
+from scheduler.engine import Outage
 from scheduler.testing import local_scheduler
-from scheduler.worker import encode_arq, wait_for_redis, worker_settings
+from scheduler.worker import encode_arq, worker_settings
 from tests.patience import SOON_S
 
 NOBODY = "redis://127.0.0.1:1"
@@ -40,7 +41,7 @@ def context_of(job_id: str = "j1", at: datetime = datetime(2026, 1, 1, tzinfo=UT
 
 
 async def host_of(client: Any) -> host_module._Host:
-    host = host_module._Host(client.settings, client.redis_url, None)
+    host = host_module._Host(client.settings, client.redis_url, None, Outage())
     host._client = client
     return host
 
@@ -50,9 +51,9 @@ def test_check_starts_nothing_and_needs_no_server(checking: Any, monkeypatch: py
         raise AssertionError("something was started")
 
     monkeypatch.setattr(EmbeddedServer, "start", refuse)
-    monkeypatch.setattr(host_module, "wait_for_redis", refuse)
+    monkeypatch.setattr(host_module, "wait_for_server", refuse)
     monkeypatch.setattr(host_module, "_set_event_loop", refuse)
-    monkeypatch.setattr(host_module, "_arq_pool", refuse)
+    monkeypatch.setattr(host_module, "PatientArqRedis", refuse)
     monkeypatch.setenv("SCHEDULER_REDIS_URL", NOBODY)
     monkeypatch.setenv("SCHEDULER_WORKER_NAME", "w7")
     settings: Any = worker_settings()
@@ -109,10 +110,6 @@ def test_without_redis_it_ends_with_one_line(
     assert "ret@" not in said
 
 
-def test_waiting_for_redis_ends_when_it_answers(valkey_url: str) -> None:
-    wait_for_redis(valkey_url, 5)
-
-
 async def test_a_second_run_joins_the_job_of_the_first() -> None:
     async with local_scheduler() as client:
         host = await host_of(client)
@@ -158,7 +155,7 @@ async def test_a_wait_that_is_over_asks_arq_to_wait_again(monkeypatch: pytest.Mo
 
 
 async def test_before_the_start_a_prompt_waits() -> None:
-    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None)
+    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None, Outage())
     with pytest.raises(ArqRetry):
         await host.run_prompt(context_of(), {"prompt": "x"})
 
@@ -187,7 +184,7 @@ async def test_stopping_ends_arqs_main_task_though_the_engine_fails_to_stop(
         async def stop(self) -> None:
             raise RuntimeError("cannot stop")
 
-    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None)
+    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None, Outage())
     host._engine = Broken()  # type: ignore[assignment]  # stands in for the real one
     monkeypatch.setattr(host_module, "FAREWELL_S", 60.0)
     main = asyncio.create_task(asyncio.sleep(60))
@@ -207,7 +204,7 @@ async def test_arq_cannot_hold_up_the_end_while_redis_is_away(monkeypatch: pytes
         left.set()
 
     monkeypatch.setattr(os, "_exit", leave)
-    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None)
+    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None, Outage())
     await host._stop(None)
     await asyncio.wait_for(left.wait(), SOON_S)
     assert codes == [0]
