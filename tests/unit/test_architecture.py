@@ -157,7 +157,7 @@ def test_keys_are_spelled_in_one_file(path: Path) -> None:
 
 
 # A call site is named after its script, but for what callers know under another name.
-CALLED_BY = {"replay": "replay_many", "reprioritize": "set_priority"}
+CALLED_BY = {"replay": "replay_many", "reprioritize": "set_priority", "tend": "tick"}
 
 
 def scripts() -> list[str]:
