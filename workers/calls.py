@@ -8,8 +8,11 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from workers.base import Generation, Output, Piece
-from workers.errors import RequestRejected
+from workers.errors import RequestRejected, WorkerError
 from workers.http import HttpEndpoint
+from workers.optional_fields import NO_OPTIONAL_FIELDS, Attempts, OptionalFields
+from workers.refusals import refusal_of
+from workers.surrogates import SurrogateJoiner
 
 SHORT_TOKENS = 64
 """Up to so many tokens an answer that is wanted whole is not streamed on the wire either.
@@ -20,6 +23,14 @@ little that would run on if the call were cancelled.
 
 MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What reading the fields of an answer raises when they are not what they should be."""
+
+
+class ReportedError(Exception):
+    """The server reported an error in a form of its own kind of answer."""
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.answer = answer
 
 
 class AnswerReader(Protocol):
@@ -37,11 +48,19 @@ class AnswerReader(Protocol):
     def complete(self) -> bool: ...
 
     def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        """What one event says."""
+        """What one event says.
+
+        Raises:
+            ReportedError: it is an error.
+        """
         ...
 
     def finish(self) -> Sequence[Output]:
-        """The ends that had to wait for the end of the stream."""
+        """The ends that had to wait for the end of the stream.
+
+        Called when none is `missing`, or when the server has said that this is the end: then a prompt that
+        has an answer and no end may be given one.
+        """
         ...
 
 
@@ -52,28 +71,47 @@ async def answers(
     reader: AnswerReader,
     *,
     headers: Mapping[str, str] | None = None,
+    optional: OptionalFields = NO_OPTIONAL_FIELDS,
 ) -> AsyncGenerator[Output, None]:
     """Make one call and yield what `reader` makes of its events.
+
+    It is made again without those `optional` fields that the server refuses. Once all prompts have their ends
+    no failure harms them.
 
     Raises:
         WorkerError: the call failed, was cut off, or its answer is malformed.
     """
-    async with endpoint.stream(path, body, headers=headers) as stream:
-        async for events in stream:
-            for event in events:
-                try:
-                    outputs = reader.read(event)
-                except MALFORMED:
-                    raise endpoint.malformed() from None
-                for output in outputs:
-                    stream.output_began()
-                    yield output
-            if reader.complete:
-                return
+    attempts = Attempts(body, optional)
+    joiner = SurrogateJoiner()
+    again = True
+    said_done = False
+    while again:
+        again = began = False
+        try:
+            async with endpoint.stream(path, attempts.body, headers=headers) as stream:
+                attempts.accepted()
+                async for events in stream:
+                    for event in events:
+                        outputs = _read(endpoint, reader, event)
+                        for output in joiner.mend(outputs) if stream.lenient else outputs:
+                            began = True
+                            stream.output_began()
+                            yield output
+                    if reader.complete:
+                        return
+                    if not reader.missing:
+                        stream.answer_ended()
+                said_done = stream.said_done
+        except WorkerError as error:
+            if reader.missing:
+                again = not began and attempts.give_way(error)
+                if not again:
+                    raise
+    if said_done or not reader.missing:
+        for output in joiner.mend(reader.finish()):
+            yield output
     if reader.missing:
         raise endpoint.cut_off(reader.missing, reader.total)
-    for output in reader.finish():
-        yield output
 
 
 def is_short(generation: Generation) -> bool:
@@ -90,23 +128,49 @@ async def answers_at_once(
     events: Callable[[Any], Iterable[Mapping[str, Any]]],
     *,
     headers: Mapping[str, str] | None = None,
+    optional: OptionalFields = NO_OPTIONAL_FIELDS,
 ) -> AsyncGenerator[Output, None]:
     """The same without a stream: `events` are what `reader` would have read, made of the whole answer.
 
     Raises:
         WorkerError: the call failed, or its answer is malformed.
     """
-    answer = await endpoint.post(path, body, headers=headers)
+    answer = await _posted(endpoint, path, Attempts(body, optional), headers)
     try:
-        outputs = [output for event in events(answer) for output in reader.read(event)]
+        parts = tuple(events(answer))
     except MALFORMED:
         raise endpoint.malformed() from None
-    for output in outputs:
+    outputs = [output for event in parts for output in _read(endpoint, reader, event)]
+    joiner = SurrogateJoiner()
+    for output in joiner.mend(outputs):
         yield output
     if reader.missing:
         raise endpoint.cut_off(reader.missing, reader.total)
-    for output in reader.finish():
+    for output in joiner.mend(reader.finish()):
         yield output
+
+
+def _read(endpoint: HttpEndpoint, reader: AnswerReader, event: Mapping[str, Any]) -> Sequence[Output]:
+    try:
+        return reader.read(event)
+    except ReportedError as reported:
+        raise endpoint.error(refusal_of(reported.answer)) from None
+    except MALFORMED:
+        raise endpoint.malformed() from None
+
+
+async def _posted(
+    endpoint: HttpEndpoint, path: str, attempts: Attempts, headers: Mapping[str, str] | None
+) -> Any:
+    while True:
+        try:
+            answer = await endpoint.post(path, attempts.body, headers=headers)
+        except WorkerError as error:
+            if not attempts.give_way(error):
+                raise
+        else:
+            attempts.accepted()
+            return answer
 
 
 async def whole(outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output, None]:

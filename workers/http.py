@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import orjson
 
+from workers import lenient_json
 from workers.base import EndpointConfig
 from workers.errors import (
     ContextOverflow,
@@ -34,36 +35,29 @@ from workers.errors import (
 from workers.headers import own_headers, secrets_of
 from workers.lanes import Lanes
 from workers.network import MAX_PORT, proxy_of, tls_context
-from workers.sse import SseDecoder
+from workers.refusals import MAX_WORDS, Refusal, json_of, refusal_in_answer, refusal_of
+from workers.sse import BYTE_ORDER_MARK, SseDecoder
 
 CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 5.0
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
-MAX_WORDS = 500
 
 # Servers close idle connections (llama-server after 5 s); let go of them before they do.
 _KEEPALIVE_S = 4.0
+# After its answer a server that leaves the connection open has so long to send the usage.
+_REST_S = 1.0
 # What remains after the last event is a few bytes. Reading them saves the connection for the next call.
 _DRAIN_S = 1.0
 
 _CONTEXT_KINDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
 _CONTEXT_WORDS = ("maximum context length", "maximum model length")  # vLLM gives it no name
 _ACCOUNT_KINDS = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_HEARTBEATS = frozenset({b"", b"ping", b"pong", b"heartbeat", b"keepalive", b"keep-alive"})
+# Read without being asked for. What else is said to be an encoding ("none", "utf-8") is taken to be none.
+_ENCODINGS = frozenset({"gzip", "deflate"})
+_UNREADABLE_ENCODINGS = frozenset({"br", "zstd", "compress", "x-compress", "x-gzip"})
 _BUSY_KINDS = frozenset({"rate_limit_exceeded", "rate_limit_error", "overloaded_error"})
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An error that the server sent, as a response or inside a stream.
-
-    `kind` is the server's own name for it, `words` its message, both empty where it gave none.
-    """
-
-    status: int
-    kind: str = ""
-    words: str = ""
-    retry_after_s: float | None = None
 
 
 Translator = Callable[[Refusal], type[WorkerError]]
@@ -153,7 +147,10 @@ class HttpEndpoint:
         """
         limit = self._whole_call()
         async with self._answer("POST", path, _encoded(body), limit, headers) as response:
-            return self._json(await self._body(response, limit, MAX_BODY_BYTES))
+            answer = self._json(await self._body(response, limit, MAX_BODY_BYTES))
+        if (refusal := refusal_in_answer(answer)) is not None:
+            raise self.error(refusal)
+        return answer
 
     @asynccontextmanager
     async def stream(
@@ -164,7 +161,7 @@ class HttpEndpoint:
         `headers` are this request's alone.
 
         Raises:
-            WorkerError: the server did not answer, or not with an event stream.
+            WorkerError: the server did not answer.
         """
         whole_call = self._whole_call()
         limit = whole_call.or_sooner(
@@ -174,9 +171,6 @@ class HttpEndpoint:
             )
         )
         async with self._answer("POST", path, _encoded(body), limit, headers) as response:
-            content_type = response.headers.get("content-type", "nothing")
-            if not content_type.startswith("text/event-stream"):
-                raise self.protocol_error(f"sent {content_type[:80]} where an event stream was asked for")
             yield EventStream(self, response, limit, whole_call)
 
     async def aclose(self) -> None:
@@ -185,8 +179,9 @@ class HttpEndpoint:
 
     def error(self, refusal: Refusal) -> WorkerError:
         """The error that a refusal is, in the server's own words."""
-        words = self._without_secrets(refusal.words or refusal.kind)
-        said = f": {words}" if words else ""
+        words, kind = refusal.words, refusal.kind
+        words = f"{words} ({kind})" if words and kind and kind not in words else words or kind
+        said = f": {self._without_secrets(words)}" if words else ""
         error = self._translate(refusal)
         hint = "; check api_key_env" if refusal.status in {401, 403} else ""
         answered = f"{self._name} answered {refusal.status}"
@@ -248,10 +243,12 @@ class HttpEndpoint:
             request = client.build_request(method, path, content=content, headers=headers)
             response = await self._send(client, request, limit)
             async with aclosing(response):
-                if response.status_code != 200:
+                if not response.is_success:
                     raise self.error(await self._refusal(response, limit))
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise self.protocol_error("sent a compressed answer, which was not asked for")
+                if unreadable := encodings(response) & _UNREADABLE_ENCODINGS:
+                    raise self.protocol_error(
+                        f"sent an answer compressed by {unreadable.pop()}, which was not asked for"
+                    )
                 yield response
 
     async def _send(self, client: httpx.AsyncClient, request: httpx.Request, limit: _Limit) -> httpx.Response:
@@ -289,7 +286,7 @@ class HttpEndpoint:
         size = 0
         try:
             async with asyncio.timeout_at(limit.at):
-                async for part in response.aiter_raw():
+                async for part in decoded(response):
                     size += len(part)
                     if size > max_bytes:
                         raise self.protocol_error(f"sent an answer of more than {max_bytes:,} bytes")
@@ -302,8 +299,8 @@ class HttpEndpoint:
 
     def _json(self, body: bytes) -> Any:
         try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError:
+            return json_of(body)
+        except ValueError:
             raise self.protocol_error("sent an answer that is not JSON; is base_url right?") from None
 
     def _without_secrets(self, text: str) -> str:
@@ -365,8 +362,11 @@ class _Route:
 class EventStream:
     """The events of one answer, as JSON objects; one step of the iteration is what one read brought.
 
-    Ends when the server ends the stream, or with `[DONE]`. Whether all was said by then is for the adapter to
-    know. Until `output_began()` the limit is that of the first token.
+    Ends when the server ends the stream, or with `[DONE]`: `said_done`. Whether all was said by then is for
+    the adapter to know. Until `output_began()` the limit is that of the first token. `lenient`: some event
+    was not quite JSON and may hold halves of characters.
+
+    A server that does not stream sends JSON: one event, with the whole answer.
 
     Raises:
         WorkerTimeout: nothing came in time.
@@ -377,15 +377,32 @@ class EventStream:
     def __init__(
         self, endpoint: HttpEndpoint, response: httpx.Response, limit: _Limit, whole_call: _Limit
     ) -> None:
+        self.lenient = False
         self._endpoint = endpoint
-        self._chunks = response.aiter_raw()
+        self._content_type = response.headers.get("content-type", "nothing")
+        self._chunks = decoded(response)
         self._decoder = SseDecoder()
+        self._feed = self._tell
+        self._document: list[bytes] = []
+        self._document_bytes = 0
         self._limit = limit
         self._whole_call = whole_call
+        self._failure: WorkerError | None = None
+        self._at_end = False
+
+    @property
+    def said_done(self) -> bool:
+        """Whether the server has said that this is the end."""
+        return self._decoder.done and self._decoder.error is None
 
     def output_began(self) -> None:
         """The first token is here: from now on only `timeout_s` holds."""
         self._limit = self._whole_call
+
+    def answer_ended(self) -> None:
+        """Nothing that is needed is still to come: the rest has `_REST_S`."""
+        limit = _Limit(_now() + _REST_S, f"no end within {_REST_S:g} s of the answer's")
+        self._limit = self._whole_call.or_sooner(limit)
 
     def __aiter__(self) -> EventStream:
         """Itself; a plain object has nothing to finalize when the reader stops."""
@@ -394,9 +411,12 @@ class EventStream:
     async def __anext__(self) -> list[dict[str, Any]]:
         """The events of the next read that completes any."""
         while not self._decoder.done:
-            data = self._decoder.feed(await self._read())
+            if (chunk := await self._read()) is None:
+                return self._last_events()
+            data = self._feed(chunk)
             if data and (events := [event for event in map(self._event, data) if event is not None]):
                 return events
+        self._raise_what_was_reported()
         await self._drain()
         raise StopAsyncIteration
 
@@ -406,27 +426,114 @@ class EventStream:
                 async for _ in self._chunks:
                     pass
 
-    async def _read(self) -> bytes:
+    async def _read(self) -> bytes | None:
+        """The next bytes; None at the end, for which there may be a `_failure`."""
         try:
             async with asyncio.timeout_at(self._limit.at):
-                return await anext(self._chunks)
+                return await anext(self._chunks, None)
         except TimeoutError:
-            raise self._endpoint.timed_out(self._limit) from None
+            self._failure = self._endpoint.timed_out(self._limit)
         except httpx.HTTPError as error:
-            raise self._endpoint.protocol_error(f"cut its stream off ({type(error).__name__})") from None
+            self._failure = self._endpoint.protocol_error(f"cut its stream off ({type(error).__name__})")
+        return None
+
+    def _last_events(self) -> list[dict[str, Any]]:
+        """What is left at the end, once: a last event whose blank line is missing, or the JSON that it was.
+
+        Raises:
+            StopAsyncIteration: that was all.
+        """
+        if not self._at_end:
+            self._at_end = True
+            if events := self._document_events() if self._document else self._unfinished_events():
+                return events
+        self._raise_what_was_reported()
+        if self._failure is not None and not self._decoder.done:
+            raise self._failure
+        raise StopAsyncIteration
+
+    def _unfinished_events(self) -> list[dict[str, Any]]:
+        try:
+            events = [self._event(data) for data in self._decoder.feed(b"\n\n")]
+        except WorkerProtocolError:  # it was cut off in the middle
+            return []
+        return [event for event in events if event is not None]
+
+    def _document_events(self) -> list[dict[str, Any]]:
+        self.lenient = True
+        document = b"".join(self._document)
+        try:
+            said = json_of(document)
+        except ValueError:
+            said = self._lines(document)
+        parts = said if isinstance(said, list) else [said]
+        return [event for part in parts if (event := self._object(part)) is not None]
+
+    def _lines(self, document: bytes) -> list[Any]:
+        try:
+            return [json_of(line) for line in document.splitlines() if line.strip()]
+        except ValueError:
+            raise self._failure or self._endpoint.protocol_error("sent an answer that is not JSON") from None
+
+    def _tell(self, chunk: bytes) -> list[bytes]:
+        """Tell by its first bytes what the server sends. Its media type does not: many say text/plain."""
+        begin = chunk.removeprefix(BYTE_ORDER_MARK).lstrip()
+        if not begin:
+            return []
+        if begin.startswith(b"<"):
+            raise self._endpoint.protocol_error(
+                f"sent {self._content_type[:80]} where an event stream was asked for"
+            )
+        if begin.startswith((b"{", b"[")):
+            self.output_began()
+            self._feed = self._keep
+            return self._keep(begin)
+        self._feed = self._decoder.feed
+        return self._feed(chunk)
+
+    def _keep(self, chunk: bytes) -> list[bytes]:
+        self._document.append(chunk)
+        self._document_bytes += len(chunk)
+        if self._document_bytes > MAX_BODY_BYTES:
+            raise self._endpoint.protocol_error(f"sent an answer of more than {MAX_BODY_BYTES:,} bytes")
+        return []
 
     def _event(self, data: bytes) -> dict[str, Any] | None:
         try:
             event = orjson.loads(data)
         except orjson.JSONDecodeError:
-            raise self._endpoint.protocol_error("sent an event that is not JSON") from None
-        if event is None:  # llama-server begins the stream of a list with it
+            event = self._leniently(data)
+        return self._object(event)
+
+    def _leniently(self, data: bytes) -> Any:
+        if data.strip(b" \t[]:").lower() in _HEARTBEATS:
             return None
-        if not isinstance(event, dict):
-            raise self._endpoint.protocol_error("sent an event that is no JSON object")
-        if event.get("error"):
-            raise self._endpoint.error(_refusal_in(event, 500))
-        return event
+        self.lenient = True
+        try:
+            return lenient_json.loads(data)
+        except ValueError:
+            raise self._endpoint.protocol_error("sent an event that is not JSON") from None
+
+    def _object(self, event: Any) -> dict[str, Any] | None:
+        if isinstance(event, dict):
+            if event.get("error") and (refusal := refusal_in_answer(event)) is not None:
+                raise self._endpoint.error(refusal)
+            return event
+        if not event:  # llama-server begins the stream of a list with null
+            return None
+        if isinstance(event, list) and len(event) == 1:  # Gemini's errors
+            return self._object(event[0])
+        raise self._endpoint.protocol_error("sent an event that is no JSON object")
+
+    def _raise_what_was_reported(self) -> None:
+        """Raise the error that an event called `error` has brought, if one has."""
+        if (data := self._decoder.error) is None:
+            return
+        try:
+            said = json_of(data)
+        except ValueError:
+            said = data.decode("utf-8", "replace")
+        raise self._endpoint.error(refusal_of(said))
 
 
 def check_base_url(base_url: str) -> str:
@@ -482,26 +589,13 @@ def read_refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: d
     """Make out what an error response says. `now` is what a Retry-After date counts from."""
     wait_s = retry_after_s(headers, now=now)
     try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        answer = json_of(body)
+    except ValueError:
         words = body.decode("utf-8", "replace").strip()
         # The page that a proxy shows to people says less than its status.
         return Refusal(status, words="" if words.startswith("<") else words[:MAX_WORDS], retry_after_s=wait_s)
-    refusal = _refusal_in(answer, status) if isinstance(answer, dict) else Refusal(status)
+    refusal = refusal_of(answer)
     return Refusal(status, refusal.kind, refusal.words, wait_s)
-
-
-def _refusal_in(answer: Mapping[str, Any], status: int) -> Refusal:
-    """Read `{"error": {"code", "message", "type"}}`, `{"error": "…"}`, `{"message": …}`, `{"detail": …}`."""
-    error = answer.get("error") or answer
-    if not isinstance(error, dict):
-        return Refusal(status, words=str(error)[:MAX_WORDS])
-    code = error.get("code")
-    if isinstance(code, int) and 400 <= code < 600:
-        status = code
-    kind = code if isinstance(code, str) else error.get("type")
-    words = error.get("message") or error.get("detail") or ""
-    return Refusal(status, str(kind or "")[:MAX_WORDS], str(words)[:MAX_WORDS])
 
 
 def retry_after_s(headers: Mapping[str, str], *, now: datetime) -> float | None:
@@ -526,6 +620,17 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) and number >= 0 else None
+
+
+def encodings(response: httpx.Response) -> set[str]:
+    """The names in `Content-Encoding`."""
+    header = response.headers.get("content-encoding")
+    return {name.strip().lower() for name in header.split(",")} if header else set()
+
+
+def decoded(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body as it comes, decompressed where the server compresses although it was asked not to."""
+    return response.aiter_bytes() if encodings(response) & _ENCODINGS else response.aiter_raw()
 
 
 async def _send_where_it_is_heard(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:

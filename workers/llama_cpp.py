@@ -39,10 +39,14 @@ from workers.calls import (
 )
 from workers.counts import token_count
 from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
-from workers.http import HttpEndpoint, Refusal, bearer, check_base_url, error_class
-from workers.openai_wire import OURS, ChatReader, chat_body, model_names
+from workers.finish_reasons import UNKNOWN
+from workers.http import HttpEndpoint, bearer, check_base_url, error_class
+from workers.openai_answer import ChatReader, model_name
+from workers.openai_wire import OURS, chat_body, model_names
+from workers.optional_fields import OptionalFields
 from workers.options import refuse_unknown_options
 from workers.prometheus import load_of
+from workers.refusals import Refusal
 
 _COMPLETION = "/completion"
 _CHAT = "/v1/chat/completions"
@@ -61,6 +65,7 @@ _LAST_FIELDS = (
     "tokens_evaluated",
     "timings/cache_n",
 )
+_FINISH_REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
 _OURS = OURS | {"response_fields"}
 _COUNTS = ("n", "n_cmpl")
 
@@ -74,6 +79,7 @@ class LlamaCppWorker:
     def __init__(self, config: EndpointConfig) -> None:
         refuse_unknown_options(config, ())
         self._model = config.model
+        self._optional = OptionalFields("response_fields", "stream_options")
         self._endpoint = HttpEndpoint(
             config,
             engine="llama.cpp",
@@ -106,7 +112,7 @@ class LlamaCppWorker:
             await self._settings()
         except WorkerError as error:
             return Health(ready=False, detail=str(error))
-        return Health(ready=True, models=models)
+        return Health(ready=True, models=models, warnings=self._optional.warnings)
 
     async def capacity(self) -> int | None:
         """The server's slots; None while it cannot be asked."""
@@ -139,11 +145,13 @@ class LlamaCppWorker:
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
-        return answers(self._endpoint, _COMPLETION, body, _CompletionReader(len(batch)))
+        reader = _CompletionReader(len(batch))
+        return answers(self._endpoint, _COMPLETION, body, reader, optional=self._optional)
 
     def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = {**self._completion_body(batch), "stream": False}
-        return answers_at_once(self._endpoint, _COMPLETION, body, _CompletionReader(len(batch)), _as_list)
+        reader = _CompletionReader(len(batch))
+        return answers_at_once(self._endpoint, _COMPLETION, body, reader, _as_list, optional=self._optional)
 
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         first = batch[0]
@@ -162,7 +170,7 @@ class LlamaCppWorker:
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
         self._set_parameters(body, generation, _OWN_NAMES)
-        return answers(self._endpoint, _CHAT, body, ChatReader())
+        return answers(self._endpoint, _CHAT, body, ChatReader(), optional=self._optional)
 
     def _set_parameters(self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]) -> None:
         body["model"] = self._model or generation.model
@@ -212,9 +220,8 @@ def _completed(member: int, event: Mapping[str, Any]) -> Completed:
         output_tokens=token_count(event, "tokens_predicted"),
         cached_tokens=token_count(event, "timings/cache_n"),
     )
-    return Completed(
-        member, "length" if event.get("stop_type") == "limit" else "stop", usage, event.get("model")
-    )
+    reason = _FINISH_REASONS.get(str(event.get("stop_type")), UNKNOWN)
+    return Completed(member, reason, usage, model_name(event.get("model")))
 
 
 def _json_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

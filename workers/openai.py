@@ -20,19 +20,19 @@ from workers.errors import RequestRejected, WorkerConfigError, WorkerError
 from workers.headers import has_credentials
 from workers.http import HttpEndpoint, bearer, check_base_url, check_key
 from workers.network import is_loopback
+from workers.openai_answer import ChatReader, CompletionReader
 from workers.openai_wire import (
     OURS,
-    ChatReader,
-    CompletionReader,
     chat_body,
     completion_body,
     model_names,
     request_id_header,
 )
+from workers.optional_fields import OptionalFields
 from workers.options import flag_option, refuse_unknown_options, text_option
 
 BASE_URL = "https://api.openai.com/v1"
-OPTIONS = ("completions", "lists", "organization", "project")
+OPTIONS = ("completions", "lists", "organization", "project", "stream_options")
 
 _CHAT = "/chat/completions"
 _COMPLETION = "/completions"
@@ -55,7 +55,7 @@ class OpenAIWorker:
 
     Options: `completions`, send plain prompts to the legacy `/completions`, instead of as a chat with one
     message; `lists`, let several of them share a call; `organization` and `project`, the ids that OpenAI
-    counts the usage for.
+    counts the usage for; `stream_options`, ask for the usage by them (default true).
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -64,6 +64,8 @@ class OpenAIWorker:
         self._lists = flag_option(config, "lists", default=False)
         if self._lists and not self._completions:
             raise WorkerConfigError("options.lists: needs completions = true; a chat takes no list")
+        self._stream_options = flag_option(config, "stream_options", default=True)
+        self._optional = OptionalFields("stream_options")
         self._model = config.model
         base_url = _base_url(config)
         config = replace(config, api_key=_api_key(config, base_url))
@@ -97,7 +99,7 @@ class OpenAIWorker:
             models = ()
         except WorkerError as error:
             return Health(ready=False, detail=str(error))
-        return Health(ready=True, models=models)
+        return Health(ready=True, models=models, warnings=self._optional.warnings)
 
     async def capacity(self) -> int | None:
         """None: it does not say."""
@@ -124,13 +126,15 @@ class OpenAIWorker:
 
     def _set_parameters(self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]) -> None:
         body["model"] = self._model or generation.model
+        if not self._stream_options:
+            del body["stream_options"]
         set_parameters(body, generation, names=names, ours=OURS)
 
     def _answers(
         self, path: str, body: Mapping[str, Any], reader: AnswerReader, generation: Generation
     ) -> AsyncGenerator[Output, None]:
         headers = request_id_header("X-Client-Request-Id", generation)
-        return answers(self._endpoint, path, body, reader, headers=headers)
+        return answers(self._endpoint, path, body, reader, headers=headers, optional=self._optional)
 
 
 def _base_url(config: EndpointConfig) -> str:

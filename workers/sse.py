@@ -9,21 +9,40 @@ from workers.errors import WorkerProtocolError
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DONE = b"[DONE]"
+_LONGEST_DONE = 32
+_BLANKS = b" \t"  # forgiven around it
+_UNUSUAL = (b"event:error", b"event: error", b"error:", b"{", b"data")
 
 
 class SseDecoder:
     """Turns pieces of a byte stream, cut anywhere, into the data of its events.
 
-    Only `data` counts: LLM servers repeat in it what `event` says. After OpenAI's closing `[DONE]`, `done` is
-    true and the rest is ignored. An event that the stream does not finish is never given out.
+    Of an event `data` counts, and whether its name is `error`: other names LLM servers repeat in the data.
+    After OpenAI's closing `[DONE]` or an error, `done` is true and the rest is ignored; `error` is the data
+    of that error. An event that the stream does not finish is never given out.
+
+    Where servers forget what the standard asks for, it is added: an object on a line of its own is an event
+    although no `data:` stands before it, and one object ends where the next line begins another.
     """
 
-    __slots__ = ("_at_start", "_data", "_line", "_max_bytes", "_size", "_skip_newline", "done")
+    __slots__ = (
+        "_at_start",
+        "_data",
+        "_is_error",
+        "_line",
+        "_max_bytes",
+        "_size",
+        "_skip_newline",
+        "done",
+        "error",
+    )
 
     def __init__(self, *, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.done = False
+        self.error: bytes | None = None
+        self._is_error = False
         self._max_bytes = max_event_bytes
         self._line = bytearray()  # a line that has not ended
         self._data: list[bytes] = []
@@ -54,7 +73,7 @@ class SseDecoder:
             self._line.clear()
         if self._at_start:
             self._at_start = False
-            chunk = chunk.removeprefix(_BYTE_ORDER_MARK)
+            chunk = chunk.removeprefix(BYTE_ORDER_MARK)
         lines = chunk.splitlines()
         if not chunk.endswith((b"\n", b"\r")):
             self._hold(lines.pop())
@@ -64,16 +83,38 @@ class SseDecoder:
         events: list[bytes] = []
         for line in lines:
             if line.startswith(b"data:"):
-                self._keep(line[6:] if line[5:6] == b" " else line[5:])
-            elif line == b"data":  # a field without a colon is an empty one
-                self._keep(b"")
-            elif not line and self._data:
-                event = self._end_event()
-                if event == _DONE:
-                    self.done = True
-                    break
-                events.append(event)
+                value = line[6:] if line[5:6] == b" " else line[5:]
+                if self._data and self._begins_another(value):
+                    self._end_event(events)
+                self._keep(value)
+            elif not line:
+                if self._data:
+                    self._end_event(events)
+            elif line.startswith(_UNUSUAL):
+                self._take_unusual(line, events)
+            if self.done:
+                break
         return events
+
+    def _take_unusual(self, line: bytes, events: list[bytes]) -> None:
+        if line == b"data":  # a field without a colon is an empty one
+            self._keep(b"")
+        elif line.startswith(b"error:"):  # llama-server, until 2025
+            self._is_error = True
+            self._keep(line[6:].strip())
+        elif line.startswith(b"event:"):
+            self._is_error = line[6:].strip() == b"error"
+        elif line.rstrip().endswith(b"}"):
+            if self._data:
+                self._end_event(events)
+            self._keep(line)
+            self._end_event(events)
+
+    def _begins_another(self, value: bytes) -> bool:
+        """Whether a blank line is missing before this data: no JSON goes on like that after an object."""
+        if not (self._data[0].startswith(b"{") and self._data[-1].endswith(b"}")):
+            return False
+        return value.startswith(b"{") or value.strip(_BLANKS) == _DONE
 
     def _hold(self, part: bytes) -> None:
         self._line += part
@@ -88,8 +129,14 @@ class SseDecoder:
         if self._size + len(self._line) > self._max_bytes:
             raise WorkerProtocolError(f"the server sent an event of more than {self._max_bytes:,} bytes")
 
-    def _end_event(self) -> bytes:
+    def _end_event(self, events: list[bytes]) -> None:
         event = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
         self._data.clear()
         self._size = 0
-        return event
+        if self._is_error:
+            self.error = event
+            self.done = True
+        elif len(event) < _LONGEST_DONE and event.strip(_BLANKS) == _DONE:
+            self.done = True
+        else:
+            events.append(event)

@@ -31,20 +31,20 @@ from workers.calls import (
 )
 from workers.errors import RequestRejected, WorkerError
 from workers.http import HttpEndpoint, bearer, check_base_url
+from workers.openai_answer import ChatReader, CompletionReader
 from workers.openai_wire import (
     OURS,
-    ChatReader,
-    CompletionReader,
     chat_body,
     completion_body,
     model_names,
     request_id_header,
 )
+from workers.optional_fields import OptionalFields
 from workers.options import flag_option, refuse_unknown_options
 from workers.prometheus import load_of
 from workers.vllm_priority import says_priority, shows_priority
 
-OPTIONS = ("priority", "try_priority")
+OPTIONS = ("priority", "stream_options", "try_priority")
 
 _CHAT = "/v1/chat/completions"
 _COMPLETION = "/v1/completions"
@@ -64,14 +64,17 @@ class VllmWorker:
     `base_url` is the server's root; a `/v1` at its end is taken off. Without `api_key_env` the key is that of
     `VLLM_API_KEY`, if it is set.
 
-    Options: `priority`, tell the server each prompt's priority (default true); `try_priority`, find out by
-    a trial whether it minds them, when it is idle and does not say (default true).
+    Options: `priority`, tell the server each prompt's priority (default true); `stream_options`, ask for the
+    usage by them (default true); `try_priority`, find out by a trial whether it minds priorities, when it is
+    idle and does not say (default true).
     """
 
     def __init__(self, config: EndpointConfig) -> None:
         refuse_unknown_options(config, OPTIONS)
         self._priority = flag_option(config, "priority", default=True)
         self._try_priority = flag_option(config, "try_priority", default=True)
+        self._stream_options = flag_option(config, "stream_options", default=True)
+        self._optional = OptionalFields("stream_options", "return_token_ids", "priority")
         self._minds_priority: bool | None = None
         self._model = config.model
         config = replace(config, api_key=config.api_key or config.environ.get("VLLM_API_KEY"))
@@ -105,7 +108,8 @@ class VllmWorker:
         except WorkerError as error:
             self._minds_priority = None  # it may come back with other settings
             return Health(ready=False, detail=str(error))
-        return Health(ready=True, models=models, warnings=await self._warnings(models))
+        warnings = (*self._optional.warnings, *await self._warnings(models))
+        return Health(ready=True, models=models, warnings=warnings)
 
     async def capacity(self) -> int | None:
         """None: vLLM does not say."""
@@ -126,22 +130,24 @@ class VllmWorker:
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
-        if len(batch) > 1:
+        if len(batch) > 1 and self._stream_options:
             body["stream_options"]["continuous_usage_stats"] = True
         reader = CompletionReader(len(batch))
         headers = request_id_header(_REQUEST_ID, batch[0])
-        return answers(self._endpoint, _COMPLETION, body, reader, headers=headers)
+        return answers(self._endpoint, _COMPLETION, body, reader, headers=headers, optional=self._optional)
 
     def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
-        del body["stream_options"]
+        body.pop("stream_options", None)
         body["stream"] = False
         if len(batch) > 1:
             body["return_token_ids"] = True
         reader = CompletionReader(len(batch))
         headers = request_id_header(_REQUEST_ID, batch[0])
         events = _members if len(batch) > 1 else _alone
-        return answers_at_once(self._endpoint, _COMPLETION, body, reader, events, headers=headers)
+        return answers_at_once(
+            self._endpoint, _COMPLETION, body, reader, events, headers=headers, optional=self._optional
+        )
 
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         refuse_tools(batch[0])
@@ -153,10 +159,12 @@ class VllmWorker:
         body = chat_body(generation)
         self._set_parameters(body, [generation])
         headers = request_id_header(_REQUEST_ID, generation)
-        return answers(self._endpoint, _CHAT, body, ChatReader(), headers=headers)
+        return answers(self._endpoint, _CHAT, body, ChatReader(), headers=headers, optional=self._optional)
 
     def _set_parameters(self, body: dict[str, Any], batch: Sequence[Generation]) -> None:
         body["model"] = self._model or batch[0].model
+        if not self._stream_options:
+            del body["stream_options"]
         if self._priority:
             # vLLM runs the lowest first, and takes 0 where a request says nothing: that is our normal. A list
             # has one priority; the most urgent member must not wait for the others' sake.
@@ -164,7 +172,7 @@ class VllmWorker:
         set_parameters(body, batch[0], names={}, ours=_OURS)
 
     async def _warnings(self, models: Sequence[str]) -> tuple[str, ...]:
-        if not self._priority:
+        if not self._priority or "priority" in self._optional.refused:
             return ()
         if self._minds_priority is None:
             self._minds_priority = await says_priority(self._endpoint)

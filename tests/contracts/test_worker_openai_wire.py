@@ -323,7 +323,7 @@ async def test_reasoning_text_tool_calls_and_usage_come_in_one_shape(
         ({}, "model_length", "length"),
         ({}, "content_filter", "content_filter"),
         ({}, "function_call", "tool_calls"),
-        ({}, "something_new", "stop"),
+        ({}, "something_new", "unknown"),
         ({"tool_calls": [{"index": 0}]}, "stop", "tool_calls"),
         ({"tool_calls": [{"index": 0}]}, "length", "length"),
         ({"refusal": "I cannot."}, "stop", "content_filter"),
@@ -464,8 +464,8 @@ async def test_stream_without_a_finish_reason_is_a_retryable_protocol_error(
         {"choices": [{}]},
         {"choices": [{"delta": {}, "finish_reason": []}]},
         {"choices": [], "usage": 5},
-        delta(content=5),
-        delta(refusal=5),
+        delta(content=True),
+        delta(refusal=True),
         delta(tool_calls=["f"]),
     ],
 )
@@ -478,7 +478,7 @@ async def test_garbage_in_a_chat_is_a_protocol_error(
 
 @pytest.mark.parametrize(
     "garbage",
-    [{"choices": 5}, {"choices": [{}]}, text(1, "a"), text(0, 5), {"choices": [{"index": []}]}],
+    [{"choices": 5}, {"choices": [{}]}, text(1, "a"), text(0, True), {"choices": [{"index": []}]}],
 )
 async def test_garbage_in_a_completion_is_a_protocol_error(server: FakeServer, garbage: Any) -> None:
     server.script = stream(garbage, DONE)

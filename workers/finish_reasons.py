@@ -1,0 +1,52 @@
+"""Why an answer ended: the words of many servers, brought to OpenAI's."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+UNKNOWN = "unknown"
+"""The answer has ended, and nobody can tell why."""
+
+GIVEN_UP = "given up"
+"""The engine has given the answer up: what it had said until then is no answer."""
+
+# By their letters alone: MAX_TOKENS, max-tokens and MaxTokens are one word.
+_WORDS = {
+    "stop": "stop end endturn eos eostoken endoftext stopsequence stopstring stoptoken stopword stopwords "
+    "complete completed done finish finished normal success",
+    "length": "length modellength maxtokens maxtoken maxlength maxnewtokens maxoutputtokens tokenlimit limit "
+    "maxcompletiontokens contextlength contextlengthexceeded contextwindowexceeded errorlimit truncated "
+    "modelcontextwindowexceeded incomplete pauseturn compaction",
+    "tool_calls": "toolcalls toolcall tooluse functioncall functioncalls",
+    "content_filter": "contentfilter contentfiltered safety imagesafety recitation imagerecitation blocklist "
+    "blocked prohibitedcontent imageprohibitedcontent spii language refusal refused guardrailintervened "
+    "sensitive moderation errortoxic modelarmor",
+    GIVEN_UP: "abort aborted cancel cancelled canceled error failed failure networkerror servererror "
+    "internalerror internalservererror engineerror insufficientsystemresource overloaded timeout "
+    "malformedfunctioncall malformedresponse unexpectedtoolcall",
+}
+_REASONS = {word: reason for reason, words in _WORDS.items() for word in words.split()}
+_NONE = frozenset({"", "none", "null", "unspecified"})
+_OTHER = re.compile("[^a-z0-9]")
+
+
+def finish_reason(said: Any) -> str | None:
+    """OpenAI's word for what a server gave as the reason; None where it gave none.
+
+    stop, length, tool_calls or content_filter; `UNKNOWN` for a word that nobody here knows, since what may be
+    cut must not look whole; `GIVEN_UP`.
+    """
+    if isinstance(said, dict):
+        said = said.get("type") or said.get("reason")
+    if not said:
+        return None
+    word = _OTHER.sub("", str(said).lower()).removeprefix("finishreason")
+    return None if word in _NONE else _REASONS.get(word, UNKNOWN)
+
+
+def later(reason: str | None, said: str | None) -> str | None:
+    """Which of two reasons of one answer counts: a mere stop, or an error after it, takes nothing back."""
+    if said is None or (reason in {"length", "tool_calls", "content_filter", GIVEN_UP}):
+        return reason
+    return reason if reason is not None and said in {UNKNOWN, GIVEN_UP} else said
