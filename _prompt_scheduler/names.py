@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-NAMES = ("scheduler", "workers")
+# How the first file of each begins: another package of that name may have been installed over ours.
+BEGINNINGS = {"scheduler": b'"""prompt-scheduler:', "workers": b'"""Model workers:'}
+NAMES = tuple(BEGINNINGS)
 
 _HERE = Path(__file__).parent.parent
 
@@ -22,6 +24,11 @@ def clash() -> str | None:
             return (
                 f"the import name {name!r} is prompt-scheduler's, but {found} comes first on sys.path: "
                 "rename it, start from another folder, or uninstall the package that has it"
+            )
+        if not _begins(found / "__init__.py", BEGINNINGS[name]):
+            return (
+                f"another package has been installed over prompt-scheduler's {name!r} in {_HERE}: "
+                "uninstall that package, then install prompt-scheduler again"
             )
     return None
 
@@ -46,6 +53,14 @@ def leave(message: str) -> None:
     """End the process with a line."""
     print(f"prompt-scheduler: {message}", file=sys.stderr)  # noqa: T201  logging is not set up yet
     raise SystemExit(2)
+
+
+def _begins(file: Path, beginning: bytes) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(beginning)) == beginning
+    except OSError:  # there is compiled code alone
+        return True
 
 
 def _found(name: str) -> Path | None:

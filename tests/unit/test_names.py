@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,17 @@ def test_a_package_that_is_gone_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "workers")
     monkeypatch.setattr("_prompt_scheduler.names.find_spec", lambda name: None)
     assert "'workers' is missing" in (names.clash() or "")
+
+
+@pytest.mark.parametrize("name", names.NAMES)
+def test_a_package_that_was_installed_over_ours_is_found(tmp_path: Path, name: str) -> None:
+    shutil.copytree(Path(names.__file__).parent, tmp_path / "_prompt_scheduler")
+    for ours, beginning in names.BEGINNINGS.items():
+        package(tmp_path, ours, "MINE = 1\n" if ours == name else beginning.decode() + '"""\n')
+    program = "from _prompt_scheduler.command import main; main()"
+    done = run([sys.executable, "-c", program], tmp_path)
+    assert done.returncode == 2
+    assert f"another package has been installed over prompt-scheduler's '{name}' in {tmp_path}" in done.stderr
 
 
 def test_here_both_are_ours() -> None:
