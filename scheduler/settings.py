@@ -117,9 +117,9 @@ class PostSettings(_Section):
 class BreakerSettings(_Section):
     """When an endpoint is left alone, and for how long.
 
-    It opens after `failures` failed calls in a row, or when of at least `min_calls` calls in the last
-    `window_s` seconds the part `failure_rate` failed. It stays open for `open_s`, twice as long each
-    time that the probe fails, up to `max_open_s`.
+    It is checked after `failures` failed calls in a row, or when of at least `min_calls` calls in the last
+    `window_s` seconds the part `failure_rate` failed; it opens when it fails the check. It stays open for
+    `open_s`, twice as long each time that the next check fails, up to `max_open_s`.
     """
 
     failures: int = Field(default=5, ge=1)

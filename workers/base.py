@@ -108,6 +108,7 @@ class Capabilities:
 class Health:
     """What a probe found: `ready` for work, the `models` it serves (empty: unknown), and why not when not.
 
+    `exclusive`: it takes no other name for a model than those; many servers take aliases, or any name.
     `warnings` say what will not work as asked for although the back end is ready, a sentence each.
     """
 
@@ -115,6 +116,7 @@ class Health:
     models: tuple[str, ...] = ()
     detail: str = ""
     warnings: tuple[str, ...] = ()
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
 """What can go wrong between a model worker and its back end.
 
     WorkerError
-    ├── WorkerUnavailable      no connection, still loading, 5xx          retryable
+    ├── WorkerUnavailable      no connection, still loading, 502          retryable
+    │   └── WorkerFailed       500: an error inside the engine            retryable
     ├── WorkerOverloaded       429, 503 queue full, 529                   retryable, may carry retry_after_s
     ├── WorkerTimeout          no answer, or no token, in time            retryable
     ├── WorkerProtocolError    a stream cut in the middle, no JSON        retryable
+    ├── ModelNotFound          404: no such model, or no such address     retryable
     ├── WorkerAuthError        401, 403                                   final
     └── RequestRejected        any other 4xx: the request is at fault     final
         └── ContextOverflow    prompt and answer do not fit the context   final
@@ -42,10 +44,14 @@ class WorkerError(Exception):
 
 
 class WorkerUnavailable(WorkerError):
-    """The back end cannot be reached, is loading its model, or failed inside."""
+    """The back end cannot be reached, or is loading its model."""
 
     code = "worker_unavailable"
     http_status = 503
+
+
+class WorkerFailed(WorkerUnavailable):
+    """The back end answered that it failed inside: it may be at fault, or the request."""
 
 
 class WorkerOverloaded(WorkerError):
@@ -66,6 +72,13 @@ class WorkerProtocolError(WorkerError):
     """The answer was cut off or is not what the protocol promises."""
 
     code = "worker_protocol_error"
+
+
+class ModelNotFound(WorkerError):
+    """The back end does not serve the model, or nothing at this address. Another endpoint may."""
+
+    code = "model_not_found"
+    http_status = 503
 
 
 class WorkerAuthError(WorkerError):

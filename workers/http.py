@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -23,10 +23,12 @@ from workers import lenient_json
 from workers.base import EndpointConfig
 from workers.errors import (
     ContextOverflow,
+    ModelNotFound,
     RequestRejected,
     WorkerAuthError,
     WorkerConfigError,
     WorkerError,
+    WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
     WorkerTimeout,
@@ -50,6 +52,9 @@ _REST_S = 1.0
 # What remains after the last event is a few bytes. Reading them saves the connection for the next call.
 _DRAIN_S = 1.0
 
+# A gateway that does not reach its server; from 520 on these are Cloudflare's.
+_AWAY = frozenset({502, *range(520, 531)})
+_MODEL_KINDS = frozenset({"model_not_found", "invalid_model", "DeploymentNotFound"})
 _CONTEXT_KINDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
 _CONTEXT_WORDS = ("maximum context length", "maximum model length")  # vLLM gives it no name
 _ACCOUNT_KINDS = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
@@ -70,6 +75,9 @@ def error_class(refusal: Refusal) -> type[WorkerError]:
     money is one whose key is refused, although OpenAI answers 429: no wait helps.
     """
     status, kind = refusal.status, refusal.kind
+    # What is asked by GET is something that a server need not have.
+    if kind in _MODEL_KINDS or (status == 404 and refusal.method == "POST"):
+        return ModelNotFound
     if status in {401, 402, 403} or kind in _ACCOUNT_KINDS:
         return WorkerAuthError
     if status in {429, 503, 529} or kind in _BUSY_KINDS:
@@ -80,8 +88,10 @@ def error_class(refusal: Refusal) -> type[WorkerError]:
         return WorkerTimeout
     if kind == "invalid_request_error":
         return RequestRejected
-    if status >= 500 or status == 409:
+    if status == 409 or status in _AWAY:
         return WorkerUnavailable
+    if status >= 500:
+        return WorkerFailed
     return RequestRejected if status >= 400 else WorkerProtocolError
 
 
@@ -244,7 +254,8 @@ class HttpEndpoint:
             response = await self._send(client, request, limit)
             async with aclosing(response):
                 if not response.is_success:
-                    raise self.error(await self._refusal(response, limit))
+                    refusal = await self._refusal(response, limit)
+                    raise self.error(replace(refusal, method=method))
                 if unreadable := encodings(response) & _UNREADABLE_ENCODINGS:
                     raise self.protocol_error(
                         f"sent an answer compressed by {unreadable.pop()}, which was not asked for"

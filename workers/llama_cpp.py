@@ -66,6 +66,26 @@ _LAST_FIELDS = (
     "timings/cache_n",
 )
 _FINISH_REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
+# It answers 500 to whatever it finds wrong with a request while it reads it, by an exception.
+_REQUEST_WORDS = (
+    " input is not supported",  # an image, a sound or a film, for a model that knows text alone
+    "Failed to parse messages",
+    "Failed to parse tool",  # the tools; the arguments of a call in the history
+    "Failed to load image",
+    "Failed to download image",
+    "Invalid base64",
+    "Invalid uri",
+    "scheme is not supported",
+    "Cannot use both",
+    "Cannot specify",
+    "Cannot continue an assistant message",
+    "Unknown reasoning format",
+    "Unsupported tool",
+    "Missing tool",
+    "Jinja Exception",  # the model's own template refuses the messages
+    "[json.exception.type_error.302]",  # a field of another type
+    "[json.exception.out_of_range.403]",  # a field that is missing
+)
 _OURS = OURS | {"response_fields"}
 _COUNTS = ("n", "n_cmpl")
 
@@ -247,4 +267,6 @@ def _error_class(refusal: Refusal) -> type[WorkerError]:
         return RequestRejected
     if refusal.kind == "server_error" and refusal.words.startswith("Context size has been exceeded"):
         return WorkerOverloaded  # all slots together have filled the cache; the prompt alone may fit
+    if refusal.kind == "server_error" and any(words in refusal.words for words in _REQUEST_WORDS):
+        return RequestRejected
     return error_class(refusal)

@@ -36,13 +36,15 @@ _UNKNOWN_STATUS = 500
 class Refusal:
     """An error that the server sent, as a response or inside a stream.
 
-    `kind` is the server's own name for it, `words` its message, both empty where it gave none.
+    `kind` is the server's own name for it, `words` its message, both empty where it gave none. `method` is
+    that of the request.
     """
 
     status: int
     kind: str = ""
     words: str = ""
     retry_after_s: float | None = None
+    method: str = "POST"
 
 
 def json_of(data: bytes) -> Any:

@@ -109,7 +109,7 @@ class VllmWorker:
             self._minds_priority = None  # it may come back with other settings
             return Health(ready=False, detail=str(error))
         warnings = (*self._optional.warnings, *await self._warnings(models))
-        return Health(ready=True, models=models, warnings=warnings)
+        return Health(ready=True, models=models, warnings=warnings, exclusive=True)
 
     async def capacity(self) -> int | None:
         """None: vLLM does not say."""

@@ -14,13 +14,14 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from scheduler.batching import within
 from scheduler.connection import check_server, mask, open_redis, translated
 from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
 from scheduler.errors import SchedulerError
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.reports import QueueStatus, WorkerInfo
-from scheduler.routing import Endpoint
+from scheduler.routing import Endpoint, look_for_model
 from scheduler.settings import EndpointSettings, RouteSettings, Settings
 from scheduler.stages import RagStage
 
@@ -220,7 +221,8 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
     subject = f"endpoint {endpoint.name}"
     where = " at ".join(filter(None, (endpoint.settings.backend, mask(endpoint.settings.base_url))))
     try:
-        health = await asyncio.wait_for(endpoint.worker.health(), HEALTH_TIMEOUT_S)
+        health = await within(HEALTH_TIMEOUT_S, endpoint.worker.health())
+        health = await look_for_model(endpoint, health)
     except TimeoutError:
         return Finding(
             Level.FAIL,
@@ -234,6 +236,9 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
         return Finding(Level.FAIL, subject, message, "see the package of this back end")
     finally:
         await _close(endpoint)
+    if not health.ready and health.models:
+        fix = "set the endpoint's model to one that it serves"
+        return Finding(Level.FAIL, subject, f"{where}: {health.detail}", fix)
     if not health.ready:
         fix = "start the engine, or correct base_url and api_key_env"
         return Finding(Level.FAIL, subject, f"{where}: {health.detail or 'not ready'}", fix)

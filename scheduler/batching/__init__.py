@@ -1,6 +1,7 @@
 """Micro-batching: gathers prompts for one endpoint into calls."""
 
 from scheduler.batching.batcher import Batcher, BatcherSnapshot, Flush
+from scheduler.batching.bounded import within
 from scheduler.batching.call import Member
 from scheduler.batching.policy import LONG_GENERATION_TOKENS, BatchPolicy, FlushReason, share_key
 from scheduler.batching.runner import CallWatcher
@@ -17,4 +18,5 @@ __all__ = [
     "Member",
     "Window",
     "share_key",
+    "within",
 ]

@@ -12,11 +12,16 @@ from scheduler.batching.call import Call, Member
 from scheduler.batching.window import Window
 from scheduler.logs import speak_for
 from workers.base import Completed, ModelWorker, Output, Piece
-from workers.errors import RequestRejected, WorkerError
+from workers.errors import RequestRejected, WorkerError, WorkerFailed
 
 
 class CallWatcher(Protocol):
     """Who wants to know how an endpoint's calls go. Must be cheap and must not raise."""
+
+    @property
+    def admits(self) -> bool:
+        """Whether the endpoint takes calls now."""
+        ...
 
     def call_began(self, members: Sequence[Member]) -> Any:
         """A call goes, in the task that carries it out. The answer comes back when it has ended."""
@@ -107,7 +112,7 @@ class CallRunner:
             _report(watcher, watched, call, error)
         left = call.unended()
         refused = isinstance(error, RequestRejected)
-        again = self._to_try_again(call, left) if refused else {}
+        again = self._to_try_again(call, left) if refused or self._may_be_one_prompts(error) else {}
         if refused and len(call.members) > 1:
             error = failures.beside_a_refused()
         for member in left:
@@ -115,6 +120,13 @@ class CallRunner:
                 self._fail(call, member, error or failures.no_end())
         for half in _halves(tuple(again)):
             self._start(half)
+
+    def _may_be_one_prompts(self, error: WorkerError | None) -> bool:
+        """Whether a failure inside the engine may be the fault of one prompt of the call.
+
+        An endpoint that is left alone by now has failed in itself: its members need not find that out alone.
+        """
+        return isinstance(error, WorkerFailed) and (self._watcher is None or self._watcher.admits)
 
     def _to_try_again(self, call: Call, left: Sequence[Member]) -> dict[Member, None]:
         """Return the members that may be innocent: nothing has come for them, and someone waits."""
@@ -132,7 +144,7 @@ class CallRunner:
                     if call.abandoned:
                         break
             finally:
-                await _close(outputs)
+                await close_outputs(outputs)
         except WorkerError as error:
             return error
         except Exception as error:
@@ -213,7 +225,8 @@ def _halves(members: Sequence[Member]) -> list[Sequence[Member]]:
     return [half for half in (members[:middle], members[middle:]) if half]
 
 
-async def _close(outputs: AsyncIterator[Output]) -> None:
+async def close_outputs(outputs: AsyncIterator[Output]) -> None:
+    """Stop the call that yields these outputs, as far as they can be stopped."""
     aclose = getattr(outputs, "aclose", None)
     if aclose is not None:
         await aclose()

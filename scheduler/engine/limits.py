@@ -36,7 +36,7 @@ def offers_of(route: Route, *, without: Container[str] = ()) -> list[Offer]:
             endpoint.name,
             endpoint.room,
             kept=endpoint.room - endpoint.room_for(LEAST_URGENT),
-            outstanding=endpoint.outstanding,
+            outstanding=round(endpoint.burden),
             weight=endpoint.weight,
         )
         for endpoint in endpoints

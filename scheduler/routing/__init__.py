@@ -1,6 +1,7 @@
 """Which endpoint gets a prompt, and how much each endpoint gets."""
 
 from scheduler.routing.breaker import Breaker, BreakerState
+from scheduler.routing.check import look_for_model
 from scheduler.routing.choice import choose_endpoint
 from scheduler.routing.endpoint import Endpoint
 from scheduler.routing.limit import AdaptiveLimit, share_of
@@ -13,5 +14,6 @@ __all__ = [
     "Endpoint",
     "EndpointMonitor",
     "choose_endpoint",
+    "look_for_model",
     "share_of",
 ]

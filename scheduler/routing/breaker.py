@@ -1,15 +1,20 @@
-"""Leaving a failing endpoint alone until a probe has succeeded. Pure: the clock is passed in.
+"""Leaving a failing endpoint alone until it has shown that it is well. Pure: the clock is passed in.
 
-    closed ──too many failures──▶ open ──the back end says that it is ready──▶ half_open
-      ▲                            ▲                                             │  │
-      │                            ╰───────the probe fails: for twice as long────╯  │
-      ╰──────────────────────────────the probe succeeds─────────────────────────────╯
+    closed ──too many failures──▶ suspected ──the check fails──▶ open ──the back end is ready──▶ half_open
+      ▲ ▲                            │                             ▲                              │  │
+      │ ╰─────the check succeeds─────╯                             ╰─the check fails: twice as ───╯  │
+      │                                                                   long                       │
+      ╰─────────────────────────────the check succeeds───────────────────────────────────────────────╯
+
+While it is only suspected it is closed, and prompts go. A check is a prompt that is known to be good and is
+nobody's: failures alone say nothing, for the requests may be at fault.
 
 Source: M. Nygard, "Release It!", 2nd ed., 2018, "Circuit Breaker".
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,9 +22,12 @@ from enum import StrEnum
 
 from scheduler.settings import BreakerSettings
 
+SUSPECT_AGAIN_S = 0.5
+"""An endpoint that was suspected and is well is suspected again no sooner."""
+
 
 class BreakerState(StrEnum):
-    """`closed`: prompts go. `open`: none goes. `half_open`: one goes, as a probe."""
+    """`closed`: prompts go. `open`: none goes. `half_open`: none goes, the back end is being checked."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -31,7 +39,8 @@ class Breaker:
 
     Each call is begun with `begin()` and its outcome told by `record()`. The outcome of a call that began
     before the last change of state says nothing about the state now, and is ignored. `on_change` hears of
-    each change.
+    each change of state, `on_suspicion` when the endpoint has to be checked; the outcome is told by
+    `checked()`.
     """
 
     __slots__ = (
@@ -39,13 +48,15 @@ class Breaker:
         "_epoch",
         "_failures_in_row",
         "_on_change",
+        "_on_suspicion",
         "_outcomes",
-        "_probing",
         "_recent_failures",
         "_reopened",
         "_settings",
+        "_suspect_from",
         "probe_at",
         "state",
+        "suspected",
     )
 
     def __init__(
@@ -54,14 +65,17 @@ class Breaker:
         *,
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[BreakerState], None] = lambda _: None,
+        on_suspicion: Callable[[], None] = lambda: None,
     ) -> None:
         self.state = BreakerState.CLOSED
+        self.suspected = False  # closed, and waiting for a check
         self.probe_at = 0.0  # on the clock; means something while open
         self._settings = settings
         self._clock = clock
         self._on_change = on_change
+        self._on_suspicion = on_suspicion
         self._epoch = 0
-        self._probing = False
+        self._suspect_from = -math.inf  # on the clock
         self._reopened = 0  # times in a row
         self._failures_in_row = 0
         self._recent_failures = 0
@@ -69,26 +83,8 @@ class Breaker:
 
     @property
     def admits(self) -> bool:
-        """Whether a prompt may go now."""
-        return self.state is BreakerState.CLOSED or (
-            self.state is BreakerState.HALF_OPEN and not self._probing
-        )
-
-    def admit(self) -> int:
-        """Let a prompt go; in `half_open` it is the probe. Give the answer to `release`.
-
-        Raises:
-            ValueError: none may go now.
-        """
-        if not self.admits:
-            raise ValueError(f"breaker: {self.state} admits no prompt now")
-        self._probing = self.state is BreakerState.HALF_OPEN
-        return self._epoch
-
-    def release(self, epoch: int) -> None:
-        """The prompt is through: if it was a probe without an outcome, another may be."""
-        if epoch == self._epoch:
-            self._probing = False
+        """Whether prompts may go now."""
+        return self.state is BreakerState.CLOSED
 
     def begin(self) -> int:
         """A call goes. Give the answer to `record`."""
@@ -96,12 +92,14 @@ class Breaker:
 
     def record(self, epoch: int, *, ok: bool) -> None:
         """A call has ended. `ok`: the endpoint did its part, even if it refused the request."""
-        if epoch != self._epoch:
-            return
-        if self.state is BreakerState.HALF_OPEN:
-            self._close() if ok else self._reopen()
-        elif self.state is BreakerState.CLOSED:
+        if epoch == self._epoch and self.state is BreakerState.CLOSED:
             self._count(ok)
+
+    def suspect(self) -> None:
+        """Have the endpoint checked, unless it was just now."""
+        if self.state is BreakerState.CLOSED and not self.suspected and self._clock() >= self._suspect_from:
+            self.suspected = True
+            self._on_suspicion()
 
     def trip(self) -> None:
         """Open at once: the endpoint is known not to be ready."""
@@ -117,6 +115,16 @@ class Breaker:
         else:
             self.probe_at = self._clock() + self._settings.open_s
 
+    def checked(self, *, well: bool) -> None:
+        """The back end was given a prompt that is known to be good, while suspected or half open."""
+        if self.state is BreakerState.HALF_OPEN:
+            self._close() if well else self._reopen()
+        elif self.suspected and well:
+            self._forget()
+            self._suspect_from = self._clock() + SUSPECT_AGAIN_S
+        elif self.suspected:
+            self._open()
+
     def _count(self, ok: bool) -> None:
         now = self._clock()
         self._outcomes.append((now, ok))
@@ -125,7 +133,7 @@ class Breaker:
             self._recent_failures -= not self._outcomes.popleft()[1]
         self._failures_in_row = 0 if ok else self._failures_in_row + 1
         if not ok and (self._failures_in_row >= self._settings.failures or self._fails_too_often()):
-            self._open()
+            self.suspect()
 
     def _fails_too_often(self) -> bool:
         calls = len(self._outcomes)
@@ -149,7 +157,10 @@ class Breaker:
     def _enter(self, state: BreakerState) -> None:
         self.state = state
         self._epoch += 1
-        self._probing = False
+        self._forget()
+        self._on_change(state)
+
+    def _forget(self) -> None:
+        self.suspected = False
         self._failures_in_row = self._recent_failures = 0
         self._outcomes.clear()
-        self._on_change(state)

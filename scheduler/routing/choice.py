@@ -13,8 +13,7 @@ from scheduler.routing.endpoint import Endpoint
 def choose_endpoint(
     endpoints: Iterable[Endpoint], *, priority: int = Priority.NORMAL, session: str | None = None
 ) -> Endpoint | None:
-    """Take the endpoint with the least outstanding work by weight, and one with room for its priority before
-    one without.
+    """Take the endpoint with the least burden by weight, and one with room for its priority before others.
 
     Of equals the first: a quiet route then stays with one endpoint, whose prefix cache is warm. The prompts
     of a `session` go to one endpoint, for the same reason, as long as it has room. None: no endpoint admits
@@ -32,8 +31,8 @@ def choose_endpoint(
 
 def _load(endpoint: Endpoint, priority: int) -> tuple[bool, float]:
     places = endpoint.limit if is_urgent(priority) else endpoint.limit - endpoint.kept
-    outstanding = endpoint.outstanding
-    return outstanding >= places, (outstanding + 1) / endpoint.weight
+    burden = endpoint.burden
+    return burden >= places, (burden + 1) / endpoint.weight
 
 
 def _affinity(session: str, endpoint: Endpoint) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,13 @@ from scheduler.routing.breaker import Breaker, BreakerState
 from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.settings import EndpointSettings
 from workers.base import ModelWorker
-from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
+from workers.errors import (
+    ModelNotFound,
+    RequestRejected,
+    WorkerError,
+    WorkerOverloaded,
+    WorkerUnavailable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +36,9 @@ MAX_PAUSE_S = 3600.0
 
 OVERLOAD_PAUSE_S, MAX_OVERLOAD_PAUSE_S = 0.25, 30.0
 """Pauses of one that does not say how long it is overloaded: the unit, which doubles, and the bound."""
+
+FAILURE_HALVES_S = 5.0
+"""In a choice of endpoints a call that has failed weighs as one on its way, and half as much after this."""
 
 MAX_ERROR_CHARS = 200
 
@@ -81,8 +91,10 @@ class Endpoint:
         self.rate_limited = settings.is_limited
         self.on_change: Callable[[], None] = lambda: None
         self._observers = NOBODY
-        self.breaker = Breaker(settings.breaker, clock=clock, on_change=self._breaker_changed)
-        self.opened = asyncio.Event()  # the breaker is open: somebody has to ask when the back end is ready
+        self.breaker = Breaker(
+            settings.breaker, clock=clock, on_change=self._breaker_changed, on_suspicion=self._suspected
+        )
+        self.in_doubt = asyncio.Event()  # it is suspected, or open: somebody has to check the back end
         self.last_error = ""
         self._why = ""  # the same, without what the back end has said: that may repeat a prompt
         self._left_alone = False
@@ -95,6 +107,7 @@ class Endpoint:
         self.limit = self._adaptive.value  # prompts that this process lets it hold while it is well
         self._paused_until = 0.0
         self._overloads = 0  # one after the other, without a word of how long to wait
+        self._failures, self._failed_at = 0.0, 0.0  # what failed calls weigh, as of then
         self._resume: asyncio.TimerHandle | None = None
         self.window = Window(max(1, self.limit))
         self._fit()
@@ -132,11 +145,8 @@ class Endpoint:
     def kept(self) -> int:
         """How many places are left free for urgent prompts now.
 
-        A lowered limit does not leave the others without a place, unless the whole share is reserved. While
-        the breaker is not closed any prompt may be the probe.
+        A lowered limit does not leave the others without a place, unless the whole share is reserved.
         """
-        if self.breaker.state is not BreakerState.CLOSED:
-            return 0
         reserved = self.reserved
         return min(reserved, self.limit if reserved == self.share else max(0, self.limit - 1))
 
@@ -146,13 +156,19 @@ class Endpoint:
         return self.window.in_flight + self.batcher.gathered
 
     @property
+    def burden(self) -> float:
+        """What it is chosen by: its outstanding prompts, and the calls that have failed of late.
+
+        Else the one that fails at once would always look the least busy, and get what the others could do.
+        """
+        if not self._failures:
+            return self.outstanding
+        return self.outstanding + self._failures_weigh(self._clock())
+
+    @property
     def room(self) -> int:
         """How many more prompts would go without waiting for a place."""
-        if not self.admits:
-            return 0
-        room = max(0, self.limit - self.outstanding)
-        # A probe has no room either while what went before the breaker opened fills the window.
-        return room if self.breaker.state is BreakerState.CLOSED else min(1, room)
+        return max(0, self.limit - self.outstanding) if self.admits else 0
 
     def room_for(self, priority: int) -> int:
         """How many more prompts of that priority would go without waiting for a place."""
@@ -252,7 +268,21 @@ class Endpoint:
         ok = error is None or isinstance(error, WorkerOverloaded | RequestRejected)
         if error is not None and not ok:
             self.failed(str(error), log_text=error.log_text or error.code)
+        self._weigh(error)
         self.breaker.record(call.epoch, ok=ok)
+        if isinstance(error, ModelNotFound):
+            self.breaker.suspect()
+
+    def _weigh(self, error: WorkerError | None) -> None:
+        """Note how a call went, for the next choice among endpoints; an overload has a pause of its own."""
+        if error is None:
+            self._failures = self._failures / 2 if self._failures > 1 else 0.0
+        elif not isinstance(error, WorkerOverloaded):
+            now = self._clock()
+            self._failures, self._failed_at = self._failures_weigh(now) + 1, now
+
+    def _failures_weigh(self, now: float) -> float:
+        return self._failures * math.pow(0.5, (now - self._failed_at) / FAILURE_HALVES_S)
 
     def _tell_of_end(self, call: _Call) -> None:
         if (tell := self._observers.call_ended) is not None:
@@ -307,7 +337,7 @@ class Endpoint:
         if (tell := self._observers.breaker_changed) is not None:
             tell(BreakerChanged(self.name, state.value))
         if state is BreakerState.OPEN:
-            self.opened.set()
+            self.in_doubt.set()
             # A probe that fails changes nothing that is worth a line.
             logger.log(
                 logging.DEBUG if self._left_alone else logging.WARNING,
@@ -318,14 +348,15 @@ class Endpoint:
             )
             self._left_alone = True
             self._turn_away()
-        else:
-            self.opened.clear()
         if state is BreakerState.CLOSED:
             self.last_error = self._why = ""
             self._left_alone = False
             logger.info("endpoint %s is well again", self.name)
         self._fit()
         self._changed()
+
+    def _suspected(self) -> None:
+        self.in_doubt.set()
 
     def _turn_away(self) -> None:
         """Let the prompts that are gathered here go elsewhere, at no cost: to send them now is of no use."""

@@ -8,13 +8,11 @@ import random
 from collections.abc import Awaitable, Callable
 
 from scheduler.logs import traced
+from scheduler.routing.breaker import BreakerState
+from scheduler.routing.check import ask_health, try_prompt
 from scheduler.routing.endpoint import Endpoint
-from workers.base import Health
 
 logger = logging.getLogger(__name__)
-
-ASK_S = 30.0
-"""The longest that an adapter may take to find out whether its back end is ready; vLLM's may try prompts."""
 
 CAPACITY_S = 30.0
 UNTIL_KNOWN_S = 2.0
@@ -29,9 +27,9 @@ behind."""
 class EndpointMonitor:
     """Keeps an endpoint's breaker, limit and capacity at what its back end says.
 
-    While the breaker is open it asks whether the back end is ready; where prompts are on their way, how
-    long the engine's own queue is; where the settings do not say, how much it holds. `start()` and `stop()`
-    are safe to call twice.
+    While the breaker is open it asks whether the back end is ready, and before it opens or closes it gives it
+    a prompt that is known to be good; where prompts are on their way it asks how long the engine's own queue
+    is; where the settings do not say, how much it holds. `start()` and `stop()` are safe to call twice.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -77,16 +75,25 @@ class EndpointMonitor:
             await asyncio.sleep(AGAIN_S)
 
     async def _watch_health(self) -> None:
-        endpoint = self._endpoint
+        endpoint, breaker = self._endpoint, self._endpoint.breaker
         if not await self._ready():
-            endpoint.breaker.trip()
+            breaker.trip()
         while True:
-            await endpoint.opened.wait()
-            await asyncio.sleep(endpoint.usable_in_s)
-            endpoint.breaker.probed(ready=await self._ready())
+            await endpoint.in_doubt.wait()
+            endpoint.in_doubt.clear()
+            if breaker.suspected:
+                breaker.checked(well=await self._well())
+            while breaker.state is not BreakerState.CLOSED:
+                await asyncio.sleep(endpoint.usable_in_s)
+                breaker.probed(ready=await self._ready())
+                if breaker.state is BreakerState.HALF_OPEN:
+                    breaker.checked(well=await self._answers())
+
+    async def _well(self) -> bool:
+        return await self._ready() and await self._answers()
 
     async def _ready(self) -> bool:
-        health = await self._health()
+        health = await ask_health(self._endpoint)
         if not health.ready:
             self._endpoint.failed(health.detail)
         elif health.warnings != self._warnings:
@@ -95,16 +102,11 @@ class EndpointMonitor:
                 logger.warning("endpoint %s: %s", self._endpoint.name, warning)
         return health.ready
 
-    async def _health(self) -> Health:
-        """Who raises, or says nothing, is not ready: to ask again is cheap, and a prompt is not."""
-        try:
-            async with asyncio.timeout(ASK_S):
-                return await self._endpoint.worker.health()
-        except TimeoutError:
-            return Health(ready=False, detail="its model worker did not answer health() in time")
-        except Exception as error:
-            logger.debug("endpoint %s: health() failed", self._endpoint.name, exc_info=True)
-            return Health(ready=False, detail=f"its model worker raised {type(error).__name__}")
+    async def _answers(self) -> bool:
+        error = await try_prompt(self._endpoint)
+        if error is not None:
+            self._endpoint.failed(str(error), log_text=error.log_text or error.code)
+        return error is None
 
     async def _watch_load(self) -> None:
         endpoint = self._endpoint

@@ -11,7 +11,14 @@ from scheduler.stages.base import PromptContext
 from scheduler.stages.messages import text_of
 from scheduler.stages.tokens import estimate_tokens
 from workers.base import Completed, Generation, Piece
-from workers.errors import WorkerAuthError, WorkerError, WorkerOverloaded, WorkerUnavailable
+from workers.errors import (
+    ModelNotFound,
+    WorkerAuthError,
+    WorkerError,
+    WorkerFailed,
+    WorkerOverloaded,
+    WorkerUnavailable,
+)
 
 STOPPED_S = 2.0
 """How long an engine that lets a stop string through may take to end by itself."""
@@ -57,11 +64,11 @@ class InferenceStage:
                 raise self._none_left(context, failed)
             try:
                 await _pass_rate_limit(context, endpoint)
-                if not endpoint.admits:  # while the permit was on its way it has opened, or got its probe
+                if not endpoint.admits:  # while the permit was on its way it has opened
                     continue
                 await self._ask(context, endpoint)
             except WorkerError as error:
-                if not _another_may_do_better(context, error):
+                if not _another_may_do_better(context, error, failed.values()):
                     raise
                 failed[endpoint] = error
             else:
@@ -79,7 +86,7 @@ class InferenceStage:
 
     async def _ask(self, context: PromptContext, endpoint: Endpoint) -> None:
         context.endpoint, context.model = endpoint.name, endpoint.model
-        admitted = endpoint.breaker.admit()
+        epoch = endpoint.breaker.begin()
         try:
             async with asyncio.timeout(None) as limit:
                 context.completed = await endpoint.batcher.run(
@@ -91,10 +98,8 @@ class InferenceStage:
         except (TimeoutError, WorkerError):
             if not context.stopped:
                 raise
-            endpoint.breaker.record(admitted, ok=True)  # the engine did its part
+            endpoint.breaker.record(epoch, ok=True)  # the engine did its part
             context.completed = Completed(member=0, finish_reason="stop")
-        finally:
-            endpoint.breaker.release(admitted)
         if context.stopped:
             context.completed = context.completed._replace(finish_reason="stop")
 
@@ -114,7 +119,10 @@ class InferenceStage:
         """The failure after which a retry is of use soonest; or a wait for who was not asked."""
         groups = (self.endpoints, *self.fallbacks)
         unasked = [endpoint for group in groups for endpoint in group if endpoint not in failed]
-        retryable = [error for error in failed.values() if error.retryable]
+        # Which models and keys an endpoint takes is no matter of the job, nor of time.
+        retryable = [
+            error for error in failed.values() if error.retryable and not isinstance(error, ModelNotFound)
+        ]
         soonest = min(reversed(retryable), key=_wait_s, default=None)
         if unasked:
             wait_s = min(endpoint.usable_in_s for endpoint in unasked)
@@ -148,8 +156,13 @@ async def _pass_rate_limit(context: PromptContext, endpoint: Endpoint) -> None:
     context.permit = endpoint.name
 
 
-def _another_may_do_better(context: PromptContext, error: WorkerError) -> bool:
-    """Whether the prompt may go to another endpoint: nothing has come, and it is not at fault itself."""
+def _another_may_do_better(context: PromptContext, error: WorkerError, before: Iterable[WorkerError]) -> bool:
+    """Whether the prompt may go to another endpoint: nothing has come, and it is not at fault itself.
+
+    Inside the second engine that has failed with it, it most likely is.
+    """
+    if isinstance(error, WorkerFailed) and any(isinstance(other, WorkerFailed) for other in before):
+        return False
     return context.first_token_at is None and (error.retryable or isinstance(error, WorkerAuthError))
 
 

@@ -14,16 +14,17 @@ from workers import (
     ContextOverflow,
     EndpointConfig,
     Generation,
+    ModelNotFound,
     Piece,
     RequestRejected,
     TokenUsage,
     WorkerAuthError,
     WorkerConfigError,
     WorkerError,
+    WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
     WorkerTimeout,
-    WorkerUnavailable,
 )
 from workers.anthropic import AnthropicWorker
 from workers.anthropic_answer import MessageReader
@@ -467,8 +468,8 @@ def refusal(status: int, kind: str, words: str, *headers: str) -> Any:
         (refusal(400, "invalid_request_error", "prompt is too long: 9 > 8"), ContextOverflow, None),
         (refusal(413, "request_too_large", "too large"), ContextOverflow, None),
         (refusal(400, "invalid_request_error", "temperature: no"), RequestRejected, None),
-        (refusal(404, "not_found_error", "model: x"), RequestRejected, None),
-        (refusal(500, "api_error", "oops"), WorkerUnavailable, None),
+        (refusal(404, "not_found_error", "model: x"), ModelNotFound, None),
+        (refusal(500, "api_error", "oops"), WorkerFailed, None),
     ],
 )
 async def test_refusals_have_their_classes(
@@ -485,13 +486,13 @@ async def test_refusals_have_their_classes(
     [
         ("overloaded_error", WorkerOverloaded),
         ("rate_limit_error", WorkerOverloaded),
-        ("api_error", WorkerUnavailable),
+        ("api_error", WorkerFailed),
         ("timeout_error", WorkerTimeout),
         ("authentication_error", WorkerAuthError),
         ("billing_error", WorkerAuthError),
         ("permission_error", WorkerAuthError),
         ("invalid_request_error", RequestRejected),
-        ("not_found_error", RequestRejected),
+        ("not_found_error", ModelNotFound),
         ("request_too_large", ContextOverflow),
     ],
 )

@@ -27,12 +27,14 @@ from workers import (
     EndpointConfig,
     Generation,
     Load,
+    ModelNotFound,
     Piece,
     RequestRejected,
     TokenUsage,
     WorkerAuthError,
     WorkerConfigError,
     WorkerError,
+    WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
     WorkerTimeout,
@@ -257,11 +259,11 @@ async def test_wait_can_be_in_milliseconds(server: FakeServer, worker: LlamaCppW
     [
         (400, {"type": "exceed_context_size_error", "message": "too long"}, ContextOverflow),
         (400, {"type": "invalid_request_error", "message": "no"}, RequestRejected),
-        (404, {"message": "no such model"}, RequestRejected),
+        (404, {"message": "no such model"}, ModelNotFound),
         (401, {"message": "Invalid API Key"}, WorkerAuthError),
         (403, {"message": "not yours"}, WorkerAuthError),
         (408, {"message": "slow"}, WorkerTimeout),
-        (500, {"type": "server_error", "message": "Compute error."}, WorkerUnavailable),
+        (500, {"type": "server_error", "message": "Compute error."}, WorkerFailed),
         (500, {"type": "server_error", "message": "Context size has been exceeded."}, WorkerOverloaded),
         (501, {"type": "not_supported_error", "message": "no vision"}, RequestRejected),
         (302, {}, WorkerProtocolError),
@@ -280,11 +282,33 @@ async def test_status_decides_the_error_and_the_engines_words_are_kept(
     assert error.get("message", "") in str(caught)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+        "Failed to parse messages: Missing tool call name: {}",
+        "Failed to parse messages: [json.exception.type_error.302] type must be string, but is number",
+        'Failed to parse tools: Unsupported tool type: {"type":"custom"}; tools = []',
+        "Failed to parse tool call arguments as JSON: [json.exception.parse_error.101] parse error at line 1",
+        "Cannot use both json_schema and grammar",
+        "[json.exception.out_of_range.403] key 'name' not found",
+    ],
+)
+@pytest.mark.parametrize("generation", [PROMPT, CHAT])
+async def test_mistake_in_a_request_is_one_although_the_status_is_500(
+    server: FakeServer, worker: LlamaCppWorker, generation: Generation, words: str
+) -> None:
+    server.script = answer(500, {"error": {"code": 500, "message": words, "type": "server_error"}})
+    caught = await error_of(worker, generation)
+    assert type(caught) is RequestRejected
+    assert words in str(caught)
+
+
 async def test_error_inside_the_stream_fails_the_batch(server: FakeServer, worker: LlamaCppWorker) -> None:
     error = {"code": 500, "message": "Compute error.", "type": "server_error"}
     server.script = stream(token(0, "a"), last(0), token(1, "b"), {"error": error})
     caught = await error_of(worker, PROMPT, PROMPT)
-    assert type(caught) is WorkerUnavailable
+    assert type(caught) is WorkerFailed
     assert "Compute error." in str(caught)
 
 

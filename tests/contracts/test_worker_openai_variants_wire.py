@@ -34,9 +34,9 @@ from workers import (
     TokenUsage,
     WorkerAuthError,
     WorkerError,
+    WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
-    WorkerUnavailable,
 )
 from workers.openai import OpenAIWorker
 
@@ -283,16 +283,16 @@ async def test_model_that_is_no_name_is_none(server: FakeServer, worker: OpenAIW
         ({"error": {"message": "oh no", "type": "authentication_error"}}, WorkerAuthError),
         ({"error": {"message": "oh no", "code": "context_length_exceeded"}}, ContextOverflow),
         ({"error": "oh no", "error_type": "overloaded"}, WorkerOverloaded),
-        ({"error": "oh no"}, WorkerUnavailable),
-        ({"error": ["oh no"]}, WorkerUnavailable),
+        ({"error": "oh no"}, WorkerFailed),
+        ({"error": ["oh no"]}, WorkerFailed),
         ({"error": True, "message": "oh no", "status_code": 400}, RequestRejected),
         ({"error": {"error": {"message": "oh no", "code": 400}}}, RequestRejected),
         ([{"error": {"message": "oh no", "code": 400, "status": "INVALID_ARGUMENT"}}], RequestRejected),
         ({"object": "error", "message": "oh no", "type": "BadRequestError", "code": 400}, RequestRejected),
-        ({"success": False, "errors": [{"code": 7003, "message": "oh no"}]}, WorkerUnavailable),
-        ({"code": 20012, "message": "oh no", "data": None}, WorkerUnavailable),
-        ({"base_resp": {"status_code": 1004, "status_msg": "oh no"}}, WorkerUnavailable),
-        ({"detail": "oh no"}, WorkerUnavailable),
+        ({"success": False, "errors": [{"code": 7003, "message": "oh no"}]}, WorkerFailed),
+        ({"code": 20012, "message": "oh no", "data": None}, WorkerFailed),
+        ({"base_resp": {"status_code": 1004, "status_msg": "oh no"}}, WorkerFailed),
+        ({"detail": "oh no"}, WorkerFailed),
         (choice(delta={}, finish_reason="error", error={"code": 429, "message": "oh no"}), WorkerOverloaded),
     ],
 )
@@ -316,7 +316,7 @@ async def test_error_with_a_good_status_keeps_its_code_and_words(
     [
         (b'event: error\ndata: {"message": "oh no", "code": 400}\n\n', RequestRejected),
         (b'event:error\ndata: {"error": {"message": "oh no", "code": 400}}\n\n', RequestRejected),
-        (b"event: error\ndata: oh no\n\n", WorkerUnavailable),
+        (b"event: error\ndata: oh no\n\n", WorkerFailed),
         (b'error: {"code": 400, "message": "oh no"}\n\n', RequestRejected),
         (b'{"error": {"code": 400, "message": "oh no"}}\n\n', RequestRejected),
         (b'data: {"error": {"code": 400, "message": "oh no"}}', RequestRejected),

@@ -29,6 +29,7 @@ from workers import (
     EndpointConfig,
     Generation,
     MemberFailed,
+    ModelNotFound,
     ModelWorker,
     Piece,
     RequestRejected,
@@ -36,6 +37,7 @@ from workers import (
     WorkerAuthError,
     WorkerConfigError,
     WorkerError,
+    WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
     WorkerTimeout,
@@ -408,9 +410,9 @@ async def test_used_up_quota_is_final_although_it_is_a_429(server: FakeServer, w
         (401, {"type": "invalid_request_error", "code": "invalid_api_key", "message": "no"}, WorkerAuthError),
         (402, {"message": "Insufficient Balance"}, WorkerAuthError),
         (403, {"code": "unsupported_country_region_territory", "message": "no"}, WorkerAuthError),
-        (404, {"code": "model_not_found", "message": "no such model"}, RequestRejected),
+        (404, {"code": "model_not_found", "message": "no such model"}, ModelNotFound),
         (409, {"message": "lock"}, WorkerUnavailable),
-        (500, {"type": "server_error", "message": "oops"}, WorkerUnavailable),
+        (500, {"type": "server_error", "message": "oops"}, WorkerFailed),
         (503, {"type": "server_error", "message": "overloaded"}, WorkerOverloaded),
     ],
 )
@@ -430,7 +432,7 @@ async def test_status_and_kind_decide_the_error(
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        ({"type": "server_error", "message": "The server had an error"}, WorkerUnavailable),
+        ({"type": "server_error", "message": "The server had an error"}, WorkerFailed),
         ({"type": "requests", "code": "rate_limit_exceeded", "message": "slow down"}, WorkerOverloaded),
         ({"type": "invalid_request_error", "message": "no"}, RequestRejected),
         ({"code": 429, "message": "upstream is busy"}, WorkerOverloaded),

@@ -30,6 +30,7 @@ from workers import (
     Generation,
     Load,
     MemberFailed,
+    ModelNotFound,
     ModelWorker,
     Piece,
     RequestRejected,
@@ -37,6 +38,7 @@ from workers import (
     WorkerAuthError,
     WorkerConfigError,
     WorkerError,
+    WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
     WorkerUnavailable,
@@ -298,7 +300,7 @@ async def test_aborted_member_fails_alone_and_may_be_tried_again(
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        ({"message": "Internal server error", "type": "InternalServerError", "code": 500}, WorkerUnavailable),
+        ({"message": "Internal server error", "type": "InternalServerError", "code": 500}, WorkerFailed),
         ({"message": "please retry", "type": "ServiceUnavailableError", "code": 503}, WorkerOverloaded),
         ({"message": "bad", "type": "BadRequestError", "param": None, "code": 400}, RequestRejected),
     ],
@@ -337,9 +339,9 @@ async def test_error_inside_the_stream_fails_the_members_without_an_end(
             ContextOverflow,
         ),
         (400, {"error": {"message": "temperature must be non-negative", "code": 400}}, RequestRejected),
-        (404, {"error": {"message": "The model `x` does not exist.", "code": 404}}, RequestRejected),
+        (404, {"error": {"message": "The model `x` does not exist.", "code": 404}}, ModelNotFound),
         (401, {"error": "Unauthorized"}, WorkerAuthError),
-        (500, {"error": {"message": "EngineDeadError", "code": 500}}, WorkerUnavailable),
+        (500, {"error": {"message": "EngineDeadError", "code": 500}}, WorkerFailed),
     ],
 )
 async def test_status_and_words_decide_the_error(

@@ -41,11 +41,17 @@ class PuppetCall:
 
 
 class Puppet:
-    """A third-party model worker. `calls` has the calls in the order they came in."""
+    """A third-party model worker. `calls` has the calls in the order they came in.
+
+    Prompts of nobody's, which check whether it is well, count in `checks` and are answered at once, with
+    `failure` if there is one.
+    """
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
         self.calls: asyncio.Queue[PuppetCall] = asyncio.Queue()
+        self.checks = 0
+        self.failure: Exception | None = None
         self.active = self.most_active = 0
         self.closed = False
 
@@ -54,6 +60,12 @@ class Puppet:
         return Capabilities(lists=False, streaming=True, chat=True, tools=True, priority=True)
 
     async def generate(self, batch: Sequence[Generation]) -> AsyncIterator[Output]:
+        if not batch[0].request_id:
+            self.checks += 1
+            if self.failure is not None:
+                raise self.failure
+            yield Completed(0, "stop")
+            return
         call = PuppetCall(batch[0])
         self.calls.put_nowait(call)
         self.active += 1

@@ -24,7 +24,14 @@ from tests.integration.engine_room import (
 )
 from tests.patience import SOON_S
 from workers.base import Health
-from workers.errors import RequestRejected, WorkerAuthError, WorkerOverloaded, WorkerUnavailable
+from workers.errors import (
+    ModelNotFound,
+    RequestRejected,
+    WorkerAuthError,
+    WorkerFailed,
+    WorkerOverloaded,
+    WorkerUnavailable,
+)
 
 BREAKER = {"failures": 1, "open_s": 0.05}
 
@@ -145,22 +152,72 @@ async def test_job_whose_every_endpoint_is_down_waits_in_redis_and_runs_when_one
     assert (await late.result(timeout_s=SOON_S)).attempts == 1
 
 
-async def test_endpoint_that_is_half_open_gets_one_prompt_at_a_time(room: Room) -> None:
+async def test_requests_that_fail_open_nothing_while_others_succeed(room: Room) -> None:
+    """One tenant's garbage, with an engine's 500 for each of it, beside the good prompts of another."""
+    routes = {"echo": {"endpoints": [endpoint(), endpoint()], "max_attempts": 1}}
+    engine = await room.engine(settings_of(routes=routes))
+    puppets = [puppet_at(engine, at) for at in range(2)]
+    endpoints = engine.routes["echo"].endpoints
+
+    async def answer(puppet: Puppet) -> None:
+        while True:
+            call = await puppet.calls.get()
+            if call.generation.prompt == "bad":
+                call.fail(WorkerFailed("template error"))
+            else:
+                call.finish("answer")
+
+    answering = [asyncio.create_task(answer(puppet)) for puppet in puppets]
+    client = await room.client()
+    bad = [await client.enqueue("bad", tenant="careless") for _ in range(10)]
+    good = [await client.enqueue(f"p {n}", tenant="other", max_attempts=1) for n in range(10)]
+    for job in good:
+        assert (await job.result(timeout_s=SOON_S)).attempts == 1
+    for job in bad:
+        with pytest.raises(JobFailed):
+            await job.result(timeout_s=SOON_S)
+        info = await job.info()
+        assert info.error is not None
+        assert info.error.message == "template error"
+    await until(lambda: not any(one.breaker.suspected for one in endpoints))
+    assert [one.breaker.state for one in endpoints] == [BreakerState.CLOSED] * 2
+    assert sum(puppet.checks for puppet in puppets) > 0
+    for task in answering:
+        task.cancel()
+
+
+async def test_endpoint_that_has_opened_is_checked_with_no_prompt_of_a_user(room: Room) -> None:
     settings = settings_of(routes={"echo": {"endpoints": [endpoint()]}}, retry_base_s=0.01)
     engine = await room.engine(settings)
+    puppet, breaker = puppet_of(engine), engine.routes["echo"].endpoints[0].breaker
+    puppet.failure = WorkerFailed("CUDA error")
     client = await room.client()
-    jobs = [await client.enqueue("one")]
-    (await puppet_of(engine).next_call()).fail(WorkerUnavailable("gone"))
-    jobs += [await client.enqueue(f"p {n}") for n in range(5)]
-    probe = await puppet_of(engine).next_call()
-    await asyncio.sleep(0.1)
-    assert puppet_of(engine).calls.empty()
-    assert engine.routes["echo"].endpoints[0].breaker.state is BreakerState.HALF_OPEN
-    probe.finish()
-    for _ in range(5):
-        (await puppet_of(engine).next_call()).finish()
-    for job in jobs:
-        await job.result(timeout_s=SOON_S)
+    job = await client.enqueue("one", max_attempts=2)
+    (await puppet.next_call()).fail(WorkerFailed("CUDA error"))
+    await until(lambda: puppet.checks > 3)
+    assert not breaker.admits
+    assert puppet.calls.empty()
+    puppet.failure = None
+    (await puppet.next_call()).finish("back")
+    assert (await job.result(timeout_s=SOON_S)).attempts == 2
+    assert breaker.admits
+
+
+async def test_endpoint_that_does_not_serve_the_model_is_out_after_its_first_answer(room: Room) -> None:
+    engine = await room.engine(two_endpoints())
+    missing, serves = puppet_at(engine, 0), puppet_at(engine, 1)
+    missing.failure = ModelNotFound("no such model")
+    client = await room.client()
+    job = await client.enqueue("one", max_attempts=1)
+    (await missing.next_call()).fail(ModelNotFound("no such model"))
+    (await serves.next_call()).finish("answer")
+    assert (await job.result(timeout_s=SOON_S)).endpoint == "echo.1"
+    await until(lambda: not engine.routes["echo"].endpoints[0].admits)
+    for n in range(6):
+        await client.enqueue(f"p {n}")
+    for _ in range(4):  # as many as it holds
+        await serves.next_call()
+    assert missing.calls.empty()
 
 
 async def test_endpoint_that_is_not_ready_at_the_start_gets_nothing_until_it_is(

@@ -209,6 +209,15 @@ async def test_a_model_that_is_not_served_is_noticed(valkey_url: str, engine_url
     assert "serves small, not large" in found["endpoint chat.0"].message
 
 
+async def test_a_model_that_is_certainly_not_served_fails(valkey_url: str, engine_url: str) -> None:
+    endpoint = {"base_url": engine_url, "options": {"priority": False}}
+    found = await findings(valkey_url, route("vllm", model="small", **endpoint))
+    assert found["endpoint chat.0"].level is OK
+    found = await findings(valkey_url, route("vllm", model="large", **endpoint))
+    assert found["endpoint chat.0"].level is FAIL
+    assert "does not serve the model large, but small" in found["endpoint chat.0"].message
+
+
 async def test_waiting_work_that_nobody_will_do_is_noticed(redis: Redis, valkey_url: str) -> None:
     queue = PromptQueue(redis)
     await queue.enqueue([new_job("a", lane="orphan"), new_job("b", lane="stopped")])

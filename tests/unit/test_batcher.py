@@ -27,6 +27,7 @@ from workers.errors import (
     RequestRejected,
     WorkerAuthError,
     WorkerError,
+    WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
     WorkerUnavailable,
@@ -648,6 +649,47 @@ async def test_rejected_list_is_split_until_the_bad_member_is_alone() -> None:
     bench.assert_empty()
 
 
+async def test_list_that_fails_inside_the_engine_is_split_like_a_rejected_one() -> None:
+    bench, _ = watched()
+    answers = bench.submit_many(8)
+
+    async def engine() -> None:
+        while True:
+            call = await bench.worker.next_call()
+            if "p5" in call.prompts:
+                call.put(WorkerFailed("500: template error"))
+            else:
+                call.finish()
+
+    task = asyncio.ensure_future(engine())
+    assert str(await answers[5].error()) == "500: template error"
+    for index, answer in enumerate(answers):
+        if index != 5:
+            assert (await answer.end()).finish_reason == "stop", "nobody else pays for it"
+    task.cancel()
+
+
+async def test_list_is_not_split_at_an_endpoint_that_is_left_alone_by_then() -> None:
+    bench, watcher = watched()
+    answers = bench.submit_many(4)
+    call = await bench.worker.next_call()
+    watcher.admits = False
+    call.put(WorkerFailed("500: CUDA error"))
+    for answer in answers:
+        assert isinstance(await answer.error(), WorkerFailed)
+    assert len(bench.worker.calls) == 1
+
+
+async def test_member_that_has_streamed_when_the_engine_fails_has_failed_with_it() -> None:
+    bench = Bench()
+    streamed, silent = bench.submit_many(2)
+    call = await bench.worker.next_call()
+    call.put(Piece(0, "half"), WorkerFailed("500: CUDA error"))
+    assert isinstance(await streamed.error(), WorkerFailed)
+    (await bench.worker.next_call()).finish()
+    await silent.end()
+
+
 async def test_rejected_list_keeps_its_places_while_it_is_split() -> None:
     bench = Bench(limit=2)
     bench.submit_many(2)
@@ -807,6 +849,7 @@ class Watcher:
     """Notes how calls begin and end. What it gives for a call is its number."""
 
     began: int = 0
+    admits: bool = True
     given_up: list[int] = field(default_factory=list)
     ended: list[tuple[int, int, WorkerError | None]] = field(default_factory=list)
 

@@ -91,9 +91,7 @@ def test_route_may_claim_what_a_fallback_has_room_for_while_its_own_are_down() -
     assert routes["chat"].free == 0
 
 
-def test_route_goes_on_with_its_fallback_while_its_own_endpoint_is_being_probed() -> None:
+def test_route_goes_on_with_its_fallback_while_its_own_endpoint_is_being_checked() -> None:
     routes = routes_of(chat=["small"], small=[])
-    own = half_open(routes["chat"].endpoints[0])
-    assert routes["chat"].free == 1
-    own.breaker.admit()
+    half_open(routes["chat"].endpoints[0])
     assert routes["chat"].free == 4

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from scheduler.routing import BreakerState, Endpoint, choose_endpoint
-from tests.unit.scripted_endpoint import endpoint, half_open, opened
+from tests.unit.scripted_endpoint import Clock, endpoint, fail, half_open, opened
 
 SESSIONS = [f"session {n}" for n in range(600)]
 
@@ -78,13 +78,46 @@ def test_nobody_is_chosen_where_there_is_nobody() -> None:
     assert choose_endpoint([]) is None
 
 
-def test_endpoint_that_is_half_open_gets_one_prompt_and_the_others_the_rest() -> None:
-    other, probed = endpoint("other"), half_open(endpoint("probed"))
+def test_endpoint_that_is_half_open_gets_nothing() -> None:
+    other, checked = endpoint("other"), half_open(endpoint("checked"))
     other.window.acquire(1)
-    assert choose_endpoint([other, probed]) is probed
-    probed.breaker.admit()
-    assert choose_endpoint([other, probed]) is other
-    assert choose_endpoint([probed]) is None
+    assert choose_endpoint([other, checked]) is other
+    assert choose_endpoint([checked]) is None
+
+
+# Who fails at once
+
+
+def test_endpoint_that_fails_at_once_draws_no_traffic() -> None:
+    broken, busy = endpoint("broken"), endpoint("busy")
+    busy.window.acquire(4)
+    asked = 0
+    for _ in range(100):
+        if choose_endpoint([broken, busy]) is broken:
+            asked += 1
+            fail(broken)
+    assert asked <= 5
+
+
+def test_failures_are_forgotten_with_time_and_with_success() -> None:
+    clock = Clock()
+    one, other = endpoint("one", clock=clock), endpoint("other")
+    other.window.acquire(1)
+    fail(one, 4)
+    assert choose_endpoint([one, other]) is other
+    clock.now += 60
+    assert choose_endpoint([one, other]) is one
+    fail(one, 4)
+    for _ in range(4):
+        one.call_ended(one.call_began(), 1, None)
+    assert choose_endpoint([one, other]) is one
+
+
+def test_failing_endpoint_that_is_alone_still_gets_all() -> None:
+    one = endpoint(limit=2)
+    fail(one, 50)
+    assert choose_endpoint([one]) is one
+    assert one.room == 2, "how many prompts it may hold is another matter"
 
 
 # Sessions
@@ -117,7 +150,7 @@ def test_only_the_sessions_of_an_endpoint_that_goes_move_and_they_come_back() ->
     assert len(set(during.values())) == 3
 
     gone.breaker.probed(ready=True)
-    gone.breaker.record(gone.breaker.begin(), ok=True)
+    gone.breaker.checked(well=True)
     assert gone.breaker.state is BreakerState.CLOSED
     assert homes(endpoints) == before
 

@@ -12,6 +12,7 @@ from tests.unit.scripted_endpoint import Clock, Worker, endpoint, fail, half_ope
 from workers.base import Generation
 from workers.errors import (
     ContextOverflow,
+    ModelNotFound,
     RequestRejected,
     WorkerAuthError,
     WorkerError,
@@ -149,8 +150,16 @@ def test_failed_call_counts_against_the_endpoint(error: WorkerError) -> None:
     one = endpoint(breaker={"failures": 2})
     end(one, error)
     end(one, error)
-    assert one.breaker.state is BreakerState.OPEN
+    assert one.breaker.suspected
+    assert one.in_doubt.is_set()
+    assert one.admits, "it may be the requests' fault"
     assert one.describe()["last_error"] == str(error)
+
+
+def test_model_that_is_not_served_has_the_endpoint_checked_at_once() -> None:
+    one = endpoint()
+    end(one, ModelNotFound("no such model"))
+    assert one.in_doubt.is_set()
 
 
 @pytest.mark.parametrize(
@@ -161,52 +170,29 @@ async def test_call_that_the_endpoint_did_its_part_in_counts_for_it(error: Worke
     for _ in range(3):
         fail(one)
         end(one, error)
-    assert one.breaker.state is BreakerState.CLOSED
-    half_open(one)
-    end(one, error)
-    assert one.breaker.state is BreakerState.CLOSED
-    assert one.describe()["last_error"] == ""
+    assert not one.breaker.suspected
+    await one.aclose()
 
 
 def test_call_that_is_given_up_says_nothing() -> None:
-    one = half_open(endpoint())
-    one.call_began()
-    assert one.breaker.state is HALF_OPEN
+    one = endpoint(breaker={"failures": 1})
+    one.call_given_up(one.call_began())
+    assert not one.breaker.suspected
 
 
 def test_open_endpoint_has_no_room_and_says_when_to_look_again() -> None:
     clock = Clock()
     one = opened(endpoint(breaker={"open_s": 3}, clock=clock))
     assert (one.room, one.admits, one.usable_in_s) == (0, False, 3.0)
-    assert one.opened.is_set()
+    assert one.in_doubt.is_set()
     clock.now += 2
     assert one.usable_in_s == 1.0
     clock.now += 2
     assert one.usable_in_s == 0.0
 
 
-def test_half_open_endpoint_has_room_for_a_probe() -> None:
+def test_half_open_endpoint_has_no_room() -> None:
     one = half_open(endpoint())
-    assert (one.room, one.admits) == (1, True)
-    assert not one.opened.is_set()
-    admission = one.breaker.admit()
-    assert (one.room, one.admits) == (0, False)
-    one.breaker.release(admission)
-    assert one.room == 1
-
-
-def test_half_open_endpoint_has_no_room_behind_old_calls_that_fill_its_window() -> None:
-    one = endpoint(limit=2)
-    one.window.acquire(2)
-    half_open(one)
-    assert one.room == 0
-    one.window.release(1)
-    assert one.room == 1
-
-
-def test_half_open_endpoint_without_a_share_admits_nobody() -> None:
-    one = half_open(endpoint())
-    one.divide(0, 0)
     assert (one.room, one.admits) == (0, False)
 
 
@@ -216,8 +202,9 @@ def test_it_tells_of_each_change_and_the_log_says_why(caplog: pytest.LogCaptureF
     one.on_change = lambda: states.append(one.breaker.state)
     with caplog.at_level(logging.INFO):
         fail(one)
+        one.breaker.checked(well=False)
         one.breaker.probed(ready=True)
-        end(one)
+        one.breaker.checked(well=True)
     assert states == [BreakerState.OPEN, HALF_OPEN, BreakerState.CLOSED]
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "endpoint chat.0 is left alone for 2 s: worker_unavailable"),
@@ -230,11 +217,12 @@ def test_probes_that_fail_are_no_news(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for _ in range(2):
         fail(one)
+        one.breaker.checked(well=False)
         for _ in range(3):
             one.breaker.probed(ready=True)
-            fail(one)
+            one.breaker.checked(well=False)
         one.breaker.probed(ready=True)
-        end(one)
+        one.breaker.checked(well=True)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
 
 
@@ -251,6 +239,7 @@ def test_what_a_back_end_said_is_for_administrators_and_not_for_the_log(
 ) -> None:
     one = endpoint("chat.0", breaker={"failures": 1})
     end(one, error)
+    one.breaker.checked(well=False)
     assert one.describe()["last_error"] == str(error)
     assert caplog.messages == [f"endpoint chat.0 is left alone for 2 s: {said}"]
 
@@ -341,17 +330,10 @@ async def test_open_and_paused_it_is_left_alone_for_the_longer_of_the_two(
     one.pause(pause_s)
     assert one.usable_in_s == expected
     one.breaker.probed(ready=True)
-    assert not one.admits, "half open, but asked to be left alone"
+    one.breaker.checked(well=True)
+    assert not one.admits, "closed, but asked to be left alone"
     clock.now += expected
-    assert one.room == 1
-    await one.aclose()
-
-
-async def test_refusal_of_a_probe_shows_that_it_lives() -> None:
-    one = half_open(endpoint())
-    end(one, WorkerOverloaded("slow down", retry_after_s=5.0))
-    assert one.breaker.state is BreakerState.CLOSED
-    assert not one.admits
+    assert one.admits
     await one.aclose()
 
 
@@ -389,15 +371,6 @@ def test_more_is_not_reserved_than_a_back_end_holds() -> None:
     assert (one.room_for(0), one.room_for(9)) == (1, 2)
     one.holds(1)
     assert (one.room_for(0), one.room_for(9)) == (1, 1)
-
-
-def test_any_prompt_may_be_the_probe_though_places_are_reserved() -> None:
-    one = endpoint(limit=4, reserved=3)
-    one.window.acquire(3)
-    half_open(one)
-    assert one.room_for(0) == one.room == one.window.free_for(urgent=False) == 1
-    one.breaker.record(one.breaker.begin(), ok=True)
-    assert (one.room_for(0), one.room_for(9), one.window.free_for(urgent=False)) == (0, 1, 0)
 
 
 def test_places_that_are_reserved_no_more_are_told_of() -> None:
@@ -439,6 +412,7 @@ def test_description_says_how_it_is_and_no_more() -> None:
     )
     one.window.acquire(2)
     one.call_ended(one.call_began(), 1, WorkerUnavailable("x" * 5000))
+    one.breaker.checked(well=False)
     seen = one.describe()
     assert {**seen, "last_error": len(seen["last_error"]), "usable_in_s": round(seen["usable_in_s"])} == {
         "name": "chat.0",
@@ -463,5 +437,5 @@ async def test_calls_of_its_batcher_are_watched() -> None:
     for _ in range(2):
         with pytest.raises(WorkerUnavailable):
             await one.batcher.run(Generation(model="m", prompt="x"), lambda _: None, tokens=1)
-    assert one.breaker.state is BreakerState.OPEN
+    assert one.breaker.suspected
     assert one.outstanding == 0

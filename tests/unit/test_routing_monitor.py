@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from scheduler.routing import BreakerState, Endpoint, EndpointMonitor, monitor
+from scheduler.routing import BreakerState, Endpoint, EndpointMonitor, check, monitor
 from tests.patience import SOON_S
 from tests.unit.scripted_endpoint import Worker, endpoint, fail
-from workers.base import Health, Load
+from workers.base import Capabilities, Completed, Generation, Health, Load, Output
+from workers.errors import (
+    ModelNotFound,
+    RequestRejected,
+    WorkerAuthError,
+    WorkerFailed,
+    WorkerOverloaded,
+)
 
 QUICK = {"failures": 1, "open_s": 0.01}
 
@@ -85,7 +92,7 @@ async def test_back_end_that_is_not_ready_at_the_start_gets_nothing_until_it_is(
     async with watched(one):
         await until(one, lambda: one.breaker.state is BreakerState.OPEN)
         assert one.last_error == "loading"
-        await until(one, lambda: one.breaker.state is BreakerState.HALF_OPEN)
+        await until(one, lambda: one.breaker.state is BreakerState.CLOSED)
 
 
 async def test_back_end_that_is_well_is_not_asked_again() -> None:
@@ -104,8 +111,8 @@ async def test_endpoint_that_opens_is_asked_each_time_and_only_then() -> None:
     async with watched(one):
         await said.asked(1)
         for times in range(2, 5):
-            fail(one)
-            await until(one, lambda: one.breaker.state is BreakerState.HALF_OPEN)
+            one.breaker.trip()
+            await until(one, lambda: one.breaker.state is BreakerState.CLOSED)
             assert said.count == times
 
 
@@ -125,11 +132,11 @@ async def test_adapter_that_raises_is_taken_as_not_ready_and_asked_again(failure
         await until(one, lambda: one.breaker.state is BreakerState.OPEN)
         assert one.last_error
         assert "secret" not in one.last_error
-        await until(one, lambda: one.breaker.state is BreakerState.HALF_OPEN)
+        await until(one, lambda: one.breaker.state is BreakerState.CLOSED)
 
 
 async def test_adapter_that_never_answers_is_taken_as_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "ASK_S", 0.01)
+    monkeypatch.setattr(check, "ASK_S", 0.01)
     worker = Worker()
 
     async def never() -> Health:
@@ -161,10 +168,11 @@ async def test_warnings_are_logged_when_they_are_first_known_and_when_they_chang
     )
     one = endpoint("chat.0", worker=worker_that(healths=said), breaker=QUICK)
     async with watched(one):
-        await until(one, lambda: one.breaker.state is BreakerState.HALF_OPEN)
+        await until(one, lambda: one.breaker.state is BreakerState.OPEN)
+        await until(one, lambda: one.breaker.state is BreakerState.CLOSED)
         for _ in range(2):
-            fail(one)
-            await until(one, lambda: one.breaker.state is BreakerState.HALF_OPEN)
+            one.breaker.trip()
+            await until(one, lambda: one.breaker.state is BreakerState.CLOSED)
     assert caplog.text.count("endpoint chat.0: it knows no priorities") == 1
     assert caplog.text.count("endpoint chat.0: it knows no lists") == 1
 
@@ -175,10 +183,152 @@ async def test_pause_is_waited_for_before_the_back_end_is_asked() -> None:
     async with watched(one):
         await said.asked(1)
         one.pause(60)
-        fail(one)
+        one.breaker.trip()
         await asyncio.sleep(0.05)
         assert said.count == 1
     await one.aclose()
+
+
+# Checks
+
+
+async def settled(one: Endpoint) -> None:
+    """Return once the endpoint is suspected no more."""
+    async with asyncio.timeout(SOON_S):
+        while one.breaker.suspected:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("failure", "well"),
+    [
+        (None, True),
+        (RequestRejected("max_tokens: too few"), True),
+        (WorkerOverloaded("busy"), True),
+        (WorkerFailed("CUDA error"), False),
+        (WorkerAuthError("no key"), False),
+        (ModelNotFound("no such model"), False),
+        (ValueError("sk-secret"), False),
+    ],
+)
+async def test_endpoint_that_is_suspected_gets_a_prompt_that_is_known_to_be_good(
+    failure: Exception | None, well: bool
+) -> None:
+    worker = Worker(failure=failure)
+    one = endpoint(worker=worker, breaker={"failures": 3, "open_s": 60})
+    async with watched(one):
+        fail(one, 3)
+        await settled(one)
+    assert one.breaker.state is (BreakerState.CLOSED if well else BreakerState.OPEN)
+    assert "secret" not in one.last_error
+    (sent,) = [batch[0] for batch in worker.batches]
+    assert (sent.model, sent.messages, sent.params) == (
+        "served",
+        ({"role": "user", "content": "Hi"},),
+        {"max_tokens": 1},
+    )
+
+
+async def test_plain_prompt_checks_a_back_end_without_chats() -> None:
+    worker = Worker()
+    worker.capabilities = Capabilities(chat=False)
+    one = endpoint(worker=worker, breaker={"failures": 1})
+    async with watched(one):
+        fail(one)
+        await settled(one)
+    assert worker.batches[0][0].prompt == "Hi"
+    assert one.admits
+
+
+async def test_answer_that_does_not_begin_is_a_check_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "ANSWER_S", 0.01)
+    for worker in (Worker(hangs=True), Deaf()):
+        one = endpoint(worker=worker, breaker={"failures": 1, "open_s": 60})
+        async with watched(one):
+            fail(one)
+            await settled(one)
+        assert one.breaker.state is BreakerState.OPEN
+        assert "did not answer" in one.last_error
+
+
+class Deaf(Worker):
+    """Never answers, and ignores that nobody wants it to."""
+
+    async def generate(self, batch: Sequence[Generation]) -> AsyncIterator[Output]:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)
+        yield Completed(0, "stop")
+
+
+async def test_back_end_that_is_ready_and_answers_nothing_stays_open_longer_each_time() -> None:
+    worker = Worker(failure=WorkerFailed("CUDA error"))
+    one = endpoint(worker=worker, breaker={"failures": 1, "open_s": 0.01, "max_open_s": 0.1})
+    async with watched(one):
+        fail(one)
+        async with asyncio.timeout(SOON_S):
+            while len(worker.batches) < 4:
+                await asyncio.sleep(0.001)
+        assert not one.admits
+        worker.failure = None
+        await until(one, lambda: one.breaker.state is BreakerState.CLOSED)
+
+
+# Models
+
+
+SMALL = Health(ready=True, models=("small",))
+BOTH = Health(ready=True, models=("small", "large"), exclusive=True)
+SMALL_ALONE = Health(ready=True, models=("small",), exclusive=True)
+NOT_FOUND = ModelNotFound("no such model")
+
+
+@pytest.mark.parametrize(
+    ("health", "failure"),
+    [
+        (SMALL_ALONE, None),
+        (SMALL, NOT_FOUND),  # it may take other names than it lists, and does not take this one
+    ],
+)
+async def test_endpoint_that_does_not_serve_its_model_takes_no_prompts(
+    health: Health, failure: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = worker_that(healths=Said(health))
+    worker.failure = failure
+    one = endpoint("chat.0", worker=worker, model="large", breaker={"open_s": 0.01})
+    one.model = "large"
+    async with watched(one):
+        await until(one, lambda: one.breaker.state is BreakerState.OPEN)
+        await asyncio.sleep(0.05)  # it is asked several times
+    assert not one.admits
+    assert caplog.text.count("it does not serve the model large, but small") == 1
+    assert "does not serve the model large" in one.describe()["last_error"]
+
+
+@pytest.mark.parametrize(
+    ("model", "health"),
+    [
+        ("large", BOTH),
+        ("large", SMALL),
+        ("large", Health(ready=True, exclusive=True)),  # its list is empty: it does not say
+        (None, SMALL_ALONE),  # nobody has said which: the first answer will tell
+    ],
+)
+async def test_endpoint_that_serves_its_model_or_may_do_so_takes_prompts(
+    model: str | None, health: Health
+) -> None:
+    said = Said(health)
+    one = endpoint(worker=worker_that(healths=said), model=model)
+    async with watched(one):
+        await said.asked(1)
+        await asyncio.sleep(0.02)
+    assert one.admits
+
+
+def test_long_list_of_models_is_cut() -> None:
+    said = check.missing_model("large", [f"m{at}" for at in range(100)])
+    assert "m4 and 95 more" in said
+    assert "m5" not in said
 
 
 # Capacity

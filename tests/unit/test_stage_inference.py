@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 
 from scheduler.engine.retry import Retry, RetryPolicy
-from scheduler.routing import BreakerState, Endpoint
+from scheduler.routing import Endpoint
 from scheduler.stages.base import PromptContext
 from scheduler.stages.inference import InferenceStage, generation_of, prompt_tokens
 from scheduler.stages.tokens import estimate_tokens
 from tests.patience import SOON_S
-from tests.unit.scripted_endpoint import Worker, endpoint, half_open, opened
+from tests.unit.scripted_endpoint import Worker, endpoint, opened
 from workers.base import Completed, Generation, Piece, TokenUsage
 from workers.errors import (
     ContextOverflow,
+    ModelNotFound,
     RequestRejected,
     WorkerAuthError,
     WorkerError,
+    WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
     WorkerTimeout,
@@ -310,14 +312,40 @@ async def test_a_prompt_waits_for_the_first_endpoint_that_can_be_used_again() ->
         await one.aclose()
 
 
-async def test_endpoint_that_keeps_failing_is_left_alone_and_the_others_answer() -> None:
+async def test_endpoint_that_keeps_failing_is_checked_and_hardly_asked_meanwhile() -> None:
     away = Worker(failure=WorkerUnavailable("gone"))
-    one = endpoint("one", worker=away, breaker={"failures": 3})
-    stage = InferenceStage([one, endpoint("two")])
+    one, other = endpoint("one", worker=away, breaker={"failures": 3}), endpoint("two")
+    stage = InferenceStage([one, other])
+    while not one.breaker.suspected:
+        other.window.acquire(1)
+        await stage.run(context())
+    one.breaker.checked(well=False)
+    asked = len(away.batches)
     for _ in range(10):
         await stage.run(context())
-    assert one.breaker.state is BreakerState.OPEN
-    assert len(away.batches) == 3
+    assert len(away.batches) == asked
+
+
+async def test_prompt_that_fails_inside_two_engines_is_tried_in_no_third() -> None:
+    workers = [Worker(failure=WorkerFailed(f"broken {at}")) for at in range(3)]
+    endpoints = [endpoint(f"chat.{at}", worker=worker) for at, worker in enumerate(workers)]
+    with pytest.raises(WorkerFailed, match="broken 1"):
+        await InferenceStage(endpoints).run(context())
+    assert [len(worker.batches) for worker in workers] == [1, 1, 0]
+
+
+async def test_endpoint_that_does_not_serve_the_model_costs_no_attempt_while_another_may() -> None:
+    missing = endpoint("missing", worker=Worker(failure=ModelNotFound("no such model")))
+    assert await answered_by(InferenceStage([missing, endpoint("two")])) == "two"
+    down = opened(endpoint("down", breaker={"open_s": 20}))
+    with pytest.raises(WorkerUnavailable, match="no endpoint") as raised:
+        await InferenceStage([missing, down]).run(context())
+    decision = RetryPolicy().decide(2, 3, raised.value)
+    assert isinstance(decision, Retry)
+    assert not decision.counts
+    with pytest.raises(ModelNotFound):
+        await InferenceStage([missing]).run(context())
+    assert missing.breaker.suspected, "it is checked at once"
 
 
 async def test_job_that_is_cancelled_goes_to_no_other_endpoint() -> None:
@@ -368,8 +396,9 @@ async def test_fallbacks_answer_in_their_order_and_only_while_none_of_its_own_ca
     opened(first)
     assert await answered_by(stage) == "second"
     own.breaker.probed(ready=True)
+    assert await answered_by(stage) == "second", "it is not known to be well yet"
+    own.breaker.checked(well=True)
     assert await answered_by(stage) == "own"
-    assert own.breaker.state is BreakerState.CLOSED
 
 
 async def test_endpoint_of_its_own_that_is_full_goes_before_a_fallback() -> None:
@@ -518,52 +547,3 @@ async def test_prompts_of_a_session_go_to_one_endpoint_and_elsewhere_while_it_is
     assert away is not None
     workers[away].failure = WorkerUnavailable("gone")
     assert await answered_by(stage, session="a") not in (None, away)
-
-
-# Probes
-
-
-async def test_half_open_endpoint_gets_one_prompt_and_the_next_go_to_others() -> None:
-    probed = Worker(hangs=True)
-    one = half_open(endpoint("one", worker=probed))
-    stage = InferenceStage([one, endpoint("two")])
-    running = asyncio.ensure_future(stage.run(context()))
-    await probed.began.wait()
-    for _ in range(3):
-        assert await answered_by(stage) == "two"
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    breaker = one.breaker
-    assert breaker.state is BreakerState.HALF_OPEN
-    probed.hangs = False
-    assert await answered_by(stage) == "one"
-    assert one.breaker.state is BreakerState.CLOSED
-
-
-async def test_probe_that_fails_opens_the_endpoint_and_is_answered_by_another() -> None:
-    one = half_open(endpoint("one", worker=Worker(failure=WorkerTimeout("no token"))))
-    assert await answered_by(InferenceStage([one, endpoint("two")])) == "two"
-    assert one.breaker.state is BreakerState.OPEN
-
-
-async def test_probe_that_is_refused_shows_that_the_endpoint_is_well() -> None:
-    one = half_open(endpoint(worker=Worker(failure=RequestRejected("bad"))))
-    with pytest.raises(RequestRejected):
-        await InferenceStage([one]).run(context())
-    assert one.breaker.state is BreakerState.CLOSED
-
-
-async def test_probe_that_a_filter_ends_shows_that_the_endpoint_is_well() -> None:
-    class StopAtOnce:
-        def feed(self, text: str) -> str:
-            prompt.stopped = True
-            return text
-
-        def flush(self) -> str:
-            return ""
-
-    prompt = context(filters=[StopAtOnce()])
-    one = half_open(endpoint(worker=Worker(Piece(0, "enough"), hangs=True)))
-    await InferenceStage([one], stopped_s=0).run(prompt)
-    await one.batcher.drain()
-    assert one.breaker.state is BreakerState.CLOSED

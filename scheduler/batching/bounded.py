@@ -1,0 +1,43 @@
+"""Waiting for what is not ours, and may neither come nor let go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def within(limit_s: float, call: Coroutine[Any, Any, T]) -> T:
+    """Await a call for at most `limit_s`; unlike `asyncio.timeout`, also one that ignores its cancellation.
+
+    Raises:
+        TimeoutError: it has not come by then. It is cancelled, and left to itself.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        done, _ = await asyncio.wait([task], timeout=limit_s)
+    except BaseException:
+        let_go(task)
+        raise
+    if not done:
+        let_go(task)
+        raise TimeoutError
+    return task.result()
+
+
+def let_go(task: asyncio.Future[Any]) -> None:
+    """Cancel a task that nobody waits for; how it ends is nobody's business."""
+    _left.add(task)
+    task.add_done_callback(_forget)
+    task.cancel()
+
+
+_left: set[asyncio.Future[Any]] = set()  # the event loop itself holds tasks weakly
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    _left.discard(task)
+    if not task.cancelled():
+        task.exception()

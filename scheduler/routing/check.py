@@ -1,0 +1,108 @@
+"""Finding out whether a back end is well without a prompt of any user."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from scheduler.batching.bounded import within
+from scheduler.batching.runner import close_outputs
+from scheduler.routing.endpoint import Endpoint
+from workers.base import Generation, Health, MemberFailed
+from workers.errors import (
+    ModelNotFound,
+    RequestRejected,
+    WorkerError,
+    WorkerOverloaded,
+    WorkerProtocolError,
+    WorkerTimeout,
+)
+
+logger = logging.getLogger(__name__)
+
+ASK_S = 30.0
+"""The longest that an adapter may take to find out whether its back end is ready; vLLM's may try prompts."""
+
+ANSWER_S = 10.0
+"""The longest that a back end which is well may take to begin the shortest of answers."""
+
+MODELS_NAMED = 5
+
+_URGENT = 9
+
+
+async def ask_health(endpoint: Endpoint) -> Health:
+    """Ask the back end how it is. An adapter that raises, or says nothing, is taken as not ready."""
+    try:
+        health = await within(ASK_S, endpoint.worker.health())
+        return await look_for_model(endpoint, health)
+    except TimeoutError:
+        return Health(ready=False, detail="its model worker did not answer health() in time")
+    except Exception as error:
+        logger.debug("endpoint %s: health() failed", endpoint.name, exc_info=True)
+        return Health(ready=False, detail=f"its model worker raised {type(error).__name__}")
+
+
+async def look_for_model(endpoint: Endpoint, health: Health) -> Health:
+    """What its health is once it is known whether the back end serves the model that the settings give.
+
+    It does not where its list of models leaves no doubt, or where a prompt shows it: many servers take more
+    names than they list, aliases or any name at all.
+    """
+    if not health.ready or not _is_missing(endpoint.settings.model, health):
+        return health
+    if health.exclusive or isinstance(await try_prompt(endpoint), ModelNotFound):
+        return replace(health, ready=False, detail=missing_model(endpoint.model, health.models))
+    return health
+
+
+def _is_missing(model: str | None, health: Health) -> bool:
+    return model is not None and bool(health.models) and model not in health.models
+
+
+def missing_model(model: str, models: Sequence[str]) -> str:
+    """Say that a back end does not serve a model, and what it serves instead."""
+    named = ", ".join(models[:MODELS_NAMED])
+    more = f" and {len(models) - MODELS_NAMED} more" if len(models) > MODELS_NAMED else ""
+    return f"it does not serve the model {model}, but {named}{more}; correct the endpoint's model setting"
+
+
+async def try_prompt(endpoint: Endpoint) -> WorkerError | None:
+    """Ask the back end for one token of an answer; returns why it is not well, None if it is.
+
+    One that refuses the prompt, or has too much to do, answers: it is well.
+    """
+    limit_s = min(ANSWER_S, endpoint.settings.first_token_timeout_s)
+    try:
+        await within(limit_s, _first_output(endpoint))
+    except (RequestRejected, WorkerOverloaded):
+        return None
+    except WorkerError as error:
+        return error
+    except TimeoutError:
+        return WorkerTimeout(f"it did not answer the shortest of prompts within {limit_s:g} s")
+    except Exception as error:
+        logger.debug("endpoint %s: generate() failed", endpoint.name, exc_info=True)
+        return WorkerError(f"its model worker raised {type(error).__name__}")
+    return None
+
+
+async def _first_output(endpoint: Endpoint) -> None:
+    chat = endpoint.worker.capabilities.chat
+    prompt = Generation(
+        endpoint.model,
+        prompt=None if chat else "Hi",
+        messages=({"role": "user", "content": "Hi"},) if chat else None,
+        params={"max_tokens": 1},
+        priority=_URGENT,
+    )
+    outputs = endpoint.worker.generate([prompt])
+    try:
+        async for output in outputs:
+            if isinstance(output, MemberFailed):
+                raise output.error
+            return
+    finally:
+        await close_outputs(outputs)
+    raise WorkerProtocolError("it ended its answer to the shortest of prompts before it began")
