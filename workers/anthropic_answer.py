@@ -10,32 +10,11 @@ from typing import Any
 
 import orjson
 
-from workers.base import Completed, Output, Piece, TokenUsage
+from workers.base import Output, Piece, TokenUsage
+from workers.calls import ReportedError
 from workers.counts import token_count
-
-# Servers that are compatible with Anthropic also use the names of the engines behind them.
-_FINISH_REASONS = {
-    "end_turn": "stop",
-    "stop": "stop",
-    "stop_sequence": "stop",
-    "compaction": "length",
-    "length": "length",
-    "max_output_tokens": "length",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "model_length": "length",
-    "pause_turn": "length",  # a long turn was cut: the answer goes on when it is sent back
-    "tool_calls": "tool_calls",
-    "tool_use": "tool_calls",
-    "content_filter": "content_filter",
-    "content_filtered": "content_filter",
-    "guardrail_intervened": "content_filter",
-    "refusal": "content_filter",
-    "safety": "content_filter",
-    "sensitive": "content_filter",
-}
-UNKNOWN = "unknown"
-"""The finish reason of an answer that has ended, nobody can tell why."""
+from workers.finish_reasons import UNKNOWN, finish_reason
+from workers.openai_answer import end
 
 _COUNTS = (
     "input_tokens",
@@ -46,13 +25,13 @@ _COUNTS = (
 
 
 class _Call:
-    """One tool call of the answer on its way. `given`: its input as its block began, until fragments come."""
+    """One tool call on its way. `given`: its input as its block began, None once it was said."""
 
     __slots__ = ("given", "index")
 
     def __init__(self, index: int, given: Any) -> None:
         self.index = index
-        self.given: Any = given if isinstance(given, Mapping) else {}
+        self.given: Mapping[str, Any] | None = given if isinstance(given, Mapping) else {}
 
 
 class MessageReader:
@@ -63,16 +42,27 @@ class MessageReader:
     say nothing.
     """
 
-    __slots__ = ("_blocks", "_calls", "_counts", "_finish_reason", "_model", "_readers", "complete", "total")
+    __slots__ = (
+        "_blocks",
+        "_calls",
+        "_counts",
+        "_model",
+        "_readers",
+        "_said",
+        "_spoken",
+        "complete",
+        "total",
+    )
 
     def __init__(self) -> None:
         self.total = 1
         self.complete = False
-        self._finish_reason: str | None = None
+        self._said: Any = None  # the reason for the end, in the server's word
+        self._spoken = False
         self._model: str | None = None
         self._counts: dict[str, int] = {}
-        self._blocks: dict[int, _Call | None] = {}  # those that are open; None: no call of the caller's tools
-        self._calls = 0
+        self._blocks: dict[int, _Call | None] = {}  # None: no call of the caller's tools
+        self._calls: list[_Call] = []
         self._readers: dict[str, Callable[[Mapping[str, Any]], Sequence[Output]]] = {
             "message_start": self._message_start,
             "content_block_start": self._block_start,
@@ -81,21 +71,26 @@ class MessageReader:
             "message_delta": self._message_delta,
             "message_stop": self._message_stop,
             "message": self._message,
+            "error": self._error,
         }
 
     @property
     def missing(self) -> int:
         """1 until the end has come, or at least the reason for it."""
-        return int(not self.complete and self._finish_reason is None)
+        return int(not self.complete and finish_reason(self._said) is None)
 
     def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
         """What one event says; kinds that are not known say nothing."""
         reader = self._readers.get(event["type"])
-        return reader(event) if reader else ()
+        outputs = reader(event) if reader else ()
+        self._spoken = self._spoken or bool(outputs)
+        return outputs
 
     def finish(self) -> Sequence[Output]:
-        """The end of an answer that gave its reason, and no `message_stop`."""
-        return () if self.complete else self._end()
+        """The end of an answer without `message_stop`: it gave its reason, or said something and was done."""
+        if self.complete or (self.missing and not self._spoken):
+            return ()
+        return self._end()
 
     def _message_start(self, event: Mapping[str, Any]) -> Sequence[Output]:
         message = event["message"]
@@ -108,22 +103,22 @@ class MessageReader:
         at, block = event["index"], event["content_block"]
         kind = block.get("type")
         if kind == "tool_use":
-            call = self._blocks[at] = _Call(self._calls, block.get("input"))
-            self._calls += 1
+            call = self._blocks[at] = _Call(len(self._calls), block.get("input"))
+            self._calls.append(call)
             function = {"name": block["name"], "arguments": ""}
             return _fragment(call, id=block["id"], type="function", function=function)
         self._blocks[at] = None
         if kind == "text":
-            return _said(text=block.get("text"))
-        return _said(reasoning=block.get("thinking")) if kind == "thinking" else ()
+            return _text(text=block.get("text"))
+        return _text(reasoning=block.get("thinking")) if kind == "thinking" else ()
 
     def _block_delta(self, event: Mapping[str, Any]) -> Sequence[Output]:
         delta = event["delta"]
         match delta.get("type"):
             case "text_delta":
-                return _said(text=delta.get("text"))
+                return _text(text=delta.get("text"))
             case "thinking_delta":
-                return _said(reasoning=delta.get("thinking"))
+                return _text(reasoning=delta.get("thinking"))
             case "input_json_delta":
                 call, part = self._blocks[event["index"]], delta.get("partial_json")
                 if call is None or not part:
@@ -134,18 +129,19 @@ class MessageReader:
                 return ()
 
     def _block_stop(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        return _arguments_of(self._blocks.pop(event["index"], None))
+        call = self._blocks.get(event["index"])
+        return _input_of(call) if call is not None and call.given else ()
 
     def _message_delta(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        reason = (event.get("delta") or {}).get("stop_reason")
-        if isinstance(reason, str) and reason:
-            self._finish_reason = reason
+        self._said = (event.get("delta") or {}).get("stop_reason") or self._said
         self._count(event.get("usage"))
         return ()
 
     def _message_stop(self, _: Mapping[str, Any]) -> Sequence[Output]:
-        self.complete = True
         return self._end()
+
+    def _error(self, event: Mapping[str, Any]) -> Sequence[Output]:
+        raise ReportedError(event)
 
     def _message(self, event: Mapping[str, Any]) -> Sequence[Output]:
         """A whole message, from a server that does not stream."""
@@ -158,14 +154,14 @@ class MessageReader:
         return (*outputs, *self._message_stop(event))
 
     def _end(self) -> Sequence[Output]:
-        return (
-            *(output for call in self._blocks.values() for output in _arguments_of(call)),
-            Completed(0, self._reason(), read_usage(self._counts), self._model),
-        )
-
-    def _reason(self) -> str:
-        reason = _FINISH_REASONS.get((self._finish_reason or "").lower(), UNKNOWN)
-        return "tool_calls" if reason == "stop" and self._calls else reason
+        self.complete = True
+        reason = finish_reason(self._said) or UNKNOWN
+        if reason == "stop" and self._calls:
+            reason = "tool_calls"
+        # A call without arguments has {}; where the answer was cut they may have been on their way.
+        left = [call for call in self._calls if call.given or (call.given is not None and reason != "length")]
+        inputs = [output for call in left for output in _input_of(call)]
+        return (*inputs, end(0, reason, read_usage(self._counts), self._model, said=self._said))
 
     def _count(self, usage: Any) -> None:
         """Keep the counts that say something: they come twice, and either time may have zero or null."""
@@ -181,15 +177,13 @@ def _fragment(call: _Call, **fragment: Any) -> Sequence[Output]:
     return (Piece(0, tool_calls=({"index": call.index, **fragment},)),)
 
 
-def _arguments_of(call: _Call | None) -> Sequence[Output]:
-    """The arguments of a call that has had no fragments of them."""
-    if call is None or call.given is None:
-        return ()
+def _input_of(call: _Call) -> Sequence[Output]:
+    """The input that came with the block of a call, as no fragments of it have come."""
     arguments, call.given = orjson.dumps(call.given).decode(), None
     return _fragment(call, function={"arguments": arguments})
 
 
-def _said(*, text: Any = "", reasoning: Any = "") -> Sequence[Output]:
+def _text(*, text: Any = "", reasoning: Any = "") -> Sequence[Output]:
     text, reasoning = text or "", reasoning or ""
     if not (isinstance(text, str) and isinstance(reasoning, str)):
         raise TypeError("a delta is no text")

@@ -8,12 +8,13 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.contracts.wire import FakeServer, answer, error_of, listening, outputs_of, stream
+from tests.contracts.wire import DONE, FakeServer, answer, error_of, listening, outputs_of, stream
 from workers import (
     Completed,
     ContextOverflow,
     EndpointConfig,
     Generation,
+    MemberFailed,
     ModelNotFound,
     Piece,
     RequestRejected,
@@ -124,11 +125,12 @@ async def test_answer_is_put_together_with_thinking_tools_and_usage(
         ("refusal", "content_filter"),
         ("sensitive", "content_filter"),
         ("something_new", "unknown"),
+        ({"type": "max_tokens"}, "length"),
         (None, "unknown"),
     ],
 )
 async def test_finish_reasons_are_openais(
-    server: FakeServer, worker: AnthropicWorker, theirs: str | None, ours: str
+    server: FakeServer, worker: AnthropicWorker, theirs: Any, ours: str
 ) -> None:
     server.script = stream(*said(reason=theirs))
     (end,) = await outputs_of(worker, PROMPT)
@@ -142,6 +144,25 @@ async def test_calls_of_tools_end_with_that_reason_whatever_the_server_says(
     server.script = stream(*said(block(0, "tool_use", id="t1", name="sky", input={})))
     *_, end = await outputs_of(worker, PROMPT)
     assert end.finish_reason == "tool_calls"
+
+
+async def test_a_call_that_was_cut_before_its_arguments_has_none(
+    server: FakeServer, worker: AnthropicWorker
+) -> None:
+    call = block(0, "tool_use", id="t1", name="sky", input={})
+    server.script = stream(*said(call, {"type": "content_block_stop", "index": 0}, reason="max_tokens"))
+    piece, end = await outputs_of(worker, PROMPT)
+    assert piece.tool_calls[0]["function"]["arguments"] == ""
+    assert end.finish_reason == "length"
+
+
+async def test_an_answer_that_the_engine_gave_up_is_a_retryable_failure(
+    server: FakeServer, worker: AnthropicWorker
+) -> None:
+    server.script = stream(*said(delta(0, "text_delta", text="half"), reason="error"))
+    *_, end = await outputs_of(worker, PROMPT)
+    assert isinstance(end, MemberFailed)
+    assert end.error.retryable
 
 
 async def test_input_that_comes_with_its_block_and_again_in_deltas_counts_once(
@@ -227,6 +248,16 @@ async def test_counts_that_come_late_or_as_nothing_leave_right_ones_alone(
         {"type": "message_stop"},
     )
     assert await outputs_of(worker, PROMPT) == [Completed(0, "stop", usage, "claude-1")]
+
+
+async def test_an_answer_that_is_said_to_be_done_needs_no_reason(
+    server: FakeServer, worker: AnthropicWorker
+) -> None:
+    server.script = stream(*said(delta(0, "text_delta", text="ok"), end=False), DONE)
+    piece, end = await outputs_of(worker, PROMPT)
+    assert (piece.text, end.finish_reason) == ("ok", "unknown")
+    server.script = stream(*said(end=False), DONE)
+    assert type(await error_of(worker, PROMPT)) is WorkerProtocolError
 
 
 async def test_an_answer_that_gave_its_reason_needs_no_message_stop(
@@ -520,6 +551,15 @@ async def test_stream_that_is_cut_or_malformed_is_a_protocol_error(
 ) -> None:
     server.script = stream(*events)
     assert type(await error_of(worker, PROMPT)) is WorkerProtocolError
+
+
+async def test_error_inside_the_stream_without_an_object_of_its_own_is_one(
+    server: FakeServer, worker: AnthropicWorker
+) -> None:
+    server.script = stream(
+        *said(delta(0, "text_delta", text="half"), end=False), {"type": "error", "message": "x"}
+    )
+    assert "x" in str(await error_of(worker, PROMPT))
 
 
 async def test_whole_answer_comes_in_one_piece(server: FakeServer, worker: AnthropicWorker) -> None:
