@@ -13,8 +13,7 @@ import orjson
 from workers.base import Output, Piece, TokenUsage
 from workers.calls import ReportedError
 from workers.counts import token_count
-from workers.finish_reasons import UNKNOWN, finish_reason
-from workers.openai_answer import end
+from workers.finish_reasons import UNKNOWN, ended, finish_reason
 
 _COUNTS = (
     "input_tokens",
@@ -161,7 +160,7 @@ class MessageReader:
         # A call without arguments has {}; where the answer was cut they may have been on their way.
         left = [call for call in self._calls if call.given or (call.given is not None and reason != "length")]
         inputs = [output for call in left for output in _input_of(call)]
-        return (*inputs, end(0, reason, read_usage(self._counts), self._model, said=self._said))
+        return (*inputs, ended(0, reason, read_usage(self._counts), self._model, said=self._said))
 
     def _count(self, usage: Any) -> None:
         """Keep the counts that say something: they come twice, and either time may have zero or null."""

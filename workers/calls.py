@@ -141,13 +141,10 @@ async def answers_at_once(
     except MALFORMED:
         raise endpoint.malformed() from None
     outputs = [output for event in parts for output in _read(endpoint, reader, event)]
-    joiner = SurrogateJoiner()
-    for output in joiner.mend(outputs):
+    for output in SurrogateJoiner().mend((*outputs, *reader.finish())):
         yield output
     if reader.missing:
         raise endpoint.cut_off(reader.missing, reader.total)
-    for output in joiner.mend(reader.finish()):
-        yield output
 
 
 def _read(endpoint: HttpEndpoint, reader: AnswerReader, event: Mapping[str, Any]) -> Sequence[Output]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from workers.base import Completed, MemberFailed, TokenUsage
+from workers.errors import WorkerUnavailable
+
 UNKNOWN = "unknown"
 """The answer has ended, and nobody can tell why."""
 
@@ -28,6 +31,7 @@ _WORDS = {
 }
 _REASONS = {word: reason for reason, words in _WORDS.items() for word in words.split()}
 _NONE = frozenset({"", "none", "null", "unspecified"})
+_MAX_WORD_CHARS = 100
 _OTHER = re.compile("[^a-z0-9]")
 
 
@@ -43,6 +47,16 @@ def finish_reason(said: Any) -> str | None:
         return None
     word = _OTHER.sub("", str(said).lower()).removeprefix("finishreason")
     return None if word in _NONE else _REASONS.get(word, UNKNOWN)
+
+
+def ended(
+    member: int, reason: str, usage: TokenUsage, model: str | None, *, said: Any = None
+) -> Completed | MemberFailed:
+    """The end of one answer. `said` is the server's own word for the reason."""
+    if reason == GIVEN_UP:
+        error = WorkerUnavailable(f"the engine gave the answer up ({str(said)[:_MAX_WORD_CHARS]})")
+        return MemberFailed(member, error)
+    return Completed(member, reason, usage, model)
 
 
 def later(reason: str | None, said: str | None) -> str | None:

@@ -396,6 +396,7 @@ class EventStream:
         self._feed = self._tell
         self._document: list[bytes] = []
         self._document_bytes = 0
+        self._is_whole = False
         self._limit = limit
         self._whole_call = whole_call
         self._failure: WorkerError | None = None
@@ -403,8 +404,8 @@ class EventStream:
 
     @property
     def said_done(self) -> bool:
-        """Whether the server has said that this is the end."""
-        return self._decoder.done and self._decoder.error is None
+        """Whether the server has said that this is the end; a whole document says so by itself."""
+        return self._is_whole or (self._decoder.done and self._decoder.error is None)
 
     def output_began(self) -> None:
         """The first token is here: from now on only `timeout_s` holds."""
@@ -475,6 +476,7 @@ class EventStream:
         document = b"".join(self._document)
         try:
             said = json_of(document)
+            self._is_whole = True
         except ValueError:
             said = self._lines(document)
         parts = said if isinstance(said, list) else [said]
@@ -507,6 +509,10 @@ class EventStream:
         self._document_bytes += len(chunk)
         if self._document_bytes > MAX_BODY_BYTES:
             raise self._endpoint.protocol_error(f"sent an answer of more than {MAX_BODY_BYTES:,} bytes")
+        if chunk.rstrip().endswith((b"}", b"]")):
+            with suppress(ValueError):
+                json_of(b"".join(self._document))
+                self.answer_ended()
         return []
 
     def _event(self, data: bytes) -> dict[str, Any] | None:
@@ -599,14 +605,14 @@ def check_key(key: str) -> str:
 def read_refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: datetime) -> Refusal:
     """Make out what an error response says. `now` is what a Retry-After date counts from."""
     wait_s = retry_after_s(headers, now=now)
-    try:
-        answer = json_of(body)
-    except ValueError:
-        words = body.decode("utf-8", "replace").strip()
-        # The page that a proxy shows to people says less than its status.
-        return Refusal(status, words="" if words.startswith("<") else words[:MAX_WORDS], retry_after_s=wait_s)
-    refusal = refusal_of(answer)
-    return Refusal(status, refusal.kind, refusal.words, wait_s)
+    decoder = SseDecoder()  # some answer everything by a stream
+    for data in (body, *decoder.feed(body + b"\n\n"), decoder.error or b""):
+        with suppress(ValueError):
+            refusal = refusal_of(json_of(data))
+            return Refusal(status, refusal.kind, refusal.words, wait_s)
+    words = body.decode("utf-8", "replace").strip()
+    # The page that a proxy shows to people says less than its status.
+    return Refusal(status, words="" if words.startswith("<") else words[:MAX_WORDS], retry_after_s=wait_s)
 
 
 def retry_after_s(headers: Mapping[str, str], *, now: datetime) -> float | None:

@@ -45,6 +45,8 @@ _AZURE_HOSTS = tuple(
 )
 _AZURE_PATH = "/openai/v1"
 _OPENAI_CHAT_NAMES = {"max_tokens": "max_completion_tokens"}  # their newer models refuse the old name
+# Proxies to them refuse the old name, others the newer one.
+_SYNONYMS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
 class OpenAIWorker:
@@ -65,7 +67,7 @@ class OpenAIWorker:
         if self._lists and not self._completions:
             raise WorkerConfigError("options.lists: needs completions = true; a chat takes no list")
         self._stream_options = flag_option(config, "stream_options", default=True)
-        self._optional = OptionalFields("stream_options")
+        self._optional = OptionalFields("stream_options", synonyms=_SYNONYMS)
         self._model = config.model
         base_url = _base_url(config)
         config = replace(config, api_key=_api_key(config, base_url))

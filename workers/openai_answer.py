@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.base import Completed, MemberFailed, Output, Piece, TokenUsage
+from workers.base import Output, Piece, TokenUsage
 from workers.calls import ReportedError
 from workers.counts import token_count
-from workers.errors import WorkerUnavailable
-from workers.finish_reasons import GIVEN_UP, UNKNOWN, finish_reason, later
+from workers.finish_reasons import UNKNOWN, ended, finish_reason, later
 from workers.refusals import refusal_in_answer
 from workers.tool_calls import Fragment, ToolCalls
 
 _REASONING = frozenset({"reasoning_content", "reasoning", "thinking"})
 _THOUGHTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought"})
 _TEXTS = ("text", "content", "output_text", "refusal", "thinking", "reasoning", "summary")
+_CHUNK_FIELDS = frozenset({"choices", "object", "usage"})
 _SUCCESSES = frozenset({"0", "200", "ok", "success"})
 _ERROR_CODES = ("code", "error_code", "status_code")
 _ERROR_WORDS = ("message", "msg", "error_msg", "detail", "text")
@@ -122,7 +122,7 @@ class ChatReader:
             self._reason = UNKNOWN
         reason = self._final_reason()
         fragments = self._calls.finish(cut=reason != "tool_calls") if self._calls else ()
-        last = end(0, reason, self._usage.counts, self._model, said=self._said_reason)
+        last = ended(0, reason, self._usage.counts, self._model, said=self._said_reason)
         return (Piece(0, tool_calls=fragments), last) if fragments else (last,)
 
     def _final_reason(self) -> str:
@@ -230,7 +230,8 @@ class CompletionReader:
         outputs: list[Output] = []
         for choice in choices:
             member = choice.get("index")
-            text = choice.get("text")
+            if (text := choice.get("text")) is None:
+                text = _chat_text(choice)
             if member not in self._waiting:
                 member = self._member(member, text)
             if text:
@@ -248,10 +249,12 @@ class CompletionReader:
             if self._reason is None and not self._spoken:
                 return ()
             self._waiting.clear()
-            return (end(0, self._reason or UNKNOWN, self._usage.counts, self._model, said=self._said_reason),)
+            return (
+                ended(0, self._reason or UNKNOWN, self._usage.counts, self._model, said=self._said_reason),
+            )
         unended = sorted(self._waiting & self._spoken)
         self._waiting.difference_update(unended)
-        return [end(member, UNKNOWN, _NO_USAGE, self._model) for member in unended]
+        return [ended(member, UNKNOWN, _NO_USAGE, self._model) for member in unended]
 
     def _member(self, said: Any, text: Any) -> int:
         """The prompt of an index that is no waiting one's: it has ended, or the server counts otherwise."""
@@ -286,23 +289,13 @@ class CompletionReader:
         elif member in self._waiting:
             self._waiting.remove(member)
             usage = read_usage(choice.get("usage") or event.get("usage"))
-            outputs.append(end(member, reason, usage, self._model, said=said))
+            outputs.append(ended(member, reason, usage, self._model, said=said))
 
     def _read_aside(self, event: Mapping[str, Any]) -> Sequence[Output]:
         raise_if_error(event)
         if self.total == 1:
             self._usage.add_elsewhere({}, event)
         return ()
-
-
-def end(
-    member: int, reason: str, usage: TokenUsage, model: str | None, *, said: Any = None
-) -> Completed | MemberFailed:
-    """The end of one answer. `said` is the server's own word for the reason."""
-    if reason == GIVEN_UP:
-        error = WorkerUnavailable(f"the engine gave the answer up ({str(said)[:_MAX_NAME_CHARS]})")
-        return MemberFailed(member, error)
-    return Completed(member, reason, usage, model)
 
 
 def read_usage(usage: Any) -> TokenUsage:
@@ -338,6 +331,12 @@ def _first_count(counts: Mapping[str, Any], *names: str) -> int | None:
     return next((count for name in names if (count := token_count(counts, name)) is not None), None)
 
 
+def _chat_text(choice: Mapping[str, Any]) -> Any:
+    """The text of a choice in the form of a chat's, which some send for a legacy completion too."""
+    said = choice.get("delta") or choice.get("message")
+    return said.get("content") if said else None
+
+
 def model_name(said: Any) -> str | None:
     """A name that may stand in a result; None where it is none."""
     return said[:_MAX_NAME_CHARS] if isinstance(said, str) and said else None
@@ -355,7 +354,7 @@ def raise_if_error(event: Mapping[str, Any]) -> None:
     if isinstance(base, Mapping) and base.get("status_code"):
         raise ReportedError(event)
     has_words = any(isinstance(event.get(key), str) and event[key] for key in _ERROR_WORDS)
-    if not has_words or "object" in event or "usage" in event:
+    if not has_words or not event.keys().isdisjoint(_CHUNK_FIELDS):
         return
     codes = [code for key in _ERROR_CODES if (code := event.get(key)) is not None]
     if not any(isinstance(code, str | int) and str(code).lower() in _SUCCESSES for code in codes):

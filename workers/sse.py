@@ -90,6 +90,8 @@ class SseDecoder:
             elif not line:
                 if self._data:
                     self._end_event(events)
+                else:
+                    self._is_error = False
             elif line.startswith(_UNUSUAL):
                 self._take_unusual(line, events)
             if self.done:

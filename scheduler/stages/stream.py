@@ -14,6 +14,8 @@ from scheduler.results.encoding import encode
 from scheduler.stages.base import PromptContext
 from workers.errors import WorkerProtocolError
 
+_CALLED = frozenset({"function", "custom"})  # what these hold comes in pieces
+
 
 class StreamStage:
     """Makes sure that the attempt has an answer to hand over."""
@@ -68,7 +70,10 @@ def build_result(context: PromptContext, *, queue_ms: float, claimed_at: float) 
 
 
 def merge_tool_calls(fragments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Put streamed fragments together, by their `index`: names and arguments are appended in order."""
+    """Put streamed fragments together, by their `index`: names and arguments are appended in order.
+
+    What an engine adds to a call (Gemini its signature) stays with it.
+    """
     calls: dict[int, dict[str, Any]] = {}
     for at, fragment in enumerate(fragments):
         index = fragment.get("index")
@@ -76,14 +81,23 @@ def merge_tool_calls(fragments: Sequence[Mapping[str, Any]]) -> list[dict[str, A
             at if index is None else index,
             {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
         )
-        if fragment.get("id"):
-            call["id"] = fragment["id"]
-        if fragment.get("type"):
-            call["type"] = fragment["type"]
-        function = fragment.get("function") or {}
-        for part in ("name", "arguments"):
-            call["function"][part] += function.get(part) or ""
+        for name, said in fragment.items():
+            if name in _CALLED and isinstance(said, Mapping):
+                _append(call.setdefault(name, {}), said)
+            elif said and name != "index":
+                call[name] = said
+        if call["type"] == "custom":
+            call.pop("function", None)
     return [calls[index] for index in sorted(calls)]
+
+
+def _append(parts: dict[str, Any], said: Mapping[str, Any]) -> None:
+    for name, value in said.items():
+        known = parts.get(name)
+        if isinstance(known, str) and isinstance(value, str):
+            parts[name] = known + value
+        elif value is not None:
+            parts[name] = value
 
 
 def _timings(context: PromptContext, queue_ms: float, claimed_at: float) -> dict[str, Any]:

@@ -96,6 +96,27 @@ async def test_interleaved_members_are_told_apart(server: FakeServer, worker: Ll
     ]
 
 
+@pytest.mark.parametrize(
+    ("stop_type", "reason"), [("eos", "stop"), ("word", "stop"), ("limit", "length"), ("none", "unknown")]
+)
+async def test_kind_of_stop_becomes_the_finish_reason(
+    server: FakeServer, worker: LlamaCppWorker, stop_type: str, reason: str
+) -> None:
+    server.script = stream(token(0, "a"), last(0, stop_type))
+    assert (await outputs_of(worker, PROMPT))[-1].finish_reason == reason
+
+
+async def test_what_is_not_quite_json_or_lies_costs_no_answer(
+    server: FakeServer, worker: LlamaCppWorker
+) -> None:
+    lies = last(0, tokens_predicted=-1, tokens_evaluated=10**12, model=5)
+    server.script = stream(event(token(0, "a?b")).replace(b"?", b"\xff"), b"data:\n\n", event(lies)[:-2])
+    assert await outputs_of(worker, PROMPT) == [
+        Piece(0, "a\ufffdb"),
+        Completed(0, "length", TokenUsage(cached_tokens=0)),
+    ]
+
+
 async def test_request_has_what_was_asked_under_the_engines_names(
     server: FakeServer, worker: LlamaCppWorker
 ) -> None:

@@ -339,6 +339,17 @@ async def test_servers_own_name_of_an_error_stays_beside_its_words(
     assert "oh no (unsupported_value)" in str(await error_of(worker, CHAT))
 
 
+@pytest.mark.parametrize("event_name", [b"", b"event: error\n"])
+async def test_refusal_in_the_form_of_a_stream_is_read(
+    server: FakeServer, worker: OpenAIWorker, event_name: bytes
+) -> None:
+    wire = event_name + event({"error": {"message": "oh no", "code": "unsupported_value"}})
+    server.script = answer(400, wire, "Content-Type: text/event-stream")
+    caught = await error_of(worker, CHAT)
+    assert type(caught) is RequestRejected
+    assert str(caught).endswith("answered 400: oh no (unsupported_value)")
+
+
 async def test_error_after_the_answer_harms_it_not(server: FakeServer, worker: OpenAIWorker) -> None:
     server.script = stream(OK, STOP, {"error": {"message": "logging failed", "code": 500}})
     assert (await end_of(worker))[0] == "ok"
@@ -380,6 +391,15 @@ async def test_whole_answer_in_place_of_a_stream_is_an_answer(
     ]
 
 
+async def test_whole_answer_without_a_finish_reason_ends_for_an_unknown_one(
+    server: FakeServer, worker: OpenAIWorker
+) -> None:
+    server.script = answer(200, choice(message={"content": "ok"}))
+    assert await end_of(worker) == ("ok", Completed(0, "unknown"))
+    server.script = answer(200, choice(message={"content": ""}))
+    assert type(await error_of(worker, CHAT)) is WorkerProtocolError
+
+
 async def test_whole_answer_may_be_written_over_several_lines(
     server: FakeServer, worker: OpenAIWorker
 ) -> None:
@@ -395,9 +415,31 @@ async def test_whole_completion_in_place_of_a_stream_is_an_answer(
     assert await end_of(completing, PROMPT) == ("ok", Completed(0, "length", COUNTS, "gpt-1"))
 
 
+@pytest.mark.parametrize("key", ["delta", "message"])
+async def test_legacy_completion_in_the_form_of_a_chat_is_an_answer(
+    server: FakeServer, completing: OpenAIWorker, key: str
+) -> None:
+    server.script = stream(choice(**{key: {"content": "ok"}}), choice(finish_reason="stop"), DONE)
+    assert (await end_of(completing, PROMPT))[0] == "ok"
+
+
 async def test_lines_of_json_are_events(server: FakeServer, worker: OpenAIWorker) -> None:
     server.script = answer(200, b"\n".join(orjson.dumps(chunk) for chunk in [OK, STOP]))
     assert (await end_of(worker))[0] == "ok"
+
+
+async def test_whole_answer_whose_connection_stays_open_ends_after_a_short_grace(server: FakeServer) -> None:
+    whole = orjson.dumps(choice(message={"content": "ok"}, finish_reason="stop"))
+
+    async def stay(writer: asyncio.StreamWriter) -> None:
+        await stream(whole[:9], whole[9:], end=False, content_type="application/json")(writer)
+        await server.requests[0].left.wait()
+
+    server.script = stay
+    worker = make(server, timeout_s=1000)
+    async with asyncio.timeout(SOON_S):
+        assert (await end_of(worker))[0] == "ok"
+    await worker.aclose()
 
 
 async def test_whole_answer_that_is_cut_off_is_none(server: FakeServer, worker: OpenAIWorker) -> None:
@@ -727,6 +769,38 @@ async def test_field_that_the_user_set_is_never_left_out() -> None:
         assert (await end_of(worker))[0] == "ok"
         assert "stream_options" in server.bodies[-1], "it was not at fault"
         await worker.aclose()
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "words"),
+    [
+        (
+            "max_tokens",
+            "max_completion_tokens",
+            "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        ),
+        ("max_completion_tokens", "max_tokens", "Unrecognized request argument: max_completion_tokens"),
+    ],
+)
+async def test_limit_of_tokens_gets_the_name_that_the_server_knows(name: str, other: str, words: str) -> None:
+    async with listening(StrictServer(name, 400, {"error": {"message": words}})) as server:
+        worker = make(server)
+        for _ in range(2):
+            limited = Generation("gpt", prompt="a", extra_body={name: 7})
+            assert (await end_of(worker, limited))[0] == "ok"
+        assert [body.get(other) for body in server.bodies] == [None, 7, 7]
+        assert not (await worker.health()).warnings
+        await worker.aclose()
+
+
+async def test_limit_of_tokens_that_is_too_large_is_refused_once(server: FakeServer) -> None:
+    words = "'max_tokens' or 'max_completion_tokens' is too large"
+    server.script = answer(400, {"error": {"message": words}})
+    worker = make(server)
+    prompt = Generation("gpt", prompt="a", params={"max_tokens": 7})
+    assert type(await error_of(worker, prompt)) is RequestRejected
+    assert len(server.bodies) == 1
+    await worker.aclose()
 
 
 async def test_stream_options_are_not_sent_by_option(server: FakeServer) -> None:

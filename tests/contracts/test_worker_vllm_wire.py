@@ -170,6 +170,42 @@ async def test_a_server_without_token_ids_leaves_the_counts_of_short_lists_unkno
     assert [end.usage for end in ends] == [TokenUsage(), TokenUsage()]
 
 
+async def test_field_that_a_proxy_refuses_is_left_out_from_then_on(
+    server: FakeServer, worker: VllmWorker
+) -> None:
+    choices = [said(0, "A"), said(1, "B")]
+
+    async def strict(writer: asyncio.StreamWriter) -> None:
+        refused = "return_token_ids" in server.bodies[-1]
+        body = {"detail": "return_token_ids: extra fields not permitted"} if refused else {"choices": choices}
+        await answer(422 if refused else 200, body)(writer)
+
+    server.script = strict
+    for _ in range(2):
+        assert len(await outputs_of(worker, short("a"), short("b"))) == 4
+    assert ["return_token_ids" in body for body in server.bodies] == [True, False, False]
+
+
+async def test_stream_options_are_not_sent_by_option(server: FakeServer) -> None:
+    server.script = stream(text(0, "a", "stop"), text(1, "b", "stop"), DONE)
+    worker = VllmWorker(EndpointConfig("vllm", server.base_url, options={"stream_options": False}))
+    await outputs_of(worker, PROMPT, PROMPT)
+    assert "stream_options" not in server.bodies[0]
+    await worker.aclose()
+
+
+async def test_short_answer_needs_no_finish_reason(server: FakeServer, worker: VllmWorker) -> None:
+    server.script = answer(200, {"choices": [{"index": 0, "text": "A"}]})
+    assert await outputs_of(worker, short("a")) == [Piece(0, "A"), Completed(0, "unknown")]
+
+
+async def test_error_with_a_good_status_keeps_its_words(server: FakeServer, worker: VllmWorker) -> None:
+    server.script = answer(200, {"error": {"message": "oh no", "code": 400}})
+    caught = await error_of(worker, short("a"))
+    assert type(caught) is RequestRejected
+    assert "oh no" in str(caught)
+
+
 @pytest.mark.parametrize("body", [b"[]", b"5", b"{}", b'{"choices": [{"index": 7, "text": "x"}]}'])
 @pytest.mark.parametrize("count", [1, 2])
 async def test_whole_answer_that_is_none_is_a_protocol_error(

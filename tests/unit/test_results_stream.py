@@ -116,6 +116,19 @@ def test_tool_calls_without_an_index_are_calls_of_their_own() -> None:
     assert [call["function"]["name"] for call in merged] == ["a", "b"]
 
 
+def test_what_an_engine_adds_to_a_call_stays_with_it() -> None:
+    signature = {"google": {"thought_signature": "s"}}
+    (call,) = merge_tool_calls([{**fragment(0, "a"), "extra_content": signature}, fragment(0, arguments="1")])
+    assert call["extra_content"] == signature
+
+
+def test_custom_call_is_put_together() -> None:
+    opening = {"index": 0, "id": "c", "type": "custom", "custom": {"name": "f", "input": "x"}}
+    assert merge_tool_calls([opening, {"index": 0, "custom": {"input": "y"}}]) == [
+        {"id": "c", "type": "custom", "custom": {"name": "f", "input": "xy"}}
+    ]
+
+
 def test_half_a_character_does_not_cost_the_answer() -> None:
     assert result_of(context_of(Piece(0, "ok \ud83d"), completed=Completed(0, "stop"))).text == "ok ?"
 

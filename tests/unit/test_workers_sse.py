@@ -109,6 +109,50 @@ def test_done_ends_the_stream_and_is_no_event() -> None:
     assert decoder.feed(b"data: c\n\n") == []
 
 
+@pytest.mark.parametrize("done", [b"data:[DONE]", b"data:  [DONE]", b"data: [DONE] ", b"data: [DONE]\t"])
+def test_done_may_have_blanks_around_it(done: bytes) -> None:
+    decoder = SseDecoder()
+    assert decoder.feed(done + b"\n\ndata: a\n\n") == []
+    assert decoder.done
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b'data: {"a":1}\ndata: {"b":2}\ndata: [DONE]\n',
+        b'data: {"a":1}\r\ndata: {"b":2}\r\n\r\ndata: [DONE]\r\n',
+        b'{"a":1}\n{"b":2}\n\ndata: [DONE]\n\n',
+        b'data: {"a":1}\n{"b":2}\ndata: [DONE]',
+    ],
+)
+def test_objects_are_events_of_their_own_where_blank_lines_or_names_are_missing(stream: bytes) -> None:
+    decoder = SseDecoder()
+    assert decoder.feed(stream) + decoder.feed(b"\n\n") == [b'{"a":1}', b'{"b":2}']
+    assert decoder.done
+
+
+def test_object_over_several_lines_of_data_is_one_event() -> None:
+    assert SseDecoder().feed(b'data: {"a": [\ndata: {"b":1}\ndata: ]}\n\n') == [b'{"a": [\n{"b":1}\n]}']
+
+
+@pytest.mark.parametrize(
+    ("stream", "error"),
+    [
+        (b"event: error\ndata: oh\n\n", b"oh"),
+        (b"event:error\ndata:oh\n\n", b"oh"),
+        (b"data: oh\nevent: error\n\n", b"oh"),
+        (b"error: oh\n\n", b"oh"),
+        (b"event: errors\ndata: a\n\n", None),
+        (b"event: error\n\ndata: a\n\n", None),
+    ],
+)
+def test_event_called_error_ends_the_stream(stream: bytes, error: bytes | None) -> None:
+    decoder = SseDecoder()
+    assert decoder.feed(stream + b"data: b\n\n") == ([] if error else [b"a", b"b"])
+    assert decoder.error == error
+    assert decoder.done is (error is not None)
+
+
 def test_line_without_end_is_bounded() -> None:
     decoder = SseDecoder(max_event_bytes=100)
     for part in [b"data: ", b"x" * 50]:
