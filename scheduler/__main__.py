@@ -22,10 +22,15 @@ def main() -> None:
         raise SystemExit(130) from None
 
     prepare_streams()
+    heeds = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     try:
+        if heeds:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         app(prog_name="prompt-scheduler")
+    except KeyboardInterrupt:  # before the command has begun
+        raise SystemExit(130) from None
     finally:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        if heeds:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end is not quiet about Ctrl-C
 
 

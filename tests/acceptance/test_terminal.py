@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -197,3 +198,60 @@ def test_ctrl_c_on_a_file_says_what_is_where_and_how_to_go_on(
     terminal(*command, "--no-wait", "--skip", str(taken)).end()
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [one["index"] for one in lines] == list(range(1500))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at what a process has loaded")
+@pytest.mark.parametrize("signals", ["SIGINT", "SIGINT SIGINT", "SIGINT SIGTERM", "SIGTERM SIGINT"])
+@pytest.mark.parametrize("moment", ["pydantic_core", "hiredis"])
+def test_a_signal_while_it_starts_leaves_no_traceback(valkey_url: str, moment: str, signals: str) -> None:
+    script = str(Path(sys.executable).with_name("prompt-scheduler"))
+    command = [script, "--redis-url", valkey_url, "enqueue", "x"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while moment not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+        for name in signals.split():
+            process.send_signal(signal.Signals[name])
+        out, err = process.communicate(timeout=AWAY_S)
+    assert (out, err) == ("", "")
+    assert process.returncode in (130, 143, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["admin", "jobs", "list", "--json"], ["doctor"]])
+def test_a_pipe_that_nobody_reads_is_told_as_others_do(valkey_url: str, command: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [*PROGRAM, "--redis-url", valkey_url, *command]
+    done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_an_output_that_is_full_is_told_in_one_line(valkey_url: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*PROGRAM, "--redis-url", valkey_url, "admin", "queue", "status"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "prompt-scheduler: No space left on device\n")
+
+
+def test_streams_may_be_closed(valkey_url: str) -> None:
+    command = f"{' '.join(PROGRAM)} --redis-url {valkey_url} admin queue status"
+    for closing in (">&-", "2>&- >/dev/null"):
+        done = subprocess.run(["sh", "-c", f"{command} {closing}"], stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_table_fits_a_narrow_terminal_and_one_that_knows_no_unicode(terminal: Run, client: Client) -> None:
+    job = client.enqueue("hello")
+    for columns, environ in ((40, {}), (80, {}), (80, {"COLUMNS": "0"})):
+        code, said = terminal("admin", "jobs", "list", columns=columns, NO_COLOR="1", **environ).end()
+        assert code == 0
+        assert job.id in said
+        assert "0 before it" in " ".join(said.replace("\x1b[0m", "").split())
+        assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in said.splitlines()) <= columns
+    code, said = terminal(
+        "admin", "top", "--once", "--interval", "100ms", PYTHONIOENCODING="ascii", NO_COLOR="1"
+    ).end()
+    assert code == 0
+    assert said.isascii()
+    assert "\\u" not in said
