@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from scheduler.batching import within
 from scheduler.connection import check_server, mask, open_redis, translated
 from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
-from scheduler.errors import SchedulerError
+from scheduler.errors import ConfigError, SchedulerError
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.reports import QueueStatus, WorkerInfo
@@ -41,12 +41,22 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at, what it is like, and what to do about it where that is not well."""
+    """One thing that was looked at, what it is like, and what to do about it where that is not well.
+
+    `mistake`: it fails because the settings are wrong, and a worker process with them would not start.
+    """
 
     level: Level
     subject: str
     message: str
     fix: str = ""
+    mistake: bool = False
+
+    @classmethod
+    def failure(cls, subject: str, error: SchedulerError) -> Finding:
+        """What an error says of a subject."""
+        message = str(error).removeprefix(f"{subject}: ")
+        return cls(Level.FAIL, subject, message, mistake=isinstance(error, ConfigError))
 
 
 async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding, None]:
@@ -59,7 +69,7 @@ async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding,
             queue = PromptQueue(redis, settings.queue)
             yield Finding(Level.OK, "redis", f"{_version(version)} at {mask(redis_url)}")
         except SchedulerError as error:
-            yield Finding(Level.FAIL, "redis", str(error))
+            yield Finding.failure("redis", error)
         if queue is not None:
             with translated(redis_url):
                 async for finding in _server(redis):
@@ -192,7 +202,7 @@ async def _routes(settings: Settings) -> AsyncGenerator[Finding, None]:
             try:
                 endpoints.append(build_endpoint(name, at, settings))
             except SchedulerError as error:
-                yield Finding(Level.FAIL, subject, str(error).removeprefix(f"{subject}: "))
+                yield Finding.failure(subject, error)
     for finding in await asyncio.gather(*(_endpoint(endpoint) for endpoint in endpoints)):
         yield finding
 
@@ -208,7 +218,7 @@ async def _stages(name: str, route: RouteSettings, settings: Settings) -> Findin
             if isinstance(stage, RagStage):
                 await stage.start()
     except SchedulerError as error:
-        return Finding(Level.FAIL, subject, str(error))
+        return Finding.failure(subject, error)
     return Finding(Level.OK, subject, f"stages {', '.join(stage.name for stage in made.pipeline.stages)}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,7 +113,15 @@ def main(
     ] = False,
 ) -> None:
     """A priority queue on Redis in front of LLM back ends."""
+    _find_modules_here()
     ctx.obj = Session(redis_url=redis_url, queue=queue, config=config)
+
+
+def _find_modules_here() -> None:
+    """Stages and model workers of one's own are found in the current folder, as arq finds them."""
+    with suppress(FileNotFoundError):  # it has been deleted
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
 
 
 app.command()(demo.demo)

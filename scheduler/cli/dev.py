@@ -26,14 +26,17 @@ from scheduler.engine import Engine, SettingsReloader, worker_id
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.events import Delta, decode_event
 from scheduler.logs import set_up
+from scheduler.model import DEFAULT_MODEL
 from scheduler.queue import PromptQueue
-from scheduler.settings import EMBEDDED, Settings, config_path
+from scheduler.settings import EMBEDDED, EndpointSettings, RouteSettings, Settings, config_path
 from scheduler.telemetry.host import Telemetry
 
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 5.0  # unless drain_s is set: somebody sits before it and waits
 LISTEN_AGAIN_S = 1.0
+ECHO_DELAY_S = 0.05
+"""The echo's time for a word."""
 USUAL_PORT = 6379  # where clients look that have not been told otherwise
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -117,8 +120,17 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
             raise
 
 
+def _load(at: Session) -> Settings:
+    """The settings. Where no route is configured, the echo takes its time, so that its answers stream."""
+    settings = at.load()
+    if "routes" in settings.model_fields_set:
+        return settings
+    echo = EndpointSettings(backend="echo", options={"first_delay_s": ECHO_DELAY_S, "delay_s": ECHO_DELAY_S})
+    return settings.model_copy(update={"routes": {DEFAULT_MODEL: RouteSettings(endpoints=[echo])}})
+
+
 async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -> None:
-    settings = at.settings
+    settings = _load(at)
     shown = console(stderr=True)
     # What it shows beside its log is for people anyway.
     set_up("human" if settings.log_format == "auto" else settings.log_format, settings.log_level)
@@ -136,7 +148,7 @@ async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -
         await engine.start()
         drain_s = settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S
         stack.push_async_callback(engine.stop, drain_s=drain_s)
-        reloader = SettingsReloader(engine, at.load, at.config or config_path())
+        reloader = SettingsReloader(engine, partial(_load, at), at.config or config_path())
         await reloader.start()
         stack.push_async_callback(reloader.stop)
         _say_how_to_use(shown, settings, engine.queue, url, private=private)

@@ -23,7 +23,7 @@ def doctor(
 ) -> None:
     """Check the settings, Redis, the endpoints and the workers.
 
-    Exits with 1 if something fails; a warning is no failure.
+    Exits with 2 if the settings are wrong, with 1 if something else fails; a warning is no failure.
     """
     findings = run(_doctor(session(ctx), show=not as_json))
     if as_json:
@@ -38,8 +38,8 @@ def doctor(
                 for one in findings
             ]
         )
-    if any(one.level is Level.FAIL for one in findings):
-        raise typer.Exit(1)
+    if failures := [one for one in findings if one.level is Level.FAIL]:
+        raise typer.Exit(2 if any(one.mistake for one in failures) else 1)
 
 
 async def _doctor(at: Session, *, show: bool) -> list[Finding]:
@@ -56,8 +56,7 @@ async def _doctor(at: Session, *, show: bool) -> list[Finding]:
         async for finding in examine(settings, url):
             add(finding)
     except SchedulerError as error:
-        subject = "redis" if findings else "settings"
-        add(Finding(Level.FAIL, subject, str(error)))
+        add(Finding.failure("redis" if findings else "settings", error))
     return findings
 
 
