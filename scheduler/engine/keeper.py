@@ -17,6 +17,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from scheduler.errors import SchedulerError
+from scheduler.stages import pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -86,15 +87,18 @@ class LeaseKeeper:
 
     def _keep(self, blocked_at: float) -> None:
         """Renew the leases until the loop answers, but not for ever."""
-        logger.warning(
-            "the event loop is blocked, at %s: leases are kept for up to %g s; let a stage await, "
-            "or hand its work to asyncio.to_thread",
-            self._where(),
-            self._limit_s,
-        )
-        let_go = False
+        said = let_go = False
         while self._asked_at == blocked_at and not self._stopped.is_set():
-            if not let_go and time.monotonic() - blocked_at > self._limit_s:
+            blocked_s = time.monotonic() - blocked_at
+            if not said and blocked_s >= self._lease_s / 2:  # a loop may be late on a busy machine
+                said = True
+                logger.warning(
+                    "the event loop is blocked, at %s: leases are kept for up to %g s; let a stage await, "
+                    "or hand its work to asyncio.to_thread",
+                    self._where(),
+                    self._limit_s,
+                )
+            if not let_go and blocked_s > self._limit_s:
                 let_go = True
                 logger.error("the event loop is still blocked, at %s: its jobs go to others", self._where())
             if not let_go:
@@ -108,8 +112,12 @@ class LeaseKeeper:
             logger.debug("a lease could not be renewed in the loop's place", exc_info=True)
 
     def _where(self) -> str:
-        """The line that the loop's thread is at."""
-        frame = sys._current_frames().get(self._loop_thread)
+        """The line of the stage that the loop's thread is in, or the line that it is at itself."""
+        frame = at = sys._current_frames().get(self._loop_thread)
+        while at is not None and at.f_back is not None:
+            if at.f_back.f_code.co_filename == pipeline.__file__:
+                frame = at
+            at = at.f_back
         return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "an unknown place"
 
 

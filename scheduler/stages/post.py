@@ -93,13 +93,15 @@ _KEEPS_STOPS = (
     "no_stop_trim",
     "min_tokens",
     "min_new_tokens",
+    "min_length",
     "echo",
     "echo_last",
+    "return_full_text",
 )
 """What tells an engine, true or above zero, that a stop string may stand in the answer.
 
-The first two leave the one in that ended it (vLLM, SGLang), the next two pass over those that come too early,
-and the last two repeat the prompt, which may have some.
+The first two leave the one in that ended it (vLLM, SGLang), the next three pass over those that come too
+early, and the last three repeat the prompt, which may have some.
 """
 
 

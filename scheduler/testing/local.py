@@ -42,9 +42,10 @@ def local_client(settings: Settings | None = None) -> Iterator[Client]:
 
 def _fake_redis() -> Any:
     try:
+        import lupa  # noqa: F401, PLC0415  what fakeredis runs scripts by
         from fakeredis import FakeAsyncRedis  # noqa: PLC0415  an extra
     except ImportError:
         raise ConfigError(
-            "scheduler.testing needs fakeredis: pip install 'prompt-scheduler[testing]'"
+            "scheduler.testing needs fakeredis with Lua: pip install 'prompt-scheduler[testing]'"
         ) from None
     return FakeAsyncRedis()

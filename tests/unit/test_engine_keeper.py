@@ -5,12 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from typing import Any
 
 import pytest
 
 from scheduler.engine.keeper import LeaseKeeper
 from scheduler.errors import RedisUnavailable
+from scheduler.stages.base import PromptContext
+from scheduler.stages.pipeline import Pipeline, StageGate
 from tests.patience import SOON_S
+
+CONTEXT: dict[str, Any] = {
+    "job_id": "j1",
+    "attempt": 1,
+    "route": "chat",
+    "tenant": "default",
+    "priority": 5,
+    "prompt": "Hi",
+    "messages": None,
+    "params": {},
+    "request": {},
+}
 
 
 class Renewing:
@@ -60,11 +75,28 @@ async def test_leases_are_renewed_while_the_loop_is_blocked_and_the_log_says_whe
     keeper = LeaseKeeper(renewing, lease_s=0.05)
     keeper.start()
     keeper.start()
-    renewing.block_until(times=3)
+    renewing.block_until(times=10)
     await keeper.stop()
     await keeper.stop()
     assert threading.__file__ in line.line, "where it waited"
     assert not any(thread.name == "leases" for thread in threading.enumerate())
+
+
+async def test_of_a_stage_that_blocks_its_own_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    line, renewing = heard("is blocked", monkeypatch), Renewing()
+
+    class Blocking:
+        name = "blocking"
+
+        async def run(self, context: PromptContext) -> None:
+            renewing.block_until(times=10)
+
+    keeper = LeaseKeeper(renewing, lease_s=0.05)
+    keeper.start()
+    await Pipeline([(Blocking(), StageGate(1))]).run(PromptContext(**CONTEXT))
+    await keeper.stop()
+    first = Blocking.run.__code__.co_firstlineno
+    assert f"at {__file__}:{first + 1}: " in line.line
 
 
 async def test_a_renewal_that_fails_is_tried_again() -> None:
@@ -80,7 +112,7 @@ async def test_each_time_that_the_loop_is_blocked_is_said_once(monkeypatch: pyte
     keeper = LeaseKeeper(renewing, lease_s=0.05)
     keeper.start()
     for _ in range(2):
-        renewing.block_until(times=3)
+        renewing.block_until(times=10)
         assert line.happened.is_set()
         while keeper.blocked:
             await asyncio.sleep(0.001)

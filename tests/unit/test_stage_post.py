@@ -103,7 +103,9 @@ async def test_a_stop_before_the_engine_says_anything_of_its_own_completes_the_a
         {"min_tokens": 5},
         {"min_new_tokens": 5},
         {"echo": True},
+        {"min_length": 5},
         {"echo_last": True},
+        {"return_full_text": True},
     ],
     ids=str,
 )

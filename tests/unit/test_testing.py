@@ -70,7 +70,8 @@ def test_the_fixture_gives_a_client(prompt_client: Client) -> None:
     assert prompt_client.run("hello", timeout_s=SOON_S).text == "hello"
 
 
-def test_without_fakeredis_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fakeredis", None)
+@pytest.mark.parametrize("package", ["fakeredis", "lupa"])
+def test_without_fakeredis_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=r"pip install 'prompt-scheduler\[testing\]'"), local_client():
         pass
