@@ -13,6 +13,7 @@ from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import WriteOutcome
 from scheduler.queue.scripts import Scripts
 from tests.contracts.audit_contract import AuditContract
+from tests.contracts.extremes_contract import ExtremesContract
 from tests.contracts.limits_contract import LimitsContract
 from tests.contracts.operators_contract import OperatorsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
@@ -139,6 +140,10 @@ class TestSuspectsOnServers(OnServers, SuspectsContract):
 
 
 class TestAuditOnServers(OnServers, AuditContract):
+    pass
+
+
+class TestExtremesOnServers(OnServers, ExtremesContract):
     pass
 
 

@@ -4,21 +4,22 @@
 -- ARGV[1] worker process  ARGV[2] how long this holds, ms; 0: it uses them no more  ARGV[3…] endpoints
 -- returns, an endpoint: how many worker processes use it, and the place of this one among them, from 0, by name
 -- @include "lib/clock"
+-- @include "lib/argument"
 
-local worker, holds_ms = ARGV[1], tonumber(ARGV[2])
+local worker, holds_ms = named(1), argument(2, 0, MOST_MS)
 local reply = {}
 for i = 3, #ARGV do
   local key = users_key(ARGV[i])
   if holds_ms > 0 then
     redis.call('HSET', key, worker, text(now_ms + holds_ms))
-    redis.call('PEXPIRE', key, 10 * holds_ms)
+    redis.call('PEXPIRE', key, text(10 * holds_ms))
   else
     redis.call('HDEL', key, worker)
   end
   local count, place = 0, 0
   local users = redis.call('HGETALL', key)
   for j = 1, #users, 2 do
-    if tonumber(users[j + 1]) < now_ms then
+    if (tonumber(users[j + 1]) or 0) < now_ms then
       redis.call('HDEL', key, users[j])
     else
       count = count + 1

@@ -7,12 +7,18 @@
 --   'dedup', a key · 'lasting', a key that has to expire · 'lane', a lane · 'beside', a place beside one · 'counts', ''
 -- returns {finding, where, …}
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/history"
 -- @include "lib/level"
 -- @include "lib/count"
 -- @include "lib/wake"
 -- @include "lib/event"
+-- @include "lib/many"
+-- @include "lib/forget"
+-- @include "lib/keeping"
+-- @include "lib/spare"
+-- @include "lib/alias"
 -- @include "lib/ending"
 -- @include "lib/garbage"
 -- @include "lib/limit"
@@ -21,6 +27,7 @@
 -- @include "lib/mend"
 
 local mending = ARGV[1] == '1'
+if #ARGV % 2 == 0 then error('a pair for each look') end
 local LEASE_MS = 10000 -- for a running job that nobody holds a lease on: whoever runs it renews it
 local KEEP_MS = 3600000 -- for what belongs to nobody
 local SOON_MS = 1000 -- what goes within this is going
@@ -41,8 +48,8 @@ end
 local function unclaimed(rec) return rec.s == 'waiting' or rec.s == 'held' or rec.s == 'delayed' end
 
 local function score_in(key, id)
-  local score = redis.call('ZSCORE', key, id)
-  return score and tonumber(score)
+  local score = redis.pcall('ZSCORE', key, id)
+  return tonumber(type(score) ~= 'table' and score or nil)
 end
 
 local function take_out(key, id)
@@ -64,11 +71,13 @@ end
 local KEPT = { record_key, payload_key, result_key, tickets_key, stream_key }
 
 local function audit_ended(id, rec)
-  local keep_ms = tonumber(rec.g or (redis.call('HGET', conf_key, 'result_ttl_ms') or KEEP_MS))
+  -- What has failed, or has been kept for a while, has only the rest of its time.
+  local ended_ms = whole(rec.e, 0, now_ms) or now_ms
+  local keep_ms = math.max(SOON_MS, ended_ms + keep_ms_of(rec.s, rec.g) - now_ms)
   for _, key_of in ipairs(KEPT) do
     local key = key_of(id)
     if redis.call('PTTL', key) == -1 and found('no_expiry', key) then
-      redis.call('PEXPIRE', key, keep_ms)
+      redis.call('PEXPIRE', key, text(keep_ms))
     end
   end
   local left_ms = redis.call('PTTL', record_key(id))
@@ -98,7 +107,7 @@ end
 
 local function audit_job(id)
   if redis.call('EXISTS', record_key(id)) == 0 then return end -- it has gone since it was listed
-  local rec = read(id, { 'q', 'u', unpack(ENDING) })
+  local rec = read(id, { 'q', 'u', 'e', unpack(ENDING) })
   if not (sound(rec) and (ENDED[rec.s] or rec.q)) then
     if redis.call('PTTL', record_key(id)) == -1 and found('damaged', id) then
       local live = rec and LIVE[rec.s]

@@ -4,10 +4,16 @@
 -- ARGV[1] job  ARGV[2] ticket, '' to end it whoever holds tickets
 -- returns 'cancelled' | 'ticket_returned' | 'ended' (it had ended before) | 'not_found'
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/level"
 -- @include "lib/count"
 -- @include "lib/event"
+-- @include "lib/many"
+-- @include "lib/forget"
+-- @include "lib/keeping"
+-- @include "lib/spare"
+-- @include "lib/alias"
 -- @include "lib/ending"
 
 local id, ticket = ARGV[1], ARGV[2]

@@ -13,11 +13,17 @@
 --   more: claimable work was left behind, 2: of priority 8 or 9, 1: below only, 0: none;
 --   lanes whose work was left for want of a permit, when one comes, and the endpoints that have none
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/level"
 -- @include "lib/count"
 -- @include "lib/wake"
 -- @include "lib/event"
+-- @include "lib/many"
+-- @include "lib/forget"
+-- @include "lib/keeping"
+-- @include "lib/spare"
+-- @include "lib/alias"
 -- @include "lib/ending"
 -- @include "lib/garbage"
 -- @include "lib/limit"
@@ -28,10 +34,11 @@ local REMEMBER_CLAIM_MS = 120000
 local STARVED_EVERY = 20
 local MAX_HINDERED = 256
 
-local claim_id, worker = ARGV[1], ARGV[2]
-local lease_ms, limit, limit_kept = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local claim_id, worker = named(1), named(2)
+local lease_ms, limit, limit_kept = argument(3, 1, MOST_MS), argument(4, 0, MOST_JOBS), argument(5, 0, MOST_JOBS)
 
-local suspects = tonumber(ARGV[6])
+local suspects = argument(6, 0, 1)
+if (#ARGV - 6) % 4 > 0 then error('four arguments a lane') end
 
 local function entry(id, rec, token, endpoint, payload)
   local waited_ms = now_ms - math.floor(rec.q / 1000)
@@ -61,12 +68,14 @@ local before = repeated()
 if before then return before end
 
 -- Where the jobs of a lane may go: the endpoints that this worker process has room at.
-local function parse_offers(argument)
-  local list, offers = {}, {}
-  for endpoint, room, kept, outstanding, weight in string.gmatch(argument, '(%S+) (%d+) (%d+) (%d+) (%S+)') do
+local function parse_offers(offered)
+  local list, offers, words = {}, {}, {}
+  for word in string.gmatch(offered, '%S+') do words[#words + 1] = word end
+  for at = 1, #words - 4, 5 do
     list[#list + 1] = {
-      endpoint = endpoint, room = tonumber(room), kept = tonumber(kept), outstanding = tonumber(outstanding),
-      weight = tonumber(weight), gate = endpoint_gate(endpoint),
+      endpoint = words[at], room = tonumber(words[at + 1]) or 0, kept = tonumber(words[at + 2]) or 0,
+      outstanding = tonumber(words[at + 3]) or 0, weight = math.max(1e-6, tonumber(words[at + 4]) or 1),
+      gate = endpoint_gate(words[at]),
     }
   end
 
@@ -93,9 +102,9 @@ end
 
 local paused, fields = {}, { 'claims', 'suspects' }
 for _, lane in ipairs(redis.call('SMEMBERS', paused_key)) do paused[lane] = true end
-for i = 7, #ARGV, 4 do fields[#fields + 1] = 'b:' .. ARGV[i] end
+for i = 7, #ARGV, 4 do fields[#fields + 1] = 'b:' .. named(i) end
 local meta = redis.call('HMGET', meta_key, unpack(fields))
-local claims, any_suspects = tonumber(meta[1] or 0), suspects > 0 and meta[2]
+local claims, any_suspects = tonumber(meta[1]) or 0, suspects > 0 and meta[2]
 
 -- The lanes that have work, and a cursor for each of their levels.
 local lanes, cursors = {}, {}
@@ -107,7 +116,7 @@ for i = 3, #fields do
   if (bits > 0 or bits_of_suspects > 0) and not paused[name] then
     local offers = ARGV[at + 3]
     local lane = {
-      name = name, quota = tonumber(ARGV[at + 1]), kept = tonumber(ARGV[at + 2]), claimed = 0, left = 0,
+      name = name, quota = argument(at + 1, 0, MOST_NUMBER), kept = argument(at + 2, 0, MOST_NUMBER), claimed = 0, left = 0,
       offers = offers ~= '' and parse_offers(offers), without_permit = false,
     }
     lanes[#lanes + 1] = lane
@@ -210,6 +219,13 @@ for i = 1, #cursors do
   end
 end
 
+-- The first write: where the counter of tokens is damaged, nothing has happened yet.
+local last_token = 0
+if #runnable > 0 then
+  last_token = redis.call('HINCRBY', meta_key, 'token', #runnable)
+  add('claims', #runnable)
+end
+
 leave_picked(cursors)
 for _, job in ipairs(hindered) do
   if job.hindrance == 'held' then
@@ -225,11 +241,7 @@ for _, job in ipairs(hindered) do
   end
 end
 
-local reply, remembered, leases, last_token = { more, {} }, { claim_id }, {}, 0
-if #runnable > 0 then
-  last_token = redis.call('HINCRBY', meta_key, 'token', #runnable)
-  redis.call('HINCRBY', meta_key, 'claims', #runnable)
-end
+local reply, remembered, leases = { more, {} }, { claim_id }, {}
 local claimed_at, lease_end = text(now_ms), text(now_ms + lease_ms)
 for i = 1, #runnable do
   local job = runnable[i]

@@ -4,6 +4,7 @@
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] how many settings  ARGV[2] how many routes  ARGV[3] how many limits  ARGV[4…] those, in that order: name, value, …
 -- returns 1
+-- @include "lib/argument"
 
 local function as_map(flat)
   local map = {}
@@ -18,14 +19,15 @@ local function take(n)
   at = at + 2 * n
   return taken
 end
-local conf, routes, limits = take(tonumber(ARGV[1])), take(tonumber(ARGV[2])), take(tonumber(ARGV[3]))
+local n_conf, n_routes, n_limits = argument(1, 0, #ARGV), argument(2, 0, #ARGV), argument(3, 0, #ARGV)
+if #ARGV ~= 3 + 2 * (n_conf + n_routes + n_limits) then error('the number of arguments fits no counts') end
+local conf, routes, limits = take(n_conf), take(n_routes), take(n_limits)
 
 local before, limits_before = as_map(redis.call('HGETALL', conf_key)), as_map(redis.call('HGETALL', limits_key))
 redis.call('HLEN', meta_key) -- what has another type fails here, if at all
 for _, name in ipairs(redis.call('HKEYS', routes_key)) do
   if not routes[name] then
-    local bound = 'max_waiting:' .. name
-    conf[bound] = conf[bound] or before[bound]
+    for _, setting in ipairs({ 'max_waiting:' .. name, 'max_attempts:' .. name }) do conf[setting] = conf[setting] or before[setting] end
     for subject, limit in pairs(limits_before) do
       if string.match(subject, '^e:(.*)%.') == name then limits[subject] = limits[subject] or limit end
     end

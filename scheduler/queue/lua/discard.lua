@@ -6,14 +6,14 @@
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/count"
--- @include "lib/dead"
+-- @include "lib/forget"
 
 local reply = {}
 for i, id in ipairs(ARGV) do
-  local rec = read(id, { 's' })
+  local rec = read(id, { 's', 't', 'd' })
   reply[i] = rec and rec.s == 'failed' and 1 or 0
   if reply[i] == 1 then
-    forget_dead(id)
+    forget(id, rec)
     add('t:dead_purged', 1)
   end
 end

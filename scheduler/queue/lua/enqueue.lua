@@ -9,34 +9,59 @@
 --   | {'full', waiting, max_waiting, lane or '', retry after ms, policy}
 -- error: OOM at maxmemory, before anything is written
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/history"
 -- @include "lib/level"
 -- @include "lib/count"
 -- @include "lib/wake"
 -- @include "lib/event"
+-- @include "lib/many"
+-- @include "lib/forget"
+-- @include "lib/keeping"
+-- @include "lib/spare"
+-- @include "lib/alias"
 -- @include "lib/ending"
 -- @include "lib/limit"
 -- @include "lib/hold"
 -- @include "lib/ready"
 
-local ALIAS_MS = 3600000
+local LIVE_ALIAS_MS = 604800000 -- the end of its job sets it anew
 local SHED_LOOKS = 16
+local SHED_DELAYED_LOOKS = 128
 local SHED_HELD_LANES = 64
 -- 60 bits of a base64 hash tell the contents of one key apart; more would make each record longer.
 local CONTENT_CHARS = 10
 
-local n_jobs = tonumber(ARGV[1])
+local MODES = { until_finished = true, window = true, replace = true }
+
+-- Of all jobs, before anything is written: what cannot be read ends the call.
+local function parse(at)
+  local mode, result_ttl_ms = ARGV[at + 7], optional(at + 11, 1, MOST_MS)
+  if not MODES[mode] then error('ARGV[' .. at + 7 .. '] is no mode of dedup') end
+  if result_ttl_ms ~= '' then result_ttl_ms = math.min(keeping().most_ms, result_ttl_ms) end
+  return {
+    id = named(at), lane = named(at + 1), priority = argument(at + 2, 0, 9), tenant = named(at + 3), payload = ARGV[at + 4],
+    hash = ARGV[at + 5], content = string.sub(ARGV[at + 6], 1, CONTENT_CHARS), mode = mode,
+    deadline_ms = optional(at + 8, 0, MOST_MS), delay_ms = optional(at + 9, 0, MOST_MS),
+    max_attempts = optional(at + 10, 1, 1000), result_ttl_ms = result_ttl_ms,
+  }
+end
+
+if #ARGV ~= 1 + 12 * argument(1, 0, MOST_NUMBER) then error('twelve arguments a job') end
+local jobs = {}
+for at = 2, #ARGV, 12 do jobs[#jobs + 1] = parse(at) end
+
 local conf = redis.call('HMGET', conf_key, 'max_waiting', 'when_full')
-local max_waiting = tonumber(conf[1] or 100000)
+local max_waiting = whole(conf[1], 0, MOST_NUMBER) or 100000
 local when_full = conf[2] or 'reject'
-local total = tonumber(redis.call('HGET', meta_key, 'n') or 0)
+local total = tonumber(redis.call('HGET', meta_key, 'n')) or 0
 local lane_totals, lane_bounds, to_wake, refused, lane_full = {}, {}, {}, 0, 0
 
 local function known_lane(lane)
   if lane_totals[lane] then return end
-  lane_totals[lane] = tonumber(redis.call('HGET', meta_key, 'n:' .. lane) or 0)
-  lane_bounds[lane] = tonumber(redis.call('HGET', conf_key, 'max_waiting:' .. lane) or math.huge)
+  lane_totals[lane] = tonumber(redis.call('HGET', meta_key, 'n:' .. lane)) or 0
+  lane_bounds[lane] = whole(redis.call('HGET', conf_key, 'max_waiting:' .. lane), 0, MOST_NUMBER) or math.huge
 end
 
 local function counted(lane, n)
@@ -46,8 +71,8 @@ end
 
 -- How long until there is likely room: a hundredth of the bound at the rate at which jobs end.
 local function retry_after_ms(bound)
-  local rate = tonumber(redis.call('HGET', meta_key, 'rate') or 0)
-  if rate <= 0 then return 1000 end
+  local rate = tonumber(redis.call('HGET', meta_key, 'rate')) or 0
+  if not (rate > 0) then return 1000 end
   return math.floor(math.min(30000, math.max(100, bound / 100 / rate * 1000)))
 end
 
@@ -63,12 +88,39 @@ local function newest_unrun(lane, p)
   end
 end
 
+-- Delayed jobs have no levels: of those that are due last some are looked at, once a call.
+local delayed
+
+local function list_delayed()
+  delayed = {}
+  for _, id in ipairs(redis.call('ZREVRANGE', delayed_key, 0, SHED_DELAYED_LOOKS - 1)) do
+    local rec = read(id, { 's', 'p', 'l', 'n' })
+    if sound(rec) and rec.s == 'delayed' and not rec.n then
+      delayed[#delayed + 1] = { id = id, p = tonumber(rec.p), lane = rec.l }
+    end
+  end
+end
+
+-- The one of a level that is due last and never ran; of one lane alone, where it is named.
+local function last_delayed(p, only)
+  if not delayed then list_delayed() end
+  for i = 1, #delayed do
+    local one = delayed[i]
+    if one.p == p and (not only or one.lane == only) then
+      local rec = read(one.id, { 'q', unpack(ENDING) })
+      if sound(rec) and rec.q and rec.s == 'delayed' and tonumber(rec.p) == p then
+        return { id = one.id, rec = rec, rank = tonumber(rec.q) }
+      end
+    end
+  end
+end
+
 -- The least urgent, newest job that never ran, if the newcomer outranks it.
-local function victim(priority, lanes)
+local function victim(priority, lanes, only)
   local levels = {}
   for _, lane in ipairs(lanes) do levels[lane] = level_bits(lane) end
   for p = 0, priority - 1 do
-    local newest
+    local newest = last_delayed(p, only)
     for _, lane in ipairs(lanes) do
       local one = has_level(levels[lane], p) and newest_unrun(lane, p)
       if one and (not newest or one.rank > newest.rank) then newest = one end
@@ -86,12 +138,14 @@ local function lanes_to_shed(only)
   return lanes
 end
 
-local function make_room(job)
-  local full = lane_totals[job.lane] >= lane_bounds[job.lane]
-  if total < max_waiting and not full then return nil end
+-- replaced: the record of the job whose place it takes, and so is new to the bound of another lane at most.
+local function make_room(job, replaced)
+  local full = lane_totals[job.lane] >= lane_bounds[job.lane] and not (replaced and replaced.l == job.lane)
+  if not full and (replaced or total < max_waiting) then return nil end
   if when_full == 'shed' then
     -- One goes for one that comes: returned jobs may have gone past the bound, and are not made to pay for it.
-    local one = victim(job.priority, lanes_to_shed(full and job.lane))
+    local only = full and job.lane or nil
+    local one = victim(job.priority, lanes_to_shed(only), only)
     if one then
       known_lane(one.rec.l)
       end_job(one.id, one.rec, 'shed', 'queue_full')
@@ -124,8 +178,8 @@ local function extend_deadline(id, rec, deadline_ms)
     rec.x = nil
     redis.call('HDEL', record_key(id), 'x')
     redis.call('ZREM', deadlines_key, id)
-  elseif now_ms + tonumber(deadline_ms) > tonumber(rec.x) then
-    local at = text(now_ms + tonumber(deadline_ms))
+  elseif now_ms + deadline_ms > tonumber(rec.x) then
+    local at = text(now_ms + deadline_ms)
     rec.x = at
     redis.call('HSET', record_key(id), 'x', at)
     if rec.s ~= 'running' then redis.call('ZADD', deadlines_key, at, id) end
@@ -135,9 +189,9 @@ end
 local function hasten(id, rec, delay_ms)
   -- A retry's back-off is not the caller's to shorten.
   if rec.s ~= 'delayed' or rec.n then return end
-  delay_ms = tonumber(delay_ms ~= '' and delay_ms or 0)
+  if delay_ms == '' then delay_ms = 0 end
   local due = now_ms + delay_ms
-  if due >= tonumber(rec.u) then return end
+  if due >= (tonumber(rec.u) or math.huge) then return end
   if due > now_ms then
     redis.call('ZADD', delayed_key, text(due), id)
     redis.call('HSET', record_key(id), 'u', text(due), 'q', text(unique_us() + delay_ms * 1000))
@@ -151,31 +205,51 @@ local function hasten(id, rec, delay_ms)
   end
 end
 
+-- Who joins may ask for more than who was there; '' asks for what the queue's settings say.
+local function keep_longer(id, rec, asked_ms)
+  if not rec.g and asked_ms == '' then return end
+  local own_ms = keeping().result_ms
+  local wanted_ms = asked_ms == '' and own_ms or asked_ms
+  if wanted_ms > (tonumber(rec.g) or own_ms) then redis.call('HSET', record_key(id), 'g', text(wanted_ms)) end
+end
+
+local function allow_attempts(id, rec, asked)
+  if not rec.a and asked == '' then return end
+  local own = redis.call('HMGET', conf_key, 'max_attempts:' .. rec.l, 'max_attempts')
+  local usual = whole(own[1], 1, 1000) or whole(own[2], 1, 1000) or 3
+  local wanted = asked == '' and usual or asked
+  if wanted > (tonumber(rec.a) or usual) then redis.call('HSET', record_key(id), 'a', text(wanted)) end
+end
+
 local function join(id, rec, job)
-  redis.call('SADD', tickets_key(id), job.id)
-  if not rec.j then redis.call('SADD', tickets_key(id), id) end
-  redis.call('SET', alias_key(job.id), id, 'PX', ALIAS_MS)
+  redis.pcall('SADD', tickets_key(id), job.id)
+  if not rec.j then redis.pcall('SADD', tickets_key(id), id) end
+  set_alias(job.id, id, tonumber(rec.j) or 0, LIVE_ALIAS_MS)
   redis.call('HINCRBY', record_key(id), 'j', 1)
   raise_priority(id, rec, job.priority)
   extend_deadline(id, rec, job.deadline_ms)
   hasten(id, rec, job.delay_ms)
+  keep_longer(id, rec, job.result_ttl_ms)
+  allow_attempts(id, rec, job.max_attempts)
   if job.mode == 'window' then redis.call('HSET', record_key(id), 'm', 'window') end
   add('t:joined', 1)
   return { 'joined', id }
 end
 
 local function reused(id, hits, ended_ms)
-  return { 'reused', id, tonumber(hits or 0), now_ms - tonumber(ended_ms or now_ms) }
+  return { 'reused', id, tonumber(hits) or 0, now_ms - (tonumber(ended_ms) or now_ms) }
 end
 
 -- Settle what a dedup key says. Returns a reply; or nil, whether the newcomer takes another's place, and its rank.
 local function settle(job, owner)
   if not owner then return nil end
-  local rec = read(owner, { 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g', 'e', 'o' })
-  if not sound(rec) then return nil end
+  local rec = read(owner, { 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g', 'e', 'o', 'a', 'H' })
+  if not sound(rec) or not rec.q then return nil end
   local live = not ENDED[rec.s]
   if job.mode == 'replace' then
     if not live or rec.s == 'running' then return nil end
+    local refusal = make_room(job, rec)
+    if refusal then return refusal end
     known_lane(rec.l)
     end_job(owner, rec, 'cancelled', 'replaced')
     counted(rec.l, -1)
@@ -185,17 +259,18 @@ local function settle(job, owner)
   if not live and not window_hit then return nil end
   if (rec.h or rec.d) ~= job.content then return { 'conflict', owner } end
   if live then return join(owner, rec, job) end
-  redis.call('SET', alias_key(job.id), owner, 'PX', ALIAS_MS)
+  local lasts_ms = math.max(BRIEF_MS, redis.call('PTTL', record_key(owner)))
+  set_alias(job.id, owner, (tonumber(rec.j) or 0) + (tonumber(rec.H) or 0), lasts_ms)
   add('t:reused', 1)
   return reused(owner, redis.call('HINCRBY', record_key(owner), 'H', 1), rec.e)
 end
 
 local function create(job, rank)
-  local delay_ms = tonumber(job.delay_ms ~= '' and job.delay_ms or 0)
-  local delayed = delay_ms > 0
+  local delay_ms = job.delay_ms == '' and 0 or job.delay_ms
+  local is_delayed = delay_ms > 0
   -- A delayed job ages from when it is due.
-  if delayed or not rank then rank = unique_us() + delay_ms * 1000 end
-  local state = delayed and 'delayed' or ready_state(job.lane, job.tenant)
+  if is_delayed or not rank then rank = unique_us() + delay_ms * 1000 end
+  local state = is_delayed and 'delayed' or ready_state(job.lane, job.tenant)
   local fields = { 's', state, 'p', job.priority, 'l', job.lane, 'q', text(rank) }
   local function set(name, value)
     fields[#fields + 1] = name
@@ -210,13 +285,13 @@ local function create(job, rank)
     redis.call('SET', dedup_key(job.tenant, job.hash), job.id)
   end
   if job.max_attempts ~= '' then set('a', job.max_attempts) end
-  if job.result_ttl_ms ~= '' then set('g', job.result_ttl_ms) end
+  if job.result_ttl_ms ~= '' then set('g', text(job.result_ttl_ms)) end
   if job.deadline_ms ~= '' then
-    local at = text(now_ms + tonumber(job.deadline_ms))
+    local at = text(now_ms + job.deadline_ms)
     set('x', at)
     redis.call('ZADD', deadlines_key, at, job.id)
   end
-  if delayed then
+  if is_delayed then
     local due = text(now_ms + delay_ms)
     set('u', due)
     redis.call('ZADD', delayed_key, due, job.id)
@@ -254,13 +329,7 @@ local function joined_before(id)
   return rec.s == 'done' and reused(id, rec.H, rec.e) or { 'joined', id }
 end
 
-local function enqueue(at)
-  local job = {
-    id = ARGV[at], lane = ARGV[at + 1], priority = tonumber(ARGV[at + 2]), tenant = ARGV[at + 3],
-    payload = ARGV[at + 4], hash = ARGV[at + 5], content = string.sub(ARGV[at + 6], 1, CONTENT_CHARS), mode = ARGV[at + 7],
-    deadline_ms = ARGV[at + 8], delay_ms = ARGV[at + 9], max_attempts = ARGV[at + 10],
-    result_ttl_ms = ARGV[at + 11],
-  }
+local function enqueue(job)
   if redis.call('EXISTS', record_key(job.id)) == 1 then return { 'exists', job.id } end
   known_lane(job.lane)
   local reply, replaces, rank
@@ -278,7 +347,7 @@ local function enqueue(at)
 end
 
 local replies = {}
-for i = 1, n_jobs do replies[i] = enqueue(2 + (i - 1) * 12) end
+for i = 1, #jobs do replies[i] = enqueue(jobs[i]) end
 if refused > 0 then add('t:refused', refused) end
 if lane_full > 0 then add('t:refused_lane', lane_full) end
 save_us()

@@ -7,55 +7,74 @@
 --   result ttl (ms), tokens that the attempt has used or '' where nobody knows
 -- returns, a job: 1 | 0 refused, the job is not this token's any more
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/level"
 -- @include "lib/count"
 -- @include "lib/event"
+-- @include "lib/many"
+-- @include "lib/forget"
+-- @include "lib/keeping"
+-- @include "lib/spare"
+-- @include "lib/alias"
 -- @include "lib/ending"
 -- @include "lib/limit"
 -- @include "lib/settle"
 
-local FIELDS = { 's', 'k', 'l', 't', 'd', 'm', 'j', 'v', 'c' }
+local FIELDS = { 's', 'k', 'l', 't', 'd', 'm', 'j', 'v', 'c', 'g' }
 
-local conf = redis.call('HMGET', conf_key, 'dead_ttl_ms', 'dedup_ttl_ms')
-local dead_ttl_ms, window_ms = tonumber(conf[1] or 604800000), tonumber(conf[2] or 3600000)
+local ends, at = {}, 1
+while at <= #ARGV do
+  local one = { at = at, first = argument(at + 3, 1, MOST_NUMBER), n = argument(at + 4, 0, #ARGV) }
+  at = at + 5 + one.n
+  one.rest = at
+  one.keep_ms = argument(at + 3, 1, MOST_MS)
+  if not ENDED[ARGV[one.at + 2]] then error('ARGV[' .. one.at + 2 .. '] is no state that a job ends in') end
+  ends[#ends + 1], at = one, at + 5
+end
+if at ~= #ARGV + 1 then error('the number of arguments fits no number of events') end
+
 local unleased, ended_at = {}, text(now_ms)
 
-local function finish(at, n)
-  local id, token, state, first = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
+-- Callers who joined may have asked for it to be kept for longer than the worker process knows.
+local function keep_ms_of_end(state, rec, asked_ms)
+  local keep_ms = keep_ms_of(state, math.max(asked_ms, tonumber(rec.g) or 0))
+  if state == 'done' and rec.m == 'window' then return math.max(keep_ms, keeping().window_ms) end
+  return keep_ms
+end
+
+local function finish(one)
+  local id, token, state = ARGV[one.at], ARGV[one.at + 1], ARGV[one.at + 2]
   local rec = read(id, FIELDS)
   if not rec or rec.k ~= token then return 0 end
-  if ENDED[rec.s] then return 1 end
-  if rec.s ~= 'running' then return 0 end
-  if n > 0 then emit(id, unpack(ARGV, at + 5, at + 4 + n)) end
-  at = at + 5 + n
-  local head, value, reason, keep_ms, used = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4]
+  if ENDED[rec.s] then
+    -- Where it broke off half-way, which leaves a record that never goes, the rest is made up for.
+    if rec.s ~= state or redis.call('PTTL', record_key(id)) ~= -1 then return 1 end
+  elseif rec.s ~= 'running' then
+    return 0
+  elseif one.n > 0 then
+    emit(id, ARGV, one.at + 5, one.rest - 1)
+  end
+  local head, value, reason = ARGV[one.rest], ARGV[one.rest + 1], ARGV[one.rest + 2]
   tell(channel_key(id), head .. value .. '}')
-  redis.call('HSET', record_key(id), 's', state, 'e', ended_at, 'z', first + n)
+  redis.call('HSET', record_key(id), 's', state, 'e', ended_at, 'z', text(one.first + one.n))
   if reason ~= '' then redis.call('HSET', record_key(id), 'r', reason) end
   if state == 'failed' then redis.call('HSET', record_key(id), 'i', value) end
   unleased[#unleased + 1] = id
-  settle_usage(id, rec, used)
+  settle_usage(id, rec, whole(ARGV[one.rest + 4], 0, MOST_NUMBER))
   count_attempt(rec)
-  if state == 'failed' then keep_ms = dead_ttl_ms end
-  if state == 'done' then
-    if rec.m == 'window' then keep_ms = math.max(keep_ms, window_ms) end
-    redis.call('SET', result_key(id), value, 'PX', keep_ms)
-  end
-  retain(id, rec, state, keep_ms)
-  release_dedup(id, rec, state, window_ms)
+  local keep_ms = keep_ms_of_end(state, rec, one.keep_ms)
+  if state == 'done' then redis.call('SET', result_key(id), value, 'PX', text(keep_ms)) end
+  retain(id, rec, state, keep_ms, reason)
+  release_dedup(id, rec, state)
   add('t:' .. state, 1)
   if rec.l then add('ran:' .. rec.l, 1) end
   return 1
 end
 
-local replies, at = {}, 1
-while at <= #ARGV do
-  local n = tonumber(ARGV[at + 4])
-  replies[#replies + 1] = finish(at, n)
-  at = at + 10 + n
-end
-if #unleased > 0 then redis.call('ZREM', leases_key, unpack(unleased)) end
+local replies = {}
+for i = 1, #ends do replies[i] = finish(ends[i]) end
+each_chunk('ZREM', leases_key, unleased)
 save_gates()
 save_ended()
 save_counts()

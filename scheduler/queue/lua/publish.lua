@@ -3,6 +3,7 @@
 -- KEYS[1] prefix of the queue's keys
 -- ARGV, again and again: job, token, seq of the first event, number of events, the events, JSON
 -- returns, a job: 1 | 0 refused, the job is not this token's any more
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/event"
 
@@ -15,20 +16,26 @@ local function last_seq(id, token)
   return last_token == tonumber(token) and seq or 0
 end
 
+local starts, at = {}, 1
+while at <= #ARGV do
+  starts[#starts + 1] = { at = at, first = argument(at + 2, 1, MOST_NUMBER), n = argument(at + 3, 0, MOST_NUMBER) }
+  at = at + 4 + starts[#starts].n
+end
+if at ~= #ARGV + 1 then error('the number of arguments fits no number of events') end
+
 local replies = {}
-local i = 1
-while i <= #ARGV do
-  local id, token, first, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
+for _, start in ipairs(starts) do
+  local i, first, n = start.at, start.first, start.n
+  local id, token = ARGV[i], ARGV[i + 1]
   local rec = read(id, FIELDS)
   local accepted = rec and rec.k == token
   if accepted and rec.s == 'running' then
     local there = math.max(0, last_seq(id, token) - first + 1)
-    if there < n then emit(id, unpack(ARGV, i + 4 + there, i + 3 + n)) end
+    if there < n then emit(id, ARGV, i + 4 + there, i + 3 + n) end
     if first == 1 then redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS) end
   elseif accepted then
     accepted = last_seq(id, token) >= first + n - 1
   end
   replies[#replies + 1] = accepted and 1 or 0
-  i = i + 4 + n
 end
 return replies

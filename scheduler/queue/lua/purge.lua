@@ -4,14 +4,20 @@
 -- ARGV[1] lane  ARGV[2] priority, '' for every level  ARGV[3] how many at most
 -- returns how many were cancelled
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/level"
 -- @include "lib/count"
 -- @include "lib/event"
+-- @include "lib/many"
+-- @include "lib/forget"
+-- @include "lib/keeping"
+-- @include "lib/spare"
+-- @include "lib/alias"
 -- @include "lib/ending"
 -- @include "lib/garbage"
 
-local lane, only, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local lane, only, limit = named(1), optional(2, 0, 9), argument(3, 0, MOST_JOBS)
 local purged = 0
 
 local function purge_level(place, p)
@@ -35,7 +41,7 @@ for _, held in ipairs(redis.call('ZRANGE', limited_key, 0, -1)) do
 end
 for p = 0, 9 do
   for _, place in ipairs(places) do
-    if (only == '' or tonumber(only) == p) and purged < limit and has_level(level_bits(place), p) then
+    if (only == '' or only == p) and purged < limit and has_level(level_bits(place), p) then
       purge_level(place, p)
     end
   end

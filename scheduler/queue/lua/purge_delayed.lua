@@ -4,17 +4,23 @@
 -- ARGV[1] lane  ARGV[2] priority, '' for every level  ARGV[3] from which delayed job on to look, 0 at first  ARGV[4] at how many
 -- returns {from where to go on, -1 at the end; how many were cancelled}
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/level"
 -- @include "lib/count"
 -- @include "lib/event"
+-- @include "lib/many"
+-- @include "lib/forget"
+-- @include "lib/keeping"
+-- @include "lib/spare"
+-- @include "lib/alias"
 -- @include "lib/ending"
 
-local lane, only, from, chunk = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local ids, purged = redis.call('ZRANGE', delayed_key, from, from + chunk - 1), 0
+local lane, only, from, chunk = ARGV[1], optional(2, 0, 9), argument(3, 0, MOST_NUMBER), argument(4, 1, MOST_JOBS)
+local ids, purged = redis.call('ZRANGE', delayed_key, text(from), text(from + chunk - 1)), 0
 for _, id in ipairs(ids) do
   local rec = read(id, ENDING)
-  if sound(rec) and rec.s == 'delayed' and rec.l == lane and (only == '' or only == rec.p) then
+  if sound(rec) and rec.s == 'delayed' and rec.l == lane and (only == '' or only == tonumber(rec.p)) then
     end_job(id, rec, 'cancelled', 'purged')
     purged = purged + 1
   end

@@ -4,11 +4,12 @@
 -- ARGV[1] worker process  ARGV[2] lease, ms  ARGV[3] what it says of itself, JSON  ARGV[4…] job, token, …
 -- returns, a job: -2 lost (it is not this token's any more) | -1 held, no deadline | ms to its deadline
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/event"
 
-local lease_ms = tonumber(ARGV[2])
-local lease_end = text(now_ms + lease_ms)
+local worker, lease_ms = named(1), argument(2, 1, MOST_MS)
+local about, lease_end = ARGV[3] or '', text(now_ms + lease_ms)
 local replies = {}
 for i = 4, #ARGV, 2 do
   local id = ARGV[i]
@@ -16,11 +17,12 @@ for i = 4, #ARGV, 2 do
   if rec and rec.s == 'running' and rec.k == ARGV[i + 1] then
     redis.call('ZADD', leases_key, lease_end, id)
     redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS)
-    replies[#replies + 1] = rec.x and math.max(0, tonumber(rec.x) - now_ms) or -1
+    local deadline_ms = tonumber(rec.x)
+    replies[#replies + 1] = deadline_ms and math.max(0, deadline_ms - now_ms) or -1
   else
     replies[#replies + 1] = -2
   end
 end
-redis.call('SET', worker_key(ARGV[1]), ARGV[3], 'PX', 3 * lease_ms)
-redis.call('ZADD', workers_key, text(now_ms + 3 * lease_ms), ARGV[1])
+redis.call('SET', worker_key(worker), about, 'PX', text(3 * lease_ms))
+redis.call('ZADD', workers_key, text(now_ms + 3 * lease_ms), worker)
 return replies

@@ -4,14 +4,15 @@
 -- ARGV[1] job  ARGV[2] priority, 0 to 9
 -- returns the job's state, 'not_found' where there is none
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/history"
 -- @include "lib/level"
 -- @include "lib/wake"
 
-local id, priority = ARGV[1], tonumber(ARGV[2])
+local id, priority = ARGV[1], argument(2, 0, 9)
 local rec = read(id, { 's', 'p', 'l', 't', 'q', 'o', 'y' })
-if not sound(rec) then return 'not_found' end
+if not sound(rec) or not rec.q then return 'not_found' end
 if ENDED[rec.s] or tonumber(rec.p) == priority then return rec.s end
 if rec.s == 'waiting' or rec.s == 'held' then move_level(place_of(rec), rec.p, priority, id, tonumber(rec.q)) end
 if rec.s == 'waiting' then wake(rec.l) end

@@ -4,6 +4,7 @@
 -- ARGV[1] job  ARGV[2] another request, JSON, in the place of its own; '' for its own
 -- returns 'waiting' | 'held' | the job's state if it cannot be requeued | 'not_found' | 'payload_lost'
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/history"
 -- @include "lib/level"

@@ -4,6 +4,7 @@
 -- ARGV[1] job  ARGV[2] delay from now, ms; 0: now
 -- returns 'delayed' | 'waiting' | 'held' | the state of a job that is not delayed | 'not_found'
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/history"
 -- @include "lib/level"
@@ -12,7 +13,7 @@
 -- @include "lib/hold"
 -- @include "lib/ready"
 
-local id, delay_ms = ARGV[1], tonumber(ARGV[2])
+local id, delay_ms = ARGV[1], argument(2, 0, MOST_MS)
 local rec = read(id, { 's', 'p', 'l', 't', 'q', 'x', 'o', 'n', 'u', 'y' })
 if not sound(rec) or not rec.q then return 'not_found' end
 if rec.s ~= 'delayed' then return rec.s end

@@ -5,6 +5,7 @@
 --   tokens that the attempt has used or '' where nobody knows
 -- returns, a job: 1 | 0 refused, the job is not this token's any more
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/history"
 -- @include "lib/level"
@@ -16,20 +17,22 @@
 -- @include "lib/ready"
 -- @include "lib/settle"
 
-local to_wake = {}
+local to_wake, delays_ms = {}, {}
+for at = 1, #ARGV, 7 do delays_ms[at] = argument(at + 4, 0, MOST_MS) end
+if #ARGV % 7 > 0 then error('seven arguments a job') end
 
 local function give_back(at)
   local id, token, counts = ARGV[at], ARGV[at + 1], ARGV[at + 3] == '1'
-  local delay_ms, error = tonumber(ARGV[at + 4]), ARGV[at + 5]
+  local delay_ms, error = delays_ms[at], ARGV[at + 5]
   local rec = read(id, { 's', 'k', 'l', 'p', 't', 'q', 'x', 'f', 'n', 'o', 'w', 'y', 'v', 'c' })
   if not rec or rec.k ~= token then return 0 end
   if rec.s == 'waiting' or rec.s == 'delayed' or rec.s == 'held' then return 1 end
   if rec.s ~= 'running' or not sound(rec) or not rec.q then return 0 end
-  emit(id, ARGV[at + 2])
+  emit(id, ARGV, at + 2, at + 2)
   redis.call('ZREM', leases_key, id)
   redis.call('HINCRBY', record_key(id), counts and 'f' or 'W', 1)
   if error ~= '' then redis.call('HSET', record_key(id), 'i', error) end
-  settle_usage(id, rec, ARGV[at + 6])
+  settle_usage(id, rec, whole(ARGV[at + 6], 0, MOST_NUMBER))
   count_attempt(rec)
   remember(id, rec.y, counts and 'failed' or 'given_back', rec.w, rec.n, error)
   if delay_ms > 0 then

@@ -4,6 +4,7 @@
 -- ARGV[1] job  ARGV[2] token  ARGV[3] endpoint
 -- returns 0 taken, or the endpoint has no limit | in how many ms a permit comes | -1 refused, the job is not this token's any more
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/limit"
 
@@ -14,7 +15,7 @@ if rec.v == endpoint then return 0 end
 local gate = endpoint_gate(endpoint)
 if gate then
   if not gate.passable() then return gate.passable_in_ms() end
-  gate.charge(estimate_tokens(redis.call('STRLEN', payload_key(id))))
+  gate.charge(estimate_tokens(request_bytes(id)))
   redis.call('HSET', record_key(id), 'v', endpoint)
   save_gates()
 elseif rec.v then

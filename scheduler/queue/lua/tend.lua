@@ -5,6 +5,7 @@
 -- ARGV[1] worker process  ARGV[2] how often counts and bitmaps are made anew, ms
 -- returns {next call in ms, lanes that were woken}
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/level"
 -- @include "lib/wake"
@@ -15,7 +16,7 @@ local IDLE_MS, UNDER_WAY_MS = 250, 50
 local WORK_MS = 1000
 local LANES_A_CALL = 32
 
-local worker, mend_ms = ARGV[1], tonumber(ARGV[2])
+local worker, mend_ms = named(1), argument(2, 0, MOST_MS)
 if redis.call('GET', leader_key) ~= worker then return { IDLE_MS, 0 } end
 
 local function rearm(lane)
@@ -28,7 +29,7 @@ local JOBS_REMEMBERED, UNKNOWN_MS = 32, 1000
 
 local function learn_mean(lane)
   local seen = redis.call('HMGET', meta_key, 'ms:' .. lane, 'ran:' .. lane, 'mean:' .. lane)
-  local ms, ran, mean = tonumber(seen[1] or 0), tonumber(seen[2] or 0), tonumber(seen[3])
+  local ms, ran, mean = tonumber(seen[1]) or 0, tonumber(seen[2]) or 0, tonumber(seen[3])
   if ran == 0 then return mean or UNKNOWN_MS end
   mean = mean and (mean * JOBS_REMEMBERED + ms) / (JOBS_REMEMBERED + ran) or ms / ran
   redis.call('HDEL', meta_key, 'ms:' .. lane, 'ran:' .. lane)
@@ -79,7 +80,7 @@ end
 -- A lane that nobody serves, that has no jobs and is not paused comes back with its next job.
 local function forget_unused(lane)
   if level_bits(lane) > 0 or level_bits(suspects_lane(lane)) > 0 then return end
-  if tonumber(redis.call('HGET', meta_key, 'n:' .. lane) or 0) ~= 0 then return end
+  if (tonumber(redis.call('HGET', meta_key, 'n:' .. lane)) or 0) ~= 0 then return end
   if redis.call('HEXISTS', routes_key, lane) == 1 or redis.call('SISMEMBER', paused_key, lane) == 1 then return end
   redis.call('SREM', lanes_key, lane)
   redis.call('HDEL', meta_key, 'b:' .. lane, 'n:' .. lane, 'ms:' .. lane, 'ran:' .. lane, 'mean:' .. lane)
@@ -117,8 +118,8 @@ local state = redis.call('HMGET', meta_key, 'round', 'worked', 'mended')
 local shows, mends, place = string.match(state[1] or '', '^(%d) (%d) (.+)$')
 local work_is_due, mend_is_due = shows == '1', mends == '1'
 if not place then
-  work_is_due = now_ms - tonumber(state[2] or 0) >= WORK_MS
-  mend_is_due = now_ms - tonumber(state[3] or 0) >= mend_ms
+  work_is_due = now_ms - (tonumber(state[2]) or 0) >= WORK_MS
+  mend_is_due = now_ms - (tonumber(state[3]) or 0) >= mend_ms
   if mend_is_due and redis.call('HEXISTS', meta_key, 'suspects') == 1 then
     redis.call('HSET', meta_key, 'suspects', '0') -- it is 1 again, should there be some
   end

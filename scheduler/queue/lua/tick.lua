@@ -9,15 +9,20 @@
 -- returns {leader (1 or 0; 2: nothing was done, call again at once to make sure), next tick in ms, promoted, reaped, expired, released,
 --   lanes that were woken, retained}
 -- @include "lib/clock"
+-- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/history"
 -- @include "lib/level"
 -- @include "lib/count"
 -- @include "lib/wake"
 -- @include "lib/event"
+-- @include "lib/many"
+-- @include "lib/forget"
+-- @include "lib/keeping"
+-- @include "lib/spare"
+-- @include "lib/alias"
 -- @include "lib/ending"
 -- @include "lib/garbage"
--- @include "lib/dead"
 -- @include "lib/limit"
 -- @include "lib/hold"
 -- @include "lib/ready"
@@ -30,9 +35,9 @@ local FORGET_AT_ONCE = 1000
 local LOOKS_AT_ONCE = 200
 local SAMPLES = 7
 
-local worker, lock_ms = ARGV[1], tonumber(ARGV[2])
-local lease_ms, chunk = tonumber(ARGV[3]), tonumber(ARGV[4])
-local silent_ms, is_sure, away_ms = tonumber(ARGV[5]), ARGV[6] == '1', tonumber(ARGV[7])
+local worker, lock_ms = named(1), argument(2, 1, MOST_MS)
+local lease_ms, chunk = argument(3, 1, MOST_MS), argument(4, 1, MOST_JOBS)
+local silent_ms, is_sure, away_ms = whole(ARGV[5], 0, MOST_MS), ARGV[6] == '1', argument(7, 0, MOST_MS)
 
 -- Whoever lived through an outage tells of it: a lease that has not been renewed since says nothing of the job.
 local was_away = away_ms > lease_ms / 4
@@ -61,9 +66,9 @@ local function keep_time()
 end
 
 if not keep_time() then return { 2, 0, 0, 0, 0, 0, 0, 0 } end
-redis.call('SET', leader_key, worker, 'PX', lock_ms)
+redis.call('SET', leader_key, worker, 'PX', text(lock_ms))
 
-local reap_after, excused_until = tonumber(meta[1] or 0), tonumber(meta[3] or 0)
+local reap_after, excused_until = tonumber(meta[1]) or 0, tonumber(meta[3]) or 0
 if was_away or not last_tick_ms or now_ms - last_tick_ms > lease_ms / 2 then
   -- After an outage the leases are old for want of Redis, not of workers.
   reap_after = now_ms + lease_ms
@@ -108,8 +113,7 @@ local function count_waste(id, token)
   local events = token and redis.pcall('LRANGE', stream_key(id), -most, -1) or {}
   if events.err then return end
   waste_entries_left = waste_entries_left - #events
-  local bytes, found = redis.pcall('STRLEN', payload_key(id)), false
-  if type(bytes) ~= 'number' then bytes = 0 end
+  local bytes, found = request_bytes(id), false
   for _, json in ipairs(events) do
     if token_and_seq(json) == tonumber(token) then
       found = true
@@ -127,7 +131,7 @@ local function give_back(id, rec, excused)
   local token = next_token()
   redis.call('HSET', record_key(id), 'k', text(token))
   local rest = ',"error":' .. error_json('lease_lost', LOST) .. ',"delay_s":0'
-  emit(id, event_json(id, token, 1, 'retrying', rec.n, rest))
+  emit(id, { event_json(id, token, 1, 'retrying', rec.n, rest) }, 1, 1)
   redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS)
   remember(id, rec.y, 'lease_lost', rec.w, rec.n)
   ready_again(id, rec)
@@ -237,7 +241,7 @@ local function release_tenant(tenant, lanes, at_most)
     local job = { held = cursor.place.name, id = pick(cursor) }
     released[#released + 1], newest[job.held] = job, job.id
     -- Reckoned with here, and saved nowhere: claim charges for good.
-    if gate then gate.charge(estimate_tokens(redis.call('STRLEN', payload_key(job.id)))) end
+    if gate then gate.charge(estimate_tokens(request_bytes(job.id))) end
   end
   leave_picked(cursors)
   for _, job in ipairs(released) do release_job(job.id, job.held) end
@@ -287,17 +291,8 @@ end
 
 -- Records of ended jobs go by themselves; what lists them is kept short here.
 local function forget()
-  local max_dead = tonumber(redis.call('HGET', conf_key, 'max_dead') or 10000)
-  local gone = drop_old(finished_key) + drop_old(dead_key)
+  local gone = drop_old(finished_key) + drop_old(dead_key) + bound_dead(keeping().max_dead, chunk)
   redis.call('ZREMRANGEBYSCORE', workers_key, '-inf', text(now_ms))
-  local over = redis.call('ZCARD', dead_key) - max_dead
-  if over > 0 then
-    for _, id in ipairs(redis.call('ZRANGE', dead_key, 0, math.min(over, chunk) - 1)) do
-      forget_dead(id)
-      add('t:dead_dropped', 1)
-      gone = gone + 1
-    end
-  end
   return gone
 end
 
@@ -305,10 +300,10 @@ end
 local function sample()
   local totals = redis.call('HMGET', meta_key, 't:done', 't:failed', 't:cancelled', 't:expired', 't:shed')
   local ended = 0
-  for i = 1, 5 do ended = ended + tonumber(totals[i] or 0) end
+  for i = 1, 5 do ended = ended + (tonumber(totals[i]) or 0) end
   local first = redis.call('LINDEX', samples_key, -1)
-  if first then
-    local at, count = string.match(first, '(%d+) (%d+)')
+  local at, count = string.match(first or '', '(%d+) (%d+)')
+  if at then
     local rate = (ended - tonumber(count)) / math.max(0.001, (now_ms - tonumber(at)) / 1000)
     redis.call('HSET', meta_key, 'rate', string.format('%.3f', rate))
   end
@@ -326,7 +321,7 @@ local rearmed = 0
 for lane in pairs(to_wake) do
   if wake(lane) then rearmed = rearmed + 1 end
 end
-if now_ms - tonumber(meta[2] or 0) >= 10000 then sample() end
+if now_ms - (tonumber(meta[2]) or 0) >= 10000 then sample() end
 
 -- A leader that ticks less often than twice a lease would look like an outage.
 local next_ms = math.min(IDLE_MS, math.floor(lease_ms / 4))

@@ -11,7 +11,8 @@ end
 local function save_counts()
   local freed = (gathered['n'] or 0) < 0
   for field, n in pairs(gathered) do
-    if n ~= 0 then redis.call('HINCRBY', meta_key, field, n) end
+    -- A count that is damaged or full is not worth the rest of what a script has to do.
+    if n ~= 0 then redis.pcall('HINCRBY', meta_key, field, text(n)) end
   end
   gathered = {}
   if freed and redis.call('LLEN', space_key) == 0 and redis.call('HEXISTS', meta_key, 'blocked') == 1 then

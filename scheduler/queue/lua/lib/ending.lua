@@ -5,25 +5,29 @@
 local ended, spent, given_up, owners = {}, {}, {}, {}
 
 local function save_ended()
-  for key, members in pairs(ended) do redis.call('ZADD', key, unpack(members)) end
+  for key, members in pairs(ended) do each_chunk('ZADD', key, members) end
+  if ended[dead_key] then bound_dead(keeping().max_dead, #ended[dead_key]) end
   if #given_up > 0 then
     -- The owner alone releases its dedup key; it may have got another one in this very script.
-    local now_owned = redis.call('MGET', unpack(given_up))
-    for i = 1, #given_up do
-      if now_owned[i] == owners[i] then spent[#spent + 1] = given_up[i] end
+    for i = 1, #given_up, 1000 do
+      local now_owned = redis.call('MGET', unpack(given_up, i, math.min(#given_up, i + 999)))
+      for j = 1, #now_owned do
+        if now_owned[j] == owners[i + j - 1] then spent[#spent + 1] = given_up[i + j - 1] end
+      end
     end
   end
-  if #spent > 0 then redis.call('UNLINK', unpack(spent)) end
+  save_spare(spent)
+  unlink(spent)
   ended, spent, given_up, owners = {}, {}, {}, {}
 end
 
 -- Until save_ended() a key that is given up names a job that has ended, which is as good as none. A done job of mode window
 -- keeps it for a while.
-local function release_dedup(id, rec, state, window_ms)
+local function release_dedup(id, rec, state)
   if not rec.d then return end
   local key = dedup_key(rec.t, rec.d)
   if rec.m == 'window' and state == 'done' then
-    if redis.pcall('GET', key) == id then redis.call('PEXPIRE', key, window_ms) end
+    if redis.pcall('GET', key) == id then redis.call('PEXPIRE', key, text(keeping().window_ms)) end
   else
     given_up[#given_up + 1], owners[#owners + 1] = key, id
   end
@@ -31,15 +35,20 @@ end
 
 local scores = {} -- of what is kept for so many ms
 
--- Keep what belongs to an ended job for keep_ms.
-local function retain(id, rec, state, keep_ms)
-  redis.call('PEXPIRE', stream_key(id), keep_ms)
-  redis.call('PEXPIRE', record_key(id), keep_ms)
-  if rec.j then redis.call('PEXPIRE', tickets_key(id), keep_ms) end
-  if state == 'done' then
+-- Keep what belongs to an ended job for keep_ms; its request only where it may run again.
+local function retain(id, rec, state, keep_ms, reason)
+  local lasts = text(keep_ms)
+  redis.call('PEXPIRE', stream_key(id), lasts)
+  redis.call('PEXPIRE', record_key(id), lasts)
+  if rec.j then
+    redis.call('PEXPIRE', tickets_key(id), lasts)
+    keep_aliases(id, rec, lasts)
+  end
+  if state == 'done' or state == 'cancelled' and reason == 'replaced' then
     spent[#spent + 1] = payload_key(id)
   else
-    redis.call('PEXPIRE', payload_key(id), keep_ms)
+    redis.call('PEXPIRE', payload_key(id), lasts)
+    if state ~= 'failed' then lay_by(id) end
   end
   local key = state == 'failed' and dead_key or finished_key
   local members = ended[key] or {}
@@ -71,10 +80,8 @@ local function close(id, rec, state, reason, error)
   tell(channel_key(id), event_json(id, token, 1, state, rec.n, rest))
   redis.call('HSET', record_key(id), 's', state, 'e', text(now_ms), 'r', reason, 'k', text(token), 'z', 1)
   if error then redis.call('HSET', record_key(id), 'i', error) end
-  local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms')
-  local keep_ms = tonumber(state == 'failed' and (conf[2] or 604800000) or rec.g or conf[1] or 3600000)
-  retain(id, rec, state, keep_ms)
-  release_dedup(id, rec, state, tonumber(conf[3] or 3600000))
+  retain(id, rec, state, keep_ms_of(state, rec.g), reason)
+  release_dedup(id, rec, state)
   add('t:' .. state, 1)
 end
 

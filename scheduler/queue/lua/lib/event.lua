@@ -15,11 +15,12 @@ local function queued_json(id) return '{"id":"0-1","type":"queued","job_id":' ..
 -- Without the right to publish a script must not fail half-way: readers find it in the stream, if later.
 local function tell(channel, message) redis.pcall('PUBLISH', channel, message) end
 
--- The caller makes sure that they are not there yet. A key that is no list must not stop a script half-way.
-local function emit(id, ...)
-  redis.pcall('RPUSH', stream_key(id), ...)
-  local channel = channel_key(id)
-  for i = 1, select('#', ...) do tell(channel, (select(i, ...))) end
+-- Append events[first] to events[last], which the caller makes sure are not there yet. A key that is no list must not stop a
+-- script half-way.
+local function emit(id, events, first, last)
+  local stream, channel = stream_key(id), channel_key(id)
+  for at = first, last, 1000 do redis.pcall('RPUSH', stream, unpack(events, at, math.min(last, at + 999))) end
+  for at = first, last do tell(channel, events[at]) end
 end
 
 local function token_and_seq(json)

@@ -3,6 +3,11 @@
 -- scheduling. Source: ITU-T Recommendation I.371, annex A.
 local MINUTE_US = 60000000
 local BYTES_A_TOKEN = 4
+-- No request counts for more than an hour of a limit, and no bucket is in debt for more than a day, whatever an engine says
+-- that it has used, and wherever the clock was set.
+local MOST_MINUTES_A_REQUEST = 60
+local MOST_DEBT_US = 86400000000
+local MOST_A_MINUTE = 1000000000
 
 -- What a request is taken to use until its end tells.
 local function estimate_tokens(payload_bytes) return math.floor(payload_bytes / BYTES_A_TOKEN) end
@@ -15,20 +20,21 @@ local function new_gate(subject, limit)
   local requests_at, tokens_at = string.match(type(saved) == 'string' and saved or '', '^(%d+) (%d+)$')
 
   -- A tenth of the limit may go at once, and the rest is spread so that any 60 s have at most the limit.
-  local function bucket(per_minute, full_at)
+  local function bucket(limit_text, saved_at)
+    local per_minute = math.min(MOST_A_MINUTE, tonumber(limit_text))
     local burst = math.max(1, math.floor(per_minute / 10))
     local interval = MINUTE_US / (per_minute - burst + 1)
-    return { limited = per_minute > 0, interval = interval, burst = burst, full_at = full_at }
+    local full_at = math.min(now_us + MOST_DEBT_US, tonumber(saved_at or 0))
+    return { limited = per_minute > 0, interval = interval, burst = burst, full_at = full_at, per_minute = per_minute }
   end
-  local requests = bucket(tonumber(requests_a_minute), tonumber(requests_at or 0))
-  local tokens = bucket(tonumber(tokens_a_minute), tonumber(tokens_at or 0))
+  local requests, tokens = bucket(requests_a_minute, requests_at), bucket(tokens_a_minute, tokens_at)
   requests.interval = math.ceil(requests.interval)
 
   local function take(one, n)
     if not one.limited or n == 0 then return end
     -- What a bucket would get back beyond its size is lost.
     local from = n > 0 and math.max(one.full_at, now_us) or one.full_at
-    one.full_at = math.max(0, from + math.ceil(n * one.interval))
+    one.full_at = math.max(0, math.min(now_us + MOST_DEBT_US, from + math.ceil(n * one.interval)))
   end
 
   local function opens_at(one) return one.limited and one.full_at - (one.burst - 1) * one.interval or 0 end
@@ -44,15 +50,17 @@ local function new_gate(subject, limit)
 
   function gate.passable_in_ms() return math.ceil((gate.passable_at() - now_us) / 1000) end
 
+  local function bounded(n_tokens) return math.min(n_tokens, MOST_MINUTES_A_REQUEST * tokens.per_minute) end
+
   function gate.charge(n_tokens)
     take(requests, 1)
-    take(tokens, n_tokens)
+    take(tokens, bounded(n_tokens))
     gate.changed = true
   end
 
   -- Put what was used in the place of the estimate.
   function gate.correct(used, estimate)
-    take(tokens, used - estimate)
+    take(tokens, bounded(used) - bounded(estimate))
     gate.changed = true
   end
 

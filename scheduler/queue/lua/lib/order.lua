@@ -1,7 +1,7 @@
 -- The order of claiming: 9, then 8, then whatever has the earliest enqueue time less its level's head start.
 local CHUNK = 32
 
-local aging_us = tonumber(redis.call('HGET', conf_key, 'aging_ms') or 30000) * 1000
+local aging_us = (whole(redis.call('HGET', conf_key, 'aging_ms'), 0, MOST_MS) or 30000) * 1000
 
 -- Whether a level is a class of its own: it goes before what is less urgent, whatever waits there.
 local function is_strict(p) return p >= URGENT or aging_us == 0 end

@@ -24,6 +24,12 @@ local function read_all(id)
   return rec
 end
 
+-- How long a job's request is; 0 where it has none.
+local function request_bytes(id)
+  local bytes = redis.pcall('STRLEN', payload_key(id))
+  return type(bytes) == 'number' and bytes or 0
+end
+
 -- From here on priorities go strictly first, and have places kept for them.
 local URGENT = 8
 
@@ -40,7 +46,7 @@ local function is_suspect(rec) return tonumber(rec.o or 0) >= LOSSES_OF_A_SUSPEC
 local function suspects_lane(lane) return lane .. ' !' end
 
 local function is_held(lane) return string.find(lane, ' [^!]') ~= nil end
-local function lane_of(place) return string.match(place, '^%S+') end
+local function lane_of(place) return string.match(place, '^%S+') or place end
 
 -- The lane in which a job stands that waits or is held.
 local function place_of(rec)
@@ -49,7 +55,7 @@ local function place_of(rec)
 end
 
 -- Fields that other scripts or Python take for whole numbers.
-local NUMBERS = { 'q', 'x', 'u', 'n', 'f', 'W', 'o', 'a', 'g', 'k' }
+local NUMBERS = { 'q', 'x', 'u', 'n', 'f', 'W', 'o', 'a', 'g', 'k', 'b', 'c', 'e', 'j', 'H' }
 
 -- Whether those fields that have been read are as the queue writes them, so that nothing fails on them half-way.
 local function sound(rec)

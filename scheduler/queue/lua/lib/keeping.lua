@@ -1,0 +1,24 @@
+-- How long, and how much, is kept of jobs that have ended. One read a script.
+local kept
+
+local function keeping()
+  if not kept then
+    local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'max_result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms', 'max_dead', 'spare_bytes')
+    kept = {
+      result_ms = whole(conf[1], 1, MOST_MS) or 3600000,
+      most_ms = whole(conf[2], 1, MOST_MS) or 604800000,
+      dead_ms = whole(conf[3], 1, MOST_MS) or 604800000,
+      window_ms = whole(conf[4], 1, MOST_MS) or 3600000,
+      max_dead = whole(conf[5], 0, MOST_NUMBER) or 10000,
+      spare_bytes = whole(conf[6], 0, MOST_NUMBER) or 500000,
+    }
+  end
+  return kept
+end
+
+-- For how many ms an ended job is kept; asked_ms: what its callers have asked for, nil for the queue's own time.
+local function keep_ms_of(state, asked_ms)
+  local keep = keeping()
+  if state == 'failed' then return keep.dead_ms end
+  return math.min(keep.most_ms, whole(asked_ms, 1, MOST_MS) or keep.result_ms)
+end
