@@ -35,7 +35,7 @@ from pydantic_settings import (
 
 from scheduler.errors import ConfigError
 from scheduler.mistakes import what_to_give
-from scheduler.model import DEFAULT_MODEL, NAME, Name
+from scheduler.model import DEFAULT_MODEL, MAX_DURATION_S, NAME, Name
 from scheduler.sentinel import SCHEMES as SENTINEL_SCHEMES
 
 ENV_PREFIX = "SCHEDULER_"
@@ -300,9 +300,12 @@ class Settings(_Strict, BaseSettings):
     block_timeout_s: float = Field(default=30.0, ge=0)
     aging_s: float = Field(default=30.0, ge=0)
     dedup_ttl_s: float = Field(default=3600.0, ge=1)
-    result_ttl_s: float = Field(default=3600.0, ge=1)
+    result_ttl_s: float = Field(default=3600.0, ge=1, le=MAX_DURATION_S)
+    max_result_ttl_s: float = Field(default=7 * 86_400.0, ge=1, le=MAX_DURATION_S)
     dead_ttl_s: float = Field(default=7 * 86_400.0, ge=1)
     max_dead: int = Field(default=10_000, ge=1)
+    max_finished: int = Field(default=1_000_000, ge=1)
+    spare_bytes: int = Field(default=500_000, ge=0)
     max_attempts: int = Field(default=3, ge=1, le=1000)
     max_waits: int = Field(default=1000, ge=0, le=MOST)
     retry_base_s: float = Field(default=0.5, ge=0)
@@ -310,6 +313,15 @@ class Settings(_Strict, BaseSettings):
 
     routes: dict[Name, RouteSettings] = Field(default_factory=_echo_routes, min_length=1)
     tenants: dict[NameOrAll, RateSettings] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _results_go_in_time(self) -> Settings:
+        if self.result_ttl_s > self.max_result_ttl_s:
+            raise ValueError(
+                f"result_ttl_s: {self.result_ttl_s:g} s is more than max_result_ttl_s allows, "
+                f"{self.max_result_ttl_s:g} s: lower the one or raise the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_fallbacks(self) -> Settings:

@@ -818,11 +818,17 @@ class Engine:
             "dedup_ttl_ms": round(settings.dedup_ttl_s * 1000),
             "result_ttl_ms": round(settings.result_ttl_s * 1000),
             "dead_ttl_ms": round(settings.dead_ttl_s * 1000),
+            "max_result_ttl_ms": round(settings.max_result_ttl_s * 1000),
             "max_dead": settings.max_dead,
+            "max_finished": settings.max_finished,
+            "spare_bytes": settings.spare_bytes,
+            "max_attempts": settings.max_attempts,
         }
         for name, route in settings.routes.items():
             if route.max_waiting is not None:
                 conf[f"max_waiting:{name}"] = route.max_waiting
+            if route.max_attempts is not None:
+                conf[f"max_attempts:{name}"] = route.max_attempts
         return conf
 
     def _about(self) -> bytes:

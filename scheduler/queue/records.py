@@ -216,5 +216,5 @@ class TickReport:
     expired: int = 0
     released: int = 0
     rearmed: int = 0
-    retained: int = 0
+    forgotten: int = 0
     in_doubt: bool = False

@@ -28,7 +28,7 @@ from scheduler.telemetry.tallies import Counts, Histogram, Histograms, family
 # An outcome after which the same job has another attempt, which will have these figures again.
 GOES_ON = (Outcome.RETRIED, Outcome.GIVEN_BACK)
 DONE = Outcome.DONE  # to find a member in its enum takes 40 ns
-TICK_WORK = ("promoted", "reaped", "expired", "released", "rearmed", "retained")
+TICK_WORK = ("promoted", "reaped", "expired", "released", "rearmed", "forgotten")
 # Codes are the error classes'; a model worker from elsewhere may make some up as it goes.
 MAX_CODES = 100
 OTHER = "other"

@@ -1423,7 +1423,7 @@ class QueueContract(OnQueue):
         await q.finish(await q.running("a"), result_ttl_ms=5)
         await q.finish(await q.running("b"), JobState.FAILED)
         await q.pass_ms(6)
-        assert (await q.tick()).retained == 2
+        assert (await q.tick()).forgotten == 2
         for name in ("finished", "dead"):
             assert await q.redis.zcard(q.queue.keys.fixed(name)) == 0
         assert [await q.state(name) for name in ("a", "b")] == [None, None]

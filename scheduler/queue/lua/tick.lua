@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Maintenance of jobs, by whichever worker process holds the lock: promote, reap, expire, release, retain. In bounded chunks;
+-- Maintenance of jobs, by whichever worker process holds the lock: promote, reap, expire, release, forget. In bounded chunks;
 -- tend does that of the lanes.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] worker process  ARGV[2] lock, ms  ARGV[3] lease, ms  ARGV[4] how many jobs of each kind at most
@@ -7,7 +7,7 @@
 -- ARGV[6] 1 if it has just been asked to make sure of that, else 0
 -- ARGV[7] for how long Redis has just been away for this process, or taken no writes, ms; 0: it has told of that, or was never
 -- returns {leader (1 or 0; 2: nothing was done, call again at once to make sure), next tick in ms, promoted, reaped, expired, released,
---   lanes that were woken, retained}
+--   lanes that were woken, ended jobs that were forgotten}
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"
@@ -31,7 +31,7 @@
 
 local IDLE_MS = 250
 local SOON_MS = 5
-local FORGET_AT_ONCE = 1000
+local FORGET_AT_ONCE, FORGET_JOBS = 1000, 250
 local LOOKS_AT_ONCE = 200
 local SAMPLES = 7
 
@@ -291,7 +291,8 @@ end
 
 -- Records of ended jobs go by themselves; what lists them is kept short here.
 local function forget()
-  local gone = drop_old(finished_key) + drop_old(dead_key) + bound_dead(keeping().max_dead, chunk)
+  local gone = drop_old(finished_key) + drop_old(dead_key)
+  gone = gone + bound_dead(keeping().max_dead, FORGET_JOBS) + bound_finished(keeping().max_finished, FORGET_JOBS)
   redis.call('ZREMRANGEBYSCORE', workers_key, '-inf', text(now_ms))
   return gone
 end
@@ -314,7 +315,7 @@ end
 
 local more_to_look_at = look_at_all()
 local promoted, reaped, expired, released = promote(), reap(), expire(), release()
-local retained = forget()
+local forgotten = forget()
 save_ended()
 save_counts()
 local rearmed = 0
@@ -329,5 +330,5 @@ for _, key in ipairs({ delayed_key, limited_key }) do
   local soonest = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
   if soonest[2] then next_ms = math.min(next_ms, math.max(SOON_MS, tonumber(soonest[2]) - now_ms)) end
 end
-if more_to_look_at or math.max(promoted, reaped, expired, released) >= chunk or retained >= FORGET_AT_ONCE then next_ms = 0 end
-return { 1, next_ms, promoted, reaped, expired, released, rearmed, retained }
+if more_to_look_at or math.max(promoted, reaped, expired, released) >= chunk or forgotten >= FORGET_JOBS then next_ms = 0 end
+return { 1, next_ms, promoted, reaped, expired, released, rearmed, forgotten }

@@ -10,6 +10,36 @@ local function forget(id, rec)
   redis.call('UNLINK', record_key(id), payload_key(id), result_key(id), tickets_key(id), stream_key(id))
 end
 
+-- Of the finished jobs, which are listed by when they go by themselves, goes whichever has ended first of the next and the last:
+-- those that are kept for very long do not push out those that have only just ended. Returns how many have gone.
+local function bound_finished(most, at_once)
+  local over = math.min(at_once, redis.call('ZCARD', finished_key) - most)
+  if over <= 0 then return 0 end
+  local soonest = redis.call('ZRANGE', finished_key, 0, text(over - 1))
+  local latest = redis.call('ZREVRANGE', finished_key, 0, text(over - 1))
+  local read_ends = {}
+  local function ended(id)
+    if not read_ends[id] then
+      local rec = read(id, { 's', 'e', 't', 'd' }) or {}
+      rec.at = tonumber(rec.e) or 0
+      read_ends[id] = rec
+    end
+    return read_ends[id]
+  end
+  local first, last = 1, 1
+  for _ = 1, over do
+    local id = soonest[first]
+    if ended(latest[last]).at < ended(id).at then
+      id, last = latest[last], last + 1
+    else
+      first = first + 1
+    end
+    forget(id, ended(id))
+  end
+  add('t:finished_dropped', over)
+  return over
+end
+
 -- Of the dead letters the oldest go first. Returns how many have gone.
 local function bound_dead(most, at_once)
   local over = redis.call('ZCARD', dead_key) - most

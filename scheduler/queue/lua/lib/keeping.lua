@@ -3,14 +3,15 @@ local kept
 
 local function keeping()
   if not kept then
-    local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'max_result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms', 'max_dead', 'spare_bytes')
+    local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'max_result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms', 'max_dead', 'max_finished', 'spare_bytes')
     kept = {
       result_ms = whole(conf[1], 1, MOST_MS) or 3600000,
       most_ms = whole(conf[2], 1, MOST_MS) or 604800000,
       dead_ms = whole(conf[3], 1, MOST_MS) or 604800000,
       window_ms = whole(conf[4], 1, MOST_MS) or 3600000,
       max_dead = whole(conf[5], 0, MOST_NUMBER) or 10000,
-      spare_bytes = whole(conf[6], 0, MOST_NUMBER) or 500000,
+      max_finished = whole(conf[6], 0, MOST_NUMBER) or 1000000,
+      spare_bytes = whole(conf[7], 0, MOST_NUMBER) or 500000,
     }
   end
   return kept
