@@ -32,7 +32,7 @@ _KEYS: dict[str, str] = {
     "leader": "leader",  # STRING the worker process that does the maintenance
     "samples": "samples",  # LIST   "<ms> <ended so far>", newest first
     "space": "space",  # LIST   a token when there is room again
-    "spare": "spare",  # LIST   "<bytes> <job>" of the requests that are kept of cancelled, expired and shed jobs
+    "spare": "spare",  # LIST   "<bytes> <job>": kept requests of cancelled, expired, shed jobs
     "record": "j:",  # HASH   a job
     "payload": "p:",  # STRING its request, JSON
     "result": "r:",  # STRING its result, JSON

@@ -22,6 +22,7 @@ _DEFINITION = re.compile(
     r"^local (?:function (?P<function>\w+)\((?:.* end|.*\n(?:.*\n)*?end)|(?P<constant>[A-Z_]+) = .*[^{\n])\n",
     re.MULTILINE,
 )
+_NUMBER = re.compile(r"^local (?P<name>[A-Z][A-Z_]*) = (?P<value>\d+)(?: --[^\n]*)?\n", re.MULTILINE)
 _SHEBANG = re.compile(r"\A#!lua[^\n]*\n")
 
 NAMES = (
@@ -62,9 +63,19 @@ def source(name: str, *, flags: bool = True, db: int = 0) -> str:
     """
     text = _read(name)
     first_line = _SHEBANG.match(text)
-    body = _used(_INCLUDE.sub(lambda match: _read(match["name"]).rstrip(), _SHEBANG.sub("", text)))
+    whole = _INCLUDE.sub(lambda match: _read(match["name"]).rstrip(), _SHEBANG.sub("", text))
+    body = _used(_numbers_inlined(whole))
     head = first_line.group() if first_line and flags else ""
     return f"{head}{lua_keys(body, db)}\n{body}"
+
+
+def _numbers_inlined(body: str) -> str:
+    """The same with numbers in the place of their names: Lua takes 200 names at most."""
+    numbers = {match["name"]: match["value"] for match in _NUMBER.finditer(body)}
+    if not numbers:
+        return body
+    names = re.compile(rf"\b(?:{'|'.join(numbers)})\b")
+    return names.sub(lambda match: numbers[match.group()], _NUMBER.sub("", body))
 
 
 def _used(body: str) -> str:

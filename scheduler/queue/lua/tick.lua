@@ -290,7 +290,7 @@ local function drop_old(key)
 end
 
 -- Records of ended jobs go by themselves; what lists them is kept short here.
-local function forget()
+local function forget_old()
   local gone = drop_old(finished_key) + drop_old(dead_key)
   gone = gone + bound_dead(keeping().max_dead, FORGET_JOBS) + bound_finished(keeping().max_finished, FORGET_JOBS)
   redis.call('ZREMRANGEBYSCORE', workers_key, '-inf', text(now_ms))
@@ -315,7 +315,7 @@ end
 
 local more_to_look_at = look_at_all()
 local promoted, reaped, expired, released = promote(), reap(), expire(), release()
-local forgotten = forget()
+local forgotten = forget_old()
 save_ended()
 save_counts()
 local rearmed = 0

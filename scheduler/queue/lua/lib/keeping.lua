@@ -1,10 +1,10 @@
 -- How long, and how much, is kept of jobs that have ended. One read a script.
-local kept
+local keep_settings
 
 local function keeping()
-  if not kept then
+  if not keep_settings then
     local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'max_result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms', 'max_dead', 'max_finished', 'spare_bytes')
-    kept = {
+    keep_settings = {
       result_ms = whole(conf[1], 1, MOST_MS) or 3600000,
       most_ms = whole(conf[2], 1, MOST_MS) or 604800000,
       dead_ms = whole(conf[3], 1, MOST_MS) or 604800000,
@@ -14,7 +14,7 @@ local function keeping()
       spare_bytes = whole(conf[7], 0, MOST_NUMBER) or 500000,
     }
   end
-  return kept
+  return keep_settings
 end
 
 -- For how many ms an ended job is kept; asked_ms: what its callers have asked for, nil for the queue's own time.
