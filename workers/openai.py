@@ -71,13 +71,13 @@ class OpenAIWorker:
         self._model = config.model
         base_url = _base_url(config)
         config = replace(config, api_key=_api_key(config, base_url))
-        azure = _is_azure(base_url)
+        self._azure = _is_azure(base_url)
         self._chat_names = _OPENAI_CHAT_NAMES if _is_openai(base_url) else {}
         self._endpoint = HttpEndpoint(
             config,
             engine="openai",
             base_url=base_url,
-            headers={**(_azure_key(config) if azure else bearer(config)), **_account(config, base_url)},
+            headers={**(_azure_key if self._azure else bearer)(config), **_account(config, base_url)},
         )
 
     @property
@@ -101,6 +101,8 @@ class OpenAIWorker:
             models = ()
         except WorkerError as error:
             return Health(ready=False, detail=str(error))
+        if self._azure:  # it lists models, and is asked by the names of deployments
+            models = ()
         return Health(ready=True, models=models, warnings=self._optional.warnings)
 
     async def capacity(self) -> int | None:

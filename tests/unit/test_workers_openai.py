@@ -10,6 +10,7 @@ import pytest
 
 from workers import EndpointConfig, Generation, WorkerUnavailable
 from workers.contract import collect
+from workers.http import HttpEndpoint
 from workers.openai import OpenAIWorker
 
 ENVIRON = {"OPENAI_API_KEY": "sk-openai", "OPENAI_ORG_ID": "org-1"}
@@ -106,6 +107,19 @@ async def test_azure_has_a_path_and_a_header_of_its_own(
     assert sent[0].url == AZURE + url
     assert sent[0].headers["api-key"] == "azure-key"
     assert "authorization" not in sent[0].headers
+
+
+@pytest.mark.parametrize(("base_url", "models"), [(AZURE, ()), ("https://engine.example", ("gpt-1",))])
+async def test_models_that_azure_lists_are_no_names_to_ask_by(
+    monkeypatch: pytest.MonkeyPatch, base_url: str, models: tuple[str, ...]
+) -> None:
+    async def get(self: HttpEndpoint, path: str) -> dict[str, Any]:
+        return {"data": [{"id": "gpt-1"}]}
+
+    monkeypatch.setattr(HttpEndpoint, "get", get)
+    worker = OpenAIWorker(EndpointConfig("openai", base_url, api_key="key"))
+    assert (await worker.health()).models == models
+    await worker.aclose()
 
 
 async def test_azures_own_variable_goes_before_openais(sent: list[httpx.Request]) -> None:
