@@ -27,7 +27,8 @@ succeed later (`retryable`).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 
 class SchedulerError(Exception):
@@ -194,3 +195,29 @@ class JobShed(JobEnded):
     http_status = 503
     retryable = True
     state = "shed"
+
+
+def error_fields(error: BaseException) -> dict[str, Any]:
+    """An error as JSON values: `code`, `message`, and what else it says, such as `reason` or `field`."""
+    more = vars(error) if isinstance(error, SchedulerError) else {}
+    said = {name: value for name, value in more.items() if isinstance(value, str | int | float | None)}
+    message = str(error).encode("utf-8", "backslashreplace").decode()
+    return {"code": str(getattr(error, "code", type(error).__name__)), "message": message, **said}
+
+
+def error_from(fields: Mapping[str, Any]) -> SchedulerError:
+    """The error that such fields are of. Of a class that is not known here it is a `SchedulerError`."""
+    code, message = str(fields.get("code", "")), str(fields.get("message", ""))
+    kind = next((one for one in _kinds(SchedulerError) if one.code == code), None)
+    if kind is None:
+        return SchedulerError(f"{code}: {message}")
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    vars(error).update({name: fields[name] for name in fields if name not in ("code", "message")})
+    return error
+
+
+def _kinds(kind: type[SchedulerError]) -> Iterator[type[SchedulerError]]:
+    yield kind
+    for one in kind.__subclasses__():
+        yield from _kinds(one)

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any, cast
 
 import click
-import orjson
 from arq import Retry as ArqRetry
 from arq import func
 from arq.connections import RedisSettings
@@ -28,6 +27,7 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 
+from scheduler import arq_jobs
 from scheduler.arq_pool import PatientArqRedis
 from scheduler.client import AsyncClient
 from scheduler.connection import (
@@ -126,8 +126,8 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
         "max_jobs": RUN_PROMPT_MAX,
         "job_timeout": RUN_PROMPT_TIMEOUT_S,
         "max_tries": RUN_PROMPT_TRIES,
-        "job_serializer": encode_arq,
-        "job_deserializer": decode_arq,
+        "job_serializer": arq_jobs.encode,
+        "job_deserializer": arq_jobs.decode,
         "log_results": False,
         "on_startup": host.on_startup,
         "on_shutdown": host.on_shutdown,
@@ -138,8 +138,8 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
             outage=outage,
             timeout_s=settings.redis_timeout_s,
             default_queue_name=keys.fixed("arq"),
-            job_serializer=encode_arq,
-            job_deserializer=decode_arq,
+            job_serializer=arq_jobs.encode,
+            job_deserializer=arq_jobs.decode,
         )
     return type("WorkerSettings", (), attributes)
 
@@ -181,34 +181,6 @@ async def _primary(url: str) -> tuple[str, int]:
         return str(host), int(port)
     finally:
         await pool.disconnect()
-
-
-def encode_arq(value: Any) -> bytes:
-    """What arq stores of a job, as JSON. An exception becomes its `code` and `message`."""
-    return orjson.dumps(value, default=_error_fields)
-
-
-class _Unsaid(dict[str, Any]):
-    """A request as arq shows it in its log: not at all."""
-
-    def __repr__(self) -> str:
-        return "…"
-
-
-def decode_arq(data: bytes) -> dict[str, Any]:
-    """What arq stored of a job. Its log has the arguments' `repr`: prompts stay out of it."""
-    job: dict[str, Any] = orjson.loads(data)
-    if isinstance(job.get("a"), list):
-        job["a"] = [_Unsaid(one) if isinstance(one, dict) else one for one in job["a"]]
-    if isinstance(job.get("k"), dict):
-        job["k"] = {name: _Unsaid(one) if isinstance(one, dict) else one for name, one in job["k"].items()}
-    return job
-
-
-def _error_fields(value: Any) -> dict[str, str]:
-    if isinstance(value, BaseException):
-        return {"code": str(getattr(value, "code", type(value).__name__)), "message": str(value)}
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 class _Host:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 import redis.asyncio
 from arq import create_pool
 from arq.connections import RedisSettings
+from arq.jobs import SerializationError
 
 from scheduler import (
     AsyncClient,
@@ -36,6 +41,9 @@ from tests.chaos.proxy import ChaosProxy
 from tests.conftest import accepted
 from tests.integration.lone_server import LoneServer
 from tests.patience import SOON_S
+
+ROOT = Path(__file__).parents[2]
+ARQ_QUEUE = "ps:{default}:arq"
 
 
 async def test_a_prompt_goes_in_and_its_answer_streams_out(
@@ -214,6 +222,50 @@ async def test_an_arq_application_uses_run_prompt(valkey_url: str, start_worker:
     assert job
     result = await job.result(timeout=SOON_S)
     assert result["text"] == "hello from arq"
+    await pool.aclose()
+
+
+async def test_what_is_documented_for_arq_applications_works(
+    valkey_url: str, start_worker: StartWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_worker(valkey_url)
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(from arq import .*?)```", page, re.DOTALL)[0]
+    body = textwrap.indent(code, "    ")
+    names: dict[str, Any] = {}
+    exec(f"async def documented(redis_url):\n{body}    await pool.aclose()\n    return result", names)  # noqa: S102  our own page
+    assert (await names["documented"](valkey_url))["text"] == "hello"
+    assert capsys.readouterr().out == "prompt prompt: is empty; give it some text\n"
+
+
+async def test_the_example_of_an_arq_application_runs(valkey_url: str, start_worker: StartWorker) -> None:
+    start_worker(valkey_url)
+    program = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(ROOT / "examples" / "arq_application.py"),
+        env={**os.environ, "REDIS_URL": valkey_url},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await program.communicate()
+    assert program.returncode == 0
+    answer, failure = out.decode().splitlines()
+    assert answer == "hello"
+    assert failure.startswith("unknown_model: model: no route 'nobody'; there are: echo")
+
+
+async def test_an_arq_application_without_this_package_reads_why_a_prompt_failed(
+    valkey_url: str, start_worker: StartWorker
+) -> None:
+    start_worker(valkey_url)
+    pool = await create_pool(
+        RedisSettings.from_dsn(valkey_url), job_serializer=orjson.dumps, job_deserializer=orjson.loads
+    )
+    job = await pool.enqueue_job("run_prompt", {"prompt": "x", "model": "no"}, _queue_name=ARQ_QUEUE)
+    assert job
+    with pytest.raises(SerializationError) as failed:
+        await job.result(timeout=SOON_S)
+    assert failed.value.args[0]["code"] == "unknown_model"
+    assert failed.value.args[0]["field"] == "model"
     await pool.aclose()
 
 

@@ -27,10 +27,10 @@ from scheduler import (
     QueueFull,
     RedisUnavailable,
     admin,
+    arq_jobs,
 )
 from scheduler.connection import open_redis
 from scheduler.sentinel import SentinelUrl
-from scheduler.worker import decode_arq, encode_arq
 from tests.acceptance.conftest import StartWorker
 from tests.acceptance.conftest import start_worker as start_worker  # noqa: PLC0414  a fixture
 from tests.chaos.proxy import ChaosProxy
@@ -201,7 +201,10 @@ async def _run_prompt(url: str) -> None:
     """An arq application is a client of arq, with rights of its own."""
     pool = open_redis(url).connection_pool
     arq = ArqRedis(
-        pool, job_serializer=encode_arq, job_deserializer=decode_arq, default_queue_name="ps:{default}:arq"
+        pool,
+        job_serializer=arq_jobs.encode,
+        job_deserializer=arq_jobs.decode,
+        default_queue_name="ps:{default}:arq",
     )
     job = await arq.enqueue_job("run_prompt", {"prompt": "from arq"})
     assert job is not None

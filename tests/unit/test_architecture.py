@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "model",
             "events",
             "logs",
+            "arq_jobs",
             "mistakes",
             "printable",
             "settings",
@@ -52,6 +53,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 # The ground floor has an order of its own, from the bottom up; and results are read from the queue.
 WITHIN = {
+    "arq_jobs": {"errors"},
     "model": {"errors", "mistakes"},
     "events": {"errors", "model"},
     "settings": {"errors", "mistakes", "model", "sentinel"},

@@ -17,12 +17,21 @@ from arq.utils import args_to_string
 from arq.worker import Worker
 
 import scheduler
-from scheduler import InvalidRequest, JobFailed, ResultTimeout
+from scheduler import (
+    DedupConflict,
+    InvalidRequest,
+    JobFailed,
+    QueueFull,
+    RedisUnavailable,
+    ResultTimeout,
+    SchedulerError,
+    arq_jobs,
+)
 from scheduler import worker as host_module
 from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Outage
 from scheduler.testing import local_scheduler
-from scheduler.worker import encode_arq, worker_settings
+from scheduler.worker import worker_settings
 from tests.patience import SOON_S
 
 NOBODY = "redis://127.0.0.1:1"
@@ -168,13 +177,31 @@ async def test_a_request_that_is_no_mapping_is_refused(request_: Any) -> None:
             await host.run_prompt(context_of(), request_)
 
 
-def test_errors_reach_the_arq_application_as_code_and_message() -> None:
-    error = JobFailed("job x failed", job_id="x", reason="worker_timeout")
-    assert orjson.loads(encode_arq({"r": error})) == {"r": {"code": "job_failed", "message": "job x failed"}}
-    assert orjson.loads(encode_arq(ValueError("no"))) == {"code": "ValueError", "message": "no"}
-    assert orjson.loads(encode_arq(ResultTimeout("late")))["code"] == "result_timeout"
+@pytest.mark.parametrize(
+    "error",
+    [
+        JobFailed("job x failed", job_id="x", reason="worker_timeout", attempts=3),
+        InvalidRequest("prompt: is empty", field="prompt"),
+        QueueFull("full", retry_after_s=2.5),
+        DedupConflict("taken", job_id="x"),
+        ResultTimeout("late"),
+        RedisUnavailable("away"),
+    ],
+)
+def test_errors_reach_the_arq_application_as_what_they_were(error: SchedulerError) -> None:
+    stored = arq_jobs.encode({"f": "run_prompt", "a": [], "k": {}, "s": False, "r": error})
+    assert orjson.loads(stored)["r"] == {"code": error.code, "message": str(error), **vars(error)}
+    again = arq_jobs.decode(stored)["r"]
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_errors_of_any_kind_can_be_stored_and_read() -> None:
+    assert orjson.loads(arq_jobs.encode(ValueError("no"))) == {"code": "ValueError", "message": "no"}
+    assert orjson.loads(arq_jobs.encode(ValueError("\ud800")))["message"] == "\\ud800"
+    again = arq_jobs.decode(arq_jobs.encode({"s": False, "r": ValueError("no")}))["r"]
+    assert (type(again), str(again)) == (SchedulerError, "ValueError: no")
     with pytest.raises(TypeError):
-        encode_arq(object())
+        arq_jobs.encode(object())
 
 
 async def test_stopping_ends_arqs_main_task_though_the_engine_fails_to_stop(
@@ -211,8 +238,8 @@ async def test_arq_cannot_hold_up_the_end_while_redis_is_away(monkeypatch: pytes
 
 
 def test_prompts_stay_out_of_the_log_of_arq() -> None:
-    job = host_module.decode_arq(
-        encode_arq(
+    job = arq_jobs.decode(
+        arq_jobs.encode(
             {"f": "run_prompt", "a": [{"prompt": "secret"}, 1], "k": {"request": {"prompt": "secret"}}}
         )
     )
