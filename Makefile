@@ -22,7 +22,7 @@ BENCH     := $(VENV)/.bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos lint format bench bench-batching bench-loss clean llama-server vllm prometheus
+.PHONY: help demo test test-engines chaos lint format bench bench-batching bench-scripts bench-loss clean llama-server vllm prometheus
 
 help: ## List what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: $(INSTALLED) $(BENCH) ## Measure speed beside seven other queues, some 40
 
 bench-batching: $(INSTALLED) $(ENGINES) $(BENCH) llama-server vllm ## Measure what batching is worth on both engines
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python -m benchmarks.batching $(ARGS)
+
+bench-scripts: $(INSTALLED) ## Measure the longest that a script holds Redis, with 100,000 tenants, 5,000 lanes, a million jobs
+	$(BIN)/python -m benchmarks.scripts $(ARGS)
 
 bench-loss: $(INSTALLED) ## Measure recovery from a kill, memory behind a backlog, and the wait of critical prompts
 	$(BIN)/python -m benchmarks.resilience $(ARGS)

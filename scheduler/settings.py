@@ -168,6 +168,7 @@ class EndpointSettings(RateSettings):
     reserved: int = Field(default=0, ge=0, le=100_000)
     timeout_s: float = Field(default=120.0, gt=0, le=DAY_S)
     first_token_timeout_s: float = Field(default=30.0, gt=0, le=DAY_S)
+    max_output_bytes: int = Field(default=1 << 20, ge=1, le=1 << 30)
     breaker: BreakerSettings = BreakerSettings()
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -286,6 +287,7 @@ class Settings(_Strict, BaseSettings):
 
     lease_s: float = Field(default=10.0, ge=0.5, le=3600)
     max_running: int = Field(default=256, ge=1, le=100_000)
+    max_running_bytes: int = Field(default=128 << 20, ge=1, le=MOST)
     drain_s: float = Field(default=30.0, ge=0)
     redis_wait_s: float = Field(default=10.0, ge=0)
     redis_timeout_s: float = Field(default=10.0, ge=0.1, le=3600)

@@ -14,6 +14,7 @@ from workers.base import (
     TokenUsage,
 )
 from workers.errors import (
+    AnswerTooLong,
     ContextOverflow,
     ModelNotFound,
     RequestRejected,
@@ -30,6 +31,7 @@ from workers.errors import (
 from workers.registry import known_backends, make_worker
 
 __all__ = [
+    "AnswerTooLong",
     "Capabilities",
     "Completed",
     "ContextOverflow",

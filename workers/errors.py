@@ -8,6 +8,7 @@
     ├── WorkerProtocolError    a stream cut in the middle, no JSON        retryable
     ├── ModelNotFound          404: no such model, or no such address     retryable
     ├── WorkerAuthError        401, 403                                   final
+    ├── AnswerTooLong          more than is taken of an answer            final
     └── RequestRejected        any other 4xx: the request is at fault     final
         └── ContextOverflow    prompt and answer do not fit the context   final
 
@@ -85,6 +86,13 @@ class WorkerAuthError(WorkerError):
     """The back end refused the API key."""
 
     code = "worker_auth_error"
+    retryable = False
+
+
+class AnswerTooLong(WorkerError):
+    """The answer has more bytes than are taken; another attempt would cost as much, and end the same way."""
+
+    code = "answer_too_long"
     retryable = False
 
 

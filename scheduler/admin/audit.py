@@ -31,7 +31,7 @@ PROBLEMS: dict[str, tuple[str, str]] = {
 """What a finding means, and what becomes of it with `repair`."""
 
 _OF_A_JOB = frozenset({"payload", "result", "tickets", "stream"})
-_LASTING = frozenset({"alias", "bucket", "claimed", "users", "worker"})
+_LASTING = frozenset({"alias", "bucket", "claimed", "staged", "users", "worker"})
 _MEMBERS = frozenset({"level", "leases", "delayed", "deadlines", "dead", "finished"})
 
 

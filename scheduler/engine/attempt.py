@@ -53,12 +53,15 @@ CONFIRM_S = 2.0
 class Attempt:
     """A claimed job while it is in this process. `stop` says why its task was cancelled, if it was.
 
+    `payload` is the request as it was enqueued, until it is decoded; `payload_bytes` remain what it had.
+
     `expires_at` is on the clock of `time.monotonic`. `on_deadline(token)` is called when it comes;
     whoever hears it moves the deadline or ends the attempt within `CONFIRM_S`, else the deadline counts.
     `is_held_back(route)`: no job of the route is claimed at this moment.
     """
 
     job: ClaimedJob
+    payload: bytes
     route: Route
     writer: JobWriter
     on_deadline: Callable[[int], None]
@@ -72,6 +75,10 @@ class Attempt:
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     stop: Stop | None = None
+    payload_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.payload_bytes = len(self.payload)
 
     def end_early(self, why: Stop) -> None:
         """Cancel the attempt's task. The first reason counts."""
@@ -191,7 +198,8 @@ def make_context(attempt: Attempt) -> PromptContext:
         SchedulerError: the stored request is not one.
     """
     job = attempt.job
-    request = _decode(job)
+    request = _decode(attempt.payload)
+    attempt.payload = b""
     return PromptContext(
         job_id=job.id,
         attempt=job.attempt,
@@ -209,9 +217,9 @@ def make_context(attempt: Attempt) -> PromptContext:
     )
 
 
-def _decode(job: ClaimedJob) -> Mapping[str, Any]:
+def _decode(payload: bytes) -> Mapping[str, Any]:
     try:
-        request = orjson.loads(job.payload)
+        request = orjson.loads(payload)
     except orjson.JSONDecodeError:
         request = None
     if isinstance(request, dict):

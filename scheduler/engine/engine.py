@@ -70,6 +70,7 @@ T = TypeVar("T")
 
 # Few, so that the server works while this process runs what it has; many, for the price of one round trip.
 CLAIM_AT_ONCE = 64
+LARGE_BYTES = 32 << 10
 BLOCK_S = 5.0  # a cancelled BLPOP can swallow a wake token, so it ends by itself soon enough
 BURST_POLL_S = 0.05
 # What stopping waits for, where Redis is away or a stage does not listen.
@@ -141,6 +142,7 @@ class Engine:
         self._attempts: dict[int, Attempt] = {}  # by token, until the end is written
         self._suspects: set[int] = set()  # those of them that may have killed a process; one at most
         self._running = 0
+        self._running_bytes = 0  # of the requests of those jobs
         self._patience = Patience(redis, outage)
         self._ticked_at: float | None = None  # when a tick was last answered, on the monotonic clock
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
@@ -372,6 +374,7 @@ class Engine:
                     if more or claim.without_permit:
                         self._look = True
                     leads_on = more and (claim.jobs or claim.without_permit)
+                    del claim  # with the requests of its jobs
                     if room.over_all.free and not leads_on:
                         await self._wait_for_work(room)
         finally:
@@ -387,6 +390,8 @@ class Engine:
     def _over_all(self, lanes: Mapping[str, Places]) -> Places:
         if not any(places.free for places in lanes.values()):
             return NO_PLACES
+        if self._free_bytes <= 0:
+            return NO_PLACES
         most = self.settings.max_running
         free = min(most - self._running, CLAIM_AT_ONCE)
         # What endpoints keep for the urgent is of no use to them in a process that is full.
@@ -395,6 +400,11 @@ class Engine:
         if not any(places.for_all for places in lanes.values()):
             for_all = 0
         return Places(free, free - for_all)
+
+    @property
+    def _free_bytes(self) -> int:
+        """What the requests of jobs that are yet to come may have; a claim may go beyond it by one job."""
+        return self.settings.max_running_bytes - self._running_bytes
 
     async def _claim(self, room: Room) -> Claim | None:
         """Claim and begin; None where that failed."""
@@ -456,6 +466,7 @@ class Engine:
                 lease_ms=self.lease_ms,
                 suspects=not self._suspects,
                 offers=offers,
+                max_bytes=max(1, self._free_bytes),
             ),
         )
         for lane, refusal in claim.without_permit.items():
@@ -524,7 +535,10 @@ class Engine:
 
     def _begin(self, job: ClaimedJob) -> None:
         route = self.routes[job.lane]
-        attempt = Attempt(job, route, self._writer.open(job, self.id), self._deadline_came)
+        payload = job.payload
+        if len(payload) > LARGE_BYTES:
+            job = job._replace(payload=b"")  # who keeps the job does not keep its request
+        attempt = Attempt(job, payload, route, self._writer.open(job, self.id), self._deadline_came)
         if self._limits.endpoints:
             attempt.take_permit = partial(self._take_permit, job)
         attempt.is_held_back = self._is_held_back
@@ -538,6 +552,7 @@ class Engine:
                 extra=ids_of(job),
             )
         self._running += 1
+        self._running_bytes += attempt.payload_bytes
         route.running += 1
         if is_urgent(job.priority) and any(endpoint.kept for endpoint in route.endpoints):
             # Until it is in its place, it counts as if it took one of the others'.
@@ -561,6 +576,7 @@ class Engine:
 
     def _finished(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
         self._running -= 1
+        self._running_bytes -= attempt.payload_bytes
         attempt.route.running -= 1
         self._news.set()
         settle(attempt, task)

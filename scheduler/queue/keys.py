@@ -35,6 +35,7 @@ _KEYS: dict[str, str] = {
     "spare": "spare",  # LIST   "<bytes> <job>": kept requests of cancelled, expired, shed jobs
     "record": "j:",  # HASH   a job
     "payload": "p:",  # STRING its request, JSON
+    "staged": "s:",  # STRING a large request, until the script comes that makes it a job
     "result": "r:",  # STRING its result, JSON
     "tickets": "h:",  # SET    its tickets, from the second on
     "stream": "e:",  # LIST   its events, JSON, the oldest first; the terminal one is made from its record

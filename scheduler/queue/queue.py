@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
@@ -36,6 +36,13 @@ from scheduler.queue.records import (
 from scheduler.queue.scripts import Argument, Call, Scripts
 
 ENQUEUE_CHUNK = 128
+CALL_BYTES = 1 << 20
+"""What the requests or events of one script call may have together: Lua takes some ms to copy more."""
+STAGED_BYTES = 256 << 10
+"""A request that has more goes to Redis ahead of the script that makes it a job: a plain SET copies it once."""
+STAGED_MS = 60_000
+STAGE_AGAIN = 3
+CLAIM_BYTES = 16 << 20
 REPLAY_LIMIT = 1000
 CLAIM_CHUNK = 1024
 TICK_CHUNK = 25
@@ -43,6 +50,8 @@ TICK_CHUNK = 25
 NO_LIMITS = Limits()
 NO_OFFERS: Mapping[str, Sequence[Offer]] = {}
 NOTHING_KEPT: Mapping[str, int] = {}
+
+T = TypeVar("T")
 
 CancelReply: TypeAlias = Literal["cancelled", "ticket_returned", "ended", "not_found"]
 
@@ -115,7 +124,17 @@ class PromptQueue:
         return {name.decode(): orjson.loads(body) for name, body in raw.items()}
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueOutcome]:
-        """Put jobs into their lanes; one outcome each, in order. At most `ENQUEUE_CHUNK` at once."""
+        """Put jobs into their lanes; one outcome each, in order. At most `ENQUEUE_CHUNK` at once.
+
+        Where they are large it takes more than one call: when one fails, those of the calls before it are in.
+        """
+        outcomes: list[EnqueueOutcome] = []
+        for some in _by_bytes(jobs, lambda job: len(job.payload)):
+            outcomes += await self._enqueue(some)
+        return outcomes
+
+    async def _enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueOutcome]:
+        staged = {job.job_id: job.payload for job in jobs if len(job.payload) > STAGED_BYTES}
         args: list[Argument] = [len(jobs)]
         for job in jobs:
             args += (
@@ -123,7 +142,7 @@ class PromptQueue:
                 job.lane,
                 job.priority,
                 job.tenant,
-                job.payload,
+                b"" if job.job_id in staged else job.payload,
                 job.dedup_hash or "",
                 job.content_hash or "",
                 job.dedup.value,
@@ -132,7 +151,13 @@ class PromptQueue:
                 _optional(job.max_attempts),
                 _optional(job.result_ttl_ms),
             )
-        return [_outcome(reply) for reply in await self._scripts.run("enqueue", *args)]
+        for _ in range(STAGE_AGAIN):
+            for job_id, payload in staged.items():
+                await self.redis.set(self.keys.of("staged", job_id), payload, px=STAGED_MS)
+            replies = await self._scripts.run("enqueue", *args)
+            if all(reply[0] != b"unstaged" for reply in replies):
+                return [_outcome(reply) for reply in replies]
+        raise OutOfMemoryError("Redis did not keep a large request for as long as it took to enqueue it")
 
     async def wait_for_space(self, timeout_s: float) -> None:
         """Return when a full queue may have room again, or after `timeout_s`."""
@@ -150,8 +175,12 @@ class PromptQueue:
         lanes_kept: Mapping[str, int] = NOTHING_KEPT,
         suspects: bool = True,
         offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
+        max_bytes: int = CLAIM_BYTES,
     ) -> Claim:
         """Lease the best ready jobs: at most `limit`, of each lane at most what `lanes` says.
+
+        It takes no more once their requests have `max_bytes` together, but one in any case. Of those whose
+        requests have gone before they were read, cancelled most likely, nothing is told.
 
         `kept` of the `limit`, and of each lane's places those in `lanes_kept`, are for priorities 8 and 9.
 
@@ -164,7 +193,15 @@ class PromptQueue:
         places = min(limit, CLAIM_CHUNK)
         # What goes beyond one claim is kept first.
         kept = max(0, kept - (limit - places))
-        args: list[Argument] = [claim_id, worker, lease_ms, places, kept, int(suspects)]
+        args: list[Argument] = [
+            claim_id,
+            worker,
+            lease_ms,
+            places,
+            kept,
+            int(suspects),
+            min(max_bytes, CLAIM_BYTES),
+        ]
         for lane, quota in lanes.items():
             offered = " ".join(
                 f"{offer.endpoint} {offer.room} {offer.kept} {offer.outstanding} {offer.weight}"
@@ -176,8 +213,20 @@ class PromptQueue:
             lane.decode(): WithoutPermit(tuple(names.decode().split()), ms)
             for lane, ms, names in zip(waits[::3], waits[1::3], waits[2::3], strict=True)
         }
-        jobs = tuple(_claimed(row) for row in rows)
+        jobs = await self._with_payloads([_claimed(row) for row in rows])
         return Claim(jobs, more=more > 0, more_urgent=more > 1, without_permit=without)
+
+    async def _with_payloads(self, jobs: Sequence[ClaimedJob]) -> tuple[ClaimedJob, ...]:
+        """The same jobs with the requests that are too large for a script's reply."""
+        large = [job.id for job in jobs if not job.payload]
+        if not large:
+            return tuple(jobs)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in large:
+                pipe.get(self.keys.of("payload", job_id))
+            payloads = dict(zip(large, await pipe.execute(), strict=True))
+        whole = (job if job.payload else job._replace(payload=payloads[job.id]) for job in jobs)
+        return tuple(job for job in whole if job.payload)
 
     async def take_permit(self, job: ClaimedJob, endpoint: str) -> int | Literal["lost"]:
         """Let an attempt move on to another endpoint: 0, or in how many ms that has a permit for it.
@@ -226,17 +275,19 @@ class PromptQueue:
         endings: Sequence[Ending] = (),
     ) -> WriteOutcome:
         """Publish events, give jobs back and end jobs, in that order, in one round trip."""
+        early, endings = _parted(endings)
         calls: list[Call] = []
         writes: list[Sequence[Publication | Return | Ending]] = []
-        if publications:
-            calls.append(self._publish(publications))
-            writes.append(publications)
+        whole = [part for one in publications for part in _cut(one)]
+        for some in _by_bytes([*whole, *early], _size_of_events):
+            calls.append(self._publish(some))
+            writes.append(some)
         if returns:
             calls.append(self._retry(returns))
             writes.append(returns)
-        if endings:
-            calls.append(self._finish(endings))
-            writes.append(endings)
+        for ends in _by_bytes(endings, _size_of_end):
+            calls.append(self._finish(ends))
+            writes.append(ends)
         if not calls:
             return WriteOutcome()
         refused = (
@@ -410,6 +461,57 @@ class PromptQueue:
             await pipe.execute()
 
 
+def _by_bytes(items: Sequence[T], size_of: Callable[[T], int]) -> list[Sequence[T]]:
+    """The same in parts that may share a call; a large one is a part of its own."""
+    parts: list[Sequence[T]] = []
+    began = size = 0
+    for at, item in enumerate(items):
+        item_size = size_of(item)
+        if size + item_size > CALL_BYTES and at > began:
+            parts.append(items[began:at])
+            began, size = at, 0
+        size += item_size
+    if items:
+        parts.append(items[began:])
+    return parts
+
+
+def _parted(endings: Sequence[Ending]) -> tuple[list[Publication], Sequence[Ending]]:
+    """Ends without the events that would make a call too large, and those events, which go before them."""
+    large = {end.token for end in endings if _size_of_end(end) > CALL_BYTES and end.events}
+    if not large:
+        return [], endings
+    early: list[Publication] = []
+    ends: list[Ending] = []
+    for end in endings:
+        if end.token not in large:
+            ends.append(end)
+            continue
+        early += _cut(Publication(end.job_id, end.token, end.first_seq, end.events))
+        ends.append(end._replace(first_seq=end.first_seq + len(end.events), events=()))
+    return early, ends
+
+
+def _cut(publication: Publication) -> Sequence[Publication]:
+    """Parts of a publication that is too large for a call."""
+    if _size_of_events(publication) <= CALL_BYTES:
+        return (publication,)
+    parts: list[Publication] = []
+    seq = publication.first_seq
+    for events in _by_bytes(publication.events, len):
+        parts.append(publication._replace(first_seq=seq, events=tuple(events)))
+        seq += len(events)
+    return parts
+
+
+def _size_of_events(publication: Publication) -> int:
+    return sum(map(len, publication.events))
+
+
+def _size_of_end(end: Ending) -> int:
+    return len(end.value) + sum(map(len, end.events))
+
+
 def _database(redis: Redis) -> int:
     """The number of the database that a client talks to, wherever its URL says so."""
     return int(redis.connection_pool.connection_kwargs.get("db") or 0)
@@ -419,7 +521,10 @@ def _replay(reply: list[Any]) -> Replay | None:
     if not reply:
         return None
     state, token, seq, more, *events = reply
-    return Replay(JobState(state.decode()), tuple(events), (int(token), int(seq)), more=bool(more))
+    if more == 2:  # put together here, and not by copies in the script
+        *events, head, result = events
+        events.append(b"".join((head, result, b"}")))
+    return Replay(JobState(state.decode()), tuple(events), (int(token), int(seq)), more=more == 1)
 
 
 def _optional(value: int | None) -> Argument:

@@ -34,6 +34,8 @@ TURNS = 4
 BATCH_JOBS = 256
 BATCH_BYTES = 1 << 20
 PENDING_BYTES = 64 << 20
+# What comes in one piece, or while Redis was away, is cut: no event has more.
+EVENT_CHARS = 64 << 10
 
 DEFAULT_RESULT_TTL_MS = 3_600_000
 
@@ -167,24 +169,30 @@ class JobWriter:
 
     def _gather(self) -> None:
         if self._texts or self._reasonings or self._tool_calls:
-            try:
-                text, reasoning = "".join(self._texts), "".join(self._reasonings)
-                event = self._encode.delta(self._seq + 1, text, reasoning, self._tool_calls)
-            except (TypeError, ValueError, RecursionError) as error:
-                # A model worker's mistake must stop neither the other jobs' writes nor this job's end.
-                what = type(error).__name__
-                logger.error(
-                    "job %s: a piece of its answer is no JSON and is left out (%s)",
-                    self.job.id,
-                    what,
-                    extra=ids_of(self.job),
-                )
-            else:
-                self._seq += 1
-                self._events.append(event)
+            text, reasoning = "".join(self._texts), "".join(self._reasonings)
+            while len(text) > EVENT_CHARS or len(reasoning) > EVENT_CHARS:
+                self._add_delta(text[:EVENT_CHARS], reasoning[:EVENT_CHARS], ())
+                text, reasoning = text[EVENT_CHARS:], reasoning[EVENT_CHARS:]
+            self._add_delta(text, reasoning, self._tool_calls)
             self._texts.clear()
             self._reasonings.clear()
             self._tool_calls.clear()
+
+    def _add_delta(self, text: str, reasoning: str, tool_calls: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            event = self._encode.delta(self._seq + 1, text, reasoning, tool_calls)
+        except (TypeError, ValueError, RecursionError) as error:
+            # A model worker's mistake must stop neither the other jobs' writes nor this job's end.
+            what = type(error).__name__
+            logger.error(
+                "job %s: a piece of its answer is no JSON and is left out (%s)",
+                self.job.id,
+                what,
+                extra=ids_of(self.job),
+            )
+        else:
+            self._seq += 1
+            self._events.append(event)
 
     def _close(self) -> int:
         """Put what is gathered before the end, and return the end's seq."""

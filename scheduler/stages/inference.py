@@ -12,6 +12,7 @@ from scheduler.stages.messages import text_of
 from scheduler.stages.tokens import estimate_tokens
 from workers.base import Completed, Generation, Piece
 from workers.errors import (
+    AnswerTooLong,
     ModelNotFound,
     WorkerAuthError,
     WorkerError,
@@ -91,7 +92,7 @@ class InferenceStage:
             async with asyncio.timeout(None) as limit:
                 context.completed = await endpoint.batcher.run(
                     generation_of(context, endpoint),
-                    self._deliverer(context, limit),
+                    self._deliverer(context, endpoint, limit),
                     tokens=prompt_tokens(context),
                     expires_at=context.expires_at,
                 )
@@ -103,10 +104,21 @@ class InferenceStage:
         if context.stopped:
             context.completed = context.completed._replace(finish_reason="stop")
 
-    def _deliverer(self, context: PromptContext, limit: asyncio.Timeout) -> Callable[[Piece], None]:
+    def _deliverer(
+        self, context: PromptContext, endpoint: Endpoint, limit: asyncio.Timeout
+    ) -> Callable[[Piece], None]:
+        left = most = endpoint.settings.max_output_bytes
+
         def deliver(piece: Piece) -> None:
+            nonlocal left
             if context.stopped:
                 return
+            left -= _bytes_of(piece)
+            if left < 0:
+                raise AnswerTooLong(
+                    f"endpoint {endpoint.name} answers with more than {most:,} bytes: raise its "
+                    "max_output_bytes, or ask for less with max_tokens"
+                )
             if context.first_token_at is None:
                 context.first_token_at = self._clock()
             context.deliver(piece)
@@ -131,6 +143,18 @@ class InferenceStage:
                     f"no endpoint of route {context.route} can be used now", retry_after_s=wait_s
                 )
         return soonest or list(failed.values())[-1]
+
+
+def _bytes_of(piece: Piece) -> int:
+    size = _utf8_bytes(piece.text) + _utf8_bytes(piece.reasoning)
+    for fragment in piece.tool_calls:
+        parts = (fragment.get("function") or {}).values()
+        size += sum(_utf8_bytes(part) for part in parts if isinstance(part, str))
+    return size
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def _wait_s(error: WorkerError) -> float:

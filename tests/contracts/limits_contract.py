@@ -17,7 +17,7 @@ from tests.contracts.queue_driver import LANE, QueueDriver, ending, new_job, ret
 from tests.patience import SOON_S
 
 ACME = "acme"
-PARKED_AT_ONCE = 256
+PARKED_AT_ONCE = 64
 
 # A limit of one to nineteen lets one go at once, and the next many seconds later; of thirty, three at once.
 ONE = {ACME: RateLimit(requests=1)}

@@ -1786,9 +1786,70 @@ class QueueContract(OnQueue):
         await q.tick(mend_ms=0)
         await audit_without_garbage(q)
 
+    async def test_a_claim_takes_no_more_once_its_requests_have_enough_bytes(self, q: QueueDriver) -> None:
+        await q.enqueue(*[new_job(f"j{i}", payload=b"x" * 40_000) for i in range(4)])
+        claim = await q.claim_all(max_bytes=50_000)
+        assert ([job.id for job in claim.jobs], claim.more) == (["j0", "j1"], True)
+        claim = await q.claim_all(max_bytes=1)
+        assert ([job.id for job in claim.jobs], claim.more) == (["j2"], True), "one is taken in any case"
+
+    async def test_a_large_request_comes_out_as_it_went_in(self, q: QueueDriver) -> None:
+        payloads = {f"j{size}": b"x" * size for size in (1, 32_767, 32_768, 262_144, 262_145, 3_000_000)}
+        await q.enqueue(*[new_job(name, payload=payload) for name, payload in payloads.items()])
+        claims = [
+            await q.queue.claim("one", q.worker, {LANE: 9}, limit=9, lease_ms=LEASE_MS) for _ in range(2)
+        ]
+        for claim in claims:
+            assert {job.id: job.payload for job in claim.jobs} == payloads
+        assert not [key for key in await q.dump() if key.startswith("s:")]
+
+    async def test_a_large_request_that_is_no_new_job_leaves_nothing(self, q: QueueDriver) -> None:
+        await q.configure(max_waiting=1)
+        large = b"x" * 300_000
+        job = new_job("a", key="K", payload=large)
+        assert await q.enqueue(job) == [Enqueued("a")]
+        assert await q.enqueue(job) == [Enqueued("a")], "it may be sent again"
+        assert await q.enqueue(new_job("b", key="K", payload=large)) == [Enqueued("a", deduplicated=True)]
+        assert isinstance((await q.enqueue(new_job("c", payload=large)))[0], Full)
+        assert not [key for key in await q.dump() if key.startswith("s:")]
+
+    async def test_many_large_requests_share_no_call(self, q: QueueDriver) -> None:
+        jobs = [new_job(f"j{i}", payload=b"x" * 200_000) for i in range(12)]
+        assert await q.enqueue(*jobs) == [Enqueued(job.job_id) for job in jobs]
+        assert await q.claimed_ids() == [job.job_id for job in jobs]
+
+    async def test_a_long_answer_that_comes_with_the_end_is_whole(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        texts = [f"{i}" + "x" * 300_000 for i in range(6)]
+        end = ending(job, seq=7, events=deltas(job, *texts).events)
+        for _ in range(2):
+            assert not (await q.queue.write(endings=[end])).refused
+        events = await q.events("a")
+        assert [event["text"] for event in events if event["type"] == "delta"] == texts
+        assert [event["id"] for event in events if event["type"] == "done"] == [f"{job.token}-7"]
+
+    async def test_a_replay_is_bounded_in_bytes_and_goes_on(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        texts = [f"{i}" + "x" * 100_000 for i in range(40)]
+        await q.publish(job, *texts)
+        await q.finish(job, seq=41, value=b'{"text":"%s"}' % (b"y" * 100_000))
+        found: list[dict[str, Any]] = []
+        cursor, sizes = START, []
+        while True:
+            replay = await q.replay("a", cursor)
+            sizes.append(sum(map(len, replay.events)))
+            found += map(orjson.loads, replay.events)
+            token, _, seq = found[-1]["id"].partition("-")
+            cursor = int(token), int(seq)
+            if not replay.more:
+                break
+        assert [event["text"] for event in found if event["type"] == "delta"] == texts
+        assert found[-1]["result"]["text"] == "y" * 100_000
+        assert max(sizes) < 3_500_000
+
     async def test_many_damaged_records_do_not_stop_a_claim(self, q: QueueDriver, untidy: None) -> None:
-        await q.enqueue(*[new_job(f"bad{i}", 9) for i in range(100)], new_job("good", 1))
-        for i in range(100):
+        await q.enqueue(*[new_job(f"bad{i}", 9) for i in range(60)], new_job("good", 1))
+        for i in range(60):
             await q.redis.delete(q.queue.keys.of("record", f"bad{i}"))
         assert await q.claimed_ids(1) == ["good"]
 

@@ -14,7 +14,7 @@ import orjson
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
 from scheduler.queue.limits import Limits, RateLimit
-from scheduler.queue.queue import NO_OFFERS, NOTHING_KEPT, PromptQueue
+from scheduler.queue.queue import CLAIM_BYTES, NO_OFFERS, NOTHING_KEPT, PromptQueue
 from scheduler.queue.records import (
     START,
     Claim,
@@ -169,6 +169,7 @@ class QueueDriver:
         offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
         kept: int = 0,
         lanes_kept: Mapping[str, int] = NOTHING_KEPT,
+        max_bytes: int = CLAIM_BYTES,
     ) -> Claim:
         """One claim with an id of its own."""
         claim_id = f"claim-{next(_claim_ids)}"
@@ -183,6 +184,7 @@ class QueueDriver:
             offers=offers,
             kept=kept,
             lanes_kept=lanes_kept,
+            max_bytes=max_bytes,
         )
 
     async def claim(self, **options: Any) -> ClaimedJob:

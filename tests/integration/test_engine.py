@@ -389,6 +389,36 @@ async def test_with_max_running_1_one_job_runs_after_the_other(room: Room) -> No
     await until(lambda: at_rest(engine))
 
 
+async def test_requests_that_run_at_once_are_bounded_in_bytes(room: Room) -> None:
+    settings = settings_of(max_running_bytes=1000)
+    engine = await room.engine(settings)
+    client = await room.client(settings)
+    jobs = accepted(await client.enqueue_many([PromptRequest(prompt=f"{n}" + "x" * 600) for n in range(4)]))
+    for pair in ("01", "23"):
+        calls = [await puppet_of(engine).next_call() for _ in pair]
+        assert [(call.generation.prompt or "")[0] for call in calls] == list(pair)
+        assert engine._room().over_all.free == 0
+        for call in calls:
+            call.finish()
+    for job in jobs:
+        await job.result(timeout_s=SOON_S)
+    assert puppet_of(engine).most_active == 2
+    await until(lambda: at_rest(engine))
+
+
+async def test_a_request_that_is_larger_than_all_may_be_runs_alone(room: Room) -> None:
+    settings = settings_of(max_running_bytes=1)
+    engine = await room.engine(settings)
+    client = await room.client(settings)
+    jobs = accepted(await client.enqueue_many([PromptRequest(prompt=f"p {n}") for n in range(3)]))
+    for n in range(3):
+        call = await puppet_of(engine).next_call()
+        assert (call.generation.prompt, engine.running) == (f"p {n}", 1)
+        call.finish()
+    for job in jobs:
+        await job.result(timeout_s=SOON_S)
+
+
 async def test_suspects_run_one_after_the_other_beside_all_else(room: Room, long_waits: None) -> None:
     engine = await room.engine(start=False)
     client = await room.client()

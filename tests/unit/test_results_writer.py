@@ -150,6 +150,21 @@ async def test_what_happens_in_one_turn_shares_one_write(queue: ScriptedQueue, w
     assert all(queue.events(token) == [(1, "started"), (2, "delta"), (3, "done")] for token in range(1, 33))
 
 
+async def test_a_long_piece_is_cut_into_events(
+    queue: ScriptedQueue, writer: EventWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "EVENT_CHARS", 4)
+    job = open_job(writer)
+    job.piece(Piece(0, "abcdefghij", "uvwxyz", ({"index": 0},)))
+    job.done(b'{"text":"abcdefghij"}')
+    await writer.flush()
+    (end,) = queue.writes[0][2]
+    parts = [event for event in map(decode_event, end.events) if isinstance(event, Delta)]
+    assert [(part.text, part.reasoning) for part in parts] == [("abcd", "uvwx"), ("efgh", "yz"), ("ij", "")]
+    assert [bool(part.tool_calls) for part in parts] == [False, False, True]
+    assert queue.events()[-1] == (4, "done")
+
+
 async def test_the_first_delta_goes_at_once_and_later_ones_are_gathered(
     queue: ScriptedQueue, writer: EventWriter
 ) -> None:

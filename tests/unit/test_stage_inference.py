@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from scheduler.engine.retry import Retry, RetryPolicy
-from scheduler.routing import Endpoint
+from scheduler.engine.retry import GiveUp, Retry, RetryPolicy
+from scheduler.routing import BreakerState, Endpoint
 from scheduler.stages.base import PromptContext
 from scheduler.stages.inference import InferenceStage, generation_of, prompt_tokens
 from scheduler.stages.tokens import estimate_tokens
@@ -14,6 +14,7 @@ from tests.patience import SOON_S
 from tests.unit.scripted_endpoint import Worker, endpoint, opened
 from workers.base import Completed, Generation, Piece, TokenUsage
 from workers.errors import (
+    AnswerTooLong,
     ContextOverflow,
     ModelNotFound,
     RequestRejected,
@@ -144,6 +145,35 @@ async def test_failure_of_the_engine_comes_out_and_names_the_endpoint() -> None:
     assert prompt.endpoint == "one"
     assert prompt.completed is None
     await one.aclose()
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        Piece(0, "x" * 11),
+        Piece(0, "", "x" * 11),
+        Piece(0, "ü" * 6),
+        Piece(0, "", "", ({"index": 0, "function": {"name": "f", "arguments": "x" * 10}},)),
+    ],
+)
+async def test_answer_without_end_is_cut_off_and_not_asked_for_again(piece: Piece) -> None:
+    worker = Worker(piece, hangs=True)
+    one, prompt = endpoint("one", worker=worker, max_output_bytes=10), context()
+
+    with pytest.raises(
+        AnswerTooLong, match=r"endpoint one .* 10 bytes: raise its max_output_bytes"
+    ) as failed:
+        await asyncio.wait_for(InferenceStage([one, endpoint("two")]).run(prompt), SOON_S)
+    assert isinstance(RetryPolicy().decide(0, 3, failed.value), GiveUp)
+    assert one.breaker.state is BreakerState.CLOSED
+    await one.aclose()
+
+
+async def test_answer_as_long_as_is_allowed_is_whole() -> None:
+    worker = Worker(Piece(0, "x" * 5), Piece(0, "ü", "yyy"), Completed(0, "stop"))
+    prompt = context()
+    await InferenceStage([endpoint(worker=worker, max_output_bytes=10)]).run(prompt)
+    assert ("".join(prompt.texts), prompt.reasonings) == ("xxxxxü", ["yyy"])
 
 
 def stopped_at_bang() -> PromptContext:

@@ -6,10 +6,11 @@
 -- ARGV[1] claim id  ARGV[2] worker process  ARGV[3] lease, ms  ARGV[4] how many jobs at most
 -- ARGV[5] how many of those places are kept for priorities 8 and 9
 -- ARGV[6] 1 if the worker process runs no suspect and may take one, else 0
--- ARGV[7…] lane, how many of it at most, how many of those places are kept for 8 and 9,
+-- ARGV[7] bytes of requests after which it takes no more; one job is taken in any case
+-- ARGV[8…] lane, how many of it at most, how many of those places are kept for 8 and 9,
 --   '' or where its jobs may go: 'endpoint room kept outstanding weight endpoint …'; …
 -- returns {more, {lane, ms, endpoints, …}, {id, token, attempt, failures, waits, max_attempts or nil, priority, lane, tenant,
---   waited ms, remaining ms or nil, result ttl ms or nil, suspect (1 or 0), endpoint or '', payload}, …}
+--   waited ms, remaining ms or nil, result ttl ms or nil, suspect (1 or 0), endpoint or '', payload, '' where that is large: Lua would copy it four times}, …}
 --   more: claimable work was left behind, 2: of priority 8 or 9, 1: below only, 0: none;
 --   lanes whose work was left for want of a permit, when one comes, and the endpoints that have none
 -- @include "lib/clock"
@@ -32,13 +33,22 @@
 
 local REMEMBER_CLAIM_MS = 120000
 local STARVED_EVERY = 20
-local MAX_HINDERED = 256
+local MAX_HINDERED = 64
+local INLINE_BYTES = 32768
 
 local claim_id, worker = named(1), named(2)
 local lease_ms, limit, limit_kept = argument(3, 1, MOST_MS), argument(4, 0, MOST_JOBS), argument(5, 0, MOST_JOBS)
 
-local suspects = argument(6, 0, 1)
-if (#ARGV - 6) % 4 > 0 then error('four arguments a lane') end
+local suspects, bytes_left = argument(6, 0, 1), argument(7, 1, MOST_NUMBER)
+if (#ARGV - 7) % 4 > 0 then error('four arguments a lane') end
+
+-- A request and its bytes; '' in the place of a large one, nil where there is none.
+local function read_payload(id)
+  local payload = redis.pcall('GETRANGE', payload_key(id), 0, INLINE_BYTES - 1)
+  if type(payload) ~= 'string' or payload == '' then return nil end
+  if #payload < INLINE_BYTES then return payload, #payload end
+  return '', request_bytes(id)
+end
 
 local function entry(id, rec, token, endpoint, payload)
   local waited_ms = now_ms - math.floor(rec.q / 1000)
@@ -56,7 +66,7 @@ local function repeated()
   local reply = { 2, {} }
   for id, token, endpoint in string.gmatch(before, '\n(%S+) (%d+) ?(%S*)') do
     local rec = read_all(id)
-    local payload = redis.call('GET', payload_key(id))
+    local payload = read_payload(id)
     if rec and rec.s == 'running' and rec.k == token and payload then
       reply[#reply + 1] = entry(id, rec, tonumber(token), endpoint, payload)
     end
@@ -102,14 +112,14 @@ end
 
 local paused, fields = {}, { 'claims', 'suspects' }
 for _, lane in ipairs(redis.call('SMEMBERS', paused_key)) do paused[lane] = true end
-for i = 7, #ARGV, 4 do fields[#fields + 1] = 'b:' .. named(i) end
+for i = 8, #ARGV, 4 do fields[#fields + 1] = 'b:' .. named(i) end
 local meta = redis.call('HMGET', meta_key, unpack(fields))
 local claims, any_suspects = tonumber(meta[1]) or 0, suspects > 0 and meta[2]
 
 -- The lanes that have work, and a cursor for each of their levels.
 local lanes, cursors = {}, {}
 for i = 3, #fields do
-  local at = 7 + (i - 3) * 4
+  local at = 8 + (i - 3) * 4
   local name, bits = ARGV[at], tonumber(meta[i] or 0)
   local bits_of_suspects = any_suspects and level_bits(suspects_lane(name)) or 0
   bitmaps[name] = bits
@@ -163,9 +173,8 @@ local function hindrance(job)
   if rec.x and tonumber(rec.x) <= now_ms then return 'expired' end
   job.gate = tenant_gate(rec.t)
   if job.gate and not job.gate.passable() then return 'held' end
-  local payload = redis.pcall('GET', payload_key(job.id))
-  if type(payload) ~= 'string' then return 'payload_lost' end
-  job.payload = payload
+  job.payload, job.bytes = read_payload(job.id)
+  if not job.payload then return 'payload_lost' end
 end
 
 -- Look at every record before the first write; what cannot run makes place for the next.
@@ -184,7 +193,7 @@ local function look_at(cursor)
     end
   end
   local id = pick(cursor)
-  local job = { id = id, lane = lane, place = cursor.place.name, p = cursor.p, rec = read_all(id), payload = false, gate = false }
+  local job = { id = id, lane = lane, place = cursor.place.name, p = cursor.p, rec = read_all(id), payload = false, bytes = 0, gate = false }
   job.hindrance = hindrance(job)
   if job.hindrance then
     hindered[#hindered + 1] = job
@@ -193,15 +202,16 @@ local function look_at(cursor)
   runnable[#runnable + 1] = job
   lane.quota, lane.claimed, places = lane.quota - 1, lane.claimed + 1, places - 1
   if cursor.place.is_beside then suspects = suspects - 1 end
-  if job.gate then job.gate.charge(estimate_tokens(#job.payload)) end
+  bytes_left = bytes_left - job.bytes
+  if job.gate then job.gate.charge(estimate_tokens(job.bytes)) end
   if offer then
     job.endpoint, job.limited = offer.endpoint, offer.gate
     offer.room, offer.outstanding = offer.room - 1, offer.outstanding + 1
-    if offer.gate then offer.gate.charge(estimate_tokens(#job.payload)) end
+    if offer.gate then offer.gate.charge(estimate_tokens(job.bytes)) end
   end
 end
 
-while #runnable < limit and #hindered < MAX_HINDERED do
+while #runnable < limit and #hindered < MAX_HINDERED and (bytes_left > 0 or #runnable == 0) do
   local cursor = (claims + #runnable + 1) % STARVED_EVERY == 0 and starved() or best(order, wanted)
   if not cursor then break end
   look_at(cursor)

@@ -25,13 +25,15 @@ local conf, routes, limits = take(n_conf), take(n_routes), take(n_limits)
 
 local before, limits_before = as_map(redis.call('HGETALL', conf_key)), as_map(redis.call('HGETALL', limits_key))
 redis.call('HLEN', meta_key) -- what has another type fails here, if at all
+local of_others = {}
 for _, name in ipairs(redis.call('HKEYS', routes_key)) do
   if not routes[name] then
+    of_others[name] = true
     for _, setting in ipairs({ 'max_waiting:' .. name, 'max_attempts:' .. name }) do conf[setting] = conf[setting] or before[setting] end
-    for subject, limit in pairs(limits_before) do
-      if string.match(subject, '^e:(.*)%.') == name then limits[subject] = limits[subject] or limit end
-    end
   end
+end
+for subject, limit in pairs(limits_before) do
+  if of_others[string.match(subject, '^e:(.*)%.') or ''] then limits[subject] = limits[subject] or limit end
 end
 
 local limited = {}
@@ -47,11 +49,25 @@ end
 compare(limits, limits_before)
 compare(limits_before, limits)
 
+local FIELDS_AT_ONCE = 1000
+
+local function put_all(key, map)
+  local flat = {}
+  for name, value in pairs(map) do
+    flat[#flat + 1], flat[#flat + 2] = name, value
+    if #flat == 2 * FIELDS_AT_ONCE then
+      redis.call('HSET', key, unpack(flat))
+      flat = {}
+    end
+  end
+  if #flat > 0 then redis.call('HSET', key, unpack(flat)) end
+end
+
 redis.call('DEL', conf_key, limits_key)
-for name, value in pairs(conf) do redis.call('HSET', conf_key, name, value) end
-for name, about in pairs(routes) do redis.call('HSET', routes_key, name, about) end
+put_all(conf_key, conf)
+put_all(routes_key, routes)
+put_all(limits_key, limits)
 for subject, limit in pairs(limits) do
-  redis.call('HSET', limits_key, subject, limit)
   -- What was used under another limit says nothing under this one.
   if (limits_before[subject] or limit) ~= limit then redis.call('DEL', bucket_key(subject)) end
 end

@@ -4,8 +4,10 @@
 -- ARGV[1] number of jobs, at most 128; then 12 a job, '' for what is not set:
 --   id, lane, priority, tenant, payload, dedup hash, content hash, dedup mode, deadline (ms from now),
 --   delay (ms), max_attempts, result ttl (ms)
+--   payload '': it is large, and stands in its staged key
 -- returns, a job: {'new', id} | {'joined', id} | {'exists', id} | {'conflict', id}
 --   | {'reused', id, how many got that answer again, its age in ms}
+--   | {'unstaged', id}: its payload has gone from where it was staged; nothing was written for it
 --   | {'full', waiting, max_waiting, lane or '', retry after ms, policy}
 -- error: OOM at maxmemory, before anything is written
 -- @include "lib/clock"
@@ -297,7 +299,12 @@ local function create(job, rank)
     redis.call('ZADD', delayed_key, due, job.id)
   end
   redis.call('HSET', record_key(job.id), unpack(fields))
-  redis.call('SET', payload_key(job.id), job.payload)
+  if job.payload ~= '' then
+    redis.call('SET', payload_key(job.id), job.payload)
+  else
+    redis.call('RENAME', staged_key(job.id), payload_key(job.id))
+    redis.call('PERSIST', payload_key(job.id))
+  end
   if state == 'waiting' then
     enter_level(job.lane, job.priority, job.id, rank)
     to_wake[job.lane] = true
@@ -331,6 +338,7 @@ end
 
 local function enqueue(job)
   if redis.call('EXISTS', record_key(job.id)) == 1 then return { 'exists', job.id } end
+  if job.payload == '' and redis.call('EXISTS', staged_key(job.id)) == 0 then return { 'unstaged', job.id } end
   known_lane(job.lane)
   local reply, replaces, rank
   if job.hash ~= '' then
@@ -347,7 +355,12 @@ local function enqueue(job)
 end
 
 local replies = {}
-for i = 1, #jobs do replies[i] = enqueue(jobs[i]) end
+for i = 1, #jobs do
+  local job = jobs[i]
+  replies[i] = enqueue(job)
+  -- What has become no job is not kept.
+  if job.payload == '' and replies[i][1] ~= 'new' then redis.call('UNLINK', staged_key(job.id)) end
+end
 if refused > 0 then add('t:refused', refused) end
 if lane_full > 0 then add('t:refused_lane', lane_full) end
 save_us()

@@ -2,7 +2,8 @@
 -- A job's state and its events after a cursor, in one read.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job  ARGV[2] token and ARGV[3] seq of the last event seen, 0 and 0 at first  ARGV[4] how many at most
--- returns {} for an unknown job, else {state, token of the last event, its seq, more (1 or 0), event JSON, …}
+-- returns {} for an unknown job, else {state, token of the last event, its seq, more, event JSON, …}
+--   more: 1 there are more events, 0 there are none, 2 none, and the last one comes in two: up to its result, and that
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/event"
@@ -31,12 +32,22 @@ local function after_cursor()
   return low
 end
 
+-- What a reply may have: events differ in size by a thousand times, and Lua takes some ms to copy more.
+local PAGE_BYTES, FIRST_SLICE, LARGE_RESULT = 1048576, 16, 65536
+
 local first = after_cursor()
-local events = first < length and redis.call('LRANGE', stream, first, first + limit - 1) or {}
 local reply = { rec.s, '0', '1', 0 }
 if token == 0 and seq == 0 then reply[5] = queued_json(id) end
-for i = 1, #events do reply[#reply + 1] = events[i] end
-if length - first > limit then reply[4] = 1 end
+local at, bytes, slice = first, 0, FIRST_SLICE
+while at < length and at - first < limit and bytes < PAGE_BYTES do
+  local events = redis.call('LRANGE', stream, at, math.min(at + slice, first + limit) - 1)
+  for i = 1, #events do
+    reply[#reply + 1] = events[i]
+    bytes = bytes + #events[i]
+  end
+  at, slice = at + #events, 2 * slice
+end
+if at < length then reply[4] = 1 end
 if length > 0 then
   local last_token, last_seq = id_at(-1)
   if last_token then reply[2], reply[3] = text(last_token), text(last_seq) end
@@ -49,7 +60,13 @@ if ENDED[rec.s] and k and z then
   if is_after(k, z) and reply[4] == 0 then
     local rest = ',"reason":' .. cjson.encode(rec.r or rec.s)
     if rec.s == 'done' then
-      rest = ',"result":' .. (redis.call('GET', result_key(id)) or '{"text":""}')
+      local result = redis.call('GET', result_key(id)) or '{"text":""}'
+      if #result > LARGE_RESULT then
+        reply[4], reply[#reply + 1] = 2, string.sub(event_json(id, k, rec.z, rec.s, rec.n, ',"result":'), 1, -2)
+        reply[#reply + 1] = result
+        return reply
+      end
+      rest = ',"result":' .. result
     elseif rec.s == 'failed' then
       rest = ',"error":' .. (rec.i or error_json(rec.r or 'unknown', 'no more is known'))
     end
