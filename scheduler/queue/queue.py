@@ -39,7 +39,7 @@ ENQUEUE_CHUNK = 128
 CALL_BYTES = 1 << 20
 """What the requests or events of one script call may have together: Lua takes some ms to copy more."""
 STAGED_BYTES = 256 << 10
-"""A request that has more goes to Redis ahead of the script that makes it a job: a plain SET copies it once."""
+"""A request that has more goes to Redis ahead of the script for it: a plain SET copies it once."""
 STAGED_MS = 60_000
 STAGE_AGAIN = 3
 CLAIM_BYTES = 16 << 20
