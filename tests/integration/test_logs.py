@@ -240,8 +240,8 @@ async def test_request_with_a_trace_has_it_in_its_lines(
     engine, client = await room.engine(settings), await room.client(settings)
     decode = attempt_module._decode
 
-    def with_trace(job: ClaimedJob) -> Any:
-        return {**decode(job), "traceparent": f"00-{TRACE}-{SPAN}-01"}
+    def with_trace(payload: bytes) -> Any:
+        return {**decode(payload), "traceparent": f"00-{TRACE}-{SPAN}-01"}
 
     monkeypatch.setattr(attempt_module, "_decode", with_trace)
     job = await client.enqueue("one")

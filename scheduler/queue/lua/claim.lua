@@ -10,7 +10,8 @@
 -- ARGV[8…] lane, how many of it at most, how many of those places are kept for 8 and 9,
 --   '' or where its jobs may go: 'endpoint room kept outstanding weight endpoint …'; …
 -- returns {more, {lane, ms, endpoints, …}, {id, token, attempt, failures, waits, max_attempts or nil, priority, lane, tenant,
---   waited ms, remaining ms or nil, result ttl ms or nil, suspect (1 or 0), endpoint or '', payload, '' where that is large: Lua would copy it four times}, …}
+--   waited ms, remaining ms or nil, result ttl ms or nil, suspect (1 or 0), endpoint or '',
+--   payload, '' where that has INLINE_BYTES or more: Lua would copy it four times}, …}
 --   more: claimable work was left behind, 2: of priority 8 or 9, 1: below only, 0: none;
 --   lanes whose work was left for want of a permit, when one comes, and the endpoints that have none
 -- @include "lib/clock"
