@@ -155,7 +155,7 @@ class PromptQueue:
             for job_id, payload in staged.items():
                 await self.redis.set(self.keys.of("staged", job_id), payload, px=STAGED_MS)
             replies = await self._scripts.run("enqueue", *args)
-            if all(reply[0] != b"unstaged" for reply in replies):
+            if replies[0][0] != b"unstaged":
                 return [_outcome(reply) for reply in replies]
         raise OutOfMemoryError("Redis did not keep a large request for as long as it took to enqueue it")
 

@@ -7,8 +7,8 @@
 --   payload '': it is large, and stands in its staged key
 -- returns, a job: {'new', id} | {'joined', id} | {'exists', id} | {'conflict', id}
 --   | {'reused', id, how many got that answer again, its age in ms}
---   | {'unstaged', id}: its payload has gone from where it was staged; nothing was written for it
 --   | {'full', waiting, max_waiting, lane or '', retry after ms, policy}
+-- or {{'unstaged', id}} alone, before anything is written: a payload has gone from where it was staged
 -- error: OOM at maxmemory, before anything is written
 -- @include "lib/clock"
 -- @include "lib/argument"
@@ -53,6 +53,12 @@ end
 if #ARGV ~= 1 + 12 * argument(1, 0, MOST_NUMBER) then error('twelve arguments a job') end
 local jobs = {}
 for at = 2, #ARGV, 12 do jobs[#jobs + 1] = parse(at) end
+for i = 1, #jobs do
+  local job = jobs[i]
+  if job.payload == '' and redis.call('EXISTS', staged_key(job.id), record_key(job.id)) == 0 then
+    return { { 'unstaged', job.id } }
+  end
+end
 
 local conf = redis.call('HMGET', conf_key, 'max_waiting', 'when_full')
 local max_waiting = whole(conf[1], 0, MOST_NUMBER) or 100000
@@ -302,7 +308,7 @@ local function create(job, rank)
   if job.payload ~= '' then
     redis.call('SET', payload_key(job.id), job.payload)
   else
-    redis.call('RENAME', staged_key(job.id), payload_key(job.id))
+    redis.pcall('RENAME', staged_key(job.id), payload_key(job.id))
     redis.call('PERSIST', payload_key(job.id))
   end
   if state == 'waiting' then
@@ -338,7 +344,6 @@ end
 
 local function enqueue(job)
   if redis.call('EXISTS', record_key(job.id)) == 1 then return { 'exists', job.id } end
-  if job.payload == '' and redis.call('EXISTS', staged_key(job.id)) == 0 then return { 'unstaged', job.id } end
   known_lane(job.lane)
   local reply, replaces, rank
   if job.hash ~= '' then
