@@ -21,7 +21,7 @@ A stream costs the server an event for each token, which is more work than a sho
 little that would run on if the call were cancelled.
 """
 
-MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 """What reading the fields of an answer raises when they are not what they should be."""
 
 

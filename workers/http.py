@@ -476,17 +476,11 @@ class EventStream:
         document = b"".join(self._document)
         try:
             said = json_of(document)
-            self._is_whole = True
-        except ValueError:
-            said = self._lines(document)
-        parts = said if isinstance(said, list) else [said]
-        return [event for part in parts if (event := self._object(part)) is not None]
-
-    def _lines(self, document: bytes) -> list[Any]:
-        try:
-            return [json_of(line) for line in document.splitlines() if line.strip()]
         except ValueError:
             raise self._failure or self._endpoint.protocol_error("sent an answer that is not JSON") from None
+        self._is_whole = True
+        parts = said if isinstance(said, list) else [said]
+        return [event for part in parts if (event := self._object(part)) is not None]
 
     def _tell(self, chunk: bytes) -> list[bytes]:
         """Tell by its first bytes what the server sends. Its media type does not: many say text/plain."""
@@ -509,11 +503,20 @@ class EventStream:
         self._document_bytes += len(chunk)
         if self._document_bytes > MAX_BODY_BYTES:
             raise self._endpoint.protocol_error(f"sent an answer of more than {MAX_BODY_BYTES:,} bytes")
-        if chunk.rstrip().endswith((b"}", b"]")):
-            with suppress(ValueError):
-                json_of(b"".join(self._document))
-                self.answer_ended()
+        if chunk.rstrip().endswith((b"}", b"]")) and _is_json(b"".join(self._document)):
+            self.answer_ended()
+        if b"\n{" in chunk or chunk.startswith(b"{"):
+            return self._lines(b"".join(self._document))
         return []
+
+    def _lines(self, document: bytes) -> list[bytes]:
+        """The events of a document in which each line is one."""
+        first, line_end, _ = document.partition(b"\n{")
+        if not line_end or not first.rstrip().endswith(b"}") or not _is_json(first):
+            return []
+        self._document.clear()
+        self._feed = self._decoder.feed
+        return self._feed(document)
 
     def _event(self, data: bytes) -> dict[str, Any] | None:
         try:
@@ -637,6 +640,14 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) and number >= 0 else None
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json_of(data)
+    except ValueError:
+        return False
+    return True
 
 
 def encodings(response: httpx.Response) -> set[str]:

@@ -48,6 +48,9 @@ from workers.options import refuse_unknown_options
 from workers.prometheus import load_of
 from workers.refusals import Refusal
 
+MAX_SLOTS = 65_536
+"""More than any server has: a number beyond it is a mistake."""
+
 _COMPLETION = "/completion"
 _CHAT = "/v1/chat/completions"
 
@@ -140,7 +143,7 @@ class LlamaCppWorker:
             slots = (await self._settings()).get("total_slots")
         except WorkerError:
             return None
-        return slots if isinstance(slots, int) and slots > 0 else None
+        return slots if isinstance(slots, int) and 0 < slots <= MAX_SLOTS else None
 
     async def load(self) -> Load | None:
         """What its metrics say; None where it was started without --metrics."""

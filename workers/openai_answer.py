@@ -72,6 +72,7 @@ class ChatReader:
         "_refused",
         "_said_reason",
         "_spoken",
+        "_talks_on",
         "_usage",
         "total",
     )
@@ -83,6 +84,7 @@ class ChatReader:
         self._reason: str | None = None
         self._said_reason: Any = None
         self._spoken = False
+        self._talks_on = False  # some have a finish reason in every chunk: then it is not the end
         self._refused = False
         self._calls: ToolCalls | None = None
         self._usage = _Usage()
@@ -90,8 +92,8 @@ class ChatReader:
 
     @property
     def missing(self) -> int:
-        """1 until a finish reason has come."""
-        return int(self._reason is None)
+        """1 until a finish reason has come, and no more text."""
+        return int(self._reason is None or self._talks_on)
 
     def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
         """What one event says."""
@@ -111,6 +113,7 @@ class ChatReader:
         else:
             piece = self._read_whole(choice)
         if choice and (reason := choice.get("finish_reason")):
+            self._talks_on = piece is not None and self._reason is not None
             self._read_reason(reason, choice, event)
         return (piece,) if piece else ()
 
@@ -120,6 +123,7 @@ class ChatReader:
             if not self._spoken:
                 return ()
             self._reason = UNKNOWN
+        self._talks_on = False
         reason = self._final_reason()
         fragments = self._calls.finish(cut=reason != "tool_calls") if self._calls else ()
         last = ended(0, reason, self._usage.counts, self._model, said=self._said_reason)
@@ -138,7 +142,7 @@ class ChatReader:
         text = reasoning = thoughts = ""
         called: Any = None
         for key, value in delta.items():
-            if not value:
+            if not value or key == "role":
                 continue
             if key == "content":
                 text, thoughts = (value, "") if type(value) is str else _said(value)
@@ -230,17 +234,19 @@ class CompletionReader:
         outputs: list[Output] = []
         for choice in choices:
             member = choice.get("index")
-            if (text := choice.get("text")) is None:
-                text = _chat_text(choice)
+            text = choice.get("text")
+            if type(text) is not str:
+                text = _text_elsewhere(choice, text)
             if member not in self._waiting:
                 member = self._member(member, text)
             if text:
-                if type(text) is not str:
-                    text = "".join(_said(text))
                 self._spoken.add(member)
                 outputs.append(Piece(member, text))
             if reason := choice.get("finish_reason"):
+                talks_on = bool(text) and self._reason is not None
                 self._read_reason(member, reason, choice, event, outputs)
+                if talks_on:  # some have a finish reason in every chunk: then it is not the end
+                    self._waiting.add(member)
         return outputs
 
     def finish(self) -> Sequence[Output]:
@@ -331,10 +337,11 @@ def _first_count(counts: Mapping[str, Any], *names: str) -> int | None:
     return next((count for name in names if (count := token_count(counts, name)) is not None), None)
 
 
-def _chat_text(choice: Mapping[str, Any]) -> Any:
-    """The text of a choice in the form of a chat's, which some send for a legacy completion too."""
-    said = choice.get("delta") or choice.get("message")
-    return said.get("content") if said else None
+def _text_elsewhere(choice: Mapping[str, Any], text: Any) -> str:
+    """The text of a legacy completion that comes in parts, or in the form of a chat's."""
+    if text is None and (said := choice.get("delta") or choice.get("message")):
+        text = said.get("content")
+    return "".join(_said(text))
 
 
 def model_name(said: Any) -> str | None:

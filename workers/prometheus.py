@@ -5,6 +5,7 @@ Source: https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-
 
 from __future__ import annotations
 
+import math
 import re
 
 from workers.base import Load
@@ -19,7 +20,7 @@ async def load_of(endpoint: HttpEndpoint, path: str, *, running: str, waiting: s
     except WorkerError:
         return None
     now_running, now_waiting = gauge(metrics, running), gauge(metrics, waiting)
-    if now_running is None or now_waiting is None:
+    if now_running is None or now_waiting is None or not math.isfinite(now_running + now_waiting):
         return None
     return Load(round(now_running), round(now_waiting))
 

@@ -84,7 +84,7 @@ def refusal_of(answer: Any) -> Refusal:
     statuses = (_status(fields.get(key)) for key in _STATUSES)
     status = next((status for status in statuses if status), 0)
     status = status or _STATUS_OF_KIND.get(_letters(kind), _UNKNOWN_STATUS)
-    return Refusal(status, kind[:MAX_WORDS], str(words)[:MAX_WORDS])
+    return Refusal(status, kind[:MAX_WORDS], _text(words)[:MAX_WORDS])
 
 
 def _fields(answer: Any, depth: int) -> Mapping[str, Any]:
@@ -99,6 +99,13 @@ def _fields(answer: Any, depth: int) -> Mapping[str, Any]:
     if not inner or inner is True or not depth:
         return answer
     return {**answer, **_fields(inner, depth - 1)}
+
+
+def _text(words: Any) -> str:
+    try:
+        return str(words)
+    except RecursionError:
+        return ""
 
 
 def _kind(said: Any) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import orjson
@@ -428,6 +429,23 @@ async def test_lines_of_json_are_events(server: FakeServer, worker: OpenAIWorker
     assert (await end_of(worker))[0] == "ok"
 
 
+async def test_lines_of_json_are_events_as_they_come(server: FakeServer, worker: OpenAIWorker) -> None:
+    heard = asyncio.Event()
+
+    async def slowly(writer: asyncio.StreamWriter) -> None:
+        lines = [orjson.dumps(delta(content=said)) for said in "ab"]
+        await stream(lines[0], b"\n", lines[1][:5], lines[1][5:] + b"\n", end=False)(writer)
+        await heard.wait()
+        write_chunk(writer, orjson.dumps(STOP))
+        writer.write(b"0\r\n\r\n")
+
+    server.script = slowly
+    async with asyncio.timeout(SOON_S), aclosing(worker.generate([CHAT])) as outputs:
+        assert [await anext(outputs), await anext(outputs)] == [Piece(0, "a"), Piece(0, "b")]
+        heard.set()
+        assert await anext(outputs) == Completed(0, "stop", model="gpt-1")
+
+
 async def test_whole_answer_whose_connection_stays_open_ends_after_a_short_grace(server: FakeServer) -> None:
     whole = orjson.dumps(choice(message={"content": "ok"}, finish_reason="stop"))
 
@@ -590,6 +608,17 @@ async def test_a_mere_stop_takes_no_other_reason_back(
 ) -> None:
     server.script = stream(OK, *(delta(said) for said in reasons), DONE)
     assert (await end_of(worker))[1].finish_reason == reason
+
+
+@pytest.mark.parametrize("as_completion", [False, True])
+async def test_finish_reason_in_every_chunk_is_not_the_end(server: FakeServer, as_completion: bool) -> None:
+    chunks = [choice(text=said, delta={"content": said}, finish_reason="stop") for said in "abc"]
+    worker = make(server, options={"completions": as_completion})
+    server.script = stream(*chunks, DONE)
+    assert await end_of(worker, PROMPT) == ("abc", Completed(0, "stop", model="gpt-1"))
+    server.script = stream(*chunks, end=False)
+    assert type(await error_of(worker, PROMPT)) is WorkerProtocolError
+    await worker.aclose()
 
 
 @pytest.mark.parametrize("said", ["network_error", "ERROR", "cancelled", "MALFORMED_FUNCTION_CALL"])

@@ -38,6 +38,13 @@ def test_status_kind_and_words_are_found(answer: Any, refusal: Refusal) -> None:
     assert refusal_of(answer) == refusal
 
 
+def test_words_that_are_nested_without_end_are_none() -> None:
+    words: Any = "no"
+    for _ in range(5000):
+        words = [words]
+    assert refusal_of({"error": {"message": words, "code": 400}}) == Refusal(400)
+
+
 def test_error_in_an_error_without_end_is_read_in_the_end() -> None:
     answer: Any = "no"
     for _ in range(500):
