@@ -326,13 +326,19 @@ class JobError(Frozen):
 
 
 class HistoryEntry(Frozen):
-    """One thing that happened to a job. `at_ms`: milliseconds since the epoch, by Redis' clock."""
+    """One thing that happened to a job. `at_ms`: milliseconds since the epoch, by Redis' clock.
+
+    What happened `count` times in a row is one entry: it tells of the last time, and `first_at_ms` when the
+    first one was.
+    """
 
     at_ms: int
     what: str
     worker: str | None = None
     attempt: int | None = None
     detail: str | None = None
+    count: int = 1
+    first_at_ms: int | None = None
 
 
 class JobInfo(Frozen):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from scheduler.client.job import Job
+from scheduler.client.job import Job, check_timeout
 from scheduler.client.routes import KnownRoutes
 from scheduler.client.submission import new_job
 from scheduler.coalescer import Chunks, Coalescer
@@ -419,6 +419,7 @@ class AsyncClient:
         Raises:
             What `enqueue` and `Job.result` raise.
         """
+        check_timeout(timeout_s)
         job = await self.enqueue(prompt, **fields)
         return await job.result(timeout_s=timeout_s)
 

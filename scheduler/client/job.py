@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -21,11 +23,14 @@ from scheduler.errors import (
 from scheduler.events import Done, Event, parse_event_id
 from scheduler.model import Duration, JobInfo, JobResult, JobState, Priority, invalid_request
 from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import START, Cursor, Reuse
 from scheduler.results.reader import read_events, read_result
 
 if TYPE_CHECKING:
     from scheduler.client.async_client import AsyncClient
+
+T = TypeVar("T")
 
 _DELAY: TypeAdapter[float] = TypeAdapter(Annotated[Duration, Field(ge=0)])
 
@@ -74,16 +79,27 @@ class Job:
             JobNotFound: no job has this id, or its record has expired.
         """
         cursor = START if after is None else _cursor(after)
-        async with self._client.reading() as (queue, subscriptions):
-            events = read_events(queue, subscriptions, self.id, after=cursor)
+        while True:
             try:
-                async for event in events:
-                    if isinstance(event, Done):
-                        yield replace(event, result=self._marked(event.result))
-                    else:
+                async with aclosing(self._events(cursor)) as events:
+                    async for event in events:
                         yield event
-            finally:
-                await events.aclose()
+            except JobNotFound:
+                if not await self._is_joined():
+                    raise
+            else:
+                return
+
+    async def _events(self, cursor: Cursor) -> AsyncGenerator[Event, None]:
+        async with (
+            self._client.reading() as (queue, subscriptions),
+            aclosing(read_events(queue, subscriptions, self.id, after=cursor)) as events,
+        ):
+            async for event in events:
+                if isinstance(event, Done):
+                    yield replace(event, result=self._marked(event.result))
+                else:
+                    yield event
 
     async def result(self, *, timeout_s: float | None = None) -> JobResult:
         """Wait until the job is done.
@@ -94,14 +110,21 @@ class Job:
             ResultTimeout: it had not ended after `timeout_s` seconds. Nothing is cancelled.
             InvalidRequest: `timeout_s` is no number.
         """
-        if timeout_s is not None and (isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float)):
-            raise InvalidRequest(f"timeout_s: give seconds as a number, not {timeout_s!r}", field="timeout_s")
+        check_timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s), self._client.reading() as (queue, subscriptions):
-                result = await read_result(queue, subscriptions, self.id)
+            async with asyncio.timeout(timeout_s):
+                return self._marked(await self._result())
         except TimeoutError:
             raise ResultTimeout(f"job {self.id} had not ended after {timeout_s} s; it goes on") from None
-        return self._marked(result)
+
+    async def _result(self) -> JobResult:
+        while True:
+            try:
+                async with self._client.reading() as (queue, subscriptions):
+                    return await read_result(queue, subscriptions, self.id)
+            except JobNotFound:
+                if not await self._is_joined():
+                    raise
 
     def _marked(self, result: JobResult) -> JobResult:
         """The result, with what is this caller's own in it: that the answer was there when it asked."""
@@ -132,10 +155,7 @@ class Job:
         """
         if type(priority) not in (int, Priority) or not 0 <= priority <= 9:
             raise InvalidRequest(f"priority: {priority!r} is not an integer from 0 to 9", field="priority")
-        async with self._client.commands() as queue:
-            state = await queue.set_priority(self.id, int(priority))
-        if state is None:
-            raise self._not_found()
+        state = await self._ask(lambda queue, job_id: queue.set_priority(job_id, int(priority)))
         if state.ended:
             raise InvalidTransition(f"job {self.id} is {state.value}; its priority changes no more")
 
@@ -148,10 +168,7 @@ class Job:
             JobNotFound: no job has this id, or its record has expired.
         """
         delay_ms = _delay_ms(delay_s)
-        async with self._client.commands() as queue:
-            state = await queue.reschedule(self.id, delay_ms)
-        if state is None:
-            raise self._not_found()
+        state = await self._ask(lambda queue, job_id: queue.reschedule(job_id, delay_ms))
         if state.ended or state is JobState.RUNNING or (delay_ms and state is not JobState.DELAYED):
             raise InvalidTransition(f"job {self.id} is {state.value}; only a delayed one can be rescheduled")
 
@@ -164,10 +181,7 @@ class Job:
             InvalidTransition: the job has not ended; cancel it first.
             JobNotFound: no job has this id, or its record has expired.
         """
-        async with self._client.commands() as queue:
-            reply = await queue.delete(self.id)
-        if reply == "not_found":
-            raise self._not_found()
+        reply = await self._ask(lambda queue, job_id: _found(queue.delete(job_id)))
         if reply != "deleted":
             raise InvalidTransition(
                 f"job {self.id} is {reply}; only an ended one can be deleted: cancel it first"
@@ -186,16 +200,48 @@ class Job:
             raise NoTicket(
                 f"this handle of job {self.id} holds no ticket; cancel(force=True) ends it for everybody"
             )
+        ticket = None if force else self._ticket
+        return await self._ask(lambda queue, job_id: _found(queue.cancel(job_id, ticket))) == "cancelled"
+
+    async def _ask(self, call: Callable[[PromptQueue, str], Awaitable[T | None]]) -> T:
+        """The answer of a call that gets the job's id, and answers None where there is no such job."""
+        while True:
+            async with self._client.commands() as queue:
+                answer = await call(queue, self.id)
+            if answer is not None:
+                return answer
+            if not await self._is_joined():
+                raise self._not_found()
+
+    async def _is_joined(self) -> bool:
+        """Whether a caller proposed this id and then joined another job: its id is that job's from now on."""
         async with self._client.commands() as queue:
-            reply = await queue.cancel(self.id, None if force else self._ticket)
-        if reply == "not_found":
-            raise self._not_found()
-        return reply == "cancelled"
+            joined = await queue.joined(self.id)
+        if joined is None or joined == self.id:
+            return False
+        self.id = joined
+        return True
 
     def _not_found(self) -> JobNotFound:
         return JobNotFound(
             f"no job {self.id} in queue {self._client.queue.name!r}: unknown, or its record has expired"
         )
+
+
+async def _found(reply: Awaitable[str]) -> str | None:
+    said = await reply
+    return None if said == "not_found" else said
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """Refuse what is no number of seconds.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if timeout_s is not None and (not is_number or math.isnan(timeout_s)):
+        raise InvalidRequest(f"timeout_s: give seconds as a number, not {timeout_s!r}", field="timeout_s")
 
 
 def _delay_ms(delay_s: object) -> int:

@@ -81,7 +81,8 @@ class QueueInspector:
             history=history or b"",
         )
         if info is None:
-            return None
+            joined = await self._queue.joined(job_id)
+            return None if joined is None else await self.job(joined)
         place = explain_place(
             info,
             aging_ms=_aging_ms(aging),

@@ -113,13 +113,16 @@ def _end(info: JobInfo, at_ms: int) -> HistoryEntry:
 def _stored(stored: bytes) -> Iterator[HistoryEntry]:
     try:
         rows = orjson.loads(b"[" + stored + b"]")
-        for at_ms, what, worker, attempt, detail in rows:
+        for at_ms, what, worker, attempt, detail, *repeated in rows:
+            count, first_at_ms = repeated or (1, None)
             yield HistoryEntry(
                 at_ms=at_ms,
                 what=what,
                 worker=worker or None,
                 attempt=attempt or None,
                 detail=_detail(detail),
+                count=count,
+                first_at_ms=first_at_ms,
             )
     except (ValueError, TypeError):
         return

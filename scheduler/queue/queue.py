@@ -377,6 +377,11 @@ class PromptQueue:
         reply = [word.decode("utf-8", "replace") for word in found]
         return list(zip(reply[::2], reply[1::2], strict=True))
 
+    async def joined(self, proposed_id: str) -> str | None:
+        """The job that a caller joined who had proposed this id for its own; None if nobody did."""
+        job_id: bytes | None = await self.redis.get(self.keys.of("alias", proposed_id))
+        return None if job_id is None else job_id.decode()
+
     async def request(self, job_id: str) -> bytes | None:
         """The stored request of a job, JSON; None where it has none any more."""
         stored: bytes | None = await self.redis.get(self.keys.of("payload", job_id))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,18 +58,43 @@ class EventEncoder:
 
 
 def encode(value: Any) -> bytes:
-    """The JSON of what a model worker handed over; what JSON cannot hold (half a character) is replaced.
+    """The JSON of what a model worker handed over, so that it can be read back.
+
+    What JSON cannot hold is replaced: half a character, numbers beyond 64 bits, what is no text as a key.
 
     Raises:
-        TypeError, ValueError, RecursionError: it is nothing that JSON has words for.
+        ValueError, RecursionError: it holds itself, or is too deep.
     """
     try:
         return orjson.dumps(value)
     except TypeError:
-        return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace")
+        return orjson.dumps(_storable(value))
 
 
-def encode_error(code: str, message: str) -> bytes:
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return _number(value)
+    if isinstance(value, Mapping):
+        return {_storable(str(key)): _storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_storable(item) for item in value]
+    return _storable(str(value))
+
+
+def _number(value: float) -> float | None:
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
+        return value
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def encode_error(code: Any, message: str) -> bytes:
     """The JSON of a `JobError`; what is no UTF-8 in an engine's words is replaced."""
-    text = message.encode("utf-8", "replace").decode()
-    return orjson.dumps({"code": code, "message": text})
+    return encode({"code": code if isinstance(code, str) else "unknown", "message": str(message)})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from scheduler.routing import Endpoint, choose_endpoint
 from scheduler.stages.base import PromptContext
+from scheduler.stages.completion import believed
 from scheduler.stages.messages import text_of
 from scheduler.stages.tokens import estimate_tokens
 from workers.base import Completed, Generation, Piece
@@ -90,12 +91,13 @@ class InferenceStage:
         epoch = endpoint.breaker.begin()
         try:
             async with asyncio.timeout(None) as limit:
-                context.completed = await endpoint.batcher.run(
+                completed = await endpoint.batcher.run(
                     generation_of(context, endpoint),
                     self._deliverer(context, endpoint, limit),
                     tokens=prompt_tokens(context),
                     expires_at=context.expires_at,
                 )
+            context.completed = believed(completed)
         except (TimeoutError, WorkerError):
             if not context.stopped:
                 raise

@@ -6,12 +6,15 @@ Pieces have gone to the job's writer while they came; this stage makes sure that
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scheduler.model import Source
 from scheduler.results.encoding import encode
 from scheduler.stages.base import PromptContext
+from scheduler.stages.completion import believed
 from workers.errors import WorkerProtocolError
 
 _CALLED = frozenset({"function", "custom"})  # what these hold comes in pieces
@@ -35,8 +38,11 @@ class StreamStage:
 
 
 def build_result(context: PromptContext, *, queue_ms: float, claimed_at: float) -> bytes:
-    """The JSON of the job's `JobResult`. `claimed_at` is on the clock of `time.monotonic`."""
-    completed = context.completed
+    """The JSON of the job's `JobResult`. `claimed_at` is on the clock of `time.monotonic`.
+
+    Whatever the stages have made of the answer, it can be read back; see `believed` and `encode`.
+    """
+    completed = context.completed = context.completed and believed(context.completed)
     usage = completed.usage if completed else None
     text = "".join(context.texts)
     tool_calls = merge_tool_calls(context.tool_calls)
@@ -65,8 +71,12 @@ def build_result(context: PromptContext, *, queue_ms: float, claimed_at: float) 
             "reasoning_tokens": usage.reasoning_tokens,
         }
     if context.passages:
-        result["sources"] = [source.model_dump() for source in context.passages]
+        result["sources"] = [_source(source) for source in context.passages]
     return encode(result)
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return {**source.model_dump(), "score": source.score if math.isfinite(source.score) else 0.0}
 
 
 def merge_tool_calls(fragments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

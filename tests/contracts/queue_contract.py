@@ -18,9 +18,11 @@ from redis.exceptions import ResponseError
 
 from scheduler import admin
 from scheduler.model import DedupMode, JobState
+from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import (
     START,
+    ClaimedJob,
     Conflict,
     Cursor,
     Enqueued,
@@ -76,6 +78,12 @@ async def reach(q: QueueDriver, state: JobState, name: str = "a", **fields: Any)
 
 
 HOUR_MS = 3_600_000
+
+
+async def fail(q: QueueDriver, job: ClaimedJob, error: bytes) -> None:
+    """Let an attempt fail with these words, and its job go back at once."""
+    back = Return(job.id, job.token, event("retrying", job, 1), True, 0, error)
+    assert not (await q.queue.write(returns=[back])).refused
 
 
 class OnQueue:
@@ -432,6 +440,44 @@ class QueueContract(OnQueue):
         await q.enqueue(new_job("b", key="K"))
         assert await q.state("a") == "delayed"
 
+    async def test_a_join_keeps_the_result_for_the_longer_time(self, q: QueueDriver) -> None:
+        await q.configure(result_ttl_ms=50_000, max_result_ttl_ms=200_000)
+        for asked, joins, kept in ((None, 90_000, 90_000), (90_000, 20_000, 90_000), (20_000, None, 50_000)):
+            await q.enqueue(new_job(f"a{kept}{asked}", key="K", result_ttl_ms=asked))
+            await q.enqueue(new_job(f"b{kept}{asked}", key="K", result_ttl_ms=joins))
+            job = await q.claim()
+            await q.finish(job, result_ttl_ms=asked or 50_000)
+            assert kept - 30_000 < await q.redis.pttl(q.queue.keys.of("result", job.id)) <= kept
+
+    async def test_a_join_while_it_runs_keeps_the_result_for_longer_too(self, q: QueueDriver) -> None:
+        job = await q.running("a", key="K")
+        await q.enqueue(new_job("b", key="K", result_ttl_ms=90_000_000))
+        await q.finish(job, result_ttl_ms=1000)
+        assert await q.redis.pttl(q.queue.keys.of("result", "a")) > 80_000_000
+
+    async def test_a_join_allows_the_larger_number_of_attempts(self, q: QueueDriver) -> None:
+        await q.configure(max_attempts=4, max_attempts__code=9)
+        for lane, first, joins, allowed in (
+            (LANE, None, 5, 5),
+            (LANE, None, 3, None),
+            (LANE, 7, 5, 7),
+            (LANE, 2, None, 4),
+            ("code", 5, None, 9),
+        ):
+            name = f"{lane}-{first}-{joins}"
+            await q.enqueue(new_job(f"a-{name}", lane=lane, key=name, max_attempts=first))
+            await q.enqueue(new_job(f"b-{name}", lane=lane, key=name, max_attempts=joins))
+            assert (await q.claim(lanes={lane: 1})).max_attempts == allowed, name
+
+    async def test_no_request_keeps_its_result_for_longer_than_the_settings_allow(
+        self, q: QueueDriver
+    ) -> None:
+        await q.configure(max_result_ttl_ms=60_000)
+        job = await q.running("a", result_ttl_ms=10**10)
+        assert job.result_ttl_ms == 60_000
+        await q.finish(job, result_ttl_ms=10**10)
+        assert await q.redis.pttl(q.queue.keys.of("result", "a")) <= 60_000
+
     async def test_joining_is_outside_the_bound(self, q: QueueDriver) -> None:
         await q.configure(max_waiting=1)
         await q.enqueue(new_job("a", key="K"))
@@ -542,6 +588,16 @@ class QueueContract(OnQueue):
         await q.enqueue(new_job("a", key="K"))
         assert await q.enqueue(new_job("b", key="K", dedup=DedupMode.REPLACE)) == [Enqueued("b")]
         assert await q.waiting() == 1
+
+    async def test_replacing_in_another_lane_keeps_to_the_bound_of_that_lane(self, q: QueueDriver) -> None:
+        await q.configure(max_waiting__code=1)
+        await q.enqueue(new_job("full", lane="code"), new_job("a", key="K"))
+        replacing = new_job("b", lane="code", key="K", dedup=DedupMode.REPLACE)
+        assert isinstance((await q.enqueue(replacing))[0], Full)
+        assert await q.state("a") == "waiting", "what could not be replaced stays"
+        assert await q.claimed_ids(lanes={"code": 1}) == ["full"]
+        assert await q.enqueue(replacing) == [Enqueued("b")]
+        assert await q.state("a") == "cancelled"
 
     async def test_the_key_is_released_only_by_its_owner(self, q: QueueDriver) -> None:
         job = await q.running("a", key="K")
@@ -695,6 +751,30 @@ class QueueContract(OnQueue):
         await q.configure(max_waiting=2, when_full="shed")
         assert await q.enqueue(new_job("urgent", 9)) == [Enqueued("urgent")]
         assert await q.waiting() == 5
+
+    async def test_shedding_takes_delayed_jobs_that_never_ran(self, q: QueueDriver) -> None:
+        await q.enqueue(*[new_job(f"night-{i}", 1, delay_ms=60_000 + i, key=f"N{i}") for i in range(3)])
+        tried = await q.running("tried", 0)
+        await q.give_back(tried, delay_ms=90_000)
+        await q.configure(max_waiting=4, when_full="shed")
+        assert await q.enqueue(new_job("a", 1)) != [Enqueued("a")], "it does not outrank them"
+        assert await q.enqueue(new_job("a", 9), new_job("b", 2)) == [Enqueued("a"), Enqueued("b")]
+        assert [await q.state(f"night-{i}") for i in range(3)] == ["delayed", "shed", "shed"]
+        assert await q.state("tried") == "delayed"
+
+    async def test_a_full_lane_sheds_its_own_delayed_jobs(self, q: QueueDriver) -> None:
+        await q.enqueue(
+            new_job("here", 1, delay_ms=60_000), new_job("there", 0, lane="code", delay_ms=90_000)
+        )
+        await q.configure(max_waiting__chat=1, when_full="shed")
+        assert await q.enqueue(new_job("urgent", 9)) == [Enqueued("urgent")]
+        assert [await q.state("here"), await q.state("there")] == ["shed", "delayed"]
+
+    async def test_the_less_urgent_goes_whether_it_waits_or_is_delayed(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("waits", 1), new_job("delayed", 2, delay_ms=60_000))
+        await q.configure(max_waiting=2, when_full="shed")
+        await q.enqueue(new_job("urgent", 9))
+        assert [await q.state("waits"), await q.state("delayed")] == ["shed", "delayed"]
 
     async def test_a_full_queue_that_blocks_lets_in_who_waits_for_room(self, q: QueueDriver) -> None:
         await q.configure(max_waiting=1, when_full="block")
@@ -1636,25 +1716,38 @@ class QueueContract(OnQueue):
 
     async def test_history_is_bounded_and_stays_json(self, q: QueueDriver) -> None:
         job = await q.running("a")
-        for _ in range(25):
-            await q.queue.write(
-                returns=[
-                    Return(
-                        job.id,
-                        job.token,
-                        event("retrying", job, 1),
-                        True,
-                        0,
-                        b"x" + "é".encode() * 700,
-                    )
-                ]
-            )
+        for n in range(40):
+            await fail(q, job, f"{n:02} ".encode() + (b"x" * 700 if n else "é".encode() * 700))
             job = await q.claim()
         entries = await q.history("a")
-        assert 1 < len(entries) < 25
-        assert len((await q.record("a"))["y"]) <= 8192
-        assert entries[0][4].startswith("xééé")
+        assert 8 < len(entries) < 40
+        assert len((await q.record("a"))["y"].encode()) <= 8192
         assert len(entries[0][4].encode()) <= 500
+        told = [int(entry[4][:2]) for entry in entries]
+        assert told == [0, 1, 2, 3, *range(40 - len(told) + 4, 40)], "the first few and the newest"
+
+    async def test_what_fails_again_and_again_in_the_same_words_is_one_entry(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        for n in range(43):
+            await fail(q, job, b"busy" if n < 40 else b"real %d" % n)
+            job = await q.claim()
+        first, *others = await q.history("a")
+        assert first[4] == "busy"
+        assert first[3] == 40, "it tells of the last time"
+        assert first[5] == 40
+        assert first[6] <= first[0]
+        assert [entry[4] for entry in others] == ["real 40", "real 41", "real 42"]
+        info = await QueueInspector(q.queue).job("a")
+        assert info is not None
+        assert [entry.count for entry in info.history] == [1, 40, 1, 1, 1, 1]
+
+    async def test_a_history_that_cannot_be_read_begins_anew(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        for garbage in ("{", "[1],[null,2]", '["x","y",3,4,5]', "1"):
+            await q.redis.hset(q.queue.keys.of("record", "a"), "y", garbage)
+            await fail(q, job, b"busy")
+            job = await q.claim()
+            assert [entry[4] for entry in await q.history("a")] == ["busy"], garbage
 
     # Counts for readers
 

@@ -9,6 +9,7 @@ import pytest
 
 from scheduler.queue.queue import PromptQueue
 from tests.contracts.audit_contract import AuditContract
+from tests.contracts.keeping_contract import KeepingContract
 from tests.contracts.limits_contract import LimitsContract
 from tests.contracts.operators_contract import OperatorsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
@@ -23,6 +24,10 @@ class OnFakeredis(OnQueue):
 
 
 class TestQueueOnFakeredis(OnFakeredis, QueueContract):
+    pass
+
+
+class TestKeepingOnFakeredis(OnFakeredis, KeepingContract):
     pass
 
 

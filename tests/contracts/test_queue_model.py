@@ -94,6 +94,7 @@ class ModelJob:
     lost: int = 0
     token: int = 0
     tickets: set[str] = field(default_factory=set)
+    request_is_kept: bool = True
 
     @property
     def counted(self) -> bool:
@@ -240,11 +241,12 @@ class QueueModel(RuleBasedStateMachine):
             elif owner is not None and (owner.state in LIVE or new.dedup is DedupMode.WINDOW):
                 return self.expected_join(owner, new)
         rank = 0
+        if not self.make_room(new, replaced):
+            return "full", ""
         if replaced is not None:
             rank = replaced.rank if replaced.state != "delayed" and not new.delay_ms else 0
             self.end(replaced, "cancelled")
-        elif not self.make_room(new):
-            return "full", ""
+            replaced.request_is_kept = False
         self.create(new, rank)
         return "new", new.job_id
 
@@ -267,16 +269,17 @@ class QueueModel(RuleBasedStateMachine):
             owner.mode = DedupMode.WINDOW
         return "joined", owner.id
 
-    def make_room(self, new: NewJob) -> bool:
-        lane_full = self.count(new.lane) >= self.lane_bounds[new.lane]
-        if self.count() < self.max_waiting and not lane_full:
+    def make_room(self, new: NewJob, replaced: ModelJob | None) -> bool:
+        moves = replaced is not None and replaced.lane == new.lane
+        lane_full = self.count(new.lane) >= self.lane_bounds[new.lane] and not moves
+        if not lane_full and (replaced is not None or self.count() < self.max_waiting):
             return True
         if self.when_full != "shed":
             return False
         victims = [
             job
             for job in self.jobs.values()
-            if job.state in {"waiting", "held"}
+            if job.counted
             and not job.attempts
             and job.priority < new.priority
             and (job.lane == new.lane or not lane_full)
@@ -700,6 +703,8 @@ class QueueModel(RuleBasedStateMachine):
         job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
         ended = job.state not in {*LIVE, "done"}
         comes_to = self.ready_state(job) if ended else job.state
+        if ended and not job.request_is_kept:
+            comes_to, ended = "payload_lost", False
         for _ in range(1 + again):
             assert self.do(self.q.queue.requeue(job.id)) == comes_to
         if not ended:

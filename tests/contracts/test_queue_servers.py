@@ -14,6 +14,7 @@ from scheduler.queue.records import WriteOutcome
 from scheduler.queue.scripts import Scripts
 from tests.contracts.audit_contract import AuditContract
 from tests.contracts.extremes_contract import ExtremesContract
+from tests.contracts.keeping_contract import KeepingContract
 from tests.contracts.limits_contract import LimitsContract
 from tests.contracts.operators_contract import OperatorsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
@@ -129,6 +130,10 @@ class TestQueueOnServers(OnServers, QueueContract):
         keys = [key async for key in q.redis.scan_iter()]
         assert len(keys) > 15
         assert all(key.startswith(b"ps:{real}:") for key in keys)
+
+
+class TestKeepingOnServers(OnServers, KeepingContract):
+    pass
 
 
 class TestLimitsOnServers(OnServers, LimitsContract):

@@ -498,11 +498,50 @@ async def test_a_result_that_is_late_raises_and_cancels_nothing(room: Room, clie
     assert (await job.result(timeout_s=SOON_S)).text == "still"
 
 
-@pytest.mark.parametrize("timeout_s", [timedelta(seconds=1), "1", True])
+@pytest.mark.parametrize("timeout_s", [timedelta(seconds=1), "1", True, math.nan])
 async def test_a_timeout_that_is_no_number_is_refused(client: AsyncClient, timeout_s: Any) -> None:
     with pytest.raises(InvalidRequest, match="timeout_s: give seconds as a number") as caught:
         await client.job("any").result(timeout_s=timeout_s)
     assert caught.value.field == "timeout_s"
+
+
+async def test_the_id_that_a_joined_caller_gave_finds_the_job(room: Room, client: AsyncClient) -> None:
+    engine = await room.engine()
+    first = await client.enqueue("a", dedup_key="k")
+    call = await puppet_of(engine).next_call()
+    await client.enqueue("a", dedup_key="k", job_id="mine")
+    assert (await client.job("mine").info()).id == first.id
+    await client.job("mine").set_priority(7)
+    reading = asyncio.create_task(client.job("mine").result(timeout_s=SOON_S))
+    events = asyncio.create_task(_types(client.job("mine")))
+    call.finish("answer")
+    assert (await reading).text == "answer"
+    assert (await events)[-1] == "done"
+    found = client.job("mine")
+    assert await found.cancel(force=True) is False, "it has ended"
+    assert found.id == first.id
+    await client.job("mine").delete()
+    for job_id in ("mine", first.id):
+        with pytest.raises(JobNotFound):
+            await client.job(job_id).result(timeout_s=SOON_S)
+
+
+async def _types(job: Job) -> list[str]:
+    return [event.type async for event in job.events()]
+
+
+async def test_a_joined_caller_cancels_the_job_by_its_own_id(client: AsyncClient) -> None:
+    first = await client.enqueue("a", dedup_key="k")
+    await client.enqueue("a", dedup_key="k", job_id="mine")
+    assert await client.job("mine").cancel(force=True)
+    assert (await first.info()).state is JobState.CANCELLED
+
+
+async def test_run_with_a_timeout_that_is_no_number_enqueues_nothing(client: AsyncClient) -> None:
+    with pytest.raises(InvalidRequest, match="timeout_s"):
+        await client.run("a", timeout_s=math.nan, job_id="j")
+    with pytest.raises(JobNotFound):
+        await client.job("j").info()
 
 
 async def test_run_enqueues_and_waits(room: Room, client: AsyncClient) -> None:

@@ -2,12 +2,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.events import Delta, Done, Event, Expired, Failed, Retrying, Started, decode_event
 from scheduler.model import JobError
-from scheduler.results.encoding import EventEncoder, encode_error
+from scheduler.results.encoding import EventEncoder, encode, encode_error
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -53,6 +54,20 @@ def test_what_is_empty_is_left_out() -> None:
 
 def test_words_that_are_no_utf8_are_replaced() -> None:
     assert orjson.loads(encode_error("c", "bad \ud800")) == {"code": "c", "message": "bad ?"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2**64, -(2**70), 10**400, float("nan"), float("-inf"), {1: {2: "\udfff"}}, {"a": {b"b"}}, (1, {2})],
+)
+def test_whatever_is_encoded_can_be_decoded(value: object) -> None:
+    orjson.loads(encode({"value": [value, "\ud800"]}))
+
+
+def test_an_error_without_a_code_of_text_can_be_read() -> None:
+    failed = decode_event(EventEncoder("j", 7, 1).failed(2) + encode_error(None, "words") + b"}")
+    assert isinstance(failed, Failed)
+    assert failed.error == JobError(code="unknown", message="words")
 
 
 def test_documentation_shows_one_event_of_each_type() -> None:

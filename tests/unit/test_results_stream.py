@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from scheduler.events import Done, decode_event
 from scheduler.model import JobResult, Source
+from scheduler.results.encoding import EventEncoder
 from scheduler.stages.base import PromptContext
+from scheduler.stages.completion import believed
 from scheduler.stages.stream import StreamStage, build_result, merge_tool_calls
 from workers.base import Completed, Piece, TokenUsage
+from workers.counts import MAX_TOKENS
 from workers.errors import WorkerProtocolError
 
 
@@ -137,3 +141,37 @@ async def test_stage_refuses_an_attempt_without_an_answer() -> None:
     with pytest.raises(WorkerProtocolError, match="without an answer"):
         await StreamStage().run(context_of(Piece(0, "half")))
     await StreamStage().run(context_of(completed=Completed(0, "stop")))
+
+
+@pytest.mark.parametrize(
+    "completed",
+    [
+        Completed(0, "stop", TokenUsage(2**64, 1, -1, 10**30)),
+        Completed(0, "stop", TokenUsage(2**63, 2**63)),
+        Completed(0, "stop", TokenUsage(True, 1.5, "7", float("nan"))),  # type: ignore[arg-type]  # a lie
+        Completed(0, "stop", None),  # type: ignore[arg-type]  # a mistake of a worker of somebody's own
+        Completed(0, "stop", TokenUsage(), {"name": "m"}),  # type: ignore[arg-type]  # the same
+        Completed(0, "stop", TokenUsage(), "half \ud800"),
+        Completed(0, None),  # type: ignore[arg-type]  # the same
+        Completed(0, ["stop"]),  # type: ignore[arg-type]  # the same
+    ],
+    ids=repr,
+)
+def test_whatever_a_worker_says_at_the_end_the_result_can_be_read_back(completed: Completed) -> None:
+    call = {"index": 0, "id": 7, "extra": {1: float("inf"), "big": 2**70, "half": "\udc00"}}
+    context = context_of(Piece(0, "text \ud800", "hm", (call,)), completed=completed)
+    context.passages = [Source(path="a.md", score=float("nan"), text="t")]
+    made = build_result(context, queue_ms=12, claimed_at=time.monotonic())
+    done = decode_event(EventEncoder("job", 7, 1).done(2) + made + b"}")
+    assert isinstance(done, Done)
+    result = done.result
+    assert result.text == "text ?"
+    assert result.finish_reason in {"stop", "unknown"}
+    assert result.model in {"chat", "half ?"}
+    counts = result.usage.model_dump().values()
+    assert all(count is None or 0 <= count <= 2 * MAX_TOKENS for count in counts)
+
+
+def test_counts_that_can_be_right_stay() -> None:
+    completed = Completed(0, "length", TokenUsage(0, MAX_TOKENS, None, 3), "m")
+    assert believed(completed) is completed

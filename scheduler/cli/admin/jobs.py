@@ -139,7 +139,8 @@ def print_job(job: JobInfo, trouble: str | None = None) -> None:
     history = table("when", "what", "attempt", "worker", "detail", right="attempt")
     for entry in job.history:
         attempt = str(entry.attempt) if entry.attempt else ""
-        history.add_row(moment(entry.at_ms), entry.what, attempt, entry.worker, entry.detail or "")
+        what = entry.what if entry.count == 1 else f"{entry.what} ({entry.count} times)"
+        history.add_row(moment(entry.at_ms), what, attempt, entry.worker, entry.detail or "")
     print_table(history)
 
 
