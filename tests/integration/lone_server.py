@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import redis
@@ -17,7 +19,10 @@ from tests.patience import SOON_S
 class LoneServer:
     """Its append-only file has every write."""
 
-    def __init__(self, binary: Path, folder: Path, *options: str) -> None:
+    def __init__(
+        self, binary: Path, folder: Path, *options: str, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self._environ = {**os.environ, **(environ or {})}
         self.port = free_port()
         self.socket = folder / "s"
         self.url = f"redis://127.0.0.1:{self.port}"
@@ -39,6 +44,7 @@ class LoneServer:
         # SIGXFSZ stays ignored, as in Python: a limit on its files is then a full disk to it.
         self._process = subprocess.Popen(
             self._command,
+            env=self._environ,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             restore_signals=False,
