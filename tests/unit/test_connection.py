@@ -122,11 +122,28 @@ async def test_a_server_that_hides_its_version_will_do() -> None:
         "MISCONF Redis is configured to save RDB snapshots",
         "NOREPLICAS Not enough good replicas to write",
         "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+        "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+        "Command # 2 (PSETEX a 1\n x) of pipeline caused error: NOREPLICAS Not enough good replicas",
+        "Command # 1 (DEL a) of pipeline caused error: ('MISCONF Redis is configured to save',)",
+        "Transaction discarded because of: READONLY You can't write against a read only replica.",
     ],
 )
-def test_trouble_of_the_server_passes_and_a_wrong_command_does_not(words: str) -> None:
+def test_trouble_of_the_server_passes(words: str) -> None:
     assert passes(redis_errors.ResponseError(words))
-    assert not passes(redis_errors.ResponseError("ERR wrong number of arguments"))
+    assert type(translate(redis_errors.ResponseError(words), URL)) is RedisUnavailable
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ERR wrong number of arguments",
+        "BUSYGROUP Consumer Group name already exists",
+        "Command # 1 (SET BUSY 1) of pipeline caused error: WRONGTYPE Operation against a key",
+        "Transaction discarded because of previous errors.",
+    ],
+)
+def test_a_wrong_command_does_not_pass(words: str) -> None:
+    assert not passes(redis_errors.ResponseError(words))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
-from scheduler.engine.patience import Patience
+from scheduler.engine.patience import Outage, Patience
 from tests.patience import SOON_S
 
 
@@ -75,6 +75,32 @@ async def test_each_outage_has_its_lines(patience: Patience, caplog: pytest.LogC
         (await call.next_try()).set_result("there")
         await task
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
+
+
+def test_an_outage_is_told_of_once_and_not_before_it_is_over() -> None:
+    now = 0.0
+    outage = Outage(lambda: now)
+    assert outage.untold_ms == 0
+    outage.began(outage.changes, RedisConnectionError("gone"))
+    now = 2.0
+    assert outage.untold_ms == 2000
+    outage.told()
+    now = 3.0
+    assert outage.untold_ms == 3000, "it lasts"
+    outage.ended(outage.changes)
+    now = 9.0
+    assert outage.untold_ms == 3000
+    outage.told()
+    assert outage.untold_ms == 0
+
+
+async def test_a_full_redis_is_no_outage(patience: Patience, caplog: pytest.LogCaptureFixture) -> None:
+    call = Call()
+    task = asyncio.create_task(patience.until_done(call))
+    (await call.next_try()).set_exception(OutOfMemoryError("full"))
+    (await call.next_try()).set_result("there is room")
+    assert await task == "there is room"
+    assert caplog.messages == []
 
 
 async def test_what_is_the_calls_own_fault_is_raised(
