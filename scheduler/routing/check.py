@@ -14,6 +14,7 @@ from workers.errors import (
     ModelNotFound,
     RequestRejected,
     WorkerError,
+    WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
     WorkerTimeout,
@@ -29,7 +30,10 @@ ANSWER_S = 10.0
 
 MODELS_NAMED = 5
 
+_SHORTEST = {"max_tokens": 1}
 _URGENT = 9
+_CHAT = Generation("", messages=({"role": "user", "content": "Hi"},), params=_SHORTEST, priority=_URGENT)
+_PLAIN = Generation("", prompt="Hi", params=_SHORTEST, priority=_URGENT)
 
 
 async def ask_health(endpoint: Endpoint) -> Health:
@@ -71,11 +75,21 @@ def missing_model(model: str, models: Sequence[str]) -> str:
 async def try_prompt(endpoint: Endpoint) -> WorkerError | None:
     """Ask the back end for one token of an answer; returns why it is not well, None if it is.
 
-    One that refuses the prompt, or has too much to do, answers: it is well.
+    One that refuses the prompt, or has too much to do, answers: it is well. Not every server has both chats
+    and plain completions, so one of them will do.
     """
+    if not endpoint.worker.capabilities.chat:
+        return await _try(endpoint, _PLAIN)
+    error = await _try(endpoint, _CHAT)
+    if isinstance(error, ModelNotFound | WorkerFailed | WorkerProtocolError):
+        return await _try(endpoint, _PLAIN)
+    return error
+
+
+async def _try(endpoint: Endpoint, prompt: Generation) -> WorkerError | None:
     limit_s = min(ANSWER_S, endpoint.settings.first_token_timeout_s)
     try:
-        await within(limit_s, _first_output(endpoint))
+        await within(limit_s, _first_output(endpoint, replace(prompt, model=endpoint.model)))
     except (RequestRejected, WorkerOverloaded):
         return None
     except WorkerError as error:
@@ -88,15 +102,7 @@ async def try_prompt(endpoint: Endpoint) -> WorkerError | None:
     return None
 
 
-async def _first_output(endpoint: Endpoint) -> None:
-    chat = endpoint.worker.capabilities.chat
-    prompt = Generation(
-        endpoint.model,
-        prompt=None if chat else "Hi",
-        messages=({"role": "user", "content": "Hi"},) if chat else None,
-        params={"max_tokens": 1},
-        priority=_URGENT,
-    )
+async def _first_output(endpoint: Endpoint, prompt: Generation) -> None:
     outputs = endpoint.worker.generate([prompt])
     try:
         async for output in outputs:

@@ -18,6 +18,7 @@ from arq import create_pool
 from arq.connections import RedisSettings
 
 from scheduler import AsyncClient, JobFailed, JobState
+from scheduler.queue.inspection import QueueInspector
 from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
 from tests.contracts.wire import FakeServer, Request, answer, listening
 from tests.integration.lone_server import LoneServer
@@ -218,6 +219,15 @@ class RepeatingServer(FakeServer):
         await answer(500, {"error": {"message": message, "type": "server_error"}})(writer)
 
 
+async def until_left_alone(client: AsyncClient, endpoint: str) -> None:
+    async with asyncio.timeout(SOON_S):
+        while True:
+            seen = (await QueueInspector(client.queue).status()).endpoints
+            if any(one.name == endpoint and one.breakers.get("closed", 0) == 0 for one in seen):
+                return
+            await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize("log_format", ["json", "human"])
 async def test_no_line_has_a_prompt_or_a_secret(
     valkey_url: str, start_worker: StartWorker, tmp_path: Path, log_format: str
@@ -235,7 +245,7 @@ async def test_no_line_has_a_prompt_or_a_secret(
             base_url = "{server.base_url}"
             model = "m"
             api_key_env = "MY_KEY"
-            breaker = {{ failures = 1 }}
+            breaker = {{ failures = 2 }}
         """
         environ = {"PYTHONPATH": str(tmp_path), "MY_KEY": KEY, "SCHEDULER_LOG_FORMAT": log_format}
         worker = start_worker(valkey_url, toml=toml, wait=False, **environ)
@@ -252,6 +262,7 @@ async def test_no_line_has_a_prompt_or_a_secret(
             assert any(f"bearer {KEY}" in head for head in server.headers)
             by_arq = await run_by_arq(valkey_url, client, prompt=SECRET, model="refusing", max_attempts=1)
             assert by_arq is not None
+            await until_left_alone(client, "refusing.0")
         lines = await end(worker)
     text = "\n".join(lines)
     assert len([line for line in lines if "an unexpected error in the stages" in line]) == 2

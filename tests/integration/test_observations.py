@@ -171,8 +171,10 @@ async def test_a_breaker_is_heard_of_when_it_changes(room: Room) -> None:
     engine = await room.engine(settings, observers=[notes])
     client = await room.client(settings)
     await client.enqueue("hello", model="echo")
+    puppet_of(engine).failure = WorkerUnavailable("gone")
     (await puppet_of(engine).next_call()).fail(WorkerUnavailable("gone"))
     await notes.ends()
+    await until(lambda: bool(notes.of("breaker_changed")))
     changes = notes.of("breaker_changed")
     assert [(one.endpoint, one.state) for one in changes][:1] == [("echo.0", "open")]
 

@@ -221,7 +221,7 @@ async def test_endpoint_that_is_suspected_gets_a_prompt_that_is_known_to_be_good
         await settled(one)
     assert one.breaker.state is (BreakerState.CLOSED if well else BreakerState.OPEN)
     assert "secret" not in one.last_error
-    (sent,) = [batch[0] for batch in worker.batches]
+    sent = worker.batches[0][0]
     assert (sent.model, sent.messages, sent.params) == (
         "served",
         ({"role": "user", "content": "Hi"},),
@@ -237,6 +237,23 @@ async def test_plain_prompt_checks_a_back_end_without_chats() -> None:
         fail(one)
         await settled(one)
     assert worker.batches[0][0].prompt == "Hi"
+    assert one.admits
+
+
+class WithoutChats(Worker):
+    """A back end that has plain completions alone."""
+
+    async def generate(self, batch: Sequence[Generation]) -> AsyncIterator[Output]:
+        if batch[0].messages is not None:
+            raise ModelNotFound("404: there is no /v1/chat/completions")
+        yield Completed(0, "stop")
+
+
+async def test_back_end_that_answers_plain_prompts_alone_is_well() -> None:
+    one = endpoint(worker=WithoutChats(), breaker={"failures": 1})
+    async with watched(one):
+        fail(one)
+        await settled(one)
     assert one.admits
 
 
