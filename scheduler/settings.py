@@ -168,6 +168,8 @@ class EndpointSettings(RateSettings):
     reserved: int = Field(default=0, ge=0, le=100_000)
     timeout_s: float = Field(default=120.0, gt=0, le=DAY_S)
     first_token_timeout_s: float = Field(default=30.0, gt=0, le=DAY_S)
+    idle_timeout_s: float = Field(default=60.0, gt=0, le=DAY_S)
+    total_timeout_s: float | None = Field(default=None, gt=0, le=DAY_S)
     max_output_bytes: int = Field(default=1 << 20, ge=1, le=1 << 30)
     breaker: BreakerSettings = BreakerSettings()
     options: dict[str, Any] = Field(default_factory=dict)

@@ -175,7 +175,9 @@ class EndpointConfig:
     """What a model worker is made from: one base URL and how to talk to it.
 
     `headers` and `query` go with every request, over the adapter's own; they may hold secrets.
-    `timeout_s` bounds a whole call, `first_token_timeout_s` the wait for its first output. `options` are
+    `first_token_timeout_s` bounds the wait for the first output of an answer that is streamed,
+    `idle_timeout_s` that for each of the next, `timeout_s` any wait, also that for a whole answer;
+    `total_timeout_s` a whole call, if it is set. `options` are
     settings of that kind of worker alone (echo: `delay_s`, `failure_rate`, …). `environ` holds the process's
     environment variables, for the ones that the back end's own SDK reads (`OPENAI_API_KEY`).
     """
@@ -186,6 +188,8 @@ class EndpointConfig:
     api_key: str | None = field(default=None, repr=False)
     timeout_s: float = 120.0
     first_token_timeout_s: float = 30.0
+    idle_timeout_s: float = 60.0
+    total_timeout_s: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -20,6 +21,9 @@ SHORT_TOKENS = 64
 A stream costs the server an event for each token, which is more work than a short answer itself; and there is
 little that would run on if the call were cancelled.
 """
+
+SIGN_OF_LIFE_S = 1.0
+"""How often something is seen of an answer that is wanted whole and is streamed on the wire."""
 
 MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 """What reading the fields of an answer raises when they are not what they should be."""
@@ -95,7 +99,7 @@ async def answers(
                         outputs = _read(endpoint, reader, event)
                         for output in joiner.mend(outputs) if stream.lenient else outputs:
                             began = True
-                            stream.output_began()
+                            stream.output_came()
                             yield output
                     if reader.complete:
                         return
@@ -171,12 +175,22 @@ async def _posted(
 
 
 async def whole(outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output, None]:
-    """The same answers, each in one piece."""
+    """The same answers, each in one piece, or in one for each `SIGN_OF_LIFE_S` that it takes.
+
+    Whoever reads an answer that takes minutes can thus tell it from one that does not come.
+    """
     pieces: defaultdict[int, list[Piece]] = defaultdict(list)
+    clock = asyncio.get_running_loop().time
+    said_at = clock()
     async with aclosing(outputs):
         async for output in outputs:
             if isinstance(output, Piece):
                 pieces[output.member].append(output)
+                if clock() < said_at + SIGN_OF_LIFE_S:
+                    continue
+                said_at = clock()
+                for member in tuple(pieces):
+                    yield _joined(member, pieces.pop(member))
                 continue
             if said := pieces.pop(output.member, None):
                 yield _joined(output.member, said)

@@ -17,7 +17,8 @@ Needs pytest and pytest-asyncio. For readable failures put
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import socket
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
@@ -25,7 +26,7 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from workers.base import Completed, Generation, MemberFailed, ModelWorker, Output, Piece
-from workers.errors import WorkerError, WorkerUnavailable
+from workers.errors import WorkerError, WorkerTimeout, WorkerUnavailable
 
 _FINISH_REASONS = {"stop", "length", "tool_calls", "content_filter", "unknown"}
 
@@ -111,6 +112,20 @@ class WorkerContract:
     @pytest.fixture
     def unreachable_worker(self) -> ModelWorker | None:
         """A worker on an address where nobody listens; None where there is no such thing."""
+        return None
+
+    @pytest.fixture
+    def silent_url(self) -> Iterator[str]:
+        """The URL of a server that takes connections and never answers."""
+        with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+    @pytest.fixture
+    def silent_worker(self) -> ModelWorker | None:
+        """A worker with `timeout_s` of half a second, on a back end that takes calls and never answers.
+
+        Make it from `silent_url` where it speaks HTTP; None where a back end cannot be silent.
+        """
         return None
 
     def refused(self) -> Generation | None:
@@ -249,6 +264,20 @@ class WorkerContract:
         assert await unreachable_worker.capacity() is None
         assert await unreachable_worker.load() is None
         await unreachable_worker.aclose()
+
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_back_end_that_never_answers_is_a_timeout(
+        self, silent_worker: ModelWorker | None, stream: bool
+    ) -> None:
+        if silent_worker is None:
+            pytest.skip("the back end cannot be silent")
+        call = asyncio.ensure_future(collect(silent_worker, [self.generation(stream=stream)]))
+        done, _ = await asyncio.wait([call], timeout=self.stop_within_s)
+        call.cancel()
+        assert done, "the worker does not keep timeout_s"
+        with pytest.raises(WorkerTimeout):
+            _ = call.result()[0].completed
+        await silent_worker.aclose()
 
     async def test_health_is_ready(self, worker: ModelWorker) -> None:
         health = await worker.health()

@@ -6,12 +6,14 @@ For trying things out, for tests, and for measuring everything but a model.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from workers.base import (
     Capabilities,
@@ -43,6 +45,26 @@ class _Answer:
     usage: TokenUsage
 
 
+class _Limit(NamedTuple):
+    name: str
+    seconds: float
+
+
+_seconds = attrgetter("seconds")
+
+
+class _End:
+    """When a call is over, by a limit of the whole of it."""
+
+    def __init__(self, limit: _Limit) -> None:
+        self.limit = limit
+        self._at = time.monotonic() + limit.seconds
+
+    def left(self) -> _Limit:
+        """What is left of the limit."""
+        return _Limit(self.limit.name, self._at - time.monotonic())
+
+
 class EchoWorker:
     """Answers with the prompt, or with the text of the last user message; a word counts as a token.
 
@@ -54,8 +76,11 @@ class EchoWorker:
     def __init__(self, config: EndpointConfig, *, chance: Callable[[], float] = random.random) -> None:
         refuse_unknown_options(config, OPTIONS)
         self._model = config.model or "echo"
-        self._timeout_s = config.timeout_s
-        self._first_token_timeout_s = config.first_token_timeout_s
+        whole = _Limit("timeout_s", config.timeout_s)
+        self._whole = whole
+        self._first = min(_Limit("first_token_timeout_s", config.first_token_timeout_s), whole, key=_seconds)
+        self._idle = min(_Limit("idle_timeout_s", config.idle_timeout_s), whole, key=_seconds)
+        self._total = _Limit("total_timeout_s", config.total_timeout_s or math.inf)
         self._delay_s = number_option(config, "delay_s", 0.0)
         self._first_delay_s = number_option(config, "first_delay_s", 0.0)
         self._failure_rate = number_option(config, "failure_rate", 0.0, high=1.0)
@@ -70,8 +95,9 @@ class EchoWorker:
 
     async def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         """Run a batch; see `ModelWorker.generate`. Members speak in turns, a word each."""
-        ends_at = time.monotonic() + self._timeout_s
-        await self._wait_for_first_word(ends_at)
+        stream = batch[0].stream
+        end = _End(self._total if stream else min(self._total, self._whole, key=_seconds))
+        await _pause(self._first_delay_s, self._first, end)
         answers: list[_Answer] = []
         for member, generation in enumerate(batch):
             text = _text(generation)
@@ -79,8 +105,8 @@ class EchoWorker:
                 yield MemberFailed(member, error)
             else:
                 answers.append(_answer(member, text, generation.params.get("max_tokens")))
-        if not batch[0].stream:
-            await self._say_inwardly(answers, ends_at)
+        if not stream:
+            await self._say_inwardly(answers, end)
         position = 0
         while answers:
             speaking = []
@@ -94,7 +120,7 @@ class EchoWorker:
             answers = speaking
             position += 1
             if answers and self._delay_s:
-                await self._pause(self._delay_s, ends_at)
+                await _pause(self._delay_s, self._idle, end)
             elif position % _WORDS_PER_TURN == 0:
                 await asyncio.sleep(0)  # a very long prompt must not keep the event loop from others
 
@@ -113,27 +139,11 @@ class EchoWorker:
     async def aclose(self) -> None:
         """There is nothing to close."""
 
-    async def _wait_for_first_word(self, ends_at: float) -> None:
-        if self._first_delay_s > self._first_token_timeout_s:
-            await self._pause(self._first_token_timeout_s, ends_at)
-            raise WorkerTimeout(
-                f"echo: no word within first_token_timeout_s = {self._first_token_timeout_s:g}"
-            )
-        await self._pause(self._first_delay_s, ends_at)
-
-    async def _say_inwardly(self, answers: list[_Answer], ends_at: float) -> None:
+    async def _say_inwardly(self, answers: list[_Answer], end: _End) -> None:
         longest = max((len(answer.pieces) for answer in answers), default=0)
-        await self._pause(self._delay_s * max(0, longest - 1), ends_at)
+        await _pause(self._delay_s * max(0, longest - 1), self._whole, end)
         for answer in answers:
             answer.pieces = ["".join(answer.pieces)] if answer.pieces else []
-
-    async def _pause(self, pause_s: float, ends_at: float) -> None:
-        if not pause_s:
-            return
-        left_s = ends_at - time.monotonic()
-        await asyncio.sleep(min(pause_s, left_s))
-        if pause_s > left_s:
-            raise WorkerTimeout(f"echo: no end within timeout_s = {self._timeout_s:g}")
 
     def _failure(self, text: str) -> WorkerError | None:
         if self._fail_text and self._fail_text in text:
@@ -143,6 +153,22 @@ class EchoWorker:
                 f"echo: failed by chance, as options.failure_rate = {self._failure_rate:g} asks"
             )
         return None
+
+
+async def _pause(pause_s: float, limit: _Limit, end: _End) -> None:
+    """Say nothing for a while, up to the limit of that, or the end of the call.
+
+    Raises:
+        WorkerTimeout: it would have been longer.
+    """
+    if not pause_s:
+        return
+    left = end.left()
+    first = min(limit, left, key=_seconds)
+    await asyncio.sleep(min(pause_s, first.seconds))
+    if pause_s > first.seconds:
+        limit = end.limit if first is left else limit
+        raise WorkerTimeout(f"echo: no more within {limit.name} = {limit.seconds:g}")
 
 
 def _answer(member: int, text: str, max_tokens: int | None) -> _Answer:

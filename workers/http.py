@@ -37,6 +37,7 @@ from workers.errors import (
 from workers.headers import own_headers, secrets_of
 from workers.lanes import Lanes
 from workers.network import MAX_PORT, proxy_of, tls_context
+from workers.read_timer import ReadTimer
 from workers.refusals import MAX_WORDS, Refusal, json_of, refusal_in_answer, refusal_of
 from workers.sse import BYTE_ORDER_MARK, SseDecoder
 
@@ -114,8 +115,7 @@ class HttpEndpoint:
         self._engine = engine
         self._name = f"{engine} at {url}"
         self._secrets = secrets_of(config)
-        self._timeout_s = config.timeout_s
-        self._first_token_timeout_s = config.first_token_timeout_s
+        self._limits = _Limits(config)
         self._translate = translate
         self.url = url
         self._headers = httpx.Headers(
@@ -148,14 +148,14 @@ class HttpEndpoint:
     async def post(
         self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
     ) -> Any:
-        """POST some JSON and read the JSON that answers it, within the time of a whole call.
+        """POST some JSON and read the JSON that answers it, within `timeout_s`.
 
         `headers` are this request's alone.
 
         Raises:
             WorkerError: it did not come.
         """
-        limit = self._whole_call()
+        limit = self._limits.whole(_now())
         async with self._answer("POST", path, _encoded(body), limit, headers) as response:
             answer = self._json(await self._body(response, limit, MAX_BODY_BYTES))
         if (refusal := refusal_in_answer(answer)) is not None:
@@ -173,15 +173,14 @@ class HttpEndpoint:
         Raises:
             WorkerError: the server did not answer.
         """
-        whole_call = self._whole_call()
-        limit = whole_call.or_sooner(
-            _Limit(
-                _now() + self._first_token_timeout_s,
-                f"no token within first_token_timeout_s = {self._first_token_timeout_s:g}",
-            )
-        )
+        began_at = _now()
+        limit = self._limits.first(began_at)
         async with self._answer("POST", path, _encoded(body), limit, headers) as response:
-            yield EventStream(self, response, limit, whole_call)
+            stream = EventStream(self, response, limit, self._limits, began_at)
+            try:
+                yield stream
+            finally:
+                stream.close()
 
     async def aclose(self) -> None:
         """Close all connections. Safe to call twice."""
@@ -220,9 +219,6 @@ class HttpEndpoint:
         """The error for a time limit that has passed."""
         message = f"{self._name}: {limit.message}"
         return WorkerTimeout(message, log_text=message)
-
-    def _whole_call(self) -> _Limit:
-        return _Limit(_now() + self._timeout_s, f"no end within timeout_s = {self._timeout_s:g}")
 
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -351,6 +347,42 @@ class _Limit:
         return min(self, other, key=lambda limit: limit.at)
 
 
+class _Limits:
+    """The time limits of an endpoint's calls."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._whole_s, self._total_s = config.timeout_s, config.total_timeout_s
+        self._first_s = config.first_token_timeout_s
+        self._idle = min(
+            (config.idle_timeout_s, "idle_timeout_s"), (config.timeout_s, "timeout_s"), key=lambda one: one[0]
+        )
+        self.idle_s = self._idle[0]
+
+    def total(self, began_at: float) -> _Limit:
+        """The limit of a whole call, however well it flows."""
+        if self._total_s is None:
+            return _NEVER
+        return _Limit(began_at + self._total_s, f"no end within total_timeout_s = {self._total_s:g}")
+
+    def whole(self, began_at: float) -> _Limit:
+        """The limit of an answer that comes at once."""
+        limit = _Limit(began_at + self._whole_s, f"no answer within timeout_s = {self._whole_s:g}")
+        return limit.or_sooner(self.total(began_at))
+
+    def first(self, began_at: float) -> _Limit:
+        """The limit of the first token."""
+        limit = _Limit(began_at + self._first_s, f"no token within first_token_timeout_s = {self._first_s:g}")
+        return limit.or_sooner(self.whole(began_at))
+
+    def idle(self, since: float) -> _Limit:
+        """The limit of the token after the one that came at `since`."""
+        seconds, name = self._idle
+        return _Limit(since + seconds, f"no more tokens within {name} = {seconds:g}")
+
+
+_NEVER = _Limit(math.inf, "")
+
+
 class _Route:
     """Notes on what connection a request went. httpcore calls it for each step of its work."""
 
@@ -374,8 +406,8 @@ class EventStream:
     """The events of one answer, as JSON objects; one step of the iteration is what one read brought.
 
     Ends when the server ends the stream, or with `[DONE]`: `said_done`. Whether all was said by then is for
-    the adapter to know. Until `output_began()` the limit is that of the first token. `lenient`: some event
-    was not quite JSON and may hold halves of characters.
+    the adapter to know. Until `output_came()` the limit is that of the first token, and then that of the
+    next. `lenient`: some event was not quite JSON and may hold halves of characters.
 
     A server that does not stream sends JSON: one event, with the whole answer.
 
@@ -386,7 +418,12 @@ class EventStream:
     """
 
     def __init__(
-        self, endpoint: HttpEndpoint, response: httpx.Response, limit: _Limit, whole_call: _Limit
+        self,
+        endpoint: HttpEndpoint,
+        response: httpx.Response,
+        first: _Limit,
+        limits: _Limits,
+        began_at: float,
     ) -> None:
         self.lenient = False
         self._endpoint = endpoint
@@ -397,8 +434,13 @@ class EventStream:
         self._document: list[bytes] = []
         self._document_bytes = 0
         self._is_whole = False
-        self._limit = limit
-        self._whole_call = whole_call
+        self._limits = limits
+        self._began_at = began_at
+        self._ends_at = limits.total(began_at).at
+        self._limit: _Limit | None = first  # None: that of the next token, after `_heard_at`
+        self._heard_at = 0.0
+        self._heard = False
+        self._timer = ReadTimer(first.at)
         self._failure: WorkerError | None = None
         self._at_end = False
 
@@ -407,14 +449,29 @@ class EventStream:
         """Whether the server has said that this is the end; a whole document says so by itself."""
         return self._is_whole or (self._decoder.done and self._decoder.error is None)
 
-    def output_began(self) -> None:
-        """The first token is here: from now on only `timeout_s` holds."""
-        self._limit = self._whole_call
+    def output_came(self) -> None:
+        """Some output has come of what was read last."""
+        self._heard = True
 
     def answer_ended(self) -> None:
         """Nothing that is needed is still to come: the rest has `_REST_S`."""
-        limit = _Limit(_now() + _REST_S, f"no end within {_REST_S:g} s of the answer's")
-        self._limit = self._whole_call.or_sooner(limit)
+        self._set_limit(_Limit(_now() + _REST_S, f"no end within {_REST_S:g} s of the answer's"))
+
+    def close(self) -> None:
+        """No more is read."""
+        self._timer.close()
+
+    def _set_limit(self, limit: _Limit) -> None:
+        self._heard = False
+        self._limit = limit.or_sooner(self._limits.total(self._began_at))
+        self._timer.move(self._limit.at)
+
+    def _wait_for_next(self) -> None:
+        """Let the limit be that of the next token."""
+        self._heard = False
+        self._limit = None
+        self._heard_at = _now()
+        self._timer.move(min(self._heard_at + self._limits.idle_s, self._ends_at))
 
     def __aiter__(self) -> EventStream:
         """Itself; a plain object has nothing to finalize when the reader stops."""
@@ -440,14 +497,26 @@ class EventStream:
 
     async def _read(self) -> bytes | None:
         """The next bytes; None at the end, for which there may be a `_failure`."""
+        if self._heard:
+            self._wait_for_next()
+        timer = self._timer
+        timer.begin()
         try:
-            async with asyncio.timeout_at(self._limit.at):
-                return await anext(self._chunks, None)
-        except TimeoutError:
-            self._failure = self._endpoint.timed_out(self._limit)
+            return await anext(self._chunks, None)
+        except asyncio.CancelledError:
+            if not timer.is_up():
+                raise
+            self._failure = self._endpoint.timed_out(self._passed_limit())
         except httpx.HTTPError as error:
             self._failure = self._endpoint.protocol_error(f"cut its stream off ({type(error).__name__})")
+        finally:
+            timer.end()
         return None
+
+    def _passed_limit(self) -> _Limit:
+        if self._limit is not None:
+            return self._limit
+        return self._limits.idle(self._heard_at).or_sooner(self._limits.total(self._began_at))
 
     def _last_events(self) -> list[dict[str, Any]]:
         """What is left at the end, once: a last event whose blank line is missing, or the JSON that it was.
@@ -492,7 +561,7 @@ class EventStream:
                 f"sent {self._content_type[:80]} where an event stream was asked for"
             )
         if begin.startswith((b"{", b"[")):
-            self.output_began()
+            self._set_limit(self._limits.whole(self._began_at))
             self._feed = self._keep
             return self._keep(begin)
         self._feed = self._decoder.feed

@@ -3,6 +3,7 @@
 from scheduler.batching.batcher import Batcher, BatcherSnapshot, Flush
 from scheduler.batching.bounded import within
 from scheduler.batching.call import Member
+from scheduler.batching.patience import CallPatience
 from scheduler.batching.policy import LONG_GENERATION_TOKENS, BatchPolicy, FlushReason, share_key
 from scheduler.batching.runner import CallWatcher
 from scheduler.batching.window import Window
@@ -12,6 +13,7 @@ __all__ = [
     "BatchPolicy",
     "Batcher",
     "BatcherSnapshot",
+    "CallPatience",
     "CallWatcher",
     "Flush",
     "FlushReason",

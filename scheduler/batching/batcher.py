@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from scheduler.batching import failures
 from scheduler.batching.call import Deliver, Group, Member
+from scheduler.batching.patience import CallPatience
 from scheduler.batching.policy import BatchPolicy, Cut, FlushReason, ration, share_key, trim
 from scheduler.batching.runner import CallRunner, CallWatcher
 from scheduler.batching.window import Window
@@ -52,7 +53,8 @@ class Batcher:
 
     `policy` decides and `window` has the places. A batcher belongs to one event loop. `clock` is in seconds
     and must be the one that `expires_at` was read from. `on_flush` sees every call that goes, `watcher`
-    how each begins and ends.
+    how each begins and ends. A call that is silent for longer than `patience` is ended, whatever its model
+    worker does.
     """
 
     def __init__(
@@ -64,13 +66,16 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
         on_flush: Callable[[Flush], None] | None = None,
         watcher: CallWatcher | None = None,
+        patience: CallPatience | None = None,
     ) -> None:
         self._capabilities = worker.capabilities
         self._policy = policy
         self._window = window
         self._clock = clock
         self.on_flush = on_flush
-        self._runner = CallRunner(worker, window, on_quiet=self._check_quiet, watcher=watcher)
+        self._runner = CallRunner(
+            worker, window, on_quiet=self._check_quiet, watcher=watcher, patience=patience
+        )
         self._groups: dict[Hashable, Group] = {}
         self._gathered = 0
         self._arrivals = 0

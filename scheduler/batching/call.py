@@ -126,12 +126,32 @@ class Call:
     """Members that the engine works on together. `open` and `listening` count those of them that are so.
 
     `completed`: the engine has done its part for a member; `error` is the last that a single member ended
-    with.
+    with. `whole`: its answers are wanted whole. `began_at`, and `heard_at`, when something came last, are on
+    the event loop's clock. `overdue` is why it is ended from outside, if it is; `left`: its task does not let
+    go, and is left to itself. `watched` is the watcher's.
     """
 
-    __slots__ = ("completed", "error", "listening", "members", "open", "task")
+    __slots__ = (
+        "began_at",
+        "completed",
+        "error",
+        "heard_at",
+        "left",
+        "listening",
+        "members",
+        "open",
+        "overdue",
+        "task",
+        "watched",
+        "whole",
+    )
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], now: float = 0.0) -> None:
+        self.began_at = self.heard_at = now
+        self.whole = not members[0].generation.stream
+        self.overdue: WorkerError | None = None
+        self.left = False
+        self.watched: object = None
         self.members: Sequence[Member] = members
         self.open = len(members)
         self.listening = len(members)

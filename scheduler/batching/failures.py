@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 
-from workers.errors import WorkerError, WorkerProtocolError, WorkerUnavailable
+from workers.errors import WorkerError, WorkerProtocolError, WorkerTimeout, WorkerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,15 @@ def beside_a_refused() -> WorkerProtocolError:
 def closed() -> WorkerUnavailable:
     """Say that the batcher takes no more prompts."""
     return WorkerUnavailable("the endpoint is being closed in this process; try again elsewhere")
+
+
+def overdue() -> WorkerTimeout:
+    """Say that a call was silent for longer than its endpoint's limits allow, and did not end by itself."""
+    message = (
+        "the model worker has kept none of the endpoint's time limits (timeout_s, first_token_timeout_s, "
+        "idle_timeout_s, total_timeout_s), and its call was ended"
+    )
+    return WorkerTimeout(message, log_text=message)
 
 
 def cancelled() -> WorkerError:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from scheduler.batching import failures
+from scheduler.batching.bounded import let_go
 from scheduler.batching.call import Call, Member
+from scheduler.batching.patience import CallPatience
 from scheduler.batching.window import Window
 from scheduler.logs import speak_for
 from workers.base import Completed, ModelWorker, Output, Piece
 from workers.errors import RequestRejected, WorkerError, WorkerFailed
+
+logger = logging.getLogger(__name__)
+
+LET_GO_S = 2.0
+"""How long a model worker may take to end a call that was cancelled."""
+
+LOOK_S = 0.25
+"""It is looked no more often whether a call is overdue."""
 
 
 class CallWatcher(Protocol):
@@ -49,8 +61,11 @@ class CallRunner:
         *,
         on_quiet: Callable[[], None],
         watcher: CallWatcher | None = None,
+        patience: CallPatience | None = None,
     ) -> None:
         self._worker = worker
+        self._patience = patience
+        self._look_handle: asyncio.TimerHandle | None = None
         self._window = window
         self._on_quiet = on_quiet
         self._watcher = watcher
@@ -79,21 +94,31 @@ class CallRunner:
         call.leave(member)
         if call.abandoned and call.task is not None and not call.task.done():
             call.task.cancel()
-            await asyncio.wait([call.task])
+            await asyncio.wait([call.task], timeout=LET_GO_S)
+            self._leave_behind(call)
 
     async def aclose(self) -> None:
         """Abort all calls; their members fail with a retryable error. Safe to call twice."""
         self._closed = True
-        tasks = [call.task for call in self._calls if call.task is not None]
+        if self._look_handle is not None:
+            self._look_handle.cancel()
+            self._look_handle = None
+        calls = tuple(self._calls)
+        tasks = [call.task for call in calls if call.task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=LET_GO_S)
+        for call in calls:
+            self._leave_behind(call)
 
     def _start(self, members: Sequence[Member]) -> None:
-        call = Call(members)
+        loop = asyncio.get_running_loop()
+        call = Call(members, loop.time())
         self._calls.add(call)
-        call.task = asyncio.get_running_loop().create_task(self._carry_out(call))
+        if self._look_handle is None and self._patience is not None:
+            self._look_handle = loop.call_later(self._patience.soonest_s, self._look, self._patience)
+        call.task = loop.create_task(self._carry_out(call))
         # A task cancelled before its first step never runs, so what must happen in any case happens here.
         call.task.add_done_callback(partial(self._end, call))
 
@@ -101,15 +126,20 @@ class CallRunner:
         # It may have been started from the task of any other job.
         speak_for(call.members[0].ids if len(call.members) == 1 else None)
         watcher = self._watcher
-        watched = watcher.call_began(call.members) if watcher is not None else None
+        call.watched = watcher.call_began(call.members) if watcher is not None else None
         try:
             error = await self._read(call)
         except BaseException:
-            if watcher is not None:
-                watcher.call_given_up(watched)
+            if watcher is not None and not call.left:
+                watcher.call_given_up(call.watched)
             raise
-        if watcher is not None:
-            _report(watcher, watched, call, error)
+        if not call.left:
+            self._settle(call, call.overdue or error)
+
+    def _settle(self, call: Call, error: WorkerError | None) -> None:
+        """A call has ended of itself, or is overdue: see to it that all its members have an end."""
+        if self._watcher is not None:
+            _report(self._watcher, call.watched, call, error)
         left = call.unended()
         refused = isinstance(error, RequestRejected)
         again = self._to_try_again(call, left) if refused or self._may_be_one_prompts(error) else {}
@@ -136,10 +166,14 @@ class CallRunner:
 
     async def _read(self, call: Call) -> WorkerError | None:
         """Take in all outputs of a call; return what went wrong with the call as a whole."""
+        now = asyncio.get_running_loop().time
         try:
             outputs = self._worker.generate([member.generation for member in call.members])
             try:
                 async for output in outputs:
+                    if call.overdue is not None or call.left:
+                        break
+                    call.heard_at = now()
                     self._take_in(call, output)
                     if call.abandoned:
                         break
@@ -147,9 +181,51 @@ class CallRunner:
                 await close_outputs(outputs)
         except WorkerError as error:
             return error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if call.overdue is None or task is None or task.uncancel():
+                raise
         except Exception as error:
             return failures.wrapped(error)
         return None
+
+    # Calls that are silent for too long
+
+    def _look(self, patience: CallPatience) -> None:
+        """End the calls that are overdue; to be called again as long as there are some."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        next_at = math.inf
+        for call in tuple(self._calls):
+            ends_at = patience.ends_at(call) + (LET_GO_S if call.overdue is not None else 0.0)
+            if ends_at <= now:
+                self._end_overdue(call)
+                ends_at += LET_GO_S
+            next_at = min(next_at, ends_at)
+        more = next_at < math.inf
+        self._look_handle = loop.call_at(max(next_at, now + LOOK_S), self._look, patience) if more else None
+
+    def _end_overdue(self, call: Call) -> None:
+        """Cancel a call; one that has been cancelled for that before, and goes on, is left to itself."""
+        if call.overdue is not None:
+            self._leave_behind(call)
+        elif call.task is not None:
+            call.overdue = failures.overdue()
+            call.task.cancel()
+
+    def _leave_behind(self, call: Call) -> None:
+        """Let go of a call whose task does not, after its cancellation: nothing here must wait for it."""
+        if call.task is None or call.task.done() or call.left:
+            return
+        logger.error("a model worker ignores that its call was cancelled; the call is left to itself")
+        call.left = True
+        self._calls.discard(call)
+        let_go(call.task)
+        if call.overdue is not None:
+            self._settle(call, call.overdue)
+        elif self._watcher is not None:
+            self._watcher.call_given_up(call.watched)
+        self._end(call, None)
 
     def _take_in(self, call: Call, output: Output) -> None:
         if not 0 <= output.member < len(call.members):
@@ -202,11 +278,12 @@ class CallRunner:
             self._in_flight -= 1
             self._window.release(1)
 
-    def _end(self, call: Call, task: asyncio.Task[None]) -> None:
+    def _end(self, call: Call, task: asyncio.Task[None] | None) -> None:
+        """A call is over; `task` has ended, unless it was left to itself."""
         self._calls.discard(call)
         for member in call.unended():
             self._fail(call, member, failures.closed() if self._closed else failures.cancelled())
-        if not task.cancelled():
+        if task is not None and not task.cancelled():
             task.exception()
         call.forget()
         if not self._calls:

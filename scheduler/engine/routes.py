@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 from pydantic import SecretStr
 
-from scheduler.batching import BatchPolicy
+from scheduler.batching import BatchPolicy, within
 from scheduler.errors import ConfigError
 from scheduler.logs import traced
 from scheduler.observations import NOBODY, Observers
@@ -28,6 +28,8 @@ from workers.registry import make_worker
 logger = logging.getLogger(__name__)
 
 LEAST_URGENT = 0
+LET_GO_S = 5.0
+"""How long a model worker may take to close."""
 
 
 class Places(NamedTuple):
@@ -130,7 +132,7 @@ class Route:
         await self.pipeline.stop()
         for endpoint in self.endpoints:
             try:
-                await endpoint.aclose()
+                await within(LET_GO_S, endpoint.aclose())
             except Exception as error:
                 cause = traced(error, logger)
                 logger.error("endpoint %s did not close cleanly", endpoint.name, exc_info=cause)
@@ -247,6 +249,8 @@ def _config(name: str, endpoint: EndpointSettings, environ: Mapping[str, str]) -
         api_key=endpoint.api_key_env and variable("api_key_env", endpoint.api_key_env),
         timeout_s=endpoint.timeout_s,
         first_token_timeout_s=endpoint.first_token_timeout_s,
+        idle_timeout_s=endpoint.idle_timeout_s,
+        total_timeout_s=endpoint.total_timeout_s,
         headers=values("headers", endpoint.headers),
         query=values("query", endpoint.query),
         options=endpoint.options,

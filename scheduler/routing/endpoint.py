@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scheduler.batching import Batcher, BatchPolicy, Flush, Member, Window
+from scheduler.batching import Batcher, BatchPolicy, CallPatience, Flush, Member, Window
 from scheduler.model import is_urgent
 from scheduler.observations import NOBODY, BreakerChanged, CallBegan, Flushed, Observers
 from scheduler.routing.breaker import Breaker, BreakerState
@@ -111,7 +111,14 @@ class Endpoint:
         self._resume: asyncio.TimerHandle | None = None
         self.window = Window(max(1, self.limit))
         self._fit()
-        self.batcher = Batcher(worker, batch, self.window, clock=clock, watcher=self)
+        self.batcher = Batcher(
+            worker,
+            batch,
+            self.window,
+            clock=clock,
+            watcher=self,
+            patience=_patience(settings, streams=worker.capabilities.streaming),
+        )
 
     # What it may hold
 
@@ -383,3 +390,14 @@ class Endpoint:
 
     def _changed(self) -> None:
         self.on_change()
+
+
+def _patience(settings: EndpointSettings, *, streams: bool) -> CallPatience:
+    """The limits of its calls. One that does not stream has nothing to show before it is done."""
+    whole_s = settings.timeout_s
+    return CallPatience(
+        first_s=min(settings.first_token_timeout_s, whole_s) if streams else whole_s,
+        next_s=min(settings.idle_timeout_s, whole_s),
+        whole_s=whole_s,
+        total_s=math.inf if settings.total_timeout_s is None else settings.total_timeout_s,
+    )

@@ -7,9 +7,10 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+from scheduler.batching import within
 from scheduler.logs import traced
 from scheduler.routing.breaker import BreakerState
-from scheduler.routing.check import ask_health, try_prompt
+from scheduler.routing.check import ASK_S, ask_health, try_prompt
 from scheduler.routing.endpoint import Endpoint
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class EndpointMonitor:
         crowded = 0
         while True:
             await asyncio.sleep(LOAD_S * (0.5 + random.random()))
-            load = await endpoint.worker.load() if endpoint.window.in_flight else None
+            load = await within(ASK_S, endpoint.worker.load()) if endpoint.window.in_flight else None
             # A queue that is there twice is there to stay.
             crowded = crowded + 1 if load and load.waiting > CROWDED_SHARE * load.running else 0
             if crowded >= 2:
@@ -122,7 +123,7 @@ class EndpointMonitor:
     async def _learn_capacity(self) -> None:
         endpoint = self._endpoint
         while True:
-            capacity = await endpoint.worker.capacity()
+            capacity = await within(ASK_S, endpoint.worker.capacity())
             if capacity:
                 endpoint.holds(capacity)
             await asyncio.sleep(CAPACITY_S if endpoint.max_in_flight else UNTIL_KNOWN_S)

@@ -47,6 +47,7 @@ base_url = "http://127.0.0.1:{engine_port}/v1"
 max_in_flight = 32
 first_token_timeout_s = 2
 timeout_s = 5
+total_timeout_s = 5
 options = {{ completions = true }}
 """
 

@@ -17,6 +17,10 @@ class TestEchoWorker(WorkerContract):
     def worker(self) -> ModelWorker:
         return EchoWorker(EndpointConfig(backend="echo", options={"fail_text": "forbidden"}))
 
+    @pytest.fixture
+    def silent_worker(self) -> ModelWorker:
+        return EchoWorker(EndpointConfig("echo", timeout_s=0.5, options={"first_delay_s": 60}))
+
     def refused(self) -> Generation:
         return self.generation("a forbidden prompt")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -39,6 +40,7 @@ from workers import (
     WorkerProtocolError,
     WorkerTimeout,
     WorkerUnavailable,
+    calls,
 )
 from workers.contract import collect, start
 from workers.http import MAX_BODY_BYTES
@@ -472,21 +474,78 @@ async def test_pings_and_empty_deltas_are_no_first_token(server: FakeServer, gen
     await worker.aclose()
 
 
-async def test_after_the_first_token_only_the_whole_call_is_limited(server: FakeServer) -> None:
+async def pauses(server: FakeServer, *, before_s: float) -> None:
+    """Say one token, the next after a while, and then nothing more."""
+
     async def pause(writer: asyncio.StreamWriter) -> None:
         await stream(token(0, "a"), end=False)(writer)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(before_s)
         write_chunk(writer, token(0, "b"))
         await server.client_left.wait()
 
     server.script = pause
-    worker = worker_with(server, first_token_timeout_s=0.05, timeout_s=0.3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"idle_timeout_s": 0.5}, "no more tokens within idle_timeout_s = 0.5"),
+        ({"timeout_s": 0.5}, "no more tokens within timeout_s = 0.5"),
+        ({"total_timeout_s": 0.5}, "no end within total_timeout_s = 0.5"),
+        ({"idle_timeout_s": 0.5, "timeout_s": 1, "total_timeout_s": 9}, "idle_timeout_s = 0.5"),
+    ],
+)
+async def test_token_that_does_not_follow_is_waited_for_so_long(
+    server: FakeServer, limits: dict[str, float], said: str
+) -> None:
+    await pauses(server, before_s=0.1)
+    worker = worker_with(server, first_token_timeout_s=0.05, **limits)
     seen: list[Any] = []
     outputs = start(worker, [PROMPT])
     seen += [await anext(outputs), await anext(outputs)]
-    with pytest.raises(WorkerTimeout, match=r"timeout_s = 0\.3"):
+    with pytest.raises(WorkerTimeout, match=re.escape(said)):
         await anext(outputs)
-    assert seen == [Piece(0, "a"), Piece(0, "b")]
+    assert seen == [Piece(0, "a"), Piece(0, "b")], "the limit of the first token holds for that alone"
+    await asyncio.wait_for(server.client_left.wait(), SOON_S)
+    await worker.aclose()
+
+
+@pytest.mark.parametrize("wanted", ["stream", "whole"])
+async def test_answer_that_flows_may_take_longer_than_any_of_its_waits(
+    server: FakeServer, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "SIGN_OF_LIFE_S", 0.2)
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        await stream(token(0, "a"), end=False)(writer)
+        for _ in range(60):
+            await asyncio.sleep(0.02)
+            write_chunk(writer, token(0, "b"))
+            await writer.drain()
+        write_chunk(writer, last(0))
+
+    server.script = drip
+    worker = worker_with(server, timeout_s=1, idle_timeout_s=1)
+    outputs = await outputs_of(worker, Generation("tiny", prompt="hello", stream=wanted == "stream"))
+    *pieces, end = outputs
+    assert "".join(piece.text for piece in pieces if isinstance(piece, Piece)) == "a" + "b" * 60
+    assert isinstance(end, Completed)
+    assert len(pieces) > 1, "there are signs of life"
+    assert wanted == "stream" or len(pieces) < 30
+    await worker.aclose()
+
+
+async def test_whole_answer_of_a_server_that_does_not_stream_is_waited_for_so_long(
+    server: FakeServer,
+) -> None:
+    async def silence(writer: asyncio.StreamWriter) -> None:
+        await server.client_left.wait()
+
+    server.script = silence
+    worker = worker_with(server, timeout_s=0.2)
+    generation = Generation("tiny", prompt="hello", stream=False, params={"max_tokens": 4})
+    with pytest.raises(WorkerTimeout, match=r"no answer within timeout_s = 0\.2"):
+        await outputs_of(worker, generation)
     await worker.aclose()
 
 

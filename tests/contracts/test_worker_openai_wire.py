@@ -94,6 +94,10 @@ class TestOpenAIWorker(WorkerContract):
             port = probe.getsockname()[1]
         return OpenAIWorker(EndpointConfig("openai", f"http://127.0.0.1:{port}"))
 
+    @pytest.fixture
+    def silent_worker(self, silent_url: str) -> ModelWorker:
+        return OpenAIWorker(EndpointConfig("openai", silent_url, timeout_s=0.5))
+
     def refused(self) -> Generation:
         return self.generation(params={"temperature": "hot"})
 

@@ -92,6 +92,10 @@ class TestVllmWorker(WorkerContract):
             port = probe.getsockname()[1]
         return VllmWorker(EndpointConfig("vllm", f"http://127.0.0.1:{port}"))
 
+    @pytest.fixture
+    def silent_worker(self, silent_url: str) -> ModelWorker:
+        return VllmWorker(EndpointConfig("vllm", silent_url, timeout_s=0.5))
+
     def refused(self) -> Generation:
         return self.generation(params={"temperature": "hot"})
 

@@ -30,6 +30,10 @@ class _Contract(WorkerContract):
     sampling: ClassVar[dict[str, Any]] = {"temperature": 0.0}  # it knows no seed
 
     @pytest.fixture
+    def silent_worker(self, silent_url: str) -> ModelWorker:
+        return AnthropicWorker(EndpointConfig("anthropic", silent_url, timeout_s=0.5))
+
+    @pytest.fixture
     def unreachable_worker(self) -> ModelWorker:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

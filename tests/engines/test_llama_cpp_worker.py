@@ -62,6 +62,10 @@ class TestLlamaCppWorker(WorkerContract):
             port = probe.getsockname()[1]
         return LlamaCppWorker(EndpointConfig("llama_cpp", f"http://127.0.0.1:{port}"))
 
+    @pytest.fixture
+    def silent_worker(self, silent_url: str) -> ModelWorker:
+        return LlamaCppWorker(EndpointConfig("llama_cpp", silent_url, timeout_s=0.5))
+
     def refused(self) -> Generation:
         return self.generation(params={"temperature": "hot"})
 
@@ -193,8 +197,8 @@ async def test_cancelled_call_that_is_not_streamed_stops_the_back_end(
 
 
 async def test_call_that_takes_too_long_is_timed_out_and_stopped(llama_server: LlamaServer) -> None:
-    worker = make_worker(llama_server, timeout_s=0.2)
-    with pytest.raises(WorkerTimeout, match=r"no end within timeout_s = 0\.2"):
+    worker = make_worker(llama_server, total_timeout_s=0.2)
+    with pytest.raises(WorkerTimeout, match=r"no end within total_timeout_s = 0\.2"):
         await collect(worker, [Generation("tiny", prompt="again", params={"max_tokens": 1_000_000})])
     async with asyncio.timeout(3):
         while await requests_processing(llama_server):

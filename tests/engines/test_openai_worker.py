@@ -29,6 +29,10 @@ class _Contract(WorkerContract):
     endless_tokens = 3900  # fits the context of both
 
     @pytest.fixture
+    def silent_worker(self, silent_url: str) -> ModelWorker:
+        return OpenAIWorker(EndpointConfig("openai", silent_url, timeout_s=0.5))
+
+    @pytest.fixture
     def unreachable_worker(self) -> ModelWorker:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

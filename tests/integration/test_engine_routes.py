@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from scheduler import AsyncClient, ConfigError, Job, JobFailed, JobState, Retrying, Settings
+from scheduler.batching import patience
 from scheduler.engine import Engine, SettingsReloader
 from scheduler.engine import reload as reload_module
 from scheduler.routing import BreakerState
@@ -127,6 +128,21 @@ async def test_fallback_answers_while_no_endpoint_of_its_own_can(room: Room) -> 
     (await puppet_of(engine, "small").next_call()).finish("again")
     assert (await second.result(timeout_s=SOON_S)).text == "again"
     assert puppet_of(engine).calls.empty()
+
+
+async def test_model_worker_that_never_answers_is_ended_and_the_next_endpoint_asked(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "GRACE_S", 0.05)
+    engine = await room.engine(
+        settings_of(routes={"echo": {"endpoints": [endpoint(timeout_s=0.05), endpoint()]}})
+    )
+    client = await room.client()
+    job = await client.enqueue("one", max_attempts=1)
+    silent = await puppet_at(engine, 0).next_call()
+    (await puppet_at(engine, 1).next_call()).finish("answer")
+    assert (await job.result(timeout_s=SOON_S)).endpoint == "echo.1"
+    assert silent.aborted.is_set()
 
 
 # Breakers

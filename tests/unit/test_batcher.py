@@ -3,14 +3,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.batching import Batcher, BatchPolicy, Flush, FlushReason, Member, Window
+from scheduler.batching import (
+    Batcher,
+    BatchPolicy,
+    CallPatience,
+    Flush,
+    FlushReason,
+    Member,
+    Window,
+    patience,
+    runner,
+)
 from tests.patience import SOON_S
 from workers.base import (
     Capabilities,
@@ -30,6 +41,7 @@ from workers.errors import (
     WorkerFailed,
     WorkerOverloaded,
     WorkerProtocolError,
+    WorkerTimeout,
     WorkerUnavailable,
 )
 
@@ -109,6 +121,7 @@ class Bench:
         limit: int = 64,
         lists: bool = True,
         worker: type[ScriptedWorker] | None = None,
+        patience: CallPatience | None = None,
         **policy: Any,
     ) -> None:
         self.worker = (worker or ScriptedWorker)(Capabilities(lists=lists))
@@ -116,7 +129,12 @@ class Bench:
         self.window = Window(limit)
         self.flushes: list[Flush] = []
         self.batcher = Batcher(
-            self.worker, BatchPolicy(**policy), self.window, clock=self.clock, on_flush=self.flushes.append
+            self.worker,
+            BatchPolicy(**policy),
+            self.window,
+            clock=self.clock,
+            on_flush=self.flushes.append,
+            patience=patience,
         )
 
     def submit(self, prompt: str, **options: Any) -> Answer:
@@ -839,6 +857,113 @@ async def test_observer_that_raises_does_not_stop_the_call(caplog: pytest.LogCap
 
     assert (await running).finish_reason == "stop"
     assert "on_flush raised" in caplog.text
+
+
+# Calls that are silent for too long
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "GRACE_S", 0.0)
+    monkeypatch.setattr(runner, "LOOK_S", 0.001)
+    monkeypatch.setattr(runner, "LET_GO_S", 0.02)
+
+
+FOR_EVER = CallPatience(first_s=1000, next_s=1000, whole_s=1000)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("limit", "stream", "said"),
+    [
+        ("first_s", True, False),
+        ("next_s", True, True),
+        ("whole_s", False, False),
+        ("whole_s", False, True),
+        ("total_s", True, True),
+    ],
+)
+async def test_call_that_is_silent_for_too_long_is_ended(limit: str, stream: bool, said: bool) -> None:
+    bench = Bench(patience=replace(FOR_EVER, **{limit: 0.05}))
+    answer = bench.submit("a", stream=stream)
+    call = await bench.worker.next_call()
+    if said:
+        call.put(Piece(0, "half"))
+    assert isinstance(await answer.error(), WorkerTimeout)
+    await asyncio.wait_for(call.closed.wait(), 5)
+    await bench.batcher.drain()
+    bench.assert_empty()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_call_that_flows_is_not_ended() -> None:
+    bench = Bench(patience=CallPatience(first_s=0.5, next_s=0.5, whole_s=0.5))
+    answer = bench.submit("a")
+    call = await bench.worker.next_call()
+    for _ in range(60):
+        call.put(Piece(0, "."))
+        await asyncio.sleep(0.015)
+    call.finish()
+    await answer.end()
+    assert len(answer.pieces) == 60
+
+
+class DeafWorker(ScriptedWorker):
+    """Ignores that its calls are cancelled, and never answers them."""
+
+    def generate(self, batch: Sequence[Generation]) -> AsyncIterator[Output]:
+        super().generate(batch)
+        return self._never()
+
+    async def _never(self) -> AsyncIterator[Output]:
+        for _ in range(3):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.3)
+        yield Piece(0, "too late")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_call_that_ignores_its_cancellation_is_left_to_itself(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(worker=DeafWorker, patience=replace(FOR_EVER, first_s=0.05))
+    answer = bench.submit("a")
+    assert isinstance(await answer.error(), WorkerTimeout)
+    await asyncio.wait_for(bench.batcher.drain(), 5)
+    bench.assert_empty()
+    assert caplog.text.count("ignores that its call was cancelled") == 1
+    assert answer.pieces == []
+
+
+@pytest.mark.usefixtures("quick")
+async def test_cancelled_prompt_waits_for_no_worker_that_does_not_let_go() -> None:
+    bench, watcher = watched(worker=DeafWorker)
+    answer = bench.submit("a")
+    await bench.worker.next_call()
+    await asyncio.wait_for(answer.cancel(), 5)
+    bench.assert_empty()
+    assert (watcher.given_up, watcher.ended) == ([1], [])
+
+
+@pytest.mark.usefixtures("quick")
+async def test_closing_waits_for_no_worker_that_does_not_let_go() -> None:
+    bench = Bench(worker=DeafWorker)
+    answer = bench.submit("a")
+    await bench.worker.next_call()
+    await asyncio.wait_for(bench.batcher.aclose(), 5)
+    assert isinstance(await answer.error(), WorkerUnavailable)
+    bench.assert_empty()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_watcher_hears_of_an_overdue_call_as_of_one_that_failed() -> None:
+    for worker in (ScriptedWorker, DeafWorker):
+        watcher = Watcher()
+        bench = Bench(worker=worker)
+        limits = replace(FOR_EVER, first_s=0.05)
+        bench.batcher = Batcher(bench.worker, BatchPolicy(), bench.window, watcher=watcher, patience=limits)
+        assert isinstance(await bench.submit("a").error(), WorkerTimeout)
+        await bench.batcher.drain()
+        ((_, prompts, error),) = watcher.ended
+        assert (prompts, type(error), watcher.given_up) == (1, WorkerTimeout, [])
 
 
 # The watcher

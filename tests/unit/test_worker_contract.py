@@ -22,7 +22,7 @@ from workers.base import (
     TokenUsage,
 )
 from workers.contract import WorkerContract, start
-from workers.errors import RequestRejected, WorkerUnavailable
+from workers.errors import RequestRejected, WorkerTimeout, WorkerUnavailable
 
 REFUSED = "say nothing"
 
@@ -97,10 +97,22 @@ class TestHonestWorker(HonestContract):
         return Honest()
 
     @pytest.fixture
+    def silent_worker(self) -> Silent:
+        return Silent()
+
+    @pytest.fixture
     def unreachable_worker(self) -> Honest:
         worker = Honest()
         worker.away = True
         return worker
+
+
+class Silent(Honest):
+    """Its back end never answers; it keeps its time limit."""
+
+    async def answer(self, member: int, generation: Generation) -> AsyncGenerator[Output, None]:
+        await asyncio.sleep(0.01)
+        yield MemberFailed(member, WorkerTimeout("no answer within timeout_s = 0.01"))
 
 
 class NoEnd(Honest):
@@ -376,6 +388,24 @@ class AwayWithRoom(Away):
 class AwayWithLoad(Away):
     async def load(self) -> Load | None:
         return Load(0, 0)
+
+
+class SilentForEver(Honest):
+    async def answer(self, member: int, generation: Generation) -> AsyncGenerator[Output, None]:
+        await asyncio.Event().wait()
+        yield Completed(member, "stop")
+
+
+class SilentAndAway(Honest):
+    async def answer(self, member: int, generation: Generation) -> AsyncGenerator[Output, None]:
+        yield MemberFailed(member, WorkerUnavailable("nobody answers"))
+
+
+@pytest.mark.parametrize(
+    ("cheat", "said"), [(SilentForEver, "does not keep timeout_s"), (SilentAndAway, "nobody answers")]
+)
+async def test_worker_that_waits_for_ever_is_found(cheat: type[Honest], said: str) -> None:
+    assert said in await failure_of("test_back_end_that_never_answers_is_a_timeout", silent_worker=cheat())
 
 
 @pytest.mark.parametrize("cheat", [AwayWithABug, AwayAndReady, AwayWithoutAWord, AwayWithRoom, AwayWithLoad])

@@ -123,11 +123,30 @@ async def test_first_word_that_is_too_late_is_a_timeout() -> None:
         await outputs_of(echo(first_delay_s=60, first_token_timeout_s=0.01), prompt("a"))
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_call_that_is_too_long_is_a_timeout(stream: bool) -> None:
-    generation = Generation("echo", prompt="a " * 1000, stream=stream)
-    with pytest.raises(WorkerTimeout, match=r"timeout_s = 0\.02"):
+async def test_whole_answer_that_takes_too_long_is_a_timeout() -> None:
+    generation = Generation("echo", prompt="a " * 1000, stream=False)
+    with pytest.raises(WorkerTimeout, match=r" timeout_s = 0\.02"):
         await outputs_of(echo(delay_s=0.005, timeout_s=0.02), generation)
+
+
+async def test_answer_that_flows_may_take_longer_than_any_of_its_waits() -> None:
+    worker = EchoWorker(EndpointConfig("echo", options={"delay_s": 0.002}, timeout_s=0.5, idle_timeout_s=0.5))
+    outputs = await outputs_of(worker, Generation("echo", prompt="a " * 300))
+    assert isinstance(outputs[-1], Completed)
+
+
+@pytest.mark.parametrize("name", ["timeout_s", "idle_timeout_s"])
+async def test_word_that_is_too_late_is_a_timeout(name: str) -> None:
+    worker = EchoWorker(EndpointConfig("echo", options={"delay_s": 60}, **{name: 0.02}))  # type: ignore[arg-type]  # one of two numbers
+    with pytest.raises(WorkerTimeout, match=rf" {name} = 0\.02"):
+        await outputs_of(worker, Generation("echo", prompt="a b"))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_whole_call_has_a_limit_if_it_is_asked_for(stream: bool) -> None:
+    worker = EchoWorker(EndpointConfig("echo", options={"delay_s": 0.005}, total_timeout_s=0.02))
+    with pytest.raises(WorkerTimeout, match=r" total_timeout_s = 0\.02"):
+        await outputs_of(worker, Generation("echo", prompt="a " * 1000, stream=stream))
 
 
 async def test_capacity_and_model_are_as_configured() -> None:

@@ -52,6 +52,10 @@ class TestTgiWorker(WorkerContract):
     def unreachable_worker(self) -> TgiWorker:
         return TgiWorker(EndpointConfig("tgi", "http://127.0.0.1:9"))
 
+    @pytest.fixture
+    def silent_worker(self, silent_url: str) -> TgiWorker:
+        return TgiWorker(EndpointConfig("tgi", silent_url, timeout_s=0.5))
+
     def refused(self) -> Generation:
         return self.generation(params={"temperature": "hot"})
 
