@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from scheduler.engine import Engine
 from scheduler.errors import ConfigError
@@ -30,6 +31,10 @@ PORTS_TO_TRY = 64
 
 READ_S = 2.0
 STOP_S = 1.0
+REQUEST_S = 10.0
+"""How long a client may take for a request and its answer; as long as Prometheus gives a scrape."""
+IDLE_S = 5
+MAX_CONNECTIONS = 64
 
 
 class MetricsServer:
@@ -65,7 +70,14 @@ class MetricsServer:
         host, port = listener.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
         config = uvicorn.Config(
-            self._app(), log_config=None, access_log=False, lifespan="off", server_header=False
+            self._app(),
+            http=_Connection,
+            ws="none",
+            timeout_keep_alive=IDLE_S,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
         )
         self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="metrics")
@@ -116,6 +128,37 @@ class MetricsServer:
         """Whether this process takes jobs now."""
         why_not = self._engine.why_not_ready
         return JSONResponse({"ready": not why_not, "why": why_not}, status_code=503 if why_not else 200)
+
+
+class _Connection(H11Protocol):
+    """One of a few connections, and each request on it has its time: uvicorn waits for a head without end."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """A client is there."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        else:
+            self._wait_for_a_request()
+
+    def on_response_complete(self) -> None:
+        """An answer is on its way; the next request may come."""
+        self._wait_for_a_request()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _wait_for_a_request(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        # Not close(): that waits for a client that reads nothing.
+        self._deadline = self.loop.call_later(REQUEST_S, self.transport.abort)
 
 
 class _Server(uvicorn.Server):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from scheduler import ConfigError, QueueFull
 from scheduler.engine import Engine
 from scheduler.queue.inspection import QueueInspector
-from scheduler.telemetry import catalogue
+from scheduler.telemetry import catalogue, server
 from scheduler.telemetry.host import Telemetry
 from scheduler.telemetry.worker_metrics import WorkerMetrics
 from tests.integration.engine_room import (
@@ -316,6 +317,46 @@ async def test_a_port_that_is_taken_is_left_to_who_has_it(room: Room) -> None:
             assert url.port is not None
             assert port < url.port < port + 64
             assert (await at.get("/healthz")).text == "ok\n"
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /metrics HTTP/1.1\r\nX-Slow: ", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"]
+)
+async def test_a_client_that_says_no_more_is_left(
+    room: Room, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 0.2)
+    async with watched(room) as at:
+        url = httpx.URL(at.engine.metrics_url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(said)
+        async with asyncio.timeout(SOON_S):
+            with suppress(ConnectionResetError):
+                while await reader.read(1024):
+                    pass
+        writer.close()
+        assert (await at.get("/healthz")).text == "ok\n"
+
+
+async def test_more_connections_than_there_may_be_are_closed(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    async with watched(room) as at:
+        url = httpx.URL(at.engine.metrics_url)
+        kept = [await asyncio.open_connection(url.host, url.port) for _ in range(2)]
+        with pytest.raises(httpx.TransportError):
+            await at.get("/healthz")
+        for _, writer in kept:
+            writer.close()
+            with suppress(ConnectionResetError):
+                await writer.wait_closed()
+        give_up_at = time.monotonic() + SOON_S
+        while True:
+            with suppress(httpx.TransportError):
+                assert (await at.get("/healthz")).text == "ok\n"
+                break
+            assert time.monotonic() < give_up_at
 
 
 async def test_a_host_that_is_not_this_machine_is_a_mistake_in_the_settings(room: Room) -> None:
