@@ -295,9 +295,10 @@ class Timings(Frozen):
 class JobResult(Frozen):
     """What a job that is done has to show.
 
-    `message` is the whole assistant message in OpenAI's shape. `reused` is true when the answer had been made
-    for an earlier duplicate (dedup mode `window`): `age_s` seconds before this caller asked, who is number
-    `hits` to get it again. `sources` are the passages that retrieval added.
+    `message` is the whole assistant message in OpenAI's shape. `finish_reason` is stop, length, tool_calls,
+    content_filter, or unknown where the engine did not say why the answer ended. `reused` is true when the
+    answer had been made for an earlier duplicate (dedup mode `window`): `age_s` seconds before this caller
+    asked, who is number `hits` to get it again. `sources` are the passages that retrieval added.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

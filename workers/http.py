@@ -35,6 +35,7 @@ from workers.errors import (
     WorkerUnavailable,
 )
 from workers.headers import own_headers, secrets_of
+from workers.json_body import JsonBody
 from workers.lanes import Lanes
 from workers.network import MAX_PORT, proxy_of, tls_context
 from workers.read_timer import ReadTimer
@@ -431,8 +432,7 @@ class EventStream:
         self._chunks = decoded(response)
         self._decoder = SseDecoder()
         self._feed = self._tell
-        self._document: list[bytes] = []
-        self._document_bytes = 0
+        self._body = JsonBody()
         self._is_whole = False
         self._limits = limits
         self._began_at = began_at
@@ -447,7 +447,7 @@ class EventStream:
     @property
     def said_done(self) -> bool:
         """Whether the server has said that this is the end; a whole document says so by itself."""
-        return self._is_whole or (self._decoder.done and self._decoder.error is None)
+        return self._is_whole or (self._decoder.done and self._decoder.error is None and not self._failure)
 
     def output_came(self) -> None:
         """Some output has come of what was read last."""
@@ -483,9 +483,9 @@ class EventStream:
             if (chunk := await self._read()) is None:
                 return self._last_events()
             data = self._feed(chunk)
-            if data and (events := [event for event in map(self._event, data) if event is not None]):
+            if data and (events := self._events(data)):
                 return events
-        self._raise_what_was_reported()
+        self._raise_what_failed()
         await self._drain()
         raise StopAsyncIteration
 
@@ -526,28 +526,47 @@ class EventStream:
         """
         if not self._at_end:
             self._at_end = True
-            if events := self._document_events() if self._document else self._unfinished_events():
+            if events := self._document_events() if self._body.size else self._unfinished_events():
                 return events
-        self._raise_what_was_reported()
-        if self._failure is not None and not self._decoder.done:
-            raise self._failure
+        self._raise_what_failed()
         raise StopAsyncIteration
 
-    def _unfinished_events(self) -> list[dict[str, Any]]:
+    def _events(self, data: list[bytes]) -> list[dict[str, Any]]:
+        """The objects of some events. An error among them is raised when those before it have been heard."""
+        events: list[dict[str, Any]] = []
         try:
-            events = [self._event(data) for data in self._decoder.feed(b"\n\n")]
-        except WorkerProtocolError:  # it was cut off in the middle
-            return []
-        return [event for event in events if event is not None]
+            for part in data:
+                if (event := self._event(part)) is not None:
+                    events.append(event)
+        except WorkerError as error:
+            self._failure = error
+            self._decoder.done = True
+        return events
+
+    def _unfinished_events(self) -> list[dict[str, Any]]:
+        """What the stream ended, or broke off, before the blank line of; nothing where it is not whole."""
+        events: list[dict[str, Any]] = []
+        try:
+            for data in self._decoder.feed(b"\n\n"):
+                if (event := self._event(data)) is not None:
+                    events.append(event)
+        except WorkerProtocolError:
+            return events
+        except WorkerError as error:  # the server's
+            self._failure = error
+            return events
+        if self._decoder.done:  # [DONE]: how the connection ended does not matter
+            self._failure = None
+        return events
 
     def _document_events(self) -> list[dict[str, Any]]:
         self.lenient = True
-        document = b"".join(self._document)
         try:
-            said = json_of(document)
+            said = json_of(self._body.bytes())
         except ValueError:
             raise self._failure or self._endpoint.protocol_error("sent an answer that is not JSON") from None
         self._is_whole = True
+        self._failure = None
         parts = said if isinstance(said, list) else [said]
         return [event for part in parts if (event := self._object(part)) is not None]
 
@@ -568,24 +587,16 @@ class EventStream:
         return self._feed(chunk)
 
     def _keep(self, chunk: bytes) -> list[bytes]:
-        self._document.append(chunk)
-        self._document_bytes += len(chunk)
-        if self._document_bytes > MAX_BODY_BYTES:
+        self._body.add(chunk)
+        if self._body.size > MAX_BODY_BYTES:
             raise self._endpoint.protocol_error(f"sent an answer of more than {MAX_BODY_BYTES:,} bytes")
-        if chunk.rstrip().endswith((b"}", b"]")) and _is_json(b"".join(self._document)):
+        if self._body.is_lines():
+            lines, self._body = self._body.bytes(), JsonBody()
+            self._feed = self._decoder.feed
+            return self._feed(lines)
+        if self._body.is_whole():
             self.answer_ended()
-        if b"\n{" in chunk or chunk.startswith(b"{"):
-            return self._lines(b"".join(self._document))
         return []
-
-    def _lines(self, document: bytes) -> list[bytes]:
-        """The events of a document in which each line is one."""
-        first, line_end, _ = document.partition(b"\n{")
-        if not line_end or not first.rstrip().endswith(b"}") or not _is_json(first):
-            return []
-        self._document.clear()
-        self._feed = self._decoder.feed
-        return self._feed(document)
 
     def _event(self, data: bytes) -> dict[str, Any] | None:
         try:
@@ -614,8 +625,10 @@ class EventStream:
             return self._object(event[0])
         raise self._endpoint.protocol_error("sent an event that is no JSON object")
 
-    def _raise_what_was_reported(self) -> None:
-        """Raise the error that an event called `error` has brought, if one has."""
+    def _raise_what_failed(self) -> None:
+        """Raise what ended the reading, or the error that an event called `error` has brought, if any did."""
+        if self._failure is not None:
+            raise self._failure
         if (data := self._decoder.error) is None:
             return
         try:
@@ -709,14 +722,6 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) and number >= 0 else None
-
-
-def _is_json(data: bytes) -> bool:
-    try:
-        json_of(data)
-    except ValueError:
-        return False
-    return True
 
 
 def encodings(response: httpx.Response) -> set[str]:

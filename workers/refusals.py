@@ -13,7 +13,16 @@ from workers import lenient_json
 MAX_WORDS = 500
 
 _KINDS = ("code", "type", "error_type", "status", "error_code", "status_code")
-_WORDS = ("message", "detail", "msg", "error_msg", "status_msg", "error_message", "description")
+_WORDS = (
+    "message",
+    "detail",
+    "msg",
+    "error_msg",
+    "status_msg",
+    "error_message",
+    "error_description",
+    "description",
+)
 _STATUSES = ("code", "status", "status_code", "statusCode", "http_status", "error_code")
 _NO_KIND = frozenset({"", "error", "none", "null"})
 _MAX_DEPTH = 4
@@ -98,6 +107,8 @@ def _fields(answer: Any, depth: int) -> Mapping[str, Any]:
     inner = answer.get("error") or answer.get("errors") or answer.get("base_resp")
     if not inner or inner is True or not depth:
         return answer
+    if isinstance(inner, str) and any(answer.get(key) for key in _WORDS):  # it is the error's name
+        return {"type": inner, **answer}
     return {**answer, **_fields(inner, depth - 1)}
 
 

@@ -184,7 +184,7 @@ class _Call:
         return {"name": new, "arguments": ""}
 
     def _new_arguments(self, arguments: str) -> Fragment:
-        if not self.arguments and arguments.strip() in {"", "{}"}:
+        if not self.arguments and arguments.strip() in {"", "{}", "null"}:
             self.said_empty = self.said_empty or bool(arguments.strip())
             return {}
         if not arguments or (self.is_whole and arguments == self.text):  # said again at the end

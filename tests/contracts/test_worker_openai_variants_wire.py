@@ -351,9 +351,26 @@ async def test_refusal_in_the_form_of_a_stream_is_read(
     assert str(caught).endswith("answered 400: oh no (unsupported_value)")
 
 
-async def test_error_after_the_answer_harms_it_not(server: FakeServer, worker: OpenAIWorker) -> None:
-    server.script = stream(OK, STOP, {"error": {"message": "logging failed", "code": 500}})
+@pytest.mark.parametrize("late", [{"error": {"message": "logging failed", "code": 500}}, b"data: {not\n\n"])
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_error_after_the_answer_harms_it_not(
+    server: FakeServer, worker: OpenAIWorker, late: Any, at_once: bool
+) -> None:
+    chunks = [late if isinstance(late, bytes) else event(late)]
+    chunks = [event(OK), event(STOP), *chunks]
+    server.script = stream(b"".join(chunks)) if at_once else stream(*chunks)
     assert (await end_of(worker))[0] == "ok"
+
+
+async def test_what_came_before_an_error_in_one_read_is_heard(
+    server: FakeServer, completing: OpenAIWorker
+) -> None:
+    first = {"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]}
+    server.script = stream(event(first) + event({"error": {"message": "oh no", "code": 400}}))
+    async with aclosing(completing.generate([PROMPT, PROMPT])) as outputs:
+        assert [await anext(outputs), await anext(outputs)] == [Piece(0, "a"), Completed(0, "stop")]
+        with pytest.raises(RequestRejected, match="oh no"):
+            await anext(outputs)
 
 
 # How it comes
@@ -500,6 +517,7 @@ async def test_compressed_answer_is_read(
 @pytest.mark.parametrize(
     "wire",
     [
+        (event(OK) + event(STOP) + event({"error": "oh no"})).replace(b"\n\n", b"\n"),
         event(OK) + event(STOP).rstrip(b"\n"),
         event(OK) + event(STOP)[:-1],
         event(OK) + event(STOP) + b"data: [DONE]",

@@ -123,7 +123,7 @@ def test_name_in_pieces_is_put_together_and_a_repeated_one_is_not(names: list[st
     assert put_together(*events, [said(None, "{}", index=0)]) == [(call or "", "get_weather", "{}")]
 
 
-@pytest.mark.parametrize("arguments", [None, "", " ", "{}", {}])
+@pytest.mark.parametrize("arguments", [None, "", " ", "{}", {}, "null"])
 def test_call_without_arguments_has_an_empty_object(arguments: Any) -> None:
     assert put_together([said("f", arguments, index=0, call="a")]) == [("a", "f", "{}")]
 
