@@ -247,8 +247,7 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
     finally:
         await _close(endpoint)
     if not health.ready and health.models:
-        fix = "set the endpoint's model to one that it serves"
-        return Finding(Level.FAIL, subject, f"{where}: {health.detail}", fix)
+        return Finding(Level.FAIL, subject, f"{where}: {health.detail}")
     if not health.ready:
         fix = "start the engine, or correct base_url and api_key_env"
         return Finding(Level.FAIL, subject, f"{where}: {health.detail or 'not ready'}", fix)

@@ -78,6 +78,7 @@ LAST_CLAIM_S = 2.0
 LET_GO_S = 5.0
 SAY_GOODBYE_S = 2.0
 
+FIRST_WORD_S = 1.0  # back ends that say nothing for so long when the process starts may get jobs
 NO_PERMIT_MS = 1000
 RENEWALS_A_LOOK = 3  # after so many renewals it is looked whether Redis still has the settings
 RETIRE_POLL_S = 0.2
@@ -244,6 +245,7 @@ class Engine:
         await self._writer.start()
         if self._keeper is not None:
             self._keeper.start()
+        await _until_asked(self.routes.values())
         self._serve("leases", self._keep_leases)
         self._serve("deadlines", self._confirm_deadlines)
         self._serve("breakers", self._tell_of_breakers)
@@ -786,6 +788,7 @@ class Engine:
             for route in fresh:
                 await route.stop()
             raise
+        await _until_asked(fresh)
         async with self._claiming:
             old = [route for name, route in self.routes.items() if route is not routes.get(name)]
             self.settings, self.routes = settings, routes
@@ -870,6 +873,14 @@ class Engine:
                 },
             }
         )
+
+
+async def _until_asked(routes: Iterable[Route]) -> None:
+    """Wait a moment for what back ends say: who is not ready, or lacks its model, gets no jobs at all."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_WORD_S):
+            for route in routes:
+                await route.asked()
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:

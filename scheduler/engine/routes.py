@@ -125,6 +125,11 @@ class Route:
             self._monitors.append(monitor)
             await monitor.start()
 
+    async def asked(self) -> None:
+        """Return once all its back ends have said for the first time how they are."""
+        for monitor in self._monitors:
+            await monitor.asked.wait()
+
     async def stop(self) -> None:
         """Stop the stages, abort what still runs, close the connections. Safe to call twice."""
         while self._monitors:

@@ -69,7 +69,7 @@ def missing_model(model: str, models: Sequence[str]) -> str:
     """Say that a back end does not serve a model, and what it serves instead."""
     named = ", ".join(models[:MODELS_NAMED])
     more = f" and {len(models) - MODELS_NAMED} more" if len(models) > MODELS_NAMED else ""
-    return f"it does not serve the model {model}, but {named}{more}; correct the endpoint's model setting"
+    return f"it does not serve the model {model}, but {named}{more}; give one of these as model"
 
 
 async def try_prompt(endpoint: Endpoint) -> WorkerError | None:

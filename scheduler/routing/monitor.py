@@ -35,6 +35,7 @@ class EndpointMonitor:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self.asked = asyncio.Event()  # the back end has said for the first time how it is
         self._tasks: list[asyncio.Task[None]] = []
         self._warnings: tuple[str, ...] = ()
 
@@ -79,6 +80,7 @@ class EndpointMonitor:
         endpoint, breaker = self._endpoint, self._endpoint.breaker
         if not await self._ready():
             breaker.trip()
+        self.asked.set()
         while True:
             await endpoint.in_doubt.wait()
             endpoint.in_doubt.clear()

@@ -219,6 +219,27 @@ async def test_endpoint_that_has_opened_is_checked_with_no_prompt_of_a_user(room
     assert breaker.admits
 
 
+async def test_endpoint_that_is_known_not_to_serve_its_model_gets_not_even_one_job(room: Room) -> None:
+    engine = await room.engine(
+        settings_of(routes={"echo": {"endpoints": [endpoint(model="large"), endpoint()]}}), start=False
+    )
+    missing, serves = puppet_at(engine, 0), puppet_at(engine, 1)
+
+    async def health() -> Health:
+        return Health(ready=True, models=("small",), exclusive=True)
+
+    missing.health = health
+    client = await room.client()
+    jobs = [await client.enqueue(f"p {n}") for n in range(3)]
+    await engine.start()
+    for _ in jobs:
+        (await serves.next_call()).finish()
+    for job in jobs:
+        assert (await job.result(timeout_s=SOON_S)).endpoint == "echo.1"
+    assert missing.calls.empty()
+    assert missing.checks == 0
+
+
 async def test_endpoint_that_does_not_serve_the_model_is_out_after_its_first_answer(room: Room) -> None:
     engine = await room.engine(two_endpoints())
     missing, serves = puppet_at(engine, 0), puppet_at(engine, 1)
