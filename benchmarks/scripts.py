@@ -33,6 +33,7 @@ from scheduler.queue.limits import Limits, RateLimit
 from scheduler.queue.queue import ENQUEUE_CHUNK, PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, NewJob, Publication
 from scheduler.queue.scripts import NAMES, Argument, Call, Scripts, source
+from scheduler.settings import EndpointSettings
 
 NOTED_US = 300
 NOT_OURS = {"SLOWLOG", "CONFIG", "SCRIPT"}
@@ -269,7 +270,7 @@ async def all_at_once(case: Case) -> Act:
 
 
 async def large_requests(case: Case) -> Act:
-    """Requests and answers of the largest size."""
+    """Requests and answers of the largest size; a result has its answer twice, as text and as a message."""
     await case.configure()
     payload = b'{"prompt":"%s"}' % (b"x" * (case.sizes.payload_bytes - 13))
 
@@ -279,7 +280,8 @@ async def large_requests(case: Case) -> Act:
         jobs: list[ClaimedJob] = []
         while claimed := (await case.claim()).jobs:
             jobs += claimed
-        result = b'{"text":"%s"}' % payload[11:-2]
+        answer = b"x" * EndpointSettings(backend="echo").max_output_bytes
+        result = b'{"text":"%s","message":{"content":"%s"}}' % (answer, answer)
         for one in jobs[:8]:
             await case.queue.write(endings=[ending(one, JobState.DONE, result)])
             await case.queue.replay(one.id)

@@ -9,6 +9,7 @@ from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 
 PURGE_CHUNK = 500
+DELAYED_CHUNK = 100
 
 
 async def known_lanes(queue: PromptQueue, lane: str | None = None) -> list[str]:
@@ -41,5 +42,5 @@ async def purge_delayed(
     """Cancel the delayed jobs of a lane, all or those of one priority; yields how many, a chunk at a time."""
     start: int | None = 0
     while start is not None:
-        start, purged = await queue.purge_delayed(lane, priority, start=start, chunk=PURGE_CHUNK)
+        start, purged = await queue.purge_delayed(lane, priority, start=start, chunk=DELAYED_CHUNK)
         yield purged

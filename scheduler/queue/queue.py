@@ -46,6 +46,7 @@ CLAIM_BYTES = 16 << 20
 REPLAY_LIMIT = 1000
 CLAIM_CHUNK = 1024
 TICK_CHUNK = 25
+PURGE_AT_ONCE = 100
 
 NO_LIMITS = Limits()
 NO_OFFERS: Mapping[str, Sequence[Offer]] = {}
@@ -130,10 +131,15 @@ class PromptQueue:
         """
         outcomes: list[EnqueueOutcome] = []
         for some in _by_bytes(jobs, lambda job: len(job.payload)):
-            outcomes += await self._enqueue(some)
+            done = 0
+            while done < len(some):
+                replies = await self._enqueue(some[done:])
+                outcomes += replies
+                done += len(replies)
         return outcomes
 
     async def _enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueOutcome]:
+        """The outcomes of the first of these jobs, of all where that is not too much for a call."""
         staged = {job.job_id: job.payload for job in jobs if len(job.payload) > STAGED_BYTES}
         args: list[Argument] = [len(jobs)]
         for job in jobs:
@@ -420,10 +426,17 @@ class PromptQueue:
 
     async def purge(self, lane: str, priority: int | None = None, *, chunk: int = 500) -> int:
         """Cancel up to `chunk` waiting or held jobs of a lane; call again until it returns 0."""
-        return int(await self._scripts.run("purge", lane, _optional(priority), chunk))
+        purged, place = 0, b""
+        while purged < chunk:
+            most = min(PURGE_AT_ONCE, chunk - purged)
+            n, place = await self._scripts.run("purge", lane, _optional(priority), most, place)
+            purged += n
+            if not place:
+                break
+        return purged
 
     async def purge_delayed(
-        self, lane: str, priority: int | None = None, *, start: int = 0, chunk: int = 500
+        self, lane: str, priority: int | None = None, *, start: int = 0, chunk: int = PURGE_AT_ONCE
     ) -> tuple[int | None, int]:
         """Cancel those of a lane among `chunk` delayed jobs, from the `start`-th on.
 

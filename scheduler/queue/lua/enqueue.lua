@@ -5,7 +5,7 @@
 --   id, lane, priority, tenant, payload, dedup hash, content hash, dedup mode, deadline (ms from now),
 --   delay (ms), max_attempts, result ttl (ms)
 --   payload '': it is large, and stands in its staged key
--- returns, a job: {'new', id} | {'joined', id} | {'exists', id} | {'conflict', id}
+-- returns for each job, or for the first ones where that was work enough for one call: {'new', id} | {'joined', id} | {'exists', id} | {'conflict', id}
 --   | {'reused', id, how many got that answer again, its age in ms}
 --   | {'full', waiting, max_waiting, lane or '', retry after ms, policy}
 -- or {{'unstaged', id}} alone, before anything is written: a payload has gone from where it was staged
@@ -32,6 +32,9 @@ local LIVE_ALIAS_MS = 604800000 -- the end of its job sets it anew
 local SHED_LOOKS = 16
 local SHED_DELAYED_LOOKS = 128
 local SHED_HELD_LANES = 64
+local SHED_LANES = 5000
+local SHED_PLACES = 16
+local LOOKS_A_CALL = 256
 -- 60 bits of a base64 hash tell the contents of one key apart; more would make each record longer.
 local CONTENT_CHARS = 10
 
@@ -84,15 +87,22 @@ local function retry_after_ms(bound)
   return math.floor(math.min(30000, math.max(100, bound / 100 / rate * 1000)))
 end
 
--- The newest job of a level that never ran, and its rank.
+-- The newest job of a level that never ran, and its rank. looks: how many levels this call has looked at for one to shed.
+local looks = 0
+
 local function newest_unrun(lane, p)
-  local state = is_held(lane) and 'held' or 'waiting'
-  local ids = redis.call('ZREVRANGE', level_key(lane, p), 0, SHED_LOOKS - 1, 'WITHSCORES')
-  for i = 1, #ids, 2 do
-    local rec = read(ids[i], ENDING)
-    if sound(rec) and rec.s == state and place_of(rec) == lane and tonumber(rec.p) == p and not rec.n then
-      return { id = ids[i], rec = rec, rank = tonumber(ids[i + 1]) }
+  looks = looks + 1
+  local state, from, to = is_held(lane) and 'held' or 'waiting', 0, 0
+  while from < SHED_LOOKS do
+    local ids = redis.call('ZREVRANGE', level_key(lane, p), from, to, 'WITHSCORES')
+    for i = 1, #ids, 2 do
+      local rec = read(ids[i], ENDING)
+      if sound(rec) and rec.s == state and place_of(rec) == lane and tonumber(rec.p) == p and not rec.n then
+        return { id = ids[i], rec = rec, rank = tonumber(ids[i + 1]) }
+      end
     end
+    if #ids == 0 then return nil end
+    from, to = to + 1, SHED_LOOKS - 1
   end
 end
 
@@ -123,27 +133,62 @@ local function last_delayed(p, only)
   end
 end
 
--- The least urgent, newest job that never ran, if the newcomer outranks it.
-local function victim(priority, lanes, only)
-  local levels = {}
-  for _, lane in ipairs(lanes) do levels[lane] = level_bits(lane) end
-  for p = 0, priority - 1 do
-    local newest = last_delayed(p, only)
-    for _, lane in ipairs(lanes) do
-      local one = has_level(levels[lane], p) and newest_unrun(lane, p)
-      if one and (not newest or one.rank > newest.rank) then newest = one end
+-- The places that have a level in use, by level; of all lanes, and of the held ones those with the longest to wait. Read once a
+-- call, and kept up to date for what the call itself puts in.
+local places_at, is_listed
+
+local function list_place(place, p)
+  if not places_at or is_listed[p][place] then return end
+  is_listed[p][place] = true
+  table.insert(places_at[p], place)
+end
+
+local function list_places()
+  places_at, is_listed = {}, {}
+  for p = 0, 9 do places_at[p], is_listed[p] = {}, {} end
+  local lanes = redis.call('SRANDMEMBER', lanes_key, SHED_LANES)
+  for from = 1, #lanes, 1000 do
+    local to, fields = math.min(#lanes, from + 999), {}
+    for i = from, to do fields[#fields + 1] = 'b:' .. lanes[i] end
+    local bits = redis.call('HMGET', meta_key, unpack(fields))
+    for i = from, to do bitmaps[lanes[i]] = bitmaps[lanes[i]] or tonumber(bits[i - from + 1]) or 0 end
+  end
+  for _, held in ipairs(redis.call('ZREVRANGE', limited_key, 0, SHED_HELD_LANES - 1)) do lanes[#lanes + 1] = held end
+  for _, place in ipairs(lanes) do
+    local bits, p = level_bits(place), 0
+    while bits > 0 do
+      local used = bits % 2
+      if used == 1 then list_place(place, p) end
+      bits, p = (bits - used) / 2, p + 1
     end
-    if newest then return newest end
   end
 end
 
--- The lanes to look through for one to shed: a full lane alone or all, and the held ones with the longest to wait.
-local function lanes_to_shed(only)
-  local lanes = only and { only } or redis.call('SMEMBERS', lanes_key)
-  for _, held in ipairs(redis.call('ZREVRANGE', limited_key, 0, SHED_HELD_LANES - 1)) do
-    if not only or lane_of(held) == only then lanes[#lanes + 1] = held end
+-- The newest of a level that never ran, of some of the places that use it.
+local function newest_of(p, only, newest)
+  local places, seen = places_at[p], 0
+  for i = #places, 1, -1 do
+    local place = places[i]
+    if not has_level(level_bits(place), p) then
+      is_listed[p][place], places[i] = nil, places[#places]
+      places[#places] = nil
+    elseif not only or lane_of(place) == only then
+      local one = newest_unrun(place, p)
+      if one and (not newest or one.rank > newest.rank) then newest = one end
+      seen = seen + 1
+      if seen == SHED_PLACES then break end
+    end
   end
-  return lanes
+  return newest
+end
+
+-- The least urgent, newest job that never ran, if the newcomer outranks it; of one lane alone, where it is named.
+local function victim(priority, only)
+  if not places_at then list_places() end
+  for p = 0, priority - 1 do
+    local newest = newest_of(p, only, last_delayed(p, only))
+    if newest then return newest end
+  end
 end
 
 -- replaced: the record of the job whose place it takes, and so is new to the bound of another lane at most.
@@ -153,7 +198,7 @@ local function make_room(job, replaced)
   if when_full == 'shed' then
     -- One goes for one that comes: returned jobs may have gone past the bound, and are not made to pay for it.
     local only = full and job.lane or nil
-    local one = victim(job.priority, lanes_to_shed(only), only)
+    local one = victim(job.priority, only)
     if one then
       known_lane(one.rec.l)
       end_job(one.id, one.rec, 'shed', 'queue_full')
@@ -313,6 +358,7 @@ local function create(job, rank)
   end
   if state == 'waiting' then
     enter_level(job.lane, job.priority, job.id, rank)
+    list_place(job.lane, job.priority)
     to_wake[job.lane] = true
   elseif state == 'held' then
     hold(job.id, { l = job.lane, t = job.tenant, p = job.priority, q = rank })
@@ -365,6 +411,7 @@ for i = 1, #jobs do
   replies[i] = enqueue(job)
   -- What has become no job is not kept.
   if job.payload == '' and replies[i][1] ~= 'new' then redis.call('UNLINK', staged_key(job.id)) end
+  if looks >= LOOKS_A_CALL then break end
 end
 if refused > 0 then add('t:refused', refused) end
 if lane_full > 0 then add('t:refused_lane', lane_full) end

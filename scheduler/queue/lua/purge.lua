@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
--- Cancel waiting and held jobs of a lane, the least urgent level and the last in it first. One bounded chunk a call.
+-- Cancel waiting and held jobs of a lane, the least urgent level and the last in it first; where there are very many held lanes,
+-- those of some of them. One bounded chunk a call.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] lane  ARGV[2] priority, '' for every level  ARGV[3] how many at most
--- returns how many were cancelled
+-- ARGV[4] from where to look through the held lanes, '' at first
+-- returns {how many were cancelled, from where to go on, '' at the end}
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"
@@ -16,6 +18,9 @@
 -- @include "lib/alias"
 -- @include "lib/ending"
 -- @include "lib/garbage"
+-- @include "lib/walk"
+
+local HELD_LANES_A_CALL = 64
 
 local lane, only, limit = named(1), optional(2, 0, 9), argument(3, 0, MOST_JOBS)
 local purged = 0
@@ -36,8 +41,9 @@ local function purge_level(place, p)
 end
 
 local places = { lane, suspects_lane(lane) }
-for _, held in ipairs(redis.call('ZRANGE', limited_key, 0, -1)) do
-  if lane_of(held) == lane then places[#places + 1] = held end
+local held, next_place = walk('ZSCAN', limited_key, ARGV[4], HELD_LANES_A_CALL)
+for i = 1, #held, 2 do
+  if lane_of(held[i]) == lane then places[#places + 1] = held[i] end
 end
 for p = 0, 9 do
   for _, place in ipairs(places) do
@@ -48,4 +54,6 @@ for p = 0, 9 do
 end
 save_ended()
 save_counts()
-return purged
+-- There may be more in these.
+if purged == limit then next_place = ARGV[4] == '' and '0 0' or ARGV[4] end
+return { purged, next_place or '' }
