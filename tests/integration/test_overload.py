@@ -36,7 +36,7 @@ async def flood(url: str, when_full: str, *, priorities: bool = False) -> list[J
         async def enqueue(client: AsyncClient, at: int) -> list[Job | SchedulerError]:
             outcomes: list[Job | SchedulerError] = []
             for n in range(EACH):
-                request = PromptRequest(prompt="x", priority=(at + n) % 10 if priorities else 5)
+                request = PromptRequest(prompt="x", model="echo", priority=(at + n) % 10 if priorities else 5)
                 outcomes += await client.enqueue_many([request])
             return outcomes
 
