@@ -55,5 +55,5 @@ end
 save_ended()
 save_counts()
 -- There may be more in these.
-if purged == limit then next_place = ARGV[4] == '' and '0 0' or ARGV[4] end
+if purged > 0 and purged == limit then next_place = ARGV[4] == '' and '0 0' or ARGV[4] end
 return { purged, next_place or '' }
