@@ -92,7 +92,7 @@ class MessageReader:
         return self._end()
 
     def _message_start(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        message = event["message"]
+        message = event.get("message") or {}
         model = message.get("model")
         self._model = model if isinstance(model, str) else None
         self._count(message.get("usage"))
@@ -112,12 +112,14 @@ class MessageReader:
         return _text(reasoning=block.get("thinking")) if kind == "thinking" else ()
 
     def _block_delta(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        delta = event["delta"]
+        delta = event["delta"] or {}
         match delta.get("type"):
             case "text_delta":
                 return _text(text=delta.get("text"))
             case "thinking_delta":
                 return _text(reasoning=delta.get("thinking"))
+            case None:
+                return _text(text=delta.get("text"), reasoning=delta.get("thinking"))
             case "input_json_delta":
                 call, part = self._blocks[event["index"]], delta.get("partial_json")
                 if call is None or not part:

@@ -269,6 +269,19 @@ async def test_an_answer_that_gave_its_reason_needs_no_message_stop(
     assert (piece.text, end.finish_reason) == ("ok", "stop")
 
 
+async def test_what_a_compatible_server_leaves_out_is_no_error(
+    server: FakeServer, worker: AnthropicWorker
+) -> None:
+    server.script = stream(
+        {"type": "message_start", "message": None},
+        {"type": "content_block_delta", "index": 0, "delta": None},
+        {"type": "content_block_delta", "index": 0, "delta": {"text": "ok"}},
+        {"type": "message_delta", "delta": None},
+        {"type": "message_stop"},
+    )
+    assert await outputs_of(worker, PROMPT) == [Piece(0, "ok"), Completed(0, "unknown")]
+
+
 def test_a_whole_message_is_read_like_its_stream() -> None:
     call = {"type": "tool_use", "id": "t1", "name": "sky", "input": {"a": 1}}
     content = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "ok"}, call]
