@@ -20,10 +20,10 @@ from workers.base import Capabilities, EndpointConfig, Generation, Health, Load,
 from workers.calls import answers, set_parameters, whole
 from workers.errors import ContextOverflow, RequestRejected, WorkerConfigError, WorkerError
 from workers.headers import has_credentials
-from workers.http import HttpEndpoint, check_base_url, check_key, error_class
+from workers.http import HttpEndpoint, check_base_url, check_key
 from workers.openai_wire import model_names
 from workers.options import count_option, refuse_unknown_options, text_option
-from workers.refusals import Refusal
+from workers.refusals import Refusal, error_class
 
 BASE_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"

@@ -40,13 +40,13 @@ from workers.calls import (
 from workers.counts import token_count
 from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
 from workers.finish_reasons import UNKNOWN
-from workers.http import HttpEndpoint, bearer, check_base_url, error_class
+from workers.http import HttpEndpoint, bearer, check_base_url
 from workers.openai_answer import ChatReader, model_name
 from workers.openai_wire import OURS, chat_body, model_names
 from workers.optional_fields import OptionalFields
 from workers.options import refuse_unknown_options
 from workers.prometheus import load_of
-from workers.refusals import Refusal
+from workers.refusals import Refusal, error_class
 
 MAX_SLOTS = 65_536
 """More than any server has: a number beyond it is a mistake."""

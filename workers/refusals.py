@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeAlias
 
 import orjson
 
 from workers import lenient_json
+from workers.errors import (
+    ContextOverflow,
+    ModelNotFound,
+    RequestRejected,
+    WorkerAuthError,
+    WorkerError,
+    WorkerFailed,
+    WorkerOverloaded,
+    WorkerProtocolError,
+    WorkerTimeout,
+    WorkerUnavailable,
+)
+from workers.sse import SseDecoder
 
 MAX_WORDS = 500
 
@@ -40,6 +57,14 @@ _STATUS_OF_KIND = {
 }
 _UNKNOWN_STATUS = 500
 
+# A gateway that does not reach its server; from 520 on these are Cloudflare's.
+_AWAY = frozenset({502, *range(520, 531)})
+_MODEL_KINDS = frozenset({"model_not_found", "invalid_model", "DeploymentNotFound"})
+_CONTEXT_KINDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
+_CONTEXT_WORDS = ("maximum context length", "maximum model length")  # vLLM gives it no name
+_ACCOUNT_KINDS = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_BUSY_KINDS = frozenset({"rate_limit_exceeded", "rate_limit_error", "overloaded_error"})
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -54,6 +79,9 @@ class Refusal:
     words: str = ""
     retry_after_s: float | None = None
     method: str = "POST"
+
+
+Translator: TypeAlias = Callable[[Refusal], type[WorkerError]]
 
 
 def json_of(data: bytes) -> Any:
@@ -136,3 +164,67 @@ def _status(said: Any) -> int | None:
 
 def _letters(kind: str) -> str:
     return kind.lower().replace("_", "").replace("-", "").replace(" ", "").removesuffix("error")
+
+
+def error_class(refusal: Refusal) -> type[WorkerError]:
+    """Which error a refusal is, for servers that have no peculiarities.
+
+    Its kind goes before its status, which an error inside a stream often has not got. An account without
+    money is one whose key is refused, although OpenAI answers 429: no wait helps.
+    """
+    status, kind = refusal.status, refusal.kind
+    # What is asked by GET is something that a server need not have.
+    if kind in _MODEL_KINDS or (status == 404 and refusal.method == "POST"):
+        return ModelNotFound
+    if status in {401, 402, 403} or kind in _ACCOUNT_KINDS:
+        return WorkerAuthError
+    if status in {429, 503, 529} or kind in _BUSY_KINDS:
+        return WorkerOverloaded
+    if kind in _CONTEXT_KINDS or (status == 400 and any(words in refusal.words for words in _CONTEXT_WORDS)):
+        return ContextOverflow
+    if status in {408, 504}:
+        return WorkerTimeout
+    if kind == "invalid_request_error":
+        return RequestRejected
+    if status == 409 or status in _AWAY:
+        return WorkerUnavailable
+    if status >= 500:
+        return WorkerFailed
+    return RequestRejected if status >= 400 else WorkerProtocolError
+
+
+def read_refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: datetime) -> Refusal:
+    """Make out what an error response says. `now` is what a Retry-After date counts from."""
+    wait_s = retry_after_s(headers, now=now)
+    decoder = SseDecoder()  # some answer everything by a stream
+    for data in (body, *decoder.feed(body + b"\n\n"), decoder.error or b""):
+        with suppress(ValueError):
+            refusal = refusal_of(json_of(data))
+            return Refusal(status, refusal.kind, refusal.words, wait_s)
+    words = body.decode("utf-8", "replace").strip()
+    # The page that a proxy shows to people says less than its status.
+    return Refusal(status, words="" if words.startswith("<") else words[:MAX_WORDS], retry_after_s=wait_s)
+
+
+def retry_after_s(headers: Mapping[str, str], *, now: datetime) -> float | None:
+    """The wait in seconds that `retry-after-ms` or `Retry-After` (seconds or an HTTP date) asks for."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if value is None or seconds is not None:
+        return seconds
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 from workers.base import Load
 from workers.calls import MALFORMED
 from workers.errors import WorkerError
-from workers.http import EventStream, HttpEndpoint
+from workers.event_stream import EventStream
+from workers.http import HttpEndpoint
 
 TRIAL_TIMEOUT_S = 4.0
 DEFEATS = 2

@@ -43,7 +43,7 @@ from workers import (
     calls,
 )
 from workers.contract import collect, start
-from workers.http import MAX_BODY_BYTES
+from workers.event_stream import MAX_BODY_BYTES
 from workers.llama_cpp import LlamaCppWorker
 
 PROMPT = Generation("tiny", prompt="hello")

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from workers.http import read_refusal, retry_after_s
-from workers.refusals import Refusal
+from workers.refusals import Refusal, read_refusal, retry_after_s
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 

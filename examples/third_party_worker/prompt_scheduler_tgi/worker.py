@@ -23,10 +23,10 @@ from workers import (
     WorkerUnavailable,
 )
 from workers.calls import answers, refuse_tools, set_parameters, whole
-from workers.http import HttpEndpoint, bearer, error_class
+from workers.http import HttpEndpoint, bearer
 from workers.options import refuse_unknown_options
 from workers.prometheus import load_of
-from workers.refusals import Refusal
+from workers.refusals import Refusal, error_class
 
 _NAMES = {"max_tokens": "max_new_tokens"}
 _OURS = frozenset({"details", "do_sample"})
