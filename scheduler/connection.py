@@ -61,6 +61,11 @@ _AUTH = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redi
 # one that waits for an answer, for a wake token, or for a message. Linux has them all, others some.
 _DEAD_PEER = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 
+# Of a socket that did not open, and of one that the other side closed.
+_NOT_CONNECTED = ("Connect call failed", "refused", "Name or service", "nodename", "unreachable")
+_HUNG_UP = ("closed by server", "Connection lost", "reset by peer", "Broken pipe")
+_WRITING = "Error UNKNOWN while writing to socket. "
+
 _PASSWORD = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 
 
@@ -347,8 +352,10 @@ def translate(error: Exception, url: str) -> RedisError:
             f"Redis at {where} takes no commands, or no writes, for now: {text}; wait until it does"
         )
     if isinstance(error, AWAY):
+        return RedisUnavailable(f"no Redis answers at {where} ({_cause(error)}); {_question(text, url)}")
+    if isinstance(error, redis_errors.InvalidResponse):
         return RedisUnavailable(
-            f"no Redis answers at {where} ({_cause(error)}); is it running, and is the URL right?"
+            f"what answers at {where} is no Redis ({_cause(error)}); is the URL right? Redis with TLS needs rediss://"
         )
     if "unknown command" in text.lower():
         return RedisTooOld(f"Redis at {where} lacks a command: {text}; use Redis 7.0 or later, or Valkey")
@@ -357,7 +364,16 @@ def translate(error: Exception, url: str) -> RedisError:
 
 def _cause(error: Exception) -> str:
     # redis-py wraps the operating system's words; an empty message still has a type
-    return str(error).rstrip(".") or type(error).__name__
+    return str(error).removeprefix(_WRITING).rstrip(".") or type(error).__name__
+
+
+def _question(text: str, url: str) -> str:
+    """What to look at, where nothing answers: TLS on one side alone is a connection that comes to nothing."""
+    if url.startswith("rediss") and not any(sign in text for sign in _NOT_CONNECTED):
+        return "is it running, and does it speak TLS? If it does not, give redis://"
+    if url.startswith("redis:") and any(sign in text for sign in _HUNG_UP):
+        return "is it running, and is the URL right? If it speaks TLS, give rediss://"
+    return "is it running, and is the URL right?"
 
 
 def mask(url: str) -> str:

@@ -28,6 +28,7 @@ from scheduler import (
     RedisUnavailable,
     admin,
     arq_jobs,
+    connection,
 )
 from scheduler.connection import open_redis
 from scheduler.sentinel import SentinelUrl
@@ -93,6 +94,32 @@ async def test_a_certificate_that_is_not_the_servers_is_refused(
     with pytest.raises(RedisUnavailable, match=r"certificate that is not accepted.*ssl_ca_certs"):
         async with AsyncClient(f"rediss://{host}:{tls_port}{query}"):
             pass
+
+
+async def test_tls_on_one_side_alone_is_explained(
+    tls_port: int, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A Redis without TLS waits for the rest of what it takes for a command.
+    monkeypatch.setattr(connection, "socket_options", lambda _: {"socket_connect_timeout": 0.5})
+    with pytest.raises(RedisUnavailable, match="If it speaks TLS, give rediss://"):
+        async with AsyncClient(f"redis://localhost:{tls_port}"):
+            pass
+    with pytest.raises(RedisUnavailable, match="does it speak TLS\\? If it does not, give redis://"):
+        async with AsyncClient(valkey_url.replace("redis://", "rediss://")):
+            pass
+
+
+async def test_what_is_no_redis_is_told_as_such() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1024)
+        writer.write(b"<html>\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(RedisUnavailable, match=r"what answers at .* is no Redis"):
+            async with AsyncClient(f"redis://127.0.0.1:{port}"):
+                pass
 
 
 def test_sentinels_are_asked_over_the_same_tls() -> None:

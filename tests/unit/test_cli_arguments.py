@@ -267,7 +267,7 @@ def test_doctor_reports_wrong_settings_as_a_finding(tmp_path: Path) -> None:
     config = tmp_path / "scheduler.toml"
     config.write_text("lease_s = 'long'\n")
     done = invoke("--config", str(config), "doctor", "--json")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     (finding,) = json.loads(done.stdout)
     assert (finding["level"], finding["subject"]) == ("fail", "settings")
     assert "lease_s" in finding["message"]
