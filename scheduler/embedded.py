@@ -7,6 +7,8 @@ can log in to the machine can reach it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import fcntl
 import importlib.util
 import json
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -167,6 +169,8 @@ class EmbeddedServer:
         if connection is None:
             return
         _running.discard(self)
+        with contextlib.suppress(RuntimeError):  # where no event loop runs, none watches
+            asyncio.get_running_loop().remove_reader(connection)
         with connection:
             connection.settimeout(LETTING_GO_TIMEOUT_S)
             try:
@@ -176,6 +180,19 @@ class EmbeddedServer:
                 _log.warning("the embedded server has not ended after %.0f s", LETTING_GO_TIMEOUT_S)
             except OSError:
                 _log.debug("the embedded server had ended before it was stopped", exc_info=True)
+
+    def when_it_ends(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+        """Have the event loop call once the server ends without `stop()`: killed, or out of memory."""
+        connection = self._supervisor
+        if connection is None:
+            return
+
+        def end() -> None:
+            loop.remove_reader(connection)
+            if self._supervisor is connection:
+                call()
+
+        loop.add_reader(connection, end)
 
     def _start_private(self) -> tuple[socket.socket, int]:
         folder = Path(tempfile.mkdtemp(prefix="prompt-scheduler-"))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _BY_TYPE = {
     "missing": "is missing",
+    "string_unicode": "give valid UTF-8",
     "finite_number": "give a finite number",
     "greater_than": "give more than {gt}",
     "greater_than_equal": "give {ge} or more",

@@ -201,7 +201,10 @@ class _Host:
     async def on_startup(self, context: dict[str, Any]) -> None:
         """Start the engine, and take the signals over from arq."""
         _show_logs(self._settings)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if self._server is not None:
+            self._server.when_it_ends(loop, self._lose_server)
         redis = open_redis(self._url, timeout_s=self._settings.redis_timeout_s)
         try:
             name = worker_id(self._settings)
@@ -232,6 +235,10 @@ class _Host:
     def _reload(self) -> None:
         if self._reloader is not None:  # else it is only starting, with the settings as they are
             self._reloader.reload_soon()
+
+    def _lose_server(self) -> None:
+        logger.error("the embedded server has ended, and with it this worker process; start it again")
+        os._exit(1)
 
     def _take_signals(self, main: asyncio.Task[Any] | None) -> None:
         loop = asyncio.get_running_loop()

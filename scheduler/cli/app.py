@@ -67,6 +67,9 @@ def _told() -> Iterator[None]:
         message = error.format_message().removeprefix("Invalid value: ").replace(" Value error,", "")
         complain(f"{message.rstrip('.')}; see {command} --help")
         raise typer.Exit(EXIT_MISTAKE) from None
+    except UnicodeEncodeError as error:
+        complain(f"{error.object!r} is not valid UTF-8")
+        raise typer.Exit(EXIT_MISTAKE) from None
     except OSError as error:
         let_go_of_streams()
         if error.errno == errno.EPIPE:  # whoever read has gone, and knows

@@ -398,12 +398,16 @@ class AsyncClient:
         """Attach to a job by its id. The handle holds no ticket, so only `cancel(force=True)` ends it.
 
         Raises:
-            InvalidRequest: it is no text.
+            InvalidRequest: it is no text, or no id.
         """
         if not isinstance(job_id, str):
             raise InvalidRequest(
                 f"job_id: give the id of a job as text, not {type(job_id).__name__}", field="job_id"
             )
+        try:
+            job_id.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest(f"job_id: {job_id!r} is not valid UTF-8", field="job_id") from None
         return Job(self, job_id)
 
     async def run(

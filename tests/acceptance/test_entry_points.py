@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 
 from scheduler import Client, Delta
+from scheduler.embedded import EmbeddedServer
 
 SCRIPT = str(Path(sys.executable).with_name("prompt-scheduler"))
 ECHO = '[[routes.chat.endpoints]]\nbackend = "echo"\n'
@@ -95,6 +97,37 @@ def test_modules_of_the_current_folder_are_found(
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=40)
         assert process.returncode == 0, out
+
+
+def test_a_worker_ends_with_its_embedded_server(tmp_path: Path) -> None:
+    with start(tmp_path, "worker", toml='data_dir = "data"\n', url="embedded") as process:
+        assert process.stdout
+        next(line for line in process.stdout if " serves " in line)
+        with redis.Redis.from_url(EmbeddedServer.running_url(tmp_path / "data")) as server:
+            os.kill(int(server.info("server")["process_id"]), signal.SIGKILL)
+        out, _ = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert "the embedded server has ended, and with it this worker process; start it again" in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [b"enqueue", b"\xff"],
+        [b"enqueue", b"x", b"--metadata", b"a=\xff"],
+        [b"admin", b"jobs", b"show", b"\xff"],
+        [b"admin", b"queue", b"pause", b"\xff"],
+        [b"admin", b"dedup", b"show", b"\xff"],
+        [b"--queue", b"\xff", b"admin", b"jobs", b"list"],
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_one_line(valkey_url: str, arguments: list[bytes]) -> None:
+    command = [SCRIPT.encode(), b"--redis-url", valkey_url.encode(), *arguments]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"prompt-scheduler: ")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_the_echo_of_dev_is_seen_to_stream(tmp_path: Path) -> None:
