@@ -40,6 +40,9 @@ OVERLOAD_PAUSE_S, MAX_OVERLOAD_PAUSE_S = 0.25, 30.0
 FAILURE_HALVES_S = 5.0
 """In a choice of endpoints a call that has failed weighs as one on its way, and half as much after this."""
 
+REFUSAL_WEIGHS = 0.25
+"""The same of a request that was refused: it may be at fault, or an endpoint that refuses them all."""
+
 MAX_ERROR_CHARS = 200
 
 
@@ -280,13 +283,19 @@ class Endpoint:
         if isinstance(error, ModelNotFound):
             self.breaker.suspect()
 
+    def checked(self, *, well: bool) -> None:
+        """It was given a prompt that is known to be good, while it was suspected or half open."""
+        self.breaker.checked(well=well)
+        if well:
+            self._failures = 0.0  # they were the requests' fault, or are over
+
     def _weigh(self, error: WorkerError | None) -> None:
         """Note how a call went, for the next choice among endpoints; an overload has a pause of its own."""
         if error is None:
             self._failures = self._failures / 2 if self._failures > 1 else 0.0
         elif not isinstance(error, WorkerOverloaded):
-            now = self._clock()
-            self._failures, self._failed_at = self._failures_weigh(now) + 1, now
+            now, weight = self._clock(), REFUSAL_WEIGHS if isinstance(error, RequestRejected) else 1.0
+            self._failures, self._failed_at = self._failures_weigh(now) + weight, now
 
     def _failures_weigh(self, now: float) -> float:
         return self._failures * math.pow(0.5, (now - self._failed_at) / FAILURE_HALVES_S)

@@ -85,12 +85,12 @@ class EndpointMonitor:
             await endpoint.in_doubt.wait()
             endpoint.in_doubt.clear()
             if breaker.suspected:
-                breaker.checked(well=await self._well())
+                endpoint.checked(well=await self._well())
             while breaker.state is not BreakerState.CLOSED:
                 await asyncio.sleep(endpoint.usable_in_s)
                 breaker.probed(ready=await self._ready())
                 if breaker.state is BreakerState.HALF_OPEN:
-                    breaker.checked(well=await self._answers())
+                    endpoint.checked(well=await self._answers())
 
     async def _well(self) -> bool:
         return await self._ready() and await self._answers()

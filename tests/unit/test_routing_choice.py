@@ -7,6 +7,7 @@ import pytest
 
 from scheduler.routing import BreakerState, Endpoint, choose_endpoint
 from tests.unit.scripted_endpoint import Clock, endpoint, fail, half_open, opened
+from workers.errors import RequestRejected
 
 SESSIONS = [f"session {n}" for n in range(600)]
 
@@ -111,6 +112,26 @@ def test_failures_are_forgotten_with_time_and_with_success() -> None:
     for _ in range(4):
         one.call_ended(one.call_began(), 1, None)
     assert choose_endpoint([one, other]) is one
+
+
+def test_failures_are_forgotten_by_an_endpoint_that_is_found_to_be_well() -> None:
+    one, other = endpoint("one", breaker={"failures": 3}), endpoint("other")
+    other.window.acquire(1)
+    fail(one, 3)
+    assert choose_endpoint([one, other]) is other
+    one.checked(well=True)
+    assert choose_endpoint([one, other]) is one
+
+
+def test_endpoint_that_refuses_all_it_gets_draws_no_traffic_either() -> None:
+    refuses, busy = endpoint("refuses"), endpoint("busy")
+    busy.window.acquire(4)
+    asked = 0
+    for _ in range(200):
+        if choose_endpoint([refuses, busy]) is refuses:
+            asked += 1
+            refuses.call_ended(refuses.call_began(), 1, RequestRejected("unknown field"))
+    assert asked <= 20
 
 
 def test_failing_endpoint_that_is_alone_still_gets_all() -> None:
