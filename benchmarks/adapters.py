@@ -94,7 +94,7 @@ async def call_with_ours(url: str, in_flight: int, calls: int) -> dict[str, floa
 async def call_with_bare(url: str, in_flight: int, calls: int) -> dict[str, float]:
     """Make the calls with httpx alone."""
     limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=TIMEOUT_S) as client:
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=TIMEOUT_S, trust_env=False) as client:
         return await call_all(partial(bare_texts, client), in_flight, calls)
 
 
@@ -103,7 +103,9 @@ async def call_with_each(url: str, in_flight: int, calls: int) -> dict[str, floa
     async with AsyncExitStack() as stack:
         tls = httpx.create_ssl_context()  # costly to make, and the same for all
         clients = [
-            await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, verify=tls))
+            await stack.enter_async_context(
+                httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, verify=tls, trust_env=False)
+            )
             for _ in range(in_flight)
         ]
 

@@ -57,7 +57,7 @@ async def drain_with_metrics(bench: Bench) -> Figures:
 
 
 async def _scrape() -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(trust_env=False) as client:
         while True:
             await asyncio.sleep(SCRAPE_EVERY_S)
             try:

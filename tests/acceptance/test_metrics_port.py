@@ -34,7 +34,7 @@ async def test_two_processes_on_one_host_may_be_given_the_same_port(
         urls.append(metrics_url(worker))
         wait_for_line(worker, " serves ")
     assert len(set(urls)) == 2
-    async with AsyncClient(server_url) as client, httpx.AsyncClient() as http:
+    async with AsyncClient(server_url) as client, httpx.AsyncClient(trust_env=False) as http:
         jobs = [await client.enqueue(f"prompt {n}", model="echo") for n in range(20)]
         for job in jobs:
             await job.result(timeout_s=SOON_S)
@@ -51,7 +51,7 @@ async def test_metrics_are_there_until_the_last_job_is_done(
     worker = start_worker(server_url, toml=slow_echo(0.2), wait=False, SCHEDULER_METRICS_PORT="0")
     url = httpx.URL(metrics_url(worker))
     wait_for_line(worker, " serves ")
-    async with AsyncClient(server_url) as client, httpx.AsyncClient() as http:
+    async with AsyncClient(server_url) as client, httpx.AsyncClient(trust_env=False) as http:
         job = await client.enqueue("one two three four five six seven", model="echo")
         async for event in job.events():
             if event.type == "started":

@@ -98,7 +98,10 @@ async def _states(jobs: list[Job]) -> list[str]:
 
 
 async def test_a_cancelled_job_stops_costing(worker: str, llama_server: LlamaServer) -> None:
-    async with AsyncClient(worker) as client, httpx.AsyncClient(base_url=llama_server.base_url) as engine:
+    async with (
+        AsyncClient(worker) as client,
+        httpx.AsyncClient(base_url=llama_server.base_url, trust_env=False) as engine,
+    ):
         job = await client.enqueue("go on and on", model="chat", params={"max_tokens": 30_000})
         async for event in job.events():
             if isinstance(event, Delta):

@@ -68,7 +68,7 @@ class Watched:
 
     async def get(self, path: str) -> httpx.Response:
         url = httpx.URL(self.engine.metrics_url).copy_with(path=path)
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(trust_env=False) as http:
             return await http.get(url)
 
     async def scrape(self) -> Scrape:

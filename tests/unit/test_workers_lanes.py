@@ -19,7 +19,7 @@ class Clients:
         self.lanes = Lanes(self.make, idle_s=4.0, clock=lambda: self.now)
 
     def make(self) -> httpx.AsyncClient:
-        self.made.append(httpx.AsyncClient())
+        self.made.append(httpx.AsyncClient(trust_env=False))
         return self.made[-1]
 
     @property
