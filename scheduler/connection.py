@@ -22,6 +22,7 @@ from redis.connection import HiredisRespSerializer
 
 from scheduler.errors import (
     ConfigError,
+    NewerData,
     RedisAuthError,
     RedisError,
     RedisOutOfMemory,
@@ -341,6 +342,11 @@ def translate(error: Exception, url: str) -> RedisError:
     if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command not allowed" in text:
         return RedisOutOfMemory(
             f"Redis at {where} has reached its maxmemory; raise it, or wait until work has drained"
+        )
+    if "NEWERFORMAT" in text:
+        return NewerData(
+            f"a newer version of prompt-scheduler has written the queue on Redis at {where}, in a format "
+            "that this one does not know; upgrade it here too. Nothing was changed"
         )
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return RedisUnavailable(

@@ -14,7 +14,8 @@
     │   ├── RedisUnavailable   no server at the URL
     │   ├── RedisAuthError     wrong password, or the ACL forbids a command
     │   ├── RedisTooOld        the server lacks something that is used
-    │   └── RedisOutOfMemory   maxmemory is reached; enqueues are refused
+    │   ├── RedisOutOfMemory   maxmemory is reached; enqueues are refused
+    │   └── NewerData          a newer version of this package has written the queue
     └── JobEnded               the job ended without a result
         ├── JobFailed          attempts used up, or an error that no retry can mend
         ├── JobCancelled
@@ -149,6 +150,12 @@ class RedisOutOfMemory(RedisError):
 
     code = "redis_out_of_memory"
     retryable = True
+
+
+class NewerData(RedisError):
+    """A newer version of this package has written the queue, in a format that this one does not know."""
+
+    code = "newer_data"
 
 
 class JobEnded(SchedulerError):

@@ -12,6 +12,7 @@ from scheduler.admin.dead import (
 from scheduler.admin.doctor import Finding, Level, examine
 from scheduler.admin.jobs import requeue
 from scheduler.admin.lanes import known_lanes, purge, purge_delayed
+from scheduler.admin.limits import forgive_endpoint, forgive_tenant
 
 __all__ = [
     "PROBLEMS",
@@ -23,6 +24,8 @@ __all__ = [
     "dead_letter_ids",
     "dead_letters",
     "examine",
+    "forgive_endpoint",
+    "forgive_tenant",
     "known_lanes",
     "purge",
     "purge_dead_letters",

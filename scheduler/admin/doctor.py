@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from scheduler.batching import within
 from scheduler.connection import check_server, mask, open_redis, translated
+from scheduler.engine.queue_settings import disagreements, queue_settings
 from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.queue import PromptQueue
@@ -82,6 +83,7 @@ async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding,
                 inspector = QueueInspector(queue)
                 for finding in _queue(await inspector.status(), await inspector.workers(), settings):
                     yield finding
+                yield _settings(settings, await queue.settings())
     finally:
         await redis.aclose()
 
@@ -262,6 +264,14 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
     if health.warnings:
         return Finding(Level.WARN, subject, f"{where} serves {models}; {'; '.join(health.warnings)}")
     return Finding(Level.OK, subject, f"{where} serves {models}")
+
+
+def _settings(settings: Settings, published: Mapping[str, str]) -> Finding:
+    if differ := "; ".join(disagreements(queue_settings(settings), published)):
+        message = f"worker processes have published others, which hold for all: {differ}"
+        fix = "give all processes the same settings; those of the one that started last hold"
+        return Finding(Level.WARN, "queue settings", message, fix)
+    return Finding(Level.OK, "queue settings", "as published" if published else "not published yet")
 
 
 def _queue(status: QueueStatus, workers: list[WorkerInfo], settings: Settings) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
 from scheduler.engine.keeper import LeaseKeeper
 from scheduler.engine.limits import limits_of, offers_of
 from scheduler.engine.patience import Outage, Patience
+from scheduler.engine.queue_settings import disagreements, queue_settings
 from scheduler.engine.retry import RetryPolicy, bounds_of
 from scheduler.engine.routes import (
     NO_PLACES,
@@ -178,6 +179,7 @@ class Engine:
         # What it waits for: lanes, each for work of any priority or (True) for urgent work alone.
         self._waker_lanes: frozenset[tuple[str, bool]] = frozenset()
         self._started_at_ms = 0
+        self._told_of_settings = ""  # how those that hold differ from ours, as the log has it
 
     @property
     def running(self) -> int:
@@ -705,13 +707,23 @@ class Engine:
 
     async def _publish_settings(self) -> None:
         await self.queue.configure(
-            conf=self._conf(), routes=describe_routes(self.routes), limits=self._limits
+            conf=queue_settings(self.settings), routes=describe_routes(self.routes), limits=self._limits
         )
 
     async def _mend_settings(self) -> None:
         """Redis may have come back without its data: clients and scripts would miss what we serve."""
-        if not self.routes.keys() <= (await self.queue.routes()).keys():
+        own, published = queue_settings(self.settings), await self.queue.settings()
+        if not own.keys() <= published.keys() or not self.routes.keys() <= (await self.queue.routes()).keys():
             await self._publish_settings()
+            return
+        differ = "; ".join(disagreements(own, published))
+        if differ and differ != self._told_of_settings:
+            logger.warning(
+                "another worker process has published other settings of this queue, and they hold for all: "
+                "%s. Give all processes the same settings",
+                differ,
+            )
+        self._told_of_settings = differ
 
     async def _maintain(self) -> None:
         lock_ms = min(2000, max(500, self.lease_ms // 4))
@@ -745,7 +757,7 @@ class Engine:
         return report
 
     async def _listen(self) -> None:
-        """Hear at once of cancelled jobs; leases and refused writes tell as well, later."""
+        """Hear at once of cancelled jobs, of which leases and refused writes tell later, and of pardons."""
         async with self._subscriptions.follow(self.queue.control_channel) as feed:
             while True:
                 message = await feed.next()
@@ -753,7 +765,18 @@ class Engine:
                     continue
                 with suppress(ValueError, KeyError, TypeError):
                     order = orjson.loads(message)
-                    self._refused(order["cancel"], int(order["token"]))
+                    if "forgive" in order:
+                        self._forgiven(str(order["forgive"]))
+                    else:
+                        self._refused(order["cancel"], int(order["token"]))
+
+    def _forgiven(self, subject: str) -> None:
+        """An administrator lets `e:<endpoint>`, or a tenant, have again all that it may use."""
+        self._without_permit.clear()
+        for endpoint in self.endpoints:
+            if subject == f"e:{endpoint.name}":
+                endpoint.end_pause()
+        self._look_again()
 
     async def _timed(self, script: str, call: Awaitable[T]) -> T:
         """Await a script's reply, and let observers know how long it took."""
@@ -827,28 +850,6 @@ class Engine:
         return route.busy or any(other.running and route in other.fallbacks for other in others)
 
     # What others read
-
-    def _conf(self) -> dict[str, str | int]:
-        settings = self.settings
-        conf: dict[str, str | int] = {
-            "max_waiting": settings.max_waiting,
-            "when_full": settings.when_full,
-            "aging_ms": round(settings.aging_s * 1000),
-            "dedup_ttl_ms": round(settings.dedup_ttl_s * 1000),
-            "result_ttl_ms": round(settings.result_ttl_s * 1000),
-            "dead_ttl_ms": round(settings.dead_ttl_s * 1000),
-            "max_result_ttl_ms": round(settings.max_result_ttl_s * 1000),
-            "max_dead": settings.max_dead,
-            "max_finished": settings.max_finished,
-            "spare_bytes": settings.spare_bytes,
-            "max_attempts": settings.max_attempts,
-        }
-        for name, route in settings.routes.items():
-            if route.max_waiting is not None:
-                conf[f"max_waiting:{name}"] = route.max_waiting
-            if route.max_attempts is not None:
-                conf[f"max_attempts:{name}"] = route.max_attempts
-        return conf
 
     def _about(self) -> bytes:
         return orjson.dumps(

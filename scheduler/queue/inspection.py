@@ -379,10 +379,10 @@ class QueueInspector:
 
         Returns what it was, None if it was free already.
         """
-        held = await self.dedup(key, tenant=tenant)
-        if held is None or not await self._redis.delete(self._keys.dedup(tenant, held.hash)):
-            return None
-        return held
+        for hashed in _hashes(key):
+            if (released := await self._queue.release(tenant, hashed)) is not None:
+                return (await self._describe_dedup([(tenant, hashed, *released)]))[0]
+        return None
 
     async def _read_dedup(self, names: Sequence[tuple[str, str]]) -> list[DedupKey]:
         if not names:
@@ -397,8 +397,9 @@ class QueueInspector:
             for (tenant, hashed), owner, left_ms in zip(names, replies, replies, strict=False)
             if owner is not None
         ]
-        if not held:
-            return []
+        return await self._describe_dedup(held) if held else []
+
+    async def _describe_dedup(self, held: Sequence[tuple[str, str, str, int]]) -> list[DedupKey]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for _, _, job_id, _ in held:
                 pipe.hmget(self._keys.of("record", job_id), FIELDS)

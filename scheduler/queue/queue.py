@@ -114,6 +114,11 @@ class PromptQueue:
                 args += (name, str(value) if isinstance(value, float) else value)
         await self._scripts.run("configure", *args)
 
+    async def settings(self) -> dict[str, str]:
+        """The queue's settings that hold, as a worker process has published them."""
+        stored: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("conf"))  # type: ignore[misc]
+        return {name.decode(): value.decode("utf-8", "replace") for name, value in stored.items()}
+
     async def forget_routes(self, names: Sequence[str]) -> None:
         """Take routes off the list that nobody serves any more: clients refuse prompts for them then."""
         if names:
@@ -350,6 +355,13 @@ class PromptQueue:
         """Claim from a lane again. Returns whether it had been paused."""
         return bool(await self._scripts.run("resume", lane))
 
+    async def forgive(self, subject: str) -> bool:
+        """Let `t:<tenant>` or `e:<endpoint>` have again all that its limit gives. Workers hear of it.
+
+        Returns whether some of it had been used.
+        """
+        return bool(await self._scripts.run("forgive", subject))
+
     async def requeue(self, job_id: str, request: bytes = b"") -> str:
         """Let a job that ended without a result run again, with another request if one is given.
 
@@ -382,6 +394,14 @@ class PromptQueue:
         found = await self._scripts.run("audit", int(repair), *args)
         reply = [word.decode("utf-8", "replace") for word in found]
         return list(zip(reply[::2], reply[1::2], strict=True))
+
+    async def release(self, tenant: str, dedup_hash: str) -> tuple[str, int] | None:
+        """Let a dedup key go. Returns the job that owned it and the ms it had left, -1 without an end.
+
+        None: it was free.
+        """
+        reply = await self._scripts.run("release", tenant, dedup_hash)
+        return (reply[0].decode("utf-8", "replace"), reply[1]) if reply else None
 
     async def joined(self, proposed_id: str) -> str | None:
         """The job that a caller joined who had proposed this id for its own; None if nobody did."""
@@ -470,13 +490,7 @@ class PromptQueue:
 
     async def forget_worker(self, worker: str) -> None:
         """Take a worker process that has stopped off the list, and let go of the maintenance lock."""
-        leader = self.keys.fixed("leader")
-        if await self.redis.get(leader) == worker.encode():
-            await self.redis.delete(leader)
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.zrem(self.keys.fixed("workers"), worker)
-            pipe.delete(self.keys.of("worker", worker), self.keys.of("claimed", worker))
-            await pipe.execute()
+        await self._scripts.run("forget_worker", worker)
 
 
 def _by_bytes(items: Sequence[T], size_of: Callable[[T], int]) -> list[Sequence[T]]:

@@ -237,6 +237,15 @@ class Endpoint:
         self._turn_away()
         self._changed()
 
+    def end_pause(self) -> None:
+        """Give it prompts again, whatever it has asked for."""
+        if not self.paused:
+            return
+        self._paused_until = 0.0
+        if self._resume is not None:
+            self._resume.cancel()
+        self._changed()
+
     # What happens to its calls: see batching.runner.CallWatcher
 
     def call_began(self, members: Sequence[Member] = ()) -> _Call:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 import pytest
+from redis.exceptions import ResponseError
 
+from scheduler.connection import translate
+from scheduler.errors import NewerData
 from scheduler.model import DedupMode, JobState
 from scheduler.queue.records import Enqueued
 from tests.contracts.queue_contract import OnQueue
-from tests.contracts.queue_driver import QueueDriver, ending, new_job
+from tests.contracts.queue_driver import LEASE_MS, QueueDriver, ending, new_job
 
 DAY_MS = 86_400_000
 REQUEST = orjson.dumps({"prompt": "x" * 1000})
@@ -32,6 +36,26 @@ async def alias_ttl_ms(q: QueueDriver, name: str) -> int:
 
 class KeepingContract(OnQueue):
     """The bounds of what a `PromptQueue` keeps."""
+
+    # The format
+
+    @pytest.mark.parametrize("script", ["enqueue", "claim", "configure", "tick"])
+    async def test_what_a_newer_version_has_written_is_left_alone(self, q: QueueDriver, script: str) -> None:
+        await q.configure()
+        assert (await q.meta())["format"] == "1"
+        await q.enqueue(new_job("a"))
+        await q.redis.hset(q.queue.keys.fixed("meta"), "format", 2)
+        before = await q.dump()
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "enqueue": lambda: q.enqueue(new_job("b")),
+            "claim": q.claim_all,
+            "configure": q.configure,
+            "tick": lambda: q.queue._scripts.run("tick", "w1", 60_000, LEASE_MS, 25, "", 0, 0),
+        }
+        with pytest.raises(ResponseError) as refused:
+            await calls[script]()
+        assert isinstance(translate(refused.value, "redis://host"), NewerData)
+        assert await q.dump() == before
 
     # Requests
 

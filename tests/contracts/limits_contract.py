@@ -541,6 +541,23 @@ class LimitsContract(OnQueue):
         left_ms = await q.redis.pttl(q.queue.keys.of("bucket", f"t:{ACME}"))
         assert 0 < left_ms <= 60_000 / 541 + 1
 
+    async def test_a_tenant_that_is_forgiven_begins_anew(self, q: QueueDriver) -> None:
+        await hold(q, acme_job("a"), acme_job("b"))
+        await q.tick()
+        assert await q.queue.forgive(f"t:{ACME}")
+        assert not await q.queue.forgive(f"t:{ACME}"), "it has used nothing since"
+        assert (await q.tick()).released == 1
+        assert await q.claimed_ids() == ["a"]
+
+    async def test_an_endpoint_that_is_forgiven_has_its_permits_again(self, q: QueueDriver) -> None:
+        await q.configure(endpoints={"x": RateLimit(requests=1)})
+        await q.drain_limit("e:x")
+        await q.enqueue(new_job("a"))
+        offers = {LANE: [Offer("x", 1)]}
+        assert await q.claimed_ids(offers=offers) == []
+        assert await q.queue.forgive("e:x")
+        assert await q.claimed_ids(offers=offers) == ["a"]
+
     async def test_without_limits_nothing_is_kept_of_them(self, q: QueueDriver) -> None:
         await q.configure()
         await q.finish(await q.running("a", tenant=ACME), used_tokens=10)

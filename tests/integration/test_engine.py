@@ -12,6 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from scheduler import (
     AsyncClient,
+    InvalidRequest,
     JobCancelled,
     JobExpired,
     JobFailed,
@@ -20,6 +21,7 @@ from scheduler import (
     SchedulerError,
     Settings,
 )
+from scheduler.admin import forgive_endpoint
 from scheduler.engine import Engine
 from scheduler.engine import engine as engine_module
 from scheduler.queue.records import Claim, ClaimedJob
@@ -708,6 +710,37 @@ async def test_settings_that_redis_lost_are_published_again(room: Room) -> None:
             await asyncio.sleep(0.01)
     assert (await client.queue.redis.hlen(client.queue.keys.fixed("conf"))) > 0  # type: ignore[misc]  # redis-py has one type for sync and async
     assert engine.running == 0
+
+
+async def test_settings_of_the_queue_that_redis_lost_are_published_again(room: Room) -> None:
+    engine = await room.engine(settings_of(lease_s=0.5))
+    await engine.queue.redis.delete(engine.queue.keys.fixed("conf"))
+    async with asyncio.timeout(SOON_S):
+        while not await engine.queue.settings():
+            await asyncio.sleep(0.01)
+
+
+async def test_processes_that_disagree_on_the_queue_are_told_once(
+    room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await room.engine(settings_of(max_waiting=7, result_ttl_s=60.0))
+    await room.engine(settings_of(max_waiting=9, result_ttl_s=90.5))
+    for _ in range(3):
+        await first._mend_settings()
+    (said,) = [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
+    assert "max_waiting is 9, and 7 here; result_ttl_s is 90.5, and 60 here" in said
+    assert (await first.queue.settings())["max_waiting"] == "9", "the last one's hold"
+
+
+async def test_an_endpoint_that_is_forgiven_takes_prompts_again(room: Room) -> None:
+    engine = await room.engine()
+    (endpoint,) = engine.endpoints
+    endpoint.pause(3600)
+    assert not endpoint.admits
+    await forgive_endpoint(engine.queue, endpoint.name)
+    await until(lambda: endpoint.admits)
+    with pytest.raises(InvalidRequest, match=r"no 'nobody\.0' in queue"):
+        await forgive_endpoint(engine.queue, "nobody.0")
 
 
 async def test_an_outage_is_said_once_when_it_begins_and_once_when_it_ends(

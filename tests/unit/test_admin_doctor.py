@@ -235,6 +235,15 @@ async def test_waiting_work_that_nobody_will_do_is_noticed(redis: Redis, valkey_
     assert "serving stopped" not in found
 
 
+async def test_settings_that_are_not_those_that_hold_are_noticed(redis: Redis, valkey_url: str) -> None:
+    queue = PromptQueue(redis)
+    assert (await findings(valkey_url))["queue settings"].level is OK
+    await queue.configure(conf={"max_waiting": 7, "dead_ttl_ms": 5000}, routes={"chat": b"{}"})
+    found = (await findings(valkey_url))["queue settings"]
+    assert found.level is WARN
+    assert "max_waiting is 7, and 100000 here; dead_ttl_s is 5, and 604800 here" in found.message
+
+
 async def test_a_full_queue_is_noticed(redis: Redis, valkey_url: str) -> None:
     queue = PromptQueue(redis)
     await queue.configure(conf={"max_waiting": 1}, routes={"chat": b"{}"})

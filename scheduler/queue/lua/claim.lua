@@ -15,7 +15,9 @@
 --   more: claimable work was left behind, 2: of priority 8 or 9, 1: below only, 0: none;
 --   lanes whose work was left for want of a permit, when one comes, and the endpoints that have none
 -- @include "lib/clock"
+-- error: NEWERFORMAT, where a newer version has written the queue
 -- @include "lib/argument"
+-- @include "lib/format"
 -- @include "lib/record"
 -- @include "lib/level"
 -- @include "lib/count"
@@ -37,6 +39,7 @@ local STARVED_EVERY = 20
 local MAX_HINDERED = 64
 local INLINE_BYTES = 32768
 
+check_format(kept[4])
 local claim_id, worker = named(1), named(2)
 local lease_ms, limit, limit_kept = argument(3, 1, MOST_MS), argument(4, 0, MOST_JOBS), argument(5, 0, MOST_JOBS)
 

@@ -4,7 +4,9 @@
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] how many settings  ARGV[2] how many routes  ARGV[3] how many limits  ARGV[4…] those, in that order: name, value, …
 -- returns 1
+-- error: NEWERFORMAT, where a newer version has written the queue
 -- @include "lib/argument"
+-- @include "lib/format"
 
 local function as_map(flat)
   local map = {}
@@ -24,7 +26,7 @@ if #ARGV ~= 3 + 2 * (n_conf + n_routes + n_limits) then error('the number of arg
 local conf, routes, limits = take(n_conf), take(n_routes), take(n_limits)
 
 local before, limits_before = as_map(redis.call('HGETALL', conf_key)), as_map(redis.call('HGETALL', limits_key))
-redis.call('HLEN', meta_key) -- what has another type fails here, if at all
+check_format(redis.call('HGET', meta_key, 'format')) -- what has another type fails here, if at all
 local of_others = {}
 for _, name in ipairs(redis.call('HKEYS', routes_key)) do
   if not routes[name] then
@@ -64,6 +66,7 @@ local function put_all(key, map)
 end
 
 redis.call('DEL', conf_key, limits_key)
+redis.call('HSET', meta_key, 'format', FORMAT)
 put_all(conf_key, conf)
 put_all(routes_key, routes)
 put_all(limits_key, limits)

@@ -9,9 +9,10 @@
 --   | {'reused', id, how many got that answer again, its age in ms}
 --   | {'full', waiting, max_waiting, lane or '', retry after ms, policy}
 -- or {{'unstaged', id}} alone, before anything is written: a payload has gone from where it was staged
--- error: OOM at maxmemory, before anything is written
+-- error: OOM at maxmemory, NEWERFORMAT where a newer version has written the queue; before anything is written
 -- @include "lib/clock"
 -- @include "lib/argument"
+-- @include "lib/format"
 -- @include "lib/record"
 -- @include "lib/history"
 -- @include "lib/level"
@@ -38,6 +39,7 @@ local LOOKS_A_CALL = 256
 -- 60 bits of a base64 hash tell the contents of one key apart; more would make each record longer.
 local CONTENT_CHARS = 10
 
+check_format(kept[4])
 local MODES = { until_finished = true, window = true, replace = true }
 
 -- Of all jobs, before anything is written: what cannot be read ends the call.

@@ -9,7 +9,9 @@
 -- returns {leader (1 or 0; 2: nothing was done, call again at once to make sure), next tick in ms, promoted, reaped, expired, released,
 --   lanes that were woken, ended jobs that were forgotten}
 -- @include "lib/clock"
+-- error: NEWERFORMAT, where a newer version has written the queue
 -- @include "lib/argument"
+-- @include "lib/format"
 -- @include "lib/record"
 -- @include "lib/history"
 -- @include "lib/level"
@@ -35,6 +37,7 @@ local FORGET_AT_ONCE, FORGET_JOBS = 1000, 250
 local LOOKS_AT_ONCE = 200
 local SAMPLES = 7
 
+check_format(kept[4])
 local worker, lock_ms = named(1), argument(2, 1, MOST_MS)
 local lease_ms, chunk = argument(3, 1, MOST_MS), argument(4, 1, MOST_JOBS)
 local silent_ms, is_sure, away_ms = whole(ARGV[5], 0, MOST_MS), ARGV[6] == '1', argument(7, 0, MOST_MS)

@@ -3,7 +3,7 @@ local function text(number) return string.format('%d', number) end
 
 -- It is Redis' clock, and `ahead` ms more where that one has been put back (less, where it has been put forward): see keep_time in
 -- tick. It never goes back behind the last tick.
-local clock, kept = redis.call('TIME'), redis.call('HMGET', meta_key, 'tick', 'ahead', 'us')
+local clock, kept = redis.call('TIME'), redis.call('HMGET', meta_key, 'tick', 'ahead', 'us', 'format')
 local now_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2]) + 1000 * (tonumber(kept[2]) or 0)
 local last_tick_ms = tonumber(kept[1])
 local behind_us = math.max(0, 1000 * (last_tick_ms or 0) - now_us)

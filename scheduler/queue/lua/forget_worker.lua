@@ -1,0 +1,11 @@
+#!lua flags=allow-oom
+-- A worker process has stopped: it is taken off the list, and lets go of the maintenance lock if it holds that. May be repeated.
+-- KEYS[1] prefix of the queue's keys
+-- ARGV[1] worker process
+-- returns 1 if it held the lock
+local worker = ARGV[1]
+local led = redis.call('GET', leader_key) == worker
+redis.call('ZREM', workers_key, worker)
+redis.call('DEL', worker_key(worker), claimed_key(worker))
+if led then redis.call('DEL', leader_key) end
+return led and 1 or 0
