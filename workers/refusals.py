@@ -47,11 +47,13 @@ _MAX_DEPTH = 4
 # What is no status itself, by its letters alone; OpenAI, Anthropic, gRPC and vLLM have names of their own.
 _STATUS_OF_KIND = {
     **dict.fromkeys(("badrequest", "invalidargument", "invalidrequest", "failedprecondition"), 400),
+    **dict.fromkeys(("contextlengthexceeded", "contentpolicyviolation", "exceedcontextsize"), 400),
     **dict.fromkeys(("authentication", "invalidapikey", "unauthenticated", "unauthorized"), 401),
     **dict.fromkeys(("forbidden", "permission", "permissiondenied"), 403),
     **dict.fromkeys(("modelnotfound", "notfound"), 404),
     **dict.fromkeys(("unprocessableentity", "validation"), 422),
     **dict.fromkeys(("ratelimit", "ratelimitexceeded", "resourceexhausted", "toomanyrequests"), 429),
+    "insufficientquota": 429,
     **dict.fromkeys(("overloaded", "serviceunavailable", "unavailable"), 503),
     **dict.fromkeys(("deadlineexceeded", "gatewaytimeout", "timeout"), 504),
 }

@@ -94,7 +94,7 @@ async def test_usage_and_finish_reason_are_the_servers(server: FakeTgi, worker: 
     ("script", "expected"),
     [
         (HEAD + event("cut") + b"0\r\n\r\n", WorkerProtocolError),
-        (HEAD + chunk({"error": "Model is overloaded", "error_type": "overloaded"}), WorkerUnavailable),
+        (HEAD + chunk({"error": "Model is overloaded", "error_type": "overloaded"}), WorkerOverloaded),
         (HEAD + chunk({"token": 5}), WorkerProtocolError),
         (b"HTTP/1.1 429 X\r\nContent-Length: 0\r\n\r\n", WorkerOverloaded),
         (b"HTTP/1.1 424 X\r\nContent-Length: 0\r\n\r\n", WorkerUnavailable),
