@@ -15,7 +15,7 @@ from scheduler import Job, SchedulerError
 from scheduler.embedded import OLDEST, EmbeddedServer, bundled_binary, server_binary, server_version
 from scheduler.errors import ConfigError
 
-pytest.register_assert_rewrite("workers.contract")
+pytest.register_assert_rewrite("workers.contract", "tests.contracts")
 
 
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):

@@ -9,6 +9,7 @@ import pytest
 
 from scheduler.queue.queue import PromptQueue
 from tests.contracts.audit_contract import AuditContract
+from tests.contracts.edges_contract import EdgesContract
 from tests.contracts.keeping_contract import KeepingContract
 from tests.contracts.limits_contract import LimitsContract
 from tests.contracts.operators_contract import OperatorsContract
@@ -44,4 +45,8 @@ class TestAuditOnFakeredis(OnFakeredis, AuditContract):
 
 
 class TestOperatorsOnFakeredis(OnFakeredis, OperatorsContract):
+    pass
+
+
+class TestEdgesOnFakeredis(OnFakeredis, EdgesContract):
     pass

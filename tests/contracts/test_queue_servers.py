@@ -13,6 +13,7 @@ from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import WriteOutcome
 from scheduler.queue.scripts import Scripts
 from tests.contracts.audit_contract import AuditContract
+from tests.contracts.edges_contract import EdgesContract
 from tests.contracts.extremes_contract import ExtremesContract
 from tests.contracts.keeping_contract import KeepingContract
 from tests.contracts.limits_contract import LimitsContract
@@ -172,3 +173,7 @@ async def test_databases_of_one_server_do_not_hear_each_other(server_url: str) -
         foreign = [there.queue.channel("a"), there.queue.control_channel, there.queue.channel("a")]
         assert channels == [*foreign, here.queue.channel("a")]
         assert not {*foreign} & {here.queue.channel("a"), here.queue.control_channel}
+
+
+class TestEdgesOnServers(OnServers, EdgesContract):
+    pass

@@ -1,0 +1,229 @@
+"""What a queue promises at the edges: exact bounds, equal ranks, damaged records, the lifetimes of keys."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from scheduler.model import DedupMode, JobState
+from scheduler.queue.records import Conflict, Enqueued
+from tests.contracts.limits_contract import acme_job, hold, open_gate, states
+from tests.contracts.queue_contract import ENDS_WITHOUT_RESULT, OnQueue, reach
+from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, event, new_job
+
+AGING_US = 30_000_000
+
+
+async def at_rank(q: QueueDriver, name: str, rank: int) -> None:
+    """Let a waiting or held job have come at that time, in µs."""
+    record = await q.record(name)
+    place = record["l"] if record["s"] == "waiting" else f"{record['l']} {record['t']}"
+    await q.redis.hset(q.queue.keys.of("record", name), "q", rank)
+    await q.redis.zadd(q.queue.keys.level(place, int(record["p"])), {name: rank})
+
+
+class EdgesContract(OnQueue):
+    """The behaviour of a `PromptQueue` where it is easy to be off by one."""
+
+    # Order
+
+    async def test_of_equal_ranks_the_higher_level_goes_first(self, q: QueueDriver) -> None:
+        base = (await q.now_ms() - 600_000) * 1000
+        await q.enqueue(*[new_job(f"p{p}", p) for p in range(8)])
+        for p in range(8):
+            await at_rank(q, f"p{p}", base + p * AGING_US)
+        assert await q.claimed_ids(lanes={LANE: 8}) == [f"p{p}" for p in reversed(range(8))]
+
+    async def test_replacing_a_delayed_job_does_not_take_over_when_that_was_due(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("old", key="K", delay_ms=60_000))
+        await q.enqueue(new_job("new", key="K", content="other", dedup=DedupMode.REPLACE))
+        await q.enqueue(new_job("next"))
+        assert await q.claimed_ids() == ["new", "next"]
+
+    async def test_who_replaces_with_a_delay_comes_in_the_order_of_when_that_is_over(
+        self, q: QueueDriver
+    ) -> None:
+        await q.enqueue(new_job("old", key="K"), new_job("between"))
+        await q.enqueue(new_job("new", key="K", content="other", dedup=DedupMode.REPLACE, delay_ms=1))
+        await q.pass_ms(1)
+        await q.tick()
+        assert await q.claimed_ids() == ["between", "new"]
+
+    async def test_contents_of_a_key_that_differ_late_are_a_conflict(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a", key="K", content="123456789a"))
+        assert isinstance((await q.enqueue(new_job("b", key="K", content="123456789b")))[0], Conflict)
+        assert isinstance((await q.enqueue(new_job("c", key="K", content="123456789a")))[0], Enqueued)
+
+    # Deadlines and lifetimes
+
+    async def test_past_its_deadline_a_running_job_has_no_time_left(self, q: QueueDriver) -> None:
+        job = await q.running("a", deadline_ms=20)
+        await q.pass_ms(20)
+        held = [(job.id, job.token)]
+        assert await q.queue.renew(q.worker, held, lease_ms=LEASE_MS, about=b"{}") == [0]
+
+    async def test_a_job_that_is_ready_again_expires_at_its_deadline(self, q: QueueDriver) -> None:
+        job = await q.running("a", deadline_ms=40)
+        await q.give_back(job)
+        await q.pass_ms(40)
+        assert (await q.tick()).expired == 1
+        assert await q.state("a") == "expired"
+
+    async def test_a_stream_lives_from_its_first_event_on(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        stream = q.queue.keys.of("stream", "a")
+        await q.publish(job, "a")
+        assert await q.redis.pttl(stream) > 3_600_000
+        await q.redis.pexpire(stream, 60_000)
+        await q.publish(job, "b", first_seq=2)
+        assert await q.redis.pttl(stream) <= 60_000, "a lease that is renewed does that, and no event"
+
+    async def test_a_stream_that_begins_with_a_lost_lease_has_its_end_too(self, q: QueueDriver) -> None:
+        await q.lose_lease(await q.running("a"))
+        assert (await q.tick()).reaped == 1
+        assert await q.redis.pttl(q.queue.keys.of("stream", "a")) > 3_600_000
+
+    # Ends and replays
+
+    async def test_an_end_after_events_that_were_left_has_the_next_id(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        left = tuple(event("delta", job, seq, text="x") for seq in (1, 2))
+        assert await q.finish(job, seq=3, events=left)
+        ids = [one["id"] for one in await q.events("a")]
+        assert ids == ["0-1", *[f"{job.token}-{seq}" for seq in (1, 2, 3)]]
+        assert [one["type"] for one in await q.events("a", (job.token, 2))] == ["done"]
+        assert await q.events("a", (job.token, 3)) == []
+
+    async def test_a_replay_that_has_just_all_events_goes_on_to_the_end(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        await q.publish(job, *"abc")
+        await q.finish(job, seq=4)
+        page = await q.replay("a", (0, 1), limit=3)
+        assert not page.more
+        assert orjson.loads(page.events[-1])["type"] == "done"
+        assert (await q.replay("a", (0, 1), limit=2)).more
+
+    async def test_an_answer_that_has_gone_is_replayed_as_empty(self, q: QueueDriver, untidy: None) -> None:
+        await reach(q, JobState.DONE)
+        await q.redis.delete(q.queue.keys.of("result", "a"))
+        assert (await q.last_event("a"))["result"] == {"text": ""}
+
+    async def test_an_error_that_has_gone_is_replayed_by_its_reason(
+        self, q: QueueDriver, untidy: None
+    ) -> None:
+        await reach(q, JobState.FAILED)
+        record = q.queue.keys.of("record", "a")
+        await q.redis.hdel(record, "i")
+        assert (await q.last_event("a"))["error"]["code"] == "boom"
+        await q.redis.hdel(record, "r")
+        assert (await q.last_event("a"))["error"]["code"] == "unknown"
+
+    # Claims that come again
+
+    async def test_a_repeated_claim_leaves_out_what_was_given_to_another(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"), new_job("b"))
+        claim = await q.queue.claim("same", "w1", {LANE: 2}, limit=2, lease_ms=LEASE_MS)
+        await q.lose_lease(claim.jobs[0])
+        await q.tick()
+        await q.queue.claim("another", "w2", {LANE: 2}, limit=2, lease_ms=LEASE_MS)
+        again = await q.queue.claim("same", "w1", {LANE: 2}, limit=2, lease_ms=LEASE_MS)
+        assert [(job.id, job.token) for job in again.jobs] == [("b", claim.jobs[1].token)]
+
+    async def test_a_repeated_claim_leaves_out_what_has_lost_its_request(
+        self, q: QueueDriver, untidy: None
+    ) -> None:
+        await q.enqueue(new_job("a"), new_job("b"))
+        claim = await q.queue.claim("same", "w1", {LANE: 2}, limit=2, lease_ms=LEASE_MS)
+        await q.redis.delete(q.queue.keys.of("payload", "a"))
+        again = await q.queue.claim("same", "w1", {LANE: 2}, limit=2, lease_ms=LEASE_MS)
+        assert [(job.id, job.token) for job in again.jobs] == [("b", claim.jobs[1].token)]
+
+    # Damage
+
+    async def test_a_member_whose_job_is_elsewhere_goes_and_the_job_stays_as_it_is(
+        self, q: QueueDriver, untidy: None
+    ) -> None:
+        await reach(q, JobState.DONE)
+        await q.enqueue(new_job("b"))
+        await q.redis.zadd(q.queue.keys.level(LANE, 5), {"a": 1})
+        assert await q.claimed_ids() == ["b"]
+        assert await q.state("a") == "done"
+        assert await q.event_types("a") == ["queued", "done"]
+
+    @pytest.mark.parametrize(("field", "value"), [("q", None), ("p", "urgent"), ("l", None)])
+    async def test_a_running_job_whose_record_is_damaged_is_not_given_back(
+        self, q: QueueDriver, untidy: None, field: str, value: str | None
+    ) -> None:
+        job = await q.running("a")
+        record = q.queue.keys.of("record", "a")
+        await (q.redis.hdel(record, field) if value is None else q.redis.hset(record, field, value))
+        before = await q.dump()
+        assert not await q.give_back(job)
+        assert await q.dump() == before
+
+    # Maintenance
+
+    async def test_one_dead_letter_too_many_is_dropped(self, q: QueueDriver) -> None:
+        await q.configure(max_dead=2)
+        for name in ("first", "second", "third"):
+            await q.finish(await q.running(name), JobState.FAILED)
+            await q.pass_ms(1)
+        for _ in range(2):
+            await q.tick()
+        assert await q.redis.zrange(q.queue.keys.fixed("dead"), 0, -1) == [b"second", b"third"]
+
+    @pytest.mark.parametrize("state", [JobState.DONE, *ENDS_WITHOUT_RESULT])
+    async def test_whatever_ends_counts_in_the_rate(self, q: QueueDriver, state: JobState) -> None:
+        meta = q.queue.keys.fixed("meta")
+        await q.tick()
+        await q.pass_ms(2)
+        await reach(q, state)
+        await q.redis.hset(meta, "sampled", 0)
+        await q.tick()
+        assert float((await q.meta())["rate"]) > 0
+
+    async def test_the_rate_is_of_the_last_seven_samples(self, q: QueueDriver) -> None:
+        meta = q.queue.keys.fixed("meta")
+        for _ in range(9):
+            await q.redis.hset(meta, "sampled", 0)
+            await q.tick()
+        assert await q.redis.llen(q.queue.keys.fixed("samples")) == 7
+
+    async def test_a_full_chunk_of_lost_leases_brings_the_next_tick_at_once(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"), new_job("b"))
+        for job in (await q.claim_all()).jobs:
+            await q.lose_lease(job)
+        first = await q.tick(chunk=1)
+        assert (first.reaped, first.next_ms) == (1, 0)
+
+    # Limits
+
+    async def test_one_that_has_less_rank_at_a_higher_level_stays_behind_who_was_released(
+        self, q: QueueDriver
+    ) -> None:
+        await hold(q, acme_job("usual", 5), acme_job("next", 5))
+        await open_gate(q)
+        await q.tick()
+        base = int((await q.record("usual"))["q"])
+        await q.enqueue(acme_job("higher", 6))
+        await at_rank(q, "higher", base + 2 * AGING_US)
+        await q.look_at_held()
+        await q.tick()
+        assert await states(q, "usual", "next", "higher") == ["waiting", "held", "held"]
+
+    async def test_of_two_as_urgent_the_later_stays_behind_who_was_released(self, q: QueueDriver) -> None:
+        await hold(q, acme_job("first", 9), acme_job("second", 9))
+        await open_gate(q)
+        await q.tick()
+        await q.look_at_held()
+        await q.tick()
+        assert await states(q, "first", "second") == ["waiting", "held"]
+
+    async def test_one_more_that_is_held_does_not_bring_the_look_forward(self, q: QueueDriver) -> None:
+        await hold(q, acme_job("a"))
+        await q.tick()
+        limited = q.queue.keys.fixed("limited")
+        due = await q.redis.zrange(limited, 0, -1, withscores=True)
+        assert due[0][1] > await q.now_ms(), "when the tenant may begin the next"
+        await q.enqueue(acme_job("b", 7))
+        assert await q.redis.zrange(limited, 0, -1, withscores=True) == due
