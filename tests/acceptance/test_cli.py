@@ -261,7 +261,7 @@ def test_operators_see_that_an_endpoint_has_asked_to_be_left_alone(
 ) -> None:
     with refusing_server() as url:
         endpoint = f'[[routes.echo.endpoints]]\nbackend = "openai"\nbase_url = "{url}"\nmax_in_flight = 4\n'
-        start_worker(program.url, toml=endpoint, SCHEDULER_LEASE_S="1")
+        start_worker(program.url, toml=endpoint, SCHEDULER_LEASE_S="3")
         job = client.enqueue("hello")
         deadline = time.monotonic() + SOON_S
         while not (status := program.json("admin", "queue", "status"))["endpoints"][0]["usable_in_s"]:

@@ -189,7 +189,7 @@ async def test_outage_of_redis_is_one_line_each_way(
 ) -> None:
     server = LoneServer(valkey_binary, tmp_path)
     await server.start()
-    worker = start_worker(server.url, toml=slow_echo(0.02), SCHEDULER_LEASE_S="1")
+    worker = start_worker(server.url, toml=slow_echo(0.02), SCHEDULER_LEASE_S="3")
     try:
         async with AsyncClient(server.url) as client:
             jobs = [await client.enqueue(" ".join(str(n) for n in range(60))) for _ in range(20)]

@@ -42,7 +42,7 @@ TOML = """
 @pytest.fixture
 def start_fragile(start_worker: StartWorker, tmp_path: Path) -> StartWorker:
     (tmp_path / "fragile.py").write_text(STAGE, encoding="utf-8")
-    return lambda url: start_worker(url, toml=TOML, SCHEDULER_LEASE_S="1", PYTHONPATH=str(tmp_path))
+    return lambda url: start_worker(url, toml=TOML, SCHEDULER_LEASE_S="2", PYTHONPATH=str(tmp_path))
 
 
 async def test_poison_among_two_hundred_in_flight_ends_alone_in_the_dead_letters(

@@ -117,7 +117,7 @@ def lone(valkey_binary: Path, tmp_path: Path) -> Iterator[LoneServer]:
 @pytest.fixture
 def busy_url(valkey_url: str, start_worker: StartWorker) -> str:
     """A queue with a worker process, a job that failed, and one that waits in a paused lane."""
-    start_worker(valkey_url, toml=REFUSING, SCHEDULER_LEASE_S="1")
+    start_worker(valkey_url, toml=REFUSING, SCHEDULER_LEASE_S="3")
     with Client(valkey_url) as client:
         job = client.enqueue(SECRET)
         with pytest.raises(JobFailed):

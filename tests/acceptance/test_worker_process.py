@@ -123,7 +123,7 @@ async def test_a_killed_worker_loses_nothing_and_no_job_is_done_twice(
     server_url: str, start_worker: StartWorker
 ) -> None:
     toml = slow_echo(0.02, max_in_flight=16)
-    workers = [start_worker(server_url, toml=toml, SCHEDULER_LEASE_S="1") for _ in range(2)]
+    workers = [start_worker(server_url, toml=toml, SCHEDULER_LEASE_S="2") for _ in range(2)]
     async with AsyncClient(server_url) as client:
         meta = client.queue.keys.fixed("meta")
         requests = [PromptRequest(prompt=f"prompt number {n}") for n in range(500)]
@@ -285,8 +285,8 @@ async def test_cancelling_a_running_job_stops_it(valkey_url: str, start_worker: 
 async def test_deadlines_end_waiting_and_running_jobs(valkey_url: str, start_worker: StartWorker) -> None:
     start_worker(valkey_url, toml=slow_echo(0.05, max_in_flight=1))
     async with AsyncClient(valkey_url) as client:
-        running = await client.enqueue(" ".join("word" for _ in range(600)), deadline_s=0.6)
-        waiting = await client.enqueue("never runs", deadline_s=0.3)
+        running = await client.enqueue(" ".join("word" for _ in range(600)), deadline_s=3)
+        waiting = await client.enqueue("never runs", deadline_s=1.5)
         with pytest.raises(JobExpired):
             await waiting.result(timeout_s=SOON_S)
         with pytest.raises(JobExpired):

@@ -129,7 +129,7 @@ def puppet_route(max_in_flight: int = 8, **route: Any) -> dict[str, Any]:
 
 def settings_of(**values: Any) -> Settings:
     """Settings with the route `echo` served by a puppet, unless `routes` says otherwise."""
-    return load_settings(environ={}, **{"routes": {"echo": puppet_route()}, "lease_s": 2.0, **values})
+    return load_settings(environ={}, **{"routes": {"echo": puppet_route()}, "lease_s": 10.0, **values})
 
 
 class Room:

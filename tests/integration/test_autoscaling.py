@@ -78,7 +78,7 @@ async def test_autoscaler_sees_work_that_waits_for_the_first_worker_process_and_
 
         # One place, taken for long; a second a job while nobody knows better.
         toml = slow_echo(60, max_in_flight=1)
-        worker = await asyncio.to_thread(start_worker, server_url, toml=toml, SCHEDULER_LEASE_S="1")
+        worker = await asyncio.to_thread(start_worker, server_url, toml=toml, SCHEDULER_LEASE_S="3")
         await autoscaler.sees(**{"work-chat": 4, "running": 1})
 
         for job in jobs[1:]:

@@ -40,7 +40,7 @@ async def test_a_restored_snapshot_is_sound_and_its_jobs_are_done(
 ) -> None:
     old, new = servers
     toml = slow_echo(0.2, max_in_flight=4)
-    first = await asyncio.to_thread(start_worker, old.url, toml=toml, SCHEDULER_LEASE_S="1")
+    first = await asyncio.to_thread(start_worker, old.url, toml=toml, SCHEDULER_LEASE_S="2")
     async with AsyncClient(old.url) as client:
         done = await client.enqueue("done", dedup_key="k", dedup=DedupMode.WINDOW)
         await done.result(timeout_s=SOON_S)
@@ -61,7 +61,7 @@ async def test_a_restored_snapshot_is_sound_and_its_jobs_are_done(
     async with AsyncClient(new.url) as client:
         assert (await admin.audit(client.queue)).problems == []
         await client.queue.redis.config_set("appendonly", "yes")
-        await asyncio.to_thread(start_worker, new.url, toml=toml, SCHEDULER_LEASE_S="1")
+        await asyncio.to_thread(start_worker, new.url, toml=toml, SCHEDULER_LEASE_S="2")
         jobs = [client.job(job.id) for job in kept if isinstance(job, Job)]
         assert len(jobs) == 21
         results = await asyncio.gather(*(job.result(timeout_s=LATER_S) for job in jobs))

@@ -559,7 +559,7 @@ async def test_a_lost_lease_aborts_the_call_and_drops_its_writes(room: Room) -> 
 
 
 async def test_a_deadline_ends_a_running_job_and_its_call(room: Room) -> None:
-    engine, _, job, call = await start_one(room, deadline_s=0.1)
+    engine, _, job, call = await start_one(room, deadline_s=1.5)
     with pytest.raises(JobExpired):
         await job.result(timeout_s=SOON_S)
     assert call.aborted.is_set()
@@ -568,7 +568,7 @@ async def test_a_deadline_ends_a_running_job_and_its_call(room: Room) -> None:
 
 async def test_a_deadline_counts_though_redis_is_away(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.engine.attempt.CONFIRM_S", 0.1)
-    _, _, _, call = await start_one(room, deadline_s=0.2)
+    _, _, _, call = await start_one(room, deadline_s=1.5)
     room.server.connected = False
     await asyncio.wait_for(call.aborted.wait(), SOON_S)
 
@@ -578,7 +578,7 @@ async def test_a_duplicate_that_joins_moves_the_deadline_of_the_running_job(
     room: Room, deadline_s: float | None
 ) -> None:
     engine, client = await room.engine(settings_of(lease_s=60)), await room.client()
-    job = await client.enqueue("one", dedup_key="twin", deadline_s=0.2)
+    job = await client.enqueue("one", dedup_key="twin", deadline_s=1.5)
     call = await puppet_of(engine).next_call()
     again: dict[str, Any] = {} if deadline_s is None else {"deadline_s": deadline_s}
     twin = await client.enqueue("one", dedup_key="twin", **again)
@@ -681,7 +681,7 @@ async def test_a_request_written_by_hand_that_is_garbage_fails_and_stops_nobody(
 
 
 async def test_nothing_is_left_after_jobs_of_every_fate(room: Room) -> None:
-    settings = settings_of(retry_base_s=0.001, lease_s=0.5)
+    settings = settings_of(retry_base_s=0.001)
     engine, client = await room.engine(settings), await room.client(settings)
     done = await client.enqueue("done")
     (await puppet_of(engine).next_call()).finish()
@@ -690,7 +690,7 @@ async def test_nothing_is_left_after_jobs_of_every_fate(room: Room) -> None:
     retried = await client.enqueue("retried", max_attempts=2)
     (await puppet_of(engine).next_call()).fail(WorkerUnavailable("down"))
     (await puppet_of(engine).next_call()).finish()
-    expired = await client.enqueue("expired", deadline_s=0.05)
+    expired = await client.enqueue("expired", deadline_s=1.5)
     await puppet_of(engine).next_call()
     cancelled = await client.enqueue("cancelled")
     await puppet_of(engine).next_call()

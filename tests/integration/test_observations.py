@@ -134,7 +134,7 @@ async def test_a_deadline_ends_an_attempt_as_expired(room: Room) -> None:
     notes = Notes()
     engine = await room.engine(observers=[notes])
     client = await room.client()
-    await client.enqueue("hello", model="echo", deadline_s=0.2)
+    await client.enqueue("hello", model="echo", deadline_s=1.5)
     await puppet_of(engine).next_call()
     (end,) = await notes.ends()
     assert end.outcome is Outcome.EXPIRED

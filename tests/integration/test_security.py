@@ -168,7 +168,7 @@ async def test_the_documented_users_have_all_the_rights_that_are_needed(
 ) -> None:
     toml = 'max_waiting = 3\n[[routes.echo.endpoints]]\nbackend = "echo"\noptions = { fail_text = "BAD" }\n'
     toml += "[tenants.acme]\nrequests_per_minute = 600\n"
-    worker = await asyncio.to_thread(start_worker, users["worker"], toml=toml, SCHEDULER_LEASE_S="1")
+    worker = await asyncio.to_thread(start_worker, users["worker"], toml=toml, SCHEDULER_LEASE_S="3")
     async with AsyncClient(users["client"]) as client:
         job = await client.enqueue("a", dedup_key="k", dedup=DedupMode.WINDOW, deadline_s=60, tenant="acme")
         await client.enqueue("a", dedup_key="k", dedup=DedupMode.WINDOW, tenant="acme")

@@ -314,7 +314,7 @@ async def test_a_failed_job_says_its_code_and_nothing_else(
 
 async def test_an_expired_job_ends_its_call_and_its_stage(room: Room, spans: Spans) -> None:
     engine, client, _ = await start(room)
-    job = await client.enqueue("one", deadline_s=0.2)
+    job = await client.enqueue("one", deadline_s=1.5)
     await puppet_of(engine).next_call()
     with pytest.raises(JobExpired):
         await job.result(timeout_s=SOON_S)
