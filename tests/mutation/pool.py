@@ -139,17 +139,12 @@ def _applied(mutant: Mutant) -> Iterator[None]:
 def _seen() -> Iterator[set[str]]:
     """The names of the scripts that are run meanwhile."""
     used: set[str] = set()
-    run, send = scripts.Scripts.run, scripts.Scripts._send
+    by_hash = scripts.Scripts._by_hash
 
-    async def noting_run(self: scripts.Scripts, name: str, *args: scripts.Argument) -> Any:
+    def noting(self: scripts.Scripts, name: str, args: Sequence[scripts.Argument]) -> Any:
         used.add(name)
-        return await run(self, name, *args)
-
-    async def noting_send(self: scripts.Scripts, calls: Sequence[scripts.Call]) -> list[Any]:
-        used.update(name for name, _ in calls)
-        return await send(self, calls)
+        return by_hash(self, name, args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scripts.Scripts, "run", noting_run)
-        patch.setattr(scripts.Scripts, "_send", noting_send)
+        patch.setattr(scripts.Scripts, "_by_hash", noting)
         yield used
