@@ -357,9 +357,11 @@ def raise_if_error(event: Mapping[str, Any]) -> None:
     """
     if event.get("object") == "error" or event.get("errors") or event.get("success") is False:
         raise ReportedError(event)
-    base = event.get("base_resp")  # MiniMax
+    base, groq = event.get("base_resp"), event.get("x_groq")  # MiniMax; Groq
     if isinstance(base, Mapping) and base.get("status_code"):
         raise ReportedError(event)
+    if isinstance(groq, Mapping) and groq.get("error"):
+        raise ReportedError(groq)
     has_words = any(isinstance(event.get(key), str) and event[key] for key in _ERROR_WORDS)
     if not has_words or not event.keys().isdisjoint(_CHUNK_FIELDS):
         return

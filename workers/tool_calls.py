@@ -31,6 +31,10 @@ class ToolCalls:
         self._by_index: dict[int, _Call] = {}
         self._next_id = ""  # it came alone, before the call that it is for
 
+    def __len__(self) -> int:
+        """How many calls there are."""
+        return len(self._calls)
+
     def read(self, said: Any) -> tuple[Fragment, ...]:
         """The fragments of one event, each with the index of its call.
 

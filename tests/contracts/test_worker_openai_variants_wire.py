@@ -293,6 +293,7 @@ async def test_model_that_is_no_name_is_none(server: FakeServer, worker: OpenAIW
         ({"success": False, "errors": [{"code": 7003, "message": "oh no"}]}, WorkerFailed),
         ({"code": 20012, "message": "oh no", "data": None}, WorkerFailed),
         ({"base_resp": {"status_code": 1004, "status_msg": "oh no"}}, WorkerFailed),
+        ({"choices": [], "x_groq": {"id": "r", "error": "oh no"}}, WorkerFailed),
         ({"detail": "oh no"}, WorkerFailed),
         (choice(delta={}, finish_reason="error", error={"code": 429, "message": "oh no"}), WorkerOverloaded),
     ],
@@ -757,6 +758,11 @@ async def test_legacy_function_call_is_a_tool_call(server: FakeServer, worker: O
         {"arguments": '{"x":1}'},
     ]
     assert end.finish_reason == "tool_calls"
+
+
+async def test_list_of_no_calls_is_no_call(server: FakeServer, worker: OpenAIWorker) -> None:
+    server.script = stream(delta(content="ok", tool_calls=[None]), STOP, DONE)
+    assert (await end_of(worker))[1].finish_reason == "stop"
 
 
 async def test_calls_that_end_without_a_finish_reason_are_calls(
