@@ -17,11 +17,15 @@ ROUTES_RECENT_S = 0.25
 
 
 class KnownRoute(NamedTuple):
-    """A route as a client needs it: its name, its revision, and whether metadata can change its answers."""
+    """A route as a client needs it: its name, its revision, and whether metadata can change its answers.
+
+    `max_result_ttl_s` is the longest that its queue keeps a result.
+    """
 
     name: str
     revision: str
     uses_metadata: bool
+    max_result_ttl_s: float = math.inf
 
 
 class KnownRoutes:
@@ -69,16 +73,23 @@ class KnownRoutes:
     def _of(self, name: str) -> KnownRoute:
         if name not in self._published:
             own = self._settings.routes[name]
-            self._own[name] = KnownRoute(name, own.revision, own.uses_metadata)
+            self._own[name] = KnownRoute(
+                name, own.revision, own.uses_metadata, self._settings.max_result_ttl_s
+            )
         return self._published.get(name) or self._own[name]
 
     async def _refresh(self) -> None:
         try:
             self._published = {
-                name: KnownRoute(name, str(route.get("revision", "")), bool(route.get("uses_metadata")))
+                name: KnownRoute(
+                    name,
+                    str(route.get("revision", "")),
+                    bool(route.get("uses_metadata")),
+                    float(route.get("max_result_ttl_s", math.inf)),
+                )
                 for name, route in (await self._read()).items()
             }
-        except (ValueError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             raise SchedulerError(
                 "the routes in Redis cannot be read; start a worker process, which writes them anew"
             ) from None

@@ -53,8 +53,14 @@ def new_job(request: PromptRequest, route: KnownRoute, *, trace: bytes = b"") ->
     `trace` has the `TRACE_FIELDS` by which the job's spans find the caller's, as a JSON object.
 
     Raises:
-        InvalidRequest: the request cannot be stored as JSON, or is too big.
+        InvalidRequest: the request cannot be stored as JSON, is too big, or its `result_ttl_s` too long.
     """
+    if request.result_ttl_s is not None and request.result_ttl_s > route.max_result_ttl_s:
+        raise InvalidRequest(
+            f"result_ttl_s: {request.result_ttl_s:,.0f} s is more than the queue keeps a result, "
+            f"{route.max_result_ttl_s:,.0f} s; give less, or raise the setting max_result_ttl_s",
+            field="result_ttl_s",
+        )
     fields = _fields(request)
     payload = _json(fields)
     key_hash = content = None

@@ -707,7 +707,9 @@ class Engine:
 
     async def _publish_settings(self) -> None:
         await self.queue.configure(
-            conf=queue_settings(self.settings), routes=describe_routes(self.routes), limits=self._limits
+            conf=queue_settings(self.settings),
+            routes=describe_routes(self.routes, max_result_ttl_s=self.settings.max_result_ttl_s),
+            limits=self._limits,
         )
 
     async def _mend_settings(self) -> None:

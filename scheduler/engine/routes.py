@@ -263,13 +263,14 @@ def _config(name: str, endpoint: EndpointSettings, environ: Mapping[str, str]) -
     )
 
 
-def describe_routes(routes: Mapping[str, Route]) -> dict[str, bytes]:
+def describe_routes(routes: Mapping[str, Route], *, max_result_ttl_s: float) -> dict[str, bytes]:
     """What clients and administrators need to know of each route, as JSON. No URL with a secret, no key."""
     return {
         name: orjson.dumps(
             {
                 "revision": route.settings.revision,
                 "uses_metadata": route.settings.uses_metadata,
+                "max_result_ttl_s": max_result_ttl_s,
                 "backends": [endpoint.settings.backend for endpoint in route.endpoints],
             }
         )

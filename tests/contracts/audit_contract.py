@@ -226,6 +226,21 @@ class AuditContract(OnQueue):
         await self._found_and_mended(q, case)
         assert await q.redis.hkeys(q.queue.keys.fixed("garbage")) == [b"a"]
 
+    async def test_a_dead_letter_that_is_mended_keeps_its_own_time(self, q: QueueDriver) -> None:
+        await q.configure(dead_ttl_ms=100_000_000, result_ttl_ms=1000)
+        await q.finish(await q.running("a"), JobState.FAILED)
+        ended_ms = await q.now_ms() - 40_000_000
+        record, dead = q.queue.keys.of("record", "a"), q.queue.keys.fixed("dead")
+        await q.redis.hset(record, "e", ended_ms)
+        await q.redis.persist(record)
+        await q.redis.persist(q.queue.keys.of("payload", "a"))
+        await q.redis.zrem(dead, "a")
+        assert (await admin.audit(q.queue, repair=True)).counts == {"no_expiry": 2, "unlisted": 1}
+        for kind in ("record", "payload"):
+            left_ms = await q.redis.pttl(q.queue.keys.of(kind, "a"))
+            assert 59_000_000 < left_ms <= 60_000_000, kind
+        assert 0 <= await q.redis.zscore(dead, "a") - (ended_ms + 100_000_000) < 1_000_000
+
     async def _found_and_mended(self, q: QueueDriver, case: str) -> None:
         kind, _, _ = case.partition(" ")
         where = await PROBLEM_OF[case](q)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -55,6 +56,13 @@ async def test_echo_is_there_only_where_nothing_is_configured() -> None:
 async def test_what_worker_processes_say_of_a_route_counts() -> None:
     found = await routes("chat", published={"chat": {"revision": "theirs", "uses_metadata": 1}}).find("chat")
     assert (found.revision, found.uses_metadata) == ("theirs", True)
+    assert found.max_result_ttl_s == math.inf, "an older worker process does not say"
+
+
+async def test_the_longest_time_for_results_is_that_of_the_queue() -> None:
+    published = {"chat": {"revision": "r", "max_result_ttl_s": 60.0}}
+    assert (await routes("chat", published=published).find("chat")).max_result_ttl_s == 60.0
+    assert (await routes("chat").find("chat")).max_result_ttl_s == 604_800.0
     assert (await routes("chat").find("chat")).revision == ROUTE.revision
 
 

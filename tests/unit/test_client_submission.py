@@ -48,6 +48,14 @@ def test_durations_are_whole_milliseconds_and_never_round_down_to_none() -> None
     assert (job.deadline_ms, job.delay_ms, job.result_ttl_ms) == (1, 0, 1500)
 
 
+def test_a_result_may_not_be_kept_for_longer_than_the_queue_does() -> None:
+    route = KnownRoute("echo", "r1", uses_metadata=False, max_result_ttl_s=60)
+    assert new_job(PromptRequest.parse(prompt="x", result_ttl_s=60), route).result_ttl_ms == 60_000
+    with pytest.raises(InvalidRequest, match="result_ttl_s: 3,600 s is more than the queue keeps") as refused:
+        new_job(PromptRequest.parse(prompt="x", result_ttl_s=3600), route)
+    assert refused.value.field == "result_ttl_s"
+
+
 def test_without_a_key_there_is_nothing_to_compare() -> None:
     job = job_of()
     assert (job.dedup_hash, job.content_hash) == (None, None)

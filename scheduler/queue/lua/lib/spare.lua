@@ -20,7 +20,9 @@ local function save_spare(unwanted)
   each_chunk('RPUSH', spare_key, entries)
   local total = (tonumber(redis.call('HGET', meta_key, 'spare')) or 0) + added
   while total > most do
-    local bytes, id = string.match(redis.call('LPOP', spare_key) or '', '^(%d+) (.+)$')
+    local oldest = redis.pcall('LPOP', spare_key) or ''
+    if type(oldest) ~= 'string' then break end
+    local bytes, id = string.match(oldest, '^(%d+) (.+)$')
     total = bytes and total - bytes or 0
     -- It may have been requeued since.
     local rec = id and read(id, { 's' })
