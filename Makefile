@@ -9,7 +9,8 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prompt-scheduler
 ARGS   ?=
 
 BIN          := $(VENV)/bin
-PIP          := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+PIP          := $(BIN)/python -m pip --disable-pip-version-check
+PROGRESS     := sh examples/engines/progress.sh
 LLAMA_SERVER ?= $(CACHE)/llama-server/bin/llama-server
 VLLM_PYTHON  ?= $(CACHE)/vllm/bin/python
 PROMETHEUS   ?= $(CACHE)/prometheus/bin/prometheus
@@ -90,18 +91,17 @@ ifeq ($(origin PROMETHEUS),file)
 endif
 
 $(MADE):
-	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install --upgrade 'pip>=25.1'
+	@$(PROGRESS) "Making $(VENV)" sh -c "$(PYTHON) -m venv --clear $(VENV) && $(PIP) install --upgrade 'pip>=25.1'"
 	@touch $@
 
 $(INSTALLED): pyproject.toml $(MADE)
-	$(PIP) install --editable '.[all]' --group lint --group test
+	@$(PROGRESS) "Installing prompt-scheduler and what its checks need; half a minute or so" $(PIP) install --editable '.[all]' --group lint --group test
 	@touch $@
 
 $(ENGINES): pyproject.toml $(INSTALLED)
-	$(PIP) install --group engines
+	@$(PROGRESS) "Installing what makes tiny models" $(PIP) install --group engines
 	@touch $@
 
 $(BENCH): pyproject.toml $(INSTALLED)
-	$(PIP) install --group bench
+	@$(PROGRESS) "Installing what draws the figures" $(PIP) install --group bench
 	@touch $@

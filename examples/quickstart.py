@@ -12,9 +12,7 @@ from scheduler import AsyncClient, Delta, Priority
 async def main(redis_url: str) -> None:
     """Ask, stream, and show what it took."""
     async with AsyncClient(redis_url) as client:
-        job = await client.enqueue(
-            "Why is the sky blue?", model="echo", priority=Priority.HIGH, dedup_key="sky"
-        )
+        job = await client.enqueue("Why is the sky blue?", priority=Priority.HIGH, dedup_key="sky")
         async for event in job.events():
             if isinstance(event, Delta):
                 print(event.text, end="", flush=True)

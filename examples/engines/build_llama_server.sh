@@ -21,6 +21,7 @@ fail() { say "$*"; exit 1; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
 [ $# -eq 1 ] && [ -n "$1" ] || fail "usage: build_llama_server.sh DEST"
+HERE=$(cd "$(dirname "$0")" && pwd)
 DEST=$1
 BINARY=$DEST/bin/llama-server
 STAMP=$DEST/llama-cpp-python.version
@@ -43,18 +44,17 @@ trap 'exit 143' TERM
   cat "$WORK/venv.log" >&2
   fail "$PYTHON cannot make a virtual environment (Debian, Ubuntu: apt-get install python3-venv)"
 }
-pip() { "$WORK/venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+slowly() { what=$1; shift; sh "$HERE/progress.sh" "build_llama_server: $what" "$@"; }
+pip() { what=$1; shift; slowly "$what" "$WORK/venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 if ! has cmake; then
-  say "no cmake on PATH: taking the one from PyPI"
-  pip install cmake || fail "cmake could not be installed from PyPI: install it, or check the network"
+  pip "no cmake on PATH: taking the one from PyPI" install cmake || fail "cmake could not be installed from PyPI: install it, or check the network"
 fi
 if ! has ninja && ! has make; then
-  say "no ninja and no make on PATH: taking ninja from PyPI"
-  pip install ninja || fail "ninja could not be installed from PyPI: install it, or check the network"
+  pip "no ninja and no make on PATH: taking ninja from PyPI" install ninja || fail "ninja could not be installed from PyPI: install it, or check the network"
 fi
-say "fetching the sources, llama-cpp-python $VERSION"
-pip download --no-deps --no-binary=llama-cpp-python --dest "$WORK" "llama-cpp-python==$VERSION" ||
+pip "fetching the sources, llama-cpp-python $VERSION" \
+  download --no-deps --no-binary=llama-cpp-python --dest "$WORK" "llama-cpp-python==$VERSION" ||
   fail "the sources could not be fetched from PyPI: check the network and pip's index settings"
 ARCHIVE=$WORK/llama_cpp_python-$VERSION.tar.gz
 "$WORK/venv/bin/python" - "$ARCHIVE" "$SHA256" <<'PY' || fail "the archive is not the one that was expected: its SHA-256 differs"
@@ -68,18 +68,14 @@ rm -f "$ARCHIVE"
 # Only now: pip builds in a private environment, where the cmake of this one would not run.
 PATH=$PATH:$WORK/venv/bin
 if has ninja; then GENERATOR=Ninja; else GENERATOR='Unix Makefiles'; fi
-say "compiling with $JOBS jobs; this takes some minutes"
-{
+slowly "configuring" \
   cmake -S "$WORK/llama_cpp_python-$VERSION/vendor/llama.cpp" -B "$WORK/build" -G "$GENERATOR" \
     -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_FLAGS_RELEASE='-O2 -DNDEBUG' -DCMAKE_CXX_FLAGS_RELEASE='-O1 -DNDEBUG' \
     -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DGGML_LLAMAFILE=OFF \
     -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_APP=OFF \
-    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF &&
-    cmake --build "$WORK/build" --target llama-server --parallel "$JOBS"
-} >"$WORK/build.log" 2>&1 || {
-  tail -n 40 "$WORK/build.log" >&2
-  fail "the build failed; its last lines are above"
-}
+    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF || fail "the build could not be configured"
+slowly "compiling with $JOBS jobs; four to eight minutes on two cores" \
+  cmake --build "$WORK/build" --target llama-server --parallel "$JOBS" || fail "the build failed"
 "$WORK/build/bin/llama-server" --version >/dev/null 2>&1 || fail "the new llama-server does not run on this machine"
 
 # A rename inside one folder is atomic: nobody ever finds half a binary.

@@ -35,7 +35,7 @@ LOG=$WORK/log
 
 download() { (cd "$WORK" && apt-get -qq -o APT::Sandbox::User=root "$@" download prometheus) >"$LOG" 2>&1; }
 
-say "fetching the package prometheus"
+say "fetching the package prometheus: some seconds and 100 MB, longer where the lists of packages are old"
 download || {
   # The lists of packages are missing or old. New ones go into a folder of our own, so that nobody has to be root.
   mkdir -p "$WORK/lists/partial" "$WORK/cache/archives/partial"

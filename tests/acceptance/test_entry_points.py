@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,9 @@ import redis
 
 from scheduler import Client, Delta
 from scheduler.embedded import EmbeddedServer
+from tests.acceptance.conftest import StartWorker
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(sys.executable).with_name("prompt-scheduler"))
 ECHO = '[[routes.chat.endpoints]]\nbackend = "echo"\n'
 OWN_STAGE = '[routes.chat]\nstages = ["my_stages:Shout", "inference", "post", "stream"]\n' + ECHO
@@ -97,6 +100,29 @@ def test_modules_of_the_current_folder_are_found(
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=40)
         assert process.returncode == 0, out
+
+
+@pytest.mark.parametrize("program", ["README.md", "examples/quickstart.py"])
+def test_the_first_program_runs_as_it_stands(
+    tmp_path: Path, valkey_url: str, start_worker: StartWorker, program: str
+) -> None:
+    start_worker(valkey_url)
+    text = (ROOT / program).read_text(encoding="utf-8")
+    if program == "README.md":
+        (text,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "first.py").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "first.py", *([valkey_url] if program != "README.md" else [])],
+        cwd=tmp_path,
+        env={**os.environ, "SCHEDULER_REDIS_URL": valkey_url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    answer, cost = done.stdout.splitlines()
+    assert answer == "Why is the sky blue?"
+    assert re.match(r"\d+ tokens, ", cost)
 
 
 def test_a_worker_ends_with_its_embedded_server(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.cli.demo.children import Child, child
+from scheduler.cli.output import remark
 from scheduler.errors import ConfigError
 from workers.base import EndpointConfig
 from workers.registry import make_worker
@@ -83,6 +84,7 @@ async def _llama(folder: Path, environ: Mapping[str, str], at_once: int) -> Asyn
     model = Path(environ["LLAMA_MODEL"]) if environ.get("LLAMA_MODEL") else await _tiny_model(folder)
     if not model.is_file():
         raise ConfigError(f"LLAMA_MODEL names {model}, which is no file; without it there is a tiny one")
+    remark("Starting llama-server: some seconds")
     port = _free_port()
     flags = ("-c", "16384", "-np", str(SLOTS), "-t", "2", "--poll", "0", "--cache-ram", "0", "--no-ui")
     where = ("--host", "127.0.0.1", "--port", str(port), "--alias", "tiny")
@@ -96,6 +98,7 @@ async def _llama(folder: Path, environ: Mapping[str, str], at_once: int) -> Asyn
 async def _vllm(folder: Path, environ: Mapping[str, str], at_once: int) -> AsyncIterator[DemoEngine]:
     python = find_vllm(environ)
     model = folder / "tiny"
+    remark("Making a tiny model, and starting vLLM: about a minute")
     async with child("model maker", python, MAKE_TINY_HF, model, folder=folder) as maker:
         if await maker.wait():
             raise maker.complaint("no tiny model could be made:", ConfigError)
@@ -164,6 +167,7 @@ async def _tiny_model(folder: Path) -> Path:
     path = folder / "tiny.gguf"
     if not MAKE_TINY_GGUF.is_file():
         raise ConfigError("LLAMA_MODEL is not set: it is to name a model in the GGUF format")
+    remark("Making a tiny model")
     async with child("model maker", sys.executable, MAKE_TINY_GGUF, path, folder=folder) as maker:
         if await maker.wait():
             raise maker.complaint("no tiny model could be made; set LLAMA_MODEL instead:", ConfigError)
