@@ -23,7 +23,7 @@ BEGAN=$(date +%s)
 elapsed() { s=$(($(date +%s) - BEGAN)); printf '%d:%02d' $((s / 60)) $((s % 60)); }
 
 show() {
-  while sleep "$EVERY"; do
+  while sleep "$EVERY" >/dev/null 2>&1; do  # it outlives its parent, and must not hold a pipe open
     # Only what can be shown, of the last line that says something.
     last=$(tail -c 4000 "$LOG" | tr '\r' '\n' | grep -v '^ *$' | tail -n 1 | LC_ALL=C tr -cd '[:print:]' | cut -c 1-60)
     if [ -n "$AT_TERMINAL" ]; then printf '\r\033[K  %s  %s' "$(elapsed)" "$last" >&2
