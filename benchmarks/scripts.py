@@ -30,7 +30,7 @@ from scheduler.embedded import EmbeddedServer, bundled_binary
 from scheduler.model import JobState
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.limits import Limits, RateLimit
-from scheduler.queue.queue import ENQUEUE_CHUNK, PromptQueue
+from scheduler.queue.queue import ENQUEUE_CHUNK, LANES_A_CLAIM, PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, NewJob, Publication
 from scheduler.queue.scripts import NAMES, Argument, Call, Scripts, source
 from scheduler.settings import EndpointSettings
@@ -207,9 +207,8 @@ async def many_lanes(case: Case) -> Act:
         await case.ticks(2 * len(lanes) // 30)
         await QueueInspector(case.queue).status()
         await admin.audit(case.queue)
-        for at in range(0, len(lanes), 500):
-            await case.claim(lanes=lanes[at : at + 500])
-        await case.claim(lanes=lanes)
+        for at in range(0, len(lanes), LANES_A_CLAIM):
+            await case.claim(lanes=lanes[at : at + LANES_A_CLAIM])
         await case.configure(max_waiting=1, when_full="shed")
         await case.enqueue(job(10**8 + n, priority=9) for n in range(2 * ENQUEUE_CHUNK))
         await case.ticks(2 * len(lanes) // 30)

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -49,8 +50,9 @@ from scheduler.observations import (
     Written,
 )
 from scheduler.queue.inspection import QueueInspector
-from scheduler.queue.queue import PromptQueue
+from scheduler.queue.queue import LANES_A_CLAIM, PromptQueue
 from scheduler.queue.records import (
+    NOTHING_CLAIMED,
     Claim,
     ClaimedJob,
     Ending,
@@ -171,6 +173,7 @@ class Engine:
         self._breakers = asyncio.Event()  # one has changed its state
         self._breaker_states: dict[str, BreakerState] = {}
         self._claims = 0
+        self._turn = 0  # which part of very many lanes is asked first
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._claimer: asyncio.Task[None] | None = None
@@ -411,22 +414,38 @@ class Engine:
         return self.settings.max_running_bytes - self._running_bytes
 
     async def _claim(self, room: Room) -> Claim | None:
-        """Claim and begin; None where that failed."""
-        self._claims += 1
-        claim_id = f"{self.id}:{self._claims}"
+        """Claim and begin; None where that failed. Of very many lanes some are asked after the others."""
         self._look = False
+        claim = NOTHING_CLAIMED
         async with self._claiming:
-            try:
-                claim = await self._patience.until_done(lambda: self._ask(claim_id, room))
-            except RedisError as error:
-                logger.error("claiming failed; it goes on in a second", exc_info=traced(error, logger))
-                await asyncio.sleep(1.0)
-                return None
+            for asked, lanes in enumerate(turns := self._turns(room), 1):
+                self._claims += 1
+                ask = partial(self._ask, f"{self.id}:{self._claims}", room, lanes)
+                try:
+                    reply = await self._patience.until_done(ask)
+                except RedisError as error:
+                    logger.error("claiming failed; it goes on in a second", exc_info=traced(error, logger))
+                    await asyncio.sleep(1.0)
+                    return None
+                claim = reply if len(turns) == 1 else claim.and_then(reply)
+                if claim.jobs:
+                    if asked < len(turns):
+                        claim = replace(claim, more=True, more_urgent=True)
+                    break
             if (tell := self._observers.claimed) is not None and claim.jobs:
                 tell(Claimed(claim.jobs))
             for job in claim.jobs:
                 self._begin(job)
         return claim
+
+    def _turns(self, room: Room) -> Sequence[Sequence[str]]:
+        """The lanes in parts that a claim may name, beginning with those whose turn it is."""
+        names = tuple(room.lanes)
+        if len(names) <= LANES_A_CLAIM:
+            return (names,)
+        turns = [names[at : at + LANES_A_CLAIM] for at in range(0, len(names), LANES_A_CLAIM)]
+        self._turn = (self._turn + 1) % len(turns)
+        return turns[self._turn :] + turns[: self._turn]
 
     def _refused_permits(self, lane: str) -> Container[str]:
         refused = self._without_permit.get(lane)
@@ -450,23 +469,22 @@ class Engine:
         until = self._without_permit.get(lane, {}).get(endpoint, 0.0)
         return round(max(0.0, until - asyncio.get_running_loop().time()), 1)
 
-    async def _ask(self, claim_id: str, room: Room) -> Claim:
+    async def _ask(self, claim_id: str, room: Room, lanes: Sequence[str]) -> Claim:
         # Lanes without room are named too: the script passes their wake tokens on.
         offers: dict[str, list[Offer]] = {}
         if self._limits.endpoints:
             offers = {
-                name: offers_of(route, without=self._refused_permits(name))
-                for name, route in self.routes.items()
+                name: offers_of(self.routes[name], without=self._refused_permits(name)) for name in lanes
             }
         claim = await self._timed(
             "claim",
             self.queue.claim(
                 claim_id,
                 self.id,
-                {name: places.free for name, places in room.lanes.items()},
+                {name: room.lanes[name].free for name in lanes},
                 limit=room.over_all.free,
                 kept=room.over_all.kept,
-                lanes_kept={name: places.kept for name, places in room.lanes.items()},
+                lanes_kept={name: room.lanes[name].kept for name in lanes},
                 lease_ms=self.lease_ms,
                 suspects=not self._suspects,
                 offers=offers,
@@ -479,8 +497,10 @@ class Engine:
 
     async def _pass_on(self) -> None:
         """Claim nothing: the script wakes others where there is work."""
-        self._claims += 1
-        await self._ask(f"{self.id}:{self._claims}", self._room()._replace(over_all=NO_PLACES))
+        room = self._room()._replace(over_all=NO_PLACES)
+        for lanes in self._turns(room):
+            self._claims += 1
+            await self._ask(f"{self.id}:{self._claims}", room, lanes)
 
     async def _wait_for_room(self) -> None:
         """Until a job has ended or a window has grown."""

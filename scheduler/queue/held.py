@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
 from scheduler.queue.keys import Keys
-
-LANES_AT_ONCE = 50
+from scheduler.queue.pages import scored_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +21,28 @@ class HeldLane:
 
 
 async def read_held_lanes(redis: Redis, keys: Keys) -> list[HeldLane]:
-    """All of them, those first that are released first. One round trip, and one for every 50."""
-    listed = await redis.zrange(keys.fixed("limited"), 0, -1, withscores=True)
-    names = [name.decode() for name, _ in listed]
-    counts: list[int] = []
-    for start in range(0, len(names), LANES_AT_ONCE):
-        counts += await _count(redis, keys, names[start : start + LANES_AT_ONCE])
-    return [
-        HeldLane(*keys.split_held_lane(name), jobs, int(look_at_ms))
-        for name, jobs, (_, look_at_ms) in zip(names, counts, listed, strict=True)
-        if jobs
-    ]
+    """All of them, those first that are released first. One round trip, and two for every 1,000."""
+    found: dict[str, HeldLane] = {}
+    async for page in scored_pages(redis, keys.fixed("limited")):
+        names = [name.decode() for name, _ in page]
+        for name, jobs, (_, look_at_ms) in zip(names, await _count(redis, keys, names), page, strict=True):
+            if jobs:
+                found[name] = HeldLane(*keys.split_held_lane(name), jobs, int(look_at_ms))
+    return list(found.values())
 
 
-async def _count(redis: Redis, keys: Keys, names: Iterable[str]) -> list[int]:
+async def _count(redis: Redis, keys: Keys, names: list[str]) -> list[int]:
+    bitmaps = await redis.hmget(keys.fixed("beside"), names)  # type: ignore[misc]
+    levels = [levels_in(bits) for bits in bitmaps]
     async with redis.pipeline(transaction=False) as pipe:
-        for name in names:
-            for priority in range(10):
+        for name, used in zip(names, levels, strict=True):
+            for priority in used:
                 pipe.zcard(keys.level(name, priority))
-        sizes: list[int] = await pipe.execute()
-    return [sum(sizes[at : at + 10]) for at in range(0, len(sizes), 10)]
+        sizes = iter(await pipe.execute())
+    return [sum(next(sizes) for _ in used) for used in levels]
+
+
+def levels_in(bits: bytes | None) -> list[int]:
+    """The levels that a bitmap names, the most urgent first."""
+    used = int(bits or 0)
+    return [priority for priority in range(9, -1, -1) if used >> priority & 1]

@@ -18,15 +18,17 @@ from redis.exceptions import ResponseError
 from scheduler.model import DEFAULT_TENANT, DedupMode, JobInfo, JobState
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.endpoint_status import summarize
-from scheduler.queue.held import read_held_lanes
+from scheduler.queue.held import levels_in, read_held_lanes
 from scheduler.queue.job_info import FIELDS, HISTORY, make_job_info
 from scheduler.queue.limits import EVERY_TENANT, parse_limit
+from scheduler.queue.pages import AT_ONCE, names_in, scored_pages
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.ranking import Hold, claim_rank, explain_place
 from scheduler.queue.reports import DedupKey, LaneStatus, LimitedTenant, QueueStatus, RedisMemory, WorkerInfo
 
 PAGE = 200
 LANES_AT_ONCE = 50
+TOTALS_AT_ONCE = 1000
 RATE_FRESH_MS = 60_000
 UNKNOWN_MEAN_S = 1.0
 """What a job is reckoned to take in a lane of which none has ended yet, as in tick.lua."""
@@ -102,28 +104,28 @@ class QueueInspector:
     async def status(self, *, workers: Sequence[WorkerInfo] | None = None) -> QueueStatus:
         """How the queue stands; `workers` are the live ones, where they are known already.
 
-        Five round trips, three with `workers`; one more where jobs are held, and one for every 50 lanes or
-        held lanes beyond 50.
+        Five round trips, three with `workers`; more where jobs are held or lanes are many, in pages.
         """
         held = await read_held_lanes(self._redis, self._keys)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.smembers(self._keys.fixed("lanes"))
-            pipe.hkeys(self._keys.fixed("routes"))
-            pipe.smembers(self._keys.fixed("paused"))
-            used, routes, paused = await pipe.execute()
+        fixed = self._keys.fixed
+        used, paused, routes = await names_in(
+            self._redis, (fixed("lanes"), "set"), (fixed("paused"), "set"), (fixed("routes"), "hash")
+        )
         names = sorted(name.decode() for name in {*used, *routes, *paused})
         first, rest = names[:LANES_AT_ONCE], names[LANES_AT_ONCE:]
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(self._keys.fixed("meta"))
-            pipe.hgetall(self._keys.fixed("conf"))
+            pipe.hmget(fixed("meta"), ["ahead", "rate", "sampled"])
+            pipe.hscan(fixed("meta"), 0, match="t:*", count=TOTALS_AT_ONCE)
+            pipe.hgetall(fixed("conf"))
             pipe.time()
             for listed in ("delayed", "leases", "dead", "finished"):
-                pipe.zcard(self._keys.fixed(listed))
-            pipe.hlen(self._keys.fixed("garbage"))
-            pipe.zrange(self._keys.fixed("workers"), 0, -1, withscores=True)
-            self._ask_levels(pipe, first)
+                pipe.zcard(fixed(listed))
+            pipe.hlen(fixed("garbage"))
+            pipe.zrange(fixed("workers"), 0, -1, withscores=True)
+            self._ask_lanes(pipe, first)
             (
-                meta,
+                (ahead, rate, sampled),
+                (cursor, totals),
                 conf,
                 time,
                 delayed,
@@ -132,25 +134,33 @@ class QueueInspector:
                 finished,
                 garbage,
                 processes,
-                *levels,
+                *answers,
             ) = await pipe.execute()
-        levels += await self._levels(rest)
-        now_us = _now_us(time, meta.get(b"ahead"))
+        found = _lanes_read(answers, first)
+        while cursor:
+            cursor, more = await self._redis.hscan(fixed("meta"), cursor, match="t:*", count=TOTALS_AT_ONCE)
+            totals |= more
+        for start in range(0, len(rest), LANES_AT_ONCE):
+            some = rest[start : start + LANES_AT_ONCE]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                self._ask_lanes(pipe, some)
+                found += _lanes_read(await pipe.execute(), some)
+        now_us = _now_us(time, ahead)
         held_by_lane: Counter[str] = Counter()
         for one in held:
             held_by_lane[one.lane] += one.jobs
         lanes = [
             _lane_status(
                 name,
-                levels[REPLIES_A_LANE * at : REPLIES_A_LANE * (at + 1)],
-                unclaimed=int(meta.get(f"n:{name}".encode(), 0)),
+                levels,
+                unclaimed=int(unclaimed or 0),
                 held=held_by_lane[name],
                 paused=name.encode() in paused,
                 bound=conf.get(f"max_waiting:{name}".encode()),
-                mean_ms=meta.get(f"mean:{name}".encode()),
+                mean_ms=mean_ms,
                 now_us=now_us,
             )
-            for at, name in enumerate(names)
+            for name, unclaimed, mean_ms, levels in found
         ]
         return QueueStatus(
             queue=self._queue.name,
@@ -166,10 +176,8 @@ class QueueInspector:
             max_waiting=int(conf.get(b"max_waiting", 100_000)),
             when_full=conf.get(b"when_full", b"reject").decode(),
             aging_s=_aging_ms(conf.get(b"aging_ms")) / 1000,
-            ended_per_s=_rate(meta, now_us // 1000),
-            totals={
-                name[2:].decode(): int(count) for name, count in sorted(meta.items()) if name[:2] == b"t:"
-            },
+            ended_per_s=_rate(rate, sampled, now_us // 1000),
+            totals={name[2:].decode(): int(count) for name, count in sorted(totals.items())},
             lanes=lanes,
             limited=[
                 LimitedTenant(
@@ -202,13 +210,12 @@ class QueueInspector:
         pipe.time()
         pipe.hget(self._keys.fixed("meta"), "ahead")
 
-    async def _levels(self, lanes: Sequence[str]) -> list[Any]:
-        replies: list[Any] = []
-        for start in range(0, len(lanes), LANES_AT_ONCE):
-            async with self._redis.pipeline(transaction=False) as pipe:
-                self._ask_levels(pipe, lanes[start : start + LANES_AT_ONCE])
-                replies += await pipe.execute()
-        return replies
+    def _ask_lanes(self, pipe: Pipeline, lanes: Sequence[str]) -> None:
+        """What `_lanes_read` makes something of."""
+        if lanes:
+            fields = [f"{what}:{lane}" for lane in lanes for what in ("n", "mean")]
+            pipe.hmget(self._keys.fixed("meta"), fields)
+            self._ask_levels(pipe, lanes)
 
     def _ask_levels(self, pipe: Any, lanes: Sequence[str]) -> None:
         for lane in lanes:
@@ -282,18 +289,8 @@ class QueueInspector:
 
     async def _ready(self, state: JobState, lane: str | None) -> AsyncGenerator[JobInfo, None]:
         """Waiting or held jobs with their positions, in the order of claiming: the levels merged by rank."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.smembers(self._keys.fixed("lanes"))
-            pipe.zrange(self._keys.fixed("limited"), 0, -1)
-            pipe.hget(self._keys.fixed("conf"), "aging_ms")
-            used, limited, aging = await pipe.execute()
-        names = sorted(name.decode() for name in (limited if state is JobState.HELD else used))
-        lanes = [name for name in names if lane in (None, self._keys.split_held_lane(name)[0])]
-        if state is JobState.WAITING:
-            lanes += [self._keys.suspects_lane(name) for name in lanes]
-        merged = self._merged(
-            [_Level(name, p) for name in lanes for p in PRIORITIES], _aging_ms(aging) * 1000
-        )
+        aging = await self._redis.hget(self._keys.fixed("conf"), "aging_ms")  # type: ignore[misc]
+        merged = self._merged(await self._levels_in_use(state, lane), _aging_ms(aging) * 1000)
         seen: Counter[str] = Counter()
         async with aclosing(merged) as pages:
             async for page in pages:
@@ -304,6 +301,32 @@ class QueueInspector:
                 for info in await self._read([job_id for _, job_id in page], positions):
                     if info is not None and info.state is state:
                         yield info
+
+    async def _levels_in_use(self, state: JobState, lane: str | None) -> list[_Level]:
+        """Those of a lane, or of all, in which jobs wait or are held."""
+        names: set[str] = set()
+        if state is JobState.HELD:
+            async for page in scored_pages(self._redis, self._keys.fixed("limited")):
+                names.update(name.decode() for name, _ in page)
+        else:
+            (used,) = await names_in(self._redis, (self._keys.fixed("lanes"), "set"))
+            names = {name.decode() for name in used}
+        lanes = [name for name in sorted(names) if lane in (None, self._keys.split_held_lane(name)[0])]
+        places = lanes if state is JobState.HELD else []
+        levels: list[_Level] = []
+        if state is JobState.WAITING:
+            places = [self._keys.suspects_lane(name) for name in lanes]
+            levels += await self._levels_of(lanes, "meta", [f"b:{name}" for name in lanes])
+        return levels + await self._levels_of(places, "beside", places)
+
+    async def _levels_of(self, places: Sequence[str], name: str, fields: Sequence[str]) -> list[_Level]:
+        levels: list[_Level] = []
+        for start in range(0, len(places), AT_ONCE):
+            some = list(fields[start : start + AT_ONCE])
+            bitmaps = await self._redis.hmget(self._keys.fixed(name), some)  # type: ignore[misc]
+            for place, bits in zip(places[start : start + AT_ONCE], bitmaps, strict=True):
+                levels += [_Level(place, priority) for priority in levels_in(bits)]
+        return levels
 
     async def _merged(
         self, levels: Sequence[_Level], aging_us: int
@@ -466,10 +489,23 @@ def _aging_ms(value: bytes | None) -> int:
     return int(value or 30_000)
 
 
-def _rate(meta: dict[bytes, bytes], now_ms: int) -> float | None:
-    if b"rate" not in meta or now_ms - int(meta.get(b"sampled", 0)) > RATE_FRESH_MS:
+def _rate(rate: bytes | None, sampled_at_ms: bytes | None, now_ms: int) -> float | None:
+    if rate is None or now_ms - int(sampled_at_ms or 0) > RATE_FRESH_MS:
         return None
-    return float(meta[b"rate"])
+    return float(rate)
+
+
+def _lanes_read(
+    answers: Sequence[Any], names: Sequence[str]
+) -> list[tuple[str, bytes | None, bytes | None, Sequence[Any]]]:
+    """Of each lane its name, how many it counts, the mean time of a job, and its levels."""
+    if not names:
+        return []
+    known, *levels = answers
+    return [
+        (name, known[2 * at], known[2 * at + 1], levels[REPLIES_A_LANE * at : REPLIES_A_LANE * (at + 1)])
+        for at, name in enumerate(names)
+    ]
 
 
 def _lane_status(

@@ -44,7 +44,8 @@ STAGED_MS = 60_000
 STAGE_AGAIN = 3
 CLAIM_BYTES = 16 << 20
 REPLAY_LIMIT = 1000
-CLAIM_CHUNK = 1024
+CLAIM_CHUNK = 128
+LANES_A_CLAIM = 256
 TICK_CHUNK = 25
 PURGE_AT_ONCE = 100
 
@@ -189,6 +190,8 @@ class PromptQueue:
         max_bytes: int = CLAIM_BYTES,
     ) -> Claim:
         """Lease the best ready jobs: at most `limit`, of each lane at most what `lanes` says.
+
+        Name at most `LANES_A_CLAIM` lanes.
 
         It takes no more once their requests have `max_bytes` together, but one in any case. Of those whose
         requests have gone before they were read, cancelled most likely, nothing is told.

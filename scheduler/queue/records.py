@@ -128,6 +128,18 @@ class Claim:
     more_urgent: bool = False
     without_permit: Mapping[str, WithoutPermit] = field(default_factory=dict)
 
+    def and_then(self, other: Claim) -> Claim:
+        """Both as one."""
+        return Claim(
+            self.jobs + other.jobs,
+            more=self.more or other.more,
+            more_urgent=self.more_urgent or other.more_urgent,
+            without_permit={**self.without_permit, **other.without_permit},
+        )
+
+
+NOTHING_CLAIMED = Claim((), more=False)
+
 
 @dataclass(frozen=True, slots=True)
 class WithoutPermit:

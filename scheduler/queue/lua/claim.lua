@@ -115,8 +115,8 @@ local function parse_offers(offered)
 end
 
 local paused, fields = {}, { 'claims', 'suspects' }
-for _, lane in ipairs(redis.call('SMEMBERS', paused_key)) do paused[lane] = true end
-for i = 8, #ARGV, 4 do fields[#fields + 1] = 'b:' .. named(i) end
+for i = 8, #ARGV, 4 do fields[#fields + 1], paused[#paused + 1] = 'b:' .. named(i), ARGV[i] end
+paused = #paused > 0 and redis.call('SMISMEMBER', paused_key, unpack(paused)) or paused
 local meta = redis.call('HMGET', meta_key, unpack(fields))
 local claims, any_suspects = tonumber(meta[1]) or 0, suspects > 0 and meta[2]
 
@@ -127,7 +127,7 @@ for i = 3, #fields do
   local name, bits = ARGV[at], tonumber(meta[i] or 0)
   local bits_of_suspects = any_suspects and level_bits(suspects_lane(name)) or 0
   bitmaps[name] = bits
-  if (bits > 0 or bits_of_suspects > 0) and not paused[name] then
+  if (bits > 0 or bits_of_suspects > 0) and paused[i - 2] == 0 then
     local offers = ARGV[at + 3]
     local lane = {
       name = name, quota = argument(at + 1, 0, MOST_NUMBER), kept = argument(at + 2, 0, MOST_NUMBER), claimed = 0, left = 0,
