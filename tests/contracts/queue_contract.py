@@ -282,12 +282,16 @@ class QueueContract(OnQueue):
         assert not (await q.claim_all(1)).more
 
     async def test_a_big_claim_takes_many_levels_and_pages_in_order(self, q: QueueDriver) -> None:
-        names = [f"{p}-{i:03d}" for p in (9, 8, 7) for i in range(120)]
-        for start in range(0, len(names), 120):
-            await q.enqueue(*[new_job(name, int(name[0])) for name in names[start : start + 120]])
-        claim = await q.claim_all(350)
-        assert [job.id for job in claim.jobs] == names[:350]
-        assert await q.claimed_ids() == names[350:]
+        names = [f"{p}-{i:03d}" for p in (9, 8, 7) for i in range(40)]
+        await q.enqueue(*[new_job(name, int(name[0])) for name in names])
+        claim = await q.claim_all(110)
+        assert [job.id for job in claim.jobs] == names[:110]
+        assert await q.claimed_ids() == names[110:]
+
+    async def test_a_claim_brings_no_more_than_one_call_can(self, q: QueueDriver) -> None:
+        await q.enqueue(*[new_job(f"j{i:03}") for i in range(130)])
+        claim = await q.claim_all(1000)
+        assert ([job.id for job in claim.jobs], claim.more) == ([f"j{i:03}" for i in range(128)], True)
 
     async def test_a_claimed_job_carries_its_record(self, q: QueueDriver) -> None:
         await q.enqueue(

@@ -89,7 +89,7 @@ local function retry_after_ms(bound)
   return math.floor(math.min(30000, math.max(100, bound / 100 / rate * 1000)))
 end
 
--- The newest job of a level that never ran, and its rank. looks: how many levels this call has looked at for one to shed.
+-- The newest job of a level that never ran, and its rank. looks: what it has cost this call to shed jobs, in levels that it looked at.
 local looks = 0
 
 local function newest_unrun(lane, p)
@@ -204,6 +204,7 @@ local function make_room(job, replaced)
     if one then
       known_lane(one.rec.l)
       end_job(one.id, one.rec, 'shed', 'queue_full')
+      looks = looks + 3 -- an end costs as much
       counted(one.rec.l, -1)
       return nil
     end
