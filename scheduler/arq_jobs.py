@@ -13,6 +13,9 @@ import orjson
 
 from scheduler.errors import error_fields, error_from
 
+_TYPES = {"f": str, "a": list, "k": dict, "t": int | None, "et": int}
+"""Of a job or a result: the function, its arguments by place and by name, the try, when enqueued, ms."""
+
 
 def encode(value: Any) -> bytes:
     """What arq stores of a job or a result."""
@@ -20,8 +23,12 @@ def encode(value: Any) -> bytes:
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """What arq has stored. arq logs the `repr` of arguments: prompts stay out of it."""
-    job: dict[str, Any] = orjson.loads(data)
+    """What arq has stored. arq logs the `repr` of arguments: prompts stay out of it.
+
+    Raises:
+        ValueError: it cannot be arq's.
+    """
+    job: dict[str, Any] = _checked(orjson.loads(data))
     if isinstance(job.get("a"), list):
         job["a"] = [_Unsaid(one) if isinstance(one, dict) else one for one in job["a"]]
     if isinstance(job.get("k"), dict):
@@ -29,6 +36,15 @@ def decode(data: bytes) -> dict[str, Any]:
     result = job.get("r")
     if job.get("s") is False and isinstance(result, dict):
         job["r"] = error_from(result)
+    return job
+
+
+def _checked(job: Any) -> dict[str, Any]:
+    if not isinstance(job, dict):
+        raise ValueError("it is no JSON object; is it arq's, with this serializer?")
+    for name, type_ in _TYPES.items():
+        if name in job and not isinstance(job[name], type_):
+            raise ValueError(f"{name}: it has a wrong type")
     return job
 
 

@@ -19,6 +19,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, cast
 
+import arq.worker
 import click
 from arq import Retry as ArqRetry
 from arq import func
@@ -29,6 +30,7 @@ from redis.exceptions import RedisError
 
 from scheduler import arq_jobs
 from scheduler.arq_pool import PatientArqRedis
+from scheduler.arq_worker import EnduringWorker
 from scheduler.client import AsyncClient
 from scheduler.connection import (
     connection_pool,
@@ -88,6 +90,8 @@ def worker_settings() -> type:
         elif url == EMBEDDED:
             url = EmbeddedServer.running_url(settings.data_dir)
         if not checking:
+            # arq's command line makes this, and has no option for another.
+            arq.worker.Worker = EnduringWorker  # type: ignore[misc]  # it is to be one of that kind everywhere
             asyncio.run(wait_for_server(url, settings.redis_wait_s, tell=_say))
             _set_event_loop()
         return _make_class(settings, url, server)

@@ -36,6 +36,7 @@ from scheduler import (
     ResultTimeout,
     Started,
 )
+from scheduler.queue.keys import Keys
 from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
 from tests.chaos.proxy import ChaosProxy
 from tests.conftest import accepted
@@ -266,6 +267,40 @@ async def test_an_arq_application_without_this_package_reads_why_a_prompt_failed
         await job.result(timeout=SOON_S)
     assert failed.value.args[0]["code"] == "unknown_model"
     assert failed.value.args[0]["field"] == "model"
+    await pool.aclose()
+
+
+async def test_garbage_in_the_queue_of_arq_ends_no_process(
+    valkey_url: str, start_worker: StartWorker
+) -> None:
+    worker = start_worker(valkey_url)
+    pool = await create_pool(
+        RedisSettings.from_dsn(valkey_url), job_serializer=orjson.dumps, job_deserializer=orjson.loads
+    )
+    queue_name = Keys("default").fixed("arq")
+    sound: dict[str, object] = {"t": None, "f": "run_prompt", "a": [{"prompt": "x"}], "k": {}, "et": 1}
+    bodies: list[dict[str, object]] = [{"et": "soon"}, {"t": "first"}, {"f": ["x"]}, {"a": 5}, {"k": []}]
+    for n, wrong in enumerate(bodies):
+        await pool.set(f"arq:job:{n}", orjson.dumps(sound | wrong))
+        await pool.zadd(queue_name, {str(n): 1})
+    for body in (b"[1]", b"\xff"):
+        await pool.set(f"arq:job:{body!r}", body)
+        await pool.zadd(queue_name, {repr(body): 1})
+    await pool.zadd(queue_name, {b"\xff\xfe": 1})
+    await pool.zadd(queue_name, {"before all time": "-inf"})
+    request = {"prompt": "hello from arq"}
+    job = await pool.enqueue_job("run_prompt", request, _queue_name=queue_name)
+    assert job
+    assert (await job.result(timeout=SOON_S))["text"] == "hello from arq"
+    while await pool.zcard(queue_name):
+        await asyncio.sleep(0.05)
+    await pool.set(queue_name, "no queue at all")
+    await asyncio.to_thread(wait_for_line, worker, "arq's part of the process failed")
+    async with AsyncClient(valkey_url) as client:
+        assert (await client.run("still here", timeout_s=SOON_S)).text == "still here"
+    await pool.delete(queue_name)
+    worker.terminate()
+    assert await asyncio.to_thread(worker.wait, SOON_S) == 0
     await pool.aclose()
 
 

@@ -46,7 +46,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"telemetry"}),
     frozenset({"client"}),
     frozenset({"telemetry"}),
-    frozenset({"arq_pool"}),
+    frozenset({"arq_pool", "arq_worker"}),
     frozenset({"worker"}),
     frozenset({"gateway", "admin", "testing"}),
     frozenset({"cli", "__main__"}),
@@ -135,7 +135,7 @@ def test_entry_points_import_nothing_of_ours_before_they_have_looked_whose_it_is
 
 @pytest.mark.parametrize("path", modules(SCHEDULER), ids=relative)
 def test_arq_is_known_to_the_worker_process_alone(path: Path) -> None:
-    if part(path) not in {"worker", "arq_pool", "cli", "testing"}:
+    if part(path) not in {"worker", "arq_pool", "arq_worker", "cli", "testing"}:
         assert "arq" not in top_levels(path)
 
 

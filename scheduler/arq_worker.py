@@ -1,0 +1,45 @@
+"""arq's worker, in a process that must not end with it: beside it run prompts that arq knows nothing of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from arq.worker import Worker
+
+from scheduler.logs import traced
+
+logger = logging.getLogger(__name__)
+
+AGAIN_S = 1.0
+
+
+class EnduringWorker(Worker):
+    """Goes on after what would end arq: an entry that is no job, a key of another type."""
+
+    _said = ""  # the failure that lasts, and has been logged
+
+    async def _poll_iteration(self) -> None:
+        try:
+            await super()._poll_iteration()
+        except Exception as error:
+            level = logging.DEBUG if str(error) == self._said else logging.ERROR
+            self._said = str(error)
+            logger.log(level, "arq's part of the process failed; it goes on", exc_info=traced(error, logger))
+            await asyncio.sleep(AGAIN_S)
+        else:
+            self._said = ""
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """Start those that are due. An entry that is no job of arq's would be first again the next time."""
+        for job_id in job_ids:
+            before = self.job_counter
+            try:
+                await super().start_jobs([job_id])
+            except (ValueError, OverflowError) as error:
+                if self.job_counter > before:
+                    self._release_sem_dec_counter_on_complete()
+                logger.error(
+                    "an entry of arq's queue is no job, and is taken out", exc_info=traced(error, logger)
+                )
+                await self.pool.zrem(self.queue_name, job_id)
