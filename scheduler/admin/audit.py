@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from scheduler.queue import PromptQueue
 from scheduler.queue.keys import Keys
 
-LOOKS_AT_ONCE = 50
+LOOKS_AT_ONCE = 1000
 SCAN_COUNT = 1000
 KEPT_FINDINGS = 1000
 
@@ -59,7 +59,7 @@ class AuditReport:
 
 
 async def audit(queue: PromptQueue, *, repair: bool = False) -> AuditReport:
-    """Look at every key of the queue, fifty at a time, while the queue goes on; mend with `repair`.
+    """Look at every key of the queue, some at a time, while the queue goes on; mend with `repair`.
 
     Each check is one atomic step, so what merely moves is no finding. Counts are checked while few jobs are
     delayed or held, or few lanes are in use: a step would be too long. Errors are those of redis-py.

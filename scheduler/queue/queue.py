@@ -44,6 +44,7 @@ STAGED_MS = 60_000
 STAGE_AGAIN = 3
 CLAIM_BYTES = 16 << 20
 REPLAY_LIMIT = 1000
+AUDIT_CHUNK = 50
 CLAIM_CHUNK = 128
 LANES_A_CLAIM = 256
 TICK_CHUNK = 25
@@ -391,11 +392,15 @@ class PromptQueue:
     ) -> list[tuple[str, str]]:
         """Look at some of what is in Redis; `looks` are pairs that the script `audit` explains.
 
-        Returns pairs: what is wrong, and where. With `repair` it has been mended.
+        A step is `AUDIT_CHUNK` of them; one round trip for all. Returns pairs: what is wrong, and where. With
+        `repair` it has been mended.
         """
-        args = [word for look in looks for word in look]
-        found = await self._scripts.run("audit", int(repair), *args)
-        reply = [word.decode("utf-8", "replace") for word in found]
+        words = [word for look in looks for word in look]
+        steps = range(0, len(words), 2 * AUDIT_CHUNK)
+        calls: list[Call] = [("audit", (int(repair), *words[at : at + 2 * AUDIT_CHUNK])) for at in steps]
+        reply = [
+            word.decode("utf-8", "replace") for found in await self._scripts.run_all(calls) for word in found
+        ]
         return list(zip(reply[::2], reply[1::2], strict=True))
 
     async def release(self, tenant: str, dedup_hash: str) -> tuple[str, int] | None:

@@ -2,10 +2,11 @@
 
     make chaos MINUTES=5 SEED=7        # or: python -m tests.chaos --minutes 5 --seed 7
 
-Two arenas, one after the other: a lone server whose append-only file has every write, behind a bad network;
-and a primary with a replica behind three sentinels. In each, client processes enqueue jobs of all kinds and
-read what becomes of them while faults happen; then everything heals, all jobs have to end, and what was
-promised is compared with what clients saw, with Redis, and with the calls that reached an engine.
+Three arenas, one after the other: a lone server whose append-only file has every write, behind a bad network;
+a primary with a replica behind three sentinels; and a server that forgets, and whose clock is set. In each,
+client processes enqueue jobs of all kinds into two queues and read what becomes of them while faults happen;
+then everything heals, all jobs have to end, and what was promised is compared with what clients saw, with
+Redis, and with the calls that reached an engine.
 
 Exits with 1 if anything was lost, ended twice, leaked, or said what it should not.
 """
@@ -28,15 +29,25 @@ from redis.exceptions import RedisError as RedisServerError
 
 from scheduler.embedded import bundled_binary, server_binary
 from scheduler.queue.keys import Keys
-from tests.chaos.arena import Arena, SentinelSet, ServerBehindProxy
+from tests.chaos.arena import MAIN, Arena, ForgetfulServer, SentinelSet, Server, ServerBehindProxy
 from tests.chaos.auditor import Verdict, judge
-from tests.chaos.faults import ANYWHERE, BEHIND_SENTINELS, FINE, ON_A_LONE_SERVER, Fault, schedule
+from tests.chaos.faults import (
+    ANYWHERE,
+    BEHIND_SENTINELS,
+    FINE,
+    ON_A_FORGETFUL_SERVER,
+    ON_A_LONE_SERVER,
+    Fault,
+    clock_set_back,
+    clock_set_forward,
+    schedule,
+)
 from tests.chaos.proxy import ChaosProxy
 from tests.contracts.openai_server import OpenAIServer
 
-SHARE_OF_SENTINELS = 0.35
+SHARE_OF_SENTINELS, SHARE_OF_FORGETFUL = 0.3, 0.2
 RECOVERY_S = 150.0
-KEYS = Keys("default")
+KEYS = Keys(MAIN)
 
 
 class Exposure:
@@ -70,6 +81,7 @@ async def fight(
         for at, fault in enumerate(faults):
             pause = began + seconds * (at + 1) / (len(faults) + 1) - time.monotonic()
             await asyncio.sleep(max(0.0, pause) * rng.uniform(0.7, 1))
+            print(f"{time.monotonic() - began:7.1f} s  {fault.__name__}", flush=True)
             await exposure.note(fault.__name__, arena.server.direct_url)
             await fault(arena, rng)
         await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
@@ -92,7 +104,7 @@ async def _nurse(arena: Arena) -> None:
 
 
 async def run_arena(
-    server: ServerBehindProxy | SentinelSet,
+    server: Server,
     folder: Path,
     counts: Mapping[Fault, int],
     *,
@@ -128,12 +140,26 @@ async def main() -> int:
     print(f"seed {args.seed}", flush=True)
     exposure, verdicts = Exposure(), []
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    lone, behind = folder / "lone", folder / "sentinels"
-    everything = {**ANYWHERE, **ON_A_LONE_SERVER}
-    for path, server, counts, share in (
-        (lone, ServerBehindProxy(binary, lone / "data"), everything, 1 - SHARE_OF_SENTINELS),
+    lone, behind, forgetful = folder / "lone", folder / "sentinels", folder / "forgetful"
+    forgets = ForgetfulServer(binary, forgetful / "data")
+    faults_of_forgetful = dict(ON_A_FORGETFUL_SERVER)
+    if not forgets.has_clock:
+        print("no libfaketime: the clock of Redis' host stays as it is", flush=True)
+        del faults_of_forgetful[clock_set_back], faults_of_forgetful[clock_set_forward]
+    arenas: list[tuple[Path, Server, Mapping[Fault, int], float]] = [
+        (
+            lone,
+            ServerBehindProxy(binary, lone / "data"),
+            {**ANYWHERE, **ON_A_LONE_SERVER},
+            1 - SHARE_OF_SENTINELS - SHARE_OF_FORGETFUL,
+        ),
         (behind, SentinelSet(binary, behind / "data"), BEHIND_SENTINELS, SHARE_OF_SENTINELS),
-    ):
+        (forgetful, forgets, faults_of_forgetful, SHARE_OF_FORGETFUL),
+    ]
+    for path, server, faults, share in arenas:
+        if args.arena not in (None, path.name):
+            continue
+        counts = {fault: n for fault, n in faults.items() if args.fault in (None, fault.__name__)}
         path.mkdir(exist_ok=True)
         minutes = args.minutes * share
         verdict = await run_arena(server, path, counts, args=args, minutes=minutes, exposure=exposure)
@@ -160,6 +186,8 @@ def _arguments() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", default=str(random.randrange(10**6)))
+    parser.add_argument("--arena", choices=("lone", "sentinels", "forgetful"), help="only this one")
+    parser.add_argument("--fault", help="only this one, as redis_busy")
     parser.add_argument("--jobs-per-s", type=float, default=400.0)
     return parser.parse_args()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -16,14 +16,13 @@ from scheduler import admin
 from scheduler.model import JobState
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import START
-from tests.chaos.arena import Arena, SentinelSet
-from tests.chaos.load import KINDS
+from tests.chaos.arena import MAIN, SIDE, Arena, SentinelSet
+from tests.chaos.load import KINDS, NO_END
 
 REPEATED = "engine calls made again after a loss"
 WASTED = "tokens streamed for nothing"
 PAGE = 500
 PROBLEMS_SHOWN = 20
-LOST_BY_A_FAILOVER_S = 2.0
 LOSSES_OF_POISON = 3
 ENDED = frozenset(state.value for state in JobState if state.ended)
 UNWELCOME = ("Traceback", " ERROR ", "Task was destroyed", "never retrieved", "Unclosed")
@@ -62,45 +61,59 @@ class Verdict:
 async def judge(arena: Arena) -> Verdict:
     """Look at everything after the fight; the worker processes have drained."""
     verdict = Verdict(type(arena.server).__name__)
-    promises = _promises(arena, verdict)
+    verdict.problems += arena.strange_ends
+    totals: Counter[str] = Counter()
     async with redis.asyncio.Redis.from_url(arena.server.direct_url) as client:
-        queue = PromptQueue(client, "default")
-        await queue.load()
-        meta = await client.hgetall(queue.keys.fixed("meta"))
-        totals = {key[2:].decode(): int(n) for key, n in meta.items() if key.startswith(b"t:")}
-        verdict.figures |= {"jobs promised": len(promises), "jobs enqueued": totals.get("enqueued", 0)}
-        await _judge_jobs(arena, queue, promises, verdict)
-        await _judge_leftovers(queue, verdict)
+        for name in (MAIN, SIDE):
+            queue = PromptQueue(client, name)
+            await queue.load()
+            meta = await client.hgetall(queue.keys.fixed("meta"))
+            totals.update({key[2:].decode(): int(n) for key, n in meta.items() if key.startswith(b"t:")})
+            await _judge_jobs(arena, queue, _promises(arena, queue, verdict), verdict)
+            await _judge_leftovers(queue, verdict)
     _judge_logs(arena, verdict)
     verdict.figures |= {
-        "leases lost": totals.get("lost", 0),
-        "quarantined": totals.get("quarantined", 0),
+        "jobs enqueued": totals["enqueued"],
+        "leases lost": totals["lost"],
+        "quarantined": totals["quarantined"],
         "worker processes killed": arena.kills,
         "worker processes that died of poison": arena.deaths,
     }
     dead = arena.kills + arena.deaths
     for name in (REPEATED, WASTED):
         verdict.figures[f"  a dead process, {name}"] = f"{verdict.figures[name] / max(1, dead):.1f}"
-    verdict.figures["repeated, as the queue counted"] = totals.get("repeated", 0)
-    verdict.figures["tokens wasted, as the queue estimated"] = totals.get("wasted_tokens", 0)
+    verdict.figures["repeated, as the queue counted"] = totals["repeated"]
+    verdict.figures["tokens wasted, as the queue estimated"] = totals["wasted_tokens"]
     return verdict
 
 
-def _promises(arena: Arena, verdict: Verdict) -> dict[str, Promise]:
+def _promises(arena: Arena, queue: PromptQueue, verdict: Verdict) -> dict[str, Promise]:
     promises: dict[str, Promise] = {}
-    for line in _ledger_lines(arena):
+    odd: list[dict[str, Any]] = []
+    for line in _ledger_lines(arena, queue):
         match line["what"]:
             case "acked":
                 promises.setdefault(line["id"], Promise(line["kind"], line["at"]))
             case "ended":
                 promises[line["id"]].heard.append(line["how"])
             case "odd":
-                verdict.problems.append(f"{line.get('kind')} job {line['id']}: {line['said']}")
+                odd.append(line)
+    for line in odd:
+        promise = promises.get(line["id"])
+        # Where Redis has lost a part of a job, a part of it is what its readers get.
+        if line["said"] == NO_END or promise is None or not _may_be_gone(arena, promise):
+            verdict.problems.append(f"{line.get('kind')} job {line['id']}: {line['said']}")
     return promises
 
 
-def _ledger_lines(arena: Arena) -> Iterator[dict[str, Any]]:
-    for path in arena.ledgers:
+def _may_be_gone(arena: Arena, promise: Promise) -> bool:
+    if isinstance(arena.server, SentinelSet):
+        return True  # what a primary said in its last moments its replica may not have heard
+    return arena.server.loses is not None and promise.at <= arena.forgot_at
+
+
+def _ledger_lines(arena: Arena, queue: PromptQueue) -> Iterator[dict[str, Any]]:
+    for path in arena.ledgers(queue.name):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
@@ -112,51 +125,55 @@ async def _judge_jobs(
     arena: Arena, queue: PromptQueue, promises: dict[str, Promise], verdict: Verdict
 ) -> None:
     calls = _calls(arena)
-    states: Counter[str] = Counter()
-    twice = wasted = gone = innocent = 0
+    figures: Counter[str] = Counter({"jobs promised": len(promises), REPEATED: 0, WASTED: 0})
     for page in _pages(promises.items()):
         for (job_id, promise), (record, events) in zip(
             page, await _read(queue, [job_id for job_id, _ in page]), strict=True
         ):
             if not record:
-                gone += 1
-                if not isinstance(arena.server, SentinelSet):
+                figures[arena.server.loses or "gone"] += 1
+                if not _may_be_gone(arena, promise):
                     verdict.problems.append(f"{promise.kind} job {job_id} is gone")
                 continue
-            state, losses = record["s"], int(record.get("o", 0))
-            states[state] += 1
-            poisoned = record.get("r") == "poison"
-            if promise.kind == "poison":
-                fits = poisoned
-            else:
-                # Chance may take three worker processes away from an innocent job.
-                innocent += poisoned
-                fits = state in KINDS[promise.kind].ends or (poisoned and losses >= LOSSES_OF_POISON)
-            if not fits:
-                verdict.problems.append(
-                    f"{promise.kind} job {job_id} is {state}: {record.get('r') or record.get('i')}"
-                )
-            terminal = [event["type"] for event in events if event["type"] in ENDED]
-            if terminal != [state]:
-                verdict.problems.append(f"{promise.kind} job {job_id} is {state}; its stream says {terminal}")
-            _judge_readers(arena, job_id, promise, state, verdict)
-            needed = int(record.get("f", 0)) + (state in ("done", "failed"))
-            twice += max(0, calls[job_id] - max(1, needed)) if calls[job_id] else 0
-            wasted += _wasted_words(events)
-    verdict.figures |= {f"  {state}": n for state, n in sorted(states.items())}
-    verdict.figures[REPEATED] = twice
-    verdict.figures[WASTED] = wasted
-    if innocent:
-        verdict.figures["innocent jobs that lost three processes"] = innocent
-    if gone:
-        verdict.figures["gone with a primary's last writes"] = gone
+            figures[f"  {record['s']}"] += 1
+            if record.get("r") == "poison" and promise.kind != "poison":
+                figures["innocent jobs that lost three processes"] += 1
+            if problem := _problem(job_id, promise, record, events, spared=_may_be_gone(arena, promise)):
+                verdict.problems.append(f"{queue.name}: {promise.kind} job {job_id} {problem}")
+            needed = int(record.get("f", 0)) + (record["s"] in ("done", "failed"))
+            figures[REPEATED] += max(0, calls[job_id] - max(1, needed)) if calls[job_id] else 0
+            figures[WASTED] += _wasted_words(events)
+    for name, n in sorted(figures.items()):
+        verdict.figures[name] = verdict.figures.get(name, 0) + n
 
 
-def _judge_readers(arena: Arena, job_id: str, promise: Promise, state: str, verdict: Verdict) -> None:
+def _problem(
+    job_id: str,
+    promise: Promise,
+    record: Mapping[str, str],
+    events: Sequence[dict[str, Any]],
+    *,
+    spared: bool,
+) -> str | None:
+    """What is wrong with a job that there is. `spared`: Redis may have lost a part of it."""
+    state, reason = record["s"], record.get("r")
+    if state not in ENDED:
+        return f"is {state}"
+    if spared:
+        return None
+    if promise.kind == "poison":
+        fits = reason == "poison"
+    else:
+        # Chance may take three worker processes away from an innocent job.
+        lost_three = reason == "poison" and int(record.get("o", 0)) >= LOSSES_OF_POISON
+        fits = lost_three or state in KINDS[promise.kind].ends
+    if not fits:
+        return f"is {state}: {reason or record.get('i')}"
+    terminal = [event["type"] for event in events if event["type"] in ENDED]
+    if terminal != [state]:
+        return f"is {state}; its stream says {terminal}"
     wrong = sorted({how for how in promise.heard if how != state})
-    # What a primary said in its last moments its replica may not have heard.
-    if wrong and not isinstance(arena.server, SentinelSet):
-        verdict.problems.append(f"{promise.kind} job {job_id} is {state}; readers heard {wrong}")
+    return f"is {state}; readers heard {wrong}" if wrong else None
 
 
 def _calls(arena: Arena) -> Counter[str]:
@@ -169,7 +186,7 @@ def _wasted_words(events: Sequence[dict[str, Any]]) -> int:
     words: dict[int, int] = defaultdict(int)
     for event in events:
         if event["type"] == "delta":
-            words[event["attempt"]] += len(event["text"].split())
+            words[event["attempt"]] += len(event.get("text", "").split())
     last = events[-1]["attempt"] if events else 0
     return sum(n for attempt, n in words.items() if attempt != last)
 
@@ -204,7 +221,7 @@ async def _events(queue: PromptQueue, job_id: str) -> list[dict[str, Any]]:
 
 async def _judge_leftovers(queue: PromptQueue, verdict: Verdict) -> None:
     report = await admin.audit(queue)
-    verdict.figures["keys looked at"] = report.keys
+    verdict.figures["keys looked at"] = verdict.figures.get("keys looked at", 0) + report.keys
     verdict.problems += [f"audit: {one.kind} {one.where}" for one in report.problems]
     for name in ("leases", "delayed", "deadlines"):
         if left := await queue.redis.zcard(queue.keys.fixed(name)):

@@ -5,14 +5,30 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
 
-from tests.chaos.arena import CLIENTS, LEASE_S, WORKERS, Arena, SentinelSet, ServerBehindProxy
+import orjson
+import redis.asyncio
+
+from tests.chaos.arena import (
+    LEASE_S,
+    QUEUES_OF_CLIENTS,
+    QUEUES_OF_WORKERS,
+    Arena,
+    ForgetfulServer,
+    SentinelSet,
+    ServerBehindProxy,
+)
+
+WORKERS, CLIENTS = len(QUEUES_OF_WORKERS), len(QUEUES_OF_CLIENTS)
 
 FINE = (0, -signal.SIGKILL)
 """Poison may end a worker process while it drains."""
 
-Fault = Callable[[Arena, random.Random], Awaitable[None]]
+Fault: TypeAlias = Callable[[Arena, random.Random], Awaitable[None]]
 
 
 async def worker_killed(arena: Arena, rng: random.Random) -> None:
@@ -101,6 +117,133 @@ async def redis_throttled(arena: Arena, rng: random.Random) -> None:
     arena.server.proxy.heal()
 
 
+@asynccontextmanager
+async def _direct(arena: Arena) -> AsyncIterator[Any]:
+    async with redis.asyncio.Redis.from_url(arena.server.direct_url) as client:
+        yield client
+
+
+async def _refuse_writes(arena: Arena, rng: random.Random, *refuse: str, heal: tuple[str, ...]) -> None:
+    """A whole server that takes no writes for longer than a lease."""
+    async with _direct(arena) as client:
+        await client.execute_command(*refuse)
+        await asyncio.sleep(rng.uniform(1.2, 2.5) * LEASE_S)
+        await client.execute_command(*heal)
+
+
+async def redis_read_only(arena: Arena, rng: random.Random) -> None:
+    """READONLY: it becomes the replica of a primary that is not there."""
+    await _refuse_writes(arena, rng, "REPLICAOF", "127.0.0.1", "1", heal=("REPLICAOF", "NO", "ONE"))
+
+
+async def redis_without_replicas(arena: Arena, rng: random.Random) -> None:
+    """NOREPLICAS."""
+    way = ("CONFIG", "SET", "min-replicas-to-write")
+    await _refuse_writes(arena, rng, *way, "1", heal=(*way, "0"))
+
+
+async def redis_at_maxmemory(arena: Arena, rng: random.Random) -> None:
+    """OOM: new jobs are refused, those that are there are run."""
+    way = ("CONFIG", "SET", "maxmemory")
+    await _refuse_writes(arena, rng, *way, "1", heal=(*way, "0"))
+
+
+async def redis_cannot_save(arena: Arena, rng: random.Random) -> None:
+    """MISCONF: a snapshot is wanted, and cannot be written where a folder of its name is."""
+    assert isinstance(arena.server, ServerBehindProxy)
+    in_the_way = arena.server.lone.folder / "dump.rdb"
+    (in_the_way / "full").mkdir(parents=True, exist_ok=True)
+    async with _direct(arena) as client:
+        await client.bgsave()
+        while (await client.info("persistence"))["rdb_last_bgsave_status"] != "err":
+            await asyncio.sleep(0.05)
+    way = ("CONFIG", "SET", "save")
+    await _refuse_writes(arena, rng, *way, "3600 1000000", heal=(*way, ""))
+
+
+async def redis_busy(arena: Arena, rng: random.Random) -> None:
+    """BUSY: somebody's script has no end."""
+    async with _direct(arena) as client, _direct(arena) as killer:
+        await client.config_set("lua-time-limit", 200)
+        endless = asyncio.create_task(client.eval("while true do end", 0))
+        await asyncio.sleep(rng.uniform(1.2, 2) * LEASE_S)
+        await killer.script_kill()
+        await asyncio.gather(endless, return_exceptions=True)
+
+
+async def scripts_flushed(arena: Arena, rng: random.Random) -> None:
+    """SCRIPT FLUSH, as fast as it goes: a script may be gone right after it was loaded."""
+    async with _direct(arena) as client:
+        for _ in range(300):
+            await client.script_flush()
+
+
+async def operators_at_work(arena: Arena, rng: random.Random) -> None:
+    """Lanes are paused, jobs changed, dead letters run again, everything looked at."""
+    await arena.operate("admin", "queue", "pause", "flaky")
+    await arena.operate("admin", "jobs", "list", "--limit", "50")
+    shown = await arena.operate("admin", "jobs", "list", "--state", "delayed", "--limit", "2", "--json")
+    for job in orjson.loads(shown or "[]"):
+        # It may be on its way by now.
+        await arena.operate("admin", "jobs", "run-now", job["id"], fine=(0, 2))
+    await arena.operate("admin", "queue", "resume", "flaky")
+    shown = await arena.operate(
+        "enqueue", "of an operator", "--model", "spare", "--delay", "1h", "--no-wait", "--json"
+    )
+    own = orjson.loads(shown)["job_id"] if shown else ""
+    await arena.operate("admin", "jobs", "reschedule", own, "2h")
+    await arena.operate("admin", "jobs", "set-priority", own, "critical")
+    await arena.operate("admin", "queue", "purge", "spare", "--delayed", "--yes")
+    await arena.operate("admin", "jobs", "delete", own, "--yes")
+    await arena.operate("admin", "dead", "requeue", "--lane", "echo", "--error", "request_rejected", "--yes")
+    await arena.operate("admin", "queue", "status", "--json")
+    await arena.operate("admin", "top", "--once")
+    await arena.operate("admin", "audit")
+
+
+async def _forgotten(arena: Arena) -> None:
+    """After Redis has lost keys an operator lets the rest be mended, as the runbook says."""
+    await asyncio.sleep(2 * LEASE_S)  # worker processes write the settings anew
+    for queue in ("default", "side"):
+        await arena.operate("--queue", queue, "admin", "audit", "--repair", fine=(0, 1))
+    arena.forgot_at = time.time()
+
+
+async def redis_emptied(arena: Arena, rng: random.Random) -> None:
+    """FLUSHALL: all jobs are gone, and new ones are run."""
+    async with _direct(arena) as client:
+        await client.flushall()
+    await _forgotten(arena)
+
+
+async def keys_evicted(arena: Arena, rng: random.Random) -> None:
+    """A policy that no queue should have: at maxmemory any key may go."""
+    async with _direct(arena) as client:
+        await client.config_set("maxmemory-policy", "allkeys-random")
+        await client.config_set("maxmemory", int(0.8 * (await client.info("memory"))["used_memory"]))
+        await asyncio.sleep(0.5)
+        await client.config_set("maxmemory", 0)
+        await client.config_set("maxmemory-policy", "noeviction")
+    await _forgotten(arena)
+
+
+async def clock_set_back(arena: Arena, rng: random.Random) -> None:
+    """The clock of Redis' host goes back by an hour, and stays so."""
+    await _set_clock(arena, -3600)
+
+
+async def clock_set_forward(arena: Arena, rng: random.Random) -> None:
+    """The clock of Redis' host goes on by an hour: what would expire within it does."""
+    await _set_clock(arena, 3600)
+
+
+async def _set_clock(arena: Arena, by_s: int) -> None:
+    assert isinstance(arena.server, ForgetfulServer)
+    arena.server.set_clock(by_s)
+    await asyncio.sleep(2 * LEASE_S)
+    arena.forgot_at = time.time()
+
+
 async def failover(arena: Arena, rng: random.Random) -> None:
     """The primary is killed; the sentinels choose its replica."""
     assert isinstance(arena.server, SentinelSet)
@@ -136,7 +279,7 @@ async def engine_down(arena: Arena, rng: random.Random) -> None:
 
 
 ANYWHERE: Mapping[Fault, int] = {
-    worker_killed: 20,
+    worker_killed: 18,
     two_workers_killed: 3,
     worker_paused: 5,
     workers_replaced: 1,
@@ -145,15 +288,29 @@ ANYWHERE: Mapping[Fault, int] = {
     engine_hangs: 2,
     engine_drips: 1,
     engine_down: 2,
+    operators_at_work: 2,
 }
 ON_A_LONE_SERVER: Mapping[Fault, int] = {
-    redis_killed: 18,
+    redis_killed: 12,
     redis_paused: 3,
-    redis_cut: 4,
-    redis_unreachable: 3,
-    redis_half_open: 3,
-    redis_far_away: 2,
-    redis_throttled: 2,
+    redis_cut: 3,
+    redis_unreachable: 2,
+    redis_half_open: 2,
+    redis_far_away: 1,
+    redis_throttled: 1,
+    redis_read_only: 2,
+    redis_without_replicas: 2,
+    redis_at_maxmemory: 2,
+    redis_cannot_save: 2,
+    redis_busy: 2,
+    scripts_flushed: 2,
+}
+ON_A_FORGETFUL_SERVER: Mapping[Fault, int] = {
+    worker_killed: 6,
+    redis_emptied: 6,
+    keys_evicted: 6,
+    clock_set_back: 3,
+    clock_set_forward: 3,
 }
 BEHIND_SENTINELS: Mapping[Fault, int] = {failover: 10, worker_killed: 16, worker_paused: 4, client_killed: 3}
 """How often in five minutes of an arena."""

@@ -17,7 +17,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from typing import Any
 from scheduler import (
     AsyncClient,
     Delta,
+    Done,
+    InvalidTransition,
     Job,
     JobEnded,
     JobNotFound,
+    JobResult,
     PromptRequest,
     RedisError,
     SchedulerError,
@@ -38,9 +42,15 @@ from tests.chaos.stage import POISON
 TICK_S = 0.1
 READ_AGAIN_S = 0.3
 PATIENCE_S = 150.0
+NO_END = "its reader has heard of no end"
 WORDS = ("plum", "stone", "river", "lamp", "violin", "north", "paper", "salt")
 
 Making = Callable[[random.Random, int], dict[str, Any]]
+Asking = Callable[[Job, random.Random], Awaitable[None]]
+"""Something that a client asks of a job while it is on its way."""
+
+LARGE_CHARS = 200_000
+FUNCTION = {"type": "function", "function": {"name": "note", "parameters": {"type": "object"}}}
 
 
 def words(rng: random.Random, n: int) -> str:
@@ -48,26 +58,66 @@ def words(rng: random.Random, n: int) -> str:
     return " ".join(rng.choices(WORDS, k=n))
 
 
+async def cancel(job: Job, rng: random.Random) -> None:
+    """Give the ticket back after a while."""
+    await asyncio.sleep(rng.uniform(0, 0.5))
+    await job.cancel()
+
+
+async def move(job: Job, rng: random.Random) -> None:
+    """Change the priority."""
+    await asyncio.sleep(rng.uniform(0, 0.5))
+    with suppress(InvalidTransition):
+        await job.set_priority(rng.randrange(10))
+
+
+async def hasten(job: Job, rng: random.Random) -> None:
+    """Let a delayed job be due at another time, or now."""
+    with suppress(InvalidTransition):
+        await job.reschedule(rng.choice([0, 0.5, 2]))
+
+
+def called(request: PromptRequest, result: JobResult) -> bool:
+    """Whether the answer is the tool call that was asked for, whole."""
+    said = [(call["function"]["name"], call["function"]["arguments"]) for call in result.tool_calls]
+    return said == [("note", json.dumps({"text": request.messages[0].content if request.messages else ""}))]
+
+
+def echoed(request: PromptRequest, result: JobResult) -> bool:
+    """Whether the answer is what was said."""
+    return result.text == (request.prompt or (request.messages[0].content if request.messages else None))
+
+
+def anything(request: PromptRequest, result: JobResult) -> bool:
+    """Whatever the engine says."""
+    return True
+
+
 @dataclass(frozen=True)
 class Kind:
-    """What is asked for, how often, and in what it may end."""
+    """What is asked for, how often, in what it may end, and what a good answer is."""
 
     share: float
     ends: tuple[str, ...]
     make: Making
-    cancels: bool = False
+    ask: Asking | None = None
+    good: Callable[[PromptRequest, JobResult], bool] = echoed
+
+
+def _prompt(n_words: int, **fields: Any) -> Making:
+    return lambda rng, n: {"prompt": f"{words(rng, n_words)} {n}", **fields}
 
 
 KINDS: dict[str, Kind] = {
-    "plain": Kind(0.53, ("done",), lambda rng, n: {"prompt": f"{words(rng, 6)} {n}"}),
-    "stream": Kind(0.03, ("done",), lambda rng, n: {"prompt": f"{words(rng, 60)} {n}"}),
+    "plain": Kind(0.46, ("done",), _prompt(6)),
+    "stream": Kind(0.03, ("done",), _prompt(60)),
     "chat": Kind(
         0.05,
         ("done",),
         lambda rng, n: {"messages": [{"role": "user", "content": f"{words(rng, 4)} {n}"}]},
     ),
     "dedup": Kind(
-        0.1, ("done",), lambda rng, n: {"prompt": f"same {n // 40}", "dedup_key": f"until {n // 40}"}
+        0.08, ("done",), lambda rng, n: {"prompt": f"same {n // 40}", "dedup_key": f"until {n // 40}"}
     ),
     "window": Kind(
         0.04,
@@ -78,23 +128,53 @@ KINDS: dict[str, Kind] = {
             "dedup": DedupMode.WINDOW,
         },
     ),
-    "delayed": Kind(
-        0.05, ("done",), lambda rng, n: {"prompt": f"later {n}", "delay_s": round(rng.uniform(0.1, 3), 2)}
+    "replace": Kind(
+        0.03,
+        ("done", "cancelled"),
+        lambda rng, n: {
+            "prompt": f"newest {n}",
+            "dedup_key": f"newest {n // 40}",
+            "dedup": DedupMode.REPLACE,
+        },
     ),
+    "delayed": Kind(
+        0.04, ("done",), lambda rng, n: {"prompt": f"later {n}", "delay_s": round(rng.uniform(0.1, 3), 2)}
+    ),
+    "hastened": Kind(0.01, ("done",), _prompt(3, delay_s=3.0), ask=hasten),
     "deadline": Kind(
         0.05,
         ("done", "expired"),
         lambda rng, n: {"prompt": f"{words(rng, 5)} {n}", "deadline_s": rng.choice([0.05, 0.5, 3, 30])},
     ),
-    "cancelled": Kind(
-        0.04, ("done", "cancelled"), lambda rng, n: {"prompt": f"{words(rng, 20)} {n}"}, cancels=True
-    ),
+    "cancelled": Kind(0.04, ("done", "cancelled"), _prompt(20), ask=cancel),
+    "moved": Kind(0.03, ("done",), _prompt(6), ask=move),
     "refused": Kind(0.02, ("failed",), lambda rng, n: {"prompt": f"REFUSE {n}"}),
-    "flaky": Kind(
-        0.06, ("done", "failed"), lambda rng, n: {"prompt": f"{words(rng, 3)} {n}", "model": "flaky"}
+    "flaky": Kind(0.05, ("done", "failed"), _prompt(3, model="flaky")),
+    "session": Kind(
+        0.02,
+        ("done",),
+        lambda rng, n: {"prompt": f"{words(rng, 3)} {n}", "model": "pair", "session": f"session {n % 20}"},
     ),
-    "http": Kind(
-        0.03, ("done", "failed"), lambda rng, n: {"prompt": f"{words(rng, 3)} {n}", "model": "http"}
+    "tenant": Kind(
+        0.02, ("done",), lambda rng, n: {"prompt": f"{words(rng, 3)} {n}", "tenant": f"tenant{n % 50}"}
+    ),
+    "limited": Kind(0.01, ("done",), _prompt(3, tenant="limited")),
+    "metered": Kind(0.01, ("done",), _prompt(3, model="metered")),
+    "large": Kind(
+        0.002,
+        ("done",),
+        lambda rng, n: {"prompt": rng.choice("abc") * LARGE_CHARS + f" {n}", "model": "pair"},
+    ),
+    "http": Kind(0.03, ("done", "failed"), _prompt(3, model="http"), good=anything),
+    "tools": Kind(
+        0.01,
+        ("done", "failed"),
+        lambda rng, n: {
+            "messages": [{"role": "user", "content": f"{words(rng, 3)} {n}"}],
+            "tools": [FUNCTION],
+            "model": "http",
+        },
+        good=called,
     ),
 }
 POISONOUS = Kind(0.0, ("failed",), lambda rng, n: {"prompt": f"{POISON} {n}"})
@@ -136,7 +216,7 @@ class Load:
         if self._reading:
             await asyncio.wait(self._reading, timeout=PATIENCE_S)
         for task in self._reading:
-            self._ledger.write("odd", id=task.get_name(), said="its reader has heard of no end")
+            self._ledger.write("odd", id=task.get_name(), said=NO_END)
 
     async def _enqueue(self, kinds: list[tuple[str, Kind]]) -> None:
         """Send all, again and again until they are in: with ids of our own that is safe."""
@@ -145,8 +225,9 @@ class Load:
             self._enqueued += 1
             fields: dict[str, Any] = {"model": "echo", "priority": self._rng.randrange(10)}
             fields |= kind.make(self._rng, self._enqueued)
-            if fields.get("dedup_key"):
-                fields["dedup_key"] += f" {self._run}"
+            for shared in ("dedup_key", "session"):
+                if shared in fields:
+                    fields[shared] += f" {self._run}"
             requests.append(PromptRequest(job_id=str(uuid.UUID(int=self._rng.getrandbits(128))), **fields))
             self._ledger.write("sent", id=requests[-1].job_id, kind=name)
         while requests:
@@ -167,29 +248,32 @@ class Load:
             task.add_done_callback(self._reading.discard)
 
     async def _follow(self, name: str, kind: Kind, request: PromptRequest, job: Job) -> None:
-        if kind.cancels:
-            await asyncio.sleep(self._rng.uniform(0, 0.5))
-            await self._until_done(job.cancel)
+        if kind.ask is not None:
+            await self._until_asked(kind.ask, job)
         reads_events = self._rng.random() < 0.3
         while True:
             try:
-                how, text = await (_read_events(job) if reads_events else _read_result(job))
+                how, result, streamed = await (_read_events(job) if reads_events else _read_result(job))
                 break
             except JobNotFound:
-                how, text = "gone", None
+                how, result, streamed = "gone", None, None
                 break
             except RedisError:
                 # Readers go on by themselves; a short read at the wrong moment may say that Redis is away.
                 await asyncio.sleep(READ_AGAIN_S)
         self._ledger.write("ended", id=job.id, kind=name, how=how)
-        said = request.prompt or (request.messages[0].content if request.messages else None)
-        if how == "done" and name != "http" and text != said:
-            self._ledger.write("odd", id=job.id, kind=name, said=f"asked {said!r}, got {text!r}")
+        if result is not None and not kind.good(request, result):
+            self._ledger.write(
+                "odd", id=job.id, kind=name, said=f"asked {_short(request)}, got {_short(result)}"
+            )
+        if result is not None and streamed and streamed != result.text:
+            said = f"streamed {streamed[:80]!r}, got {_short(result)}"
+            self._ledger.write("odd", id=job.id, kind=name, said=said)
 
-    async def _until_done(self, call: Callable[[], Any]) -> None:
+    async def _until_asked(self, ask: Asking, job: Job) -> None:
         while True:
             try:
-                await call()
+                await ask(job, self._rng)
                 return
             except JobNotFound:
                 return
@@ -197,8 +281,12 @@ class Load:
                 await asyncio.sleep(READ_AGAIN_S)
 
 
-async def _read_events(job: Job) -> tuple[str, str | None]:
-    """The terminal event, and the text that the deltas of the last attempt make."""
+def _short(value: object) -> str:
+    return repr(value)[:200]
+
+
+async def _read_events(job: Job) -> tuple[str, JobResult | None, str | None]:
+    """The terminal event's type, its result, and the text that the deltas of the last attempt make."""
     texts: list[str] = []
     attempt = 0
     last = None
@@ -209,17 +297,16 @@ async def _read_events(job: Job) -> tuple[str, str | None]:
                 attempt, texts = event.attempt, []
             texts.append(event.text)
     assert last is not None
-    result = getattr(last, "result", None)
-    if result is not None and not result.reused and texts and "".join(texts) != result.text:
-        return "done", "".join(texts)
-    return last.type, result.text if result is not None else None
+    if not isinstance(last, Done):
+        return last.type, None, None
+    return "done", last.result, None if last.result.reused else "".join(texts)
 
 
-async def _read_result(job: Job) -> tuple[str, str | None]:
+async def _read_result(job: Job) -> tuple[str, JobResult | None, None]:
     try:
-        return "done", (await job.result()).text
+        return "done", await job.result(), None
     except JobEnded as ended:
-        return ended.state, None
+        return ended.state, None, None
 
 
 async def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 from typing import Any
@@ -44,6 +45,9 @@ class OpenAIServer(FakeServer):
 
     async def _say(self, prompts: list[str], request: Request, writer: asyncio.StreamWriter) -> None:
         body = request.body
+        if body.get("tools"):
+            await stream(*_tool_call(prompts[0], body["tools"][0]["function"]["name"]), DONE)(writer)
+            return
         if not body.get("stream", False):
             await answer(200, _whole(prompts, body))(writer)
             return
@@ -58,6 +62,20 @@ class OpenAIServer(FakeServer):
         write_chunk(writer, DONE)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+
+def _tool_call(prompt: str, name: str) -> Iterator[dict[str, Any]]:
+    """A streamed call of the first tool, with the prompt as its one argument, in fragments."""
+    arguments = json.dumps({"text": prompt})
+    half = len(arguments) // 2
+    fragments: list[dict[str, Any]] = [
+        {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}},
+        {"index": 0, "function": {"arguments": arguments[:half]}},
+        {"index": 0, "function": {"arguments": arguments[half:]}},
+    ]
+    for fragment in fragments:
+        yield {"choices": [{"index": 0, "delta": {"tool_calls": [fragment]}, "finish_reason": None}]}
+    yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
 
 
 def _whole(prompts: list[str], body: Mapping[str, Any]) -> dict[str, Any]:

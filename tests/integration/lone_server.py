@@ -22,7 +22,7 @@ class LoneServer:
     def __init__(
         self, binary: Path, folder: Path, *options: str, environ: Mapping[str, str] | None = None
     ) -> None:
-        self._environ = {**os.environ, **(environ or {})}
+        self.folder = folder
         self.port = free_port()
         self.socket = folder / "s"
         self.url = f"redis://127.0.0.1:{self.port}"
@@ -31,6 +31,7 @@ class LoneServer:
             *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
             *("--unixsocket", str(self.socket), *options),
         ]
+        self._environ = {**os.environ, **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
