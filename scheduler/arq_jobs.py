@@ -7,6 +7,7 @@ orjson reads it, arq raises `arq.jobs.SerializationError`, whose first argument 
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -35,7 +36,9 @@ def decode(data: bytes) -> dict[str, Any]:
         job["k"] = {name: _Unsaid(one) if isinstance(one, dict) else one for name, one in job["k"].items()}
     result = job.get("r")
     if job.get("s") is False and isinstance(result, dict):
-        job["r"] = error_from(result)
+        # What arq stores of an aborted job, and what its Job.abort waits for.
+        aborted = result.get("code") == asyncio.CancelledError.__name__
+        job["r"] = asyncio.CancelledError() if aborted else error_from(result)
     return job
 
 

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -128,6 +129,7 @@ def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> 
         "health_check_interval": 10,
         "poll_delay": 0.1 if burst else 2.0,
         "max_jobs": RUN_PROMPT_MAX,
+        "allow_abort_jobs": True,
         "job_timeout": RUN_PROMPT_TIMEOUT_S,
         "max_tries": RUN_PROMPT_TRIES,
         "job_serializer": arq_jobs.encode,
@@ -300,8 +302,9 @@ class _Host:
         """The arq function: enqueue a prompt, wait for its result, return it as JSON values.
 
         `request` has the fields of `PromptRequest`. The job's id comes from arq's job id and enqueue time, so
-        that a second run of the arq job joins the job of the first.
+        that a second run of the arq job joins the job of the first. Aborting the arq job cancels the prompt.
         """
+        began = time.monotonic()
         if self._client is None or self._leaving.is_set():
             raise ArqRetry(defer=1)
         if not isinstance(request, dict):
@@ -312,7 +315,13 @@ class _Host:
             job = await self._client.enqueue(PromptRequest.parse(**fields))
         except (RedisUnavailable, RedisOutOfMemory):
             raise ArqRetry(defer=1) from None
-        return await self._unless_leaving(lambda: job.result(timeout_s=RUN_PROMPT_WAIT_S))
+        try:
+            return await self._unless_leaving(lambda: job.result(timeout_s=RUN_PROMPT_WAIT_S))
+        except asyncio.CancelledError:
+            # arq ends a run in this way also when the process leaves, and when it has taken too long.
+            if not self._leaving.is_set() and time.monotonic() - began < RUN_PROMPT_TIMEOUT_S:
+                await job.cancel()
+            raise
 
     async def _unless_leaving(self, wait: Callable[[], Any]) -> dict[str, Any]:
         result = asyncio.create_task(wait())

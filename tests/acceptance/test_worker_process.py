@@ -35,6 +35,7 @@ from scheduler import (
     Queued,
     ResultTimeout,
     Started,
+    arq_jobs,
 )
 from scheduler.queue.keys import Keys
 from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
@@ -223,6 +224,24 @@ async def test_an_arq_application_uses_run_prompt(valkey_url: str, start_worker:
     assert job
     result = await job.result(timeout=SOON_S)
     assert result["text"] == "hello from arq"
+    await pool.aclose()
+
+
+async def test_an_arq_application_aborts_its_prompt(valkey_url: str, start_worker: StartWorker) -> None:
+    start_worker(valkey_url)
+    pool = await create_pool(
+        RedisSettings.from_dsn(valkey_url), job_serializer=arq_jobs.encode, job_deserializer=arq_jobs.decode
+    )
+    async with AsyncClient(valkey_url) as client:
+        request = {"prompt": "later", "delay_s": 3600, "job_id": "mine"}
+        job = await pool.enqueue_job("run_prompt", request, _queue_name=client.queue.keys.fixed("arq"))
+        assert job
+        async with asyncio.timeout(SOON_S):
+            while await client.queue.replay("mine") is None:
+                await asyncio.sleep(0.05)
+        assert await job.abort(timeout=SOON_S)
+        with pytest.raises(JobCancelled):
+            await client.job("mine").result(timeout_s=SOON_S)
     await pool.aclose()
 
 

@@ -270,7 +270,13 @@ class Arena:
         """
         command = [sys.executable, "-m", "scheduler", "--redis-url", self.server.url, *arguments]
         done = await asyncio.to_thread(
-            subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=5 * PATIENCE_S, check=False
+            subprocess.run,
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=5 * PATIENCE_S,
+            check=False,
         )
         if done.returncode not in fine or "Traceback" in done.stderr:
             said = (done.stderr or done.stdout).strip()[-300:]

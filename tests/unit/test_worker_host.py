@@ -163,6 +163,39 @@ async def test_a_wait_that_is_over_asks_arq_to_wait_again(monkeypatch: pytest.Mo
         assert await client.queue.unfinished(["echo"]) == 1
 
 
+async def _begun(host: host_module._Host, client: scheduler.AsyncClient) -> asyncio.Task[dict[str, Any]]:
+    """A run of `run_prompt` whose prompt is in the queue."""
+    running = asyncio.create_task(host.run_prompt(context_of(), {"prompt": "later", "delay_s": 3600.0}))
+    async with asyncio.timeout(SOON_S):
+        while not await client.queue.redis.pubsub_channels("*:ch:arq-*"):
+            await asyncio.sleep(0.01)
+    return running
+
+
+async def test_aborting_the_arq_job_cancels_the_prompt() -> None:
+    async with local_scheduler() as client:
+        running = await _begun(await host_of(client), client)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await client.queue.unfinished(["echo"]) == 0
+
+
+@pytest.mark.parametrize("why", ["leaving", "too long"])
+async def test_a_run_that_ends_otherwise_leaves_the_prompt(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with local_scheduler() as client:
+        host = await host_of(client)
+        running = await _begun(host, client)
+        if why == "leaving":
+            host._leaving.set()
+        else:
+            monkeypatch.setattr(host_module, "RUN_PROMPT_TIMEOUT_S", 0.0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await client.queue.unfinished(["echo"]) == 1
+
+
 async def test_before_the_start_a_prompt_waits() -> None:
     host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None, Outage())
     with pytest.raises(ArqRetry):
