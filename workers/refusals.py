@@ -39,9 +39,10 @@ _WORDS = (
     "error_message",
     "error_description",
     "description",
+    "title",
 )
-_STATUSES = ("code", "status", "status_code", "statusCode", "http_status", "error_code")
-_NO_KIND = frozenset({"", "error", "none", "null"})
+_STATUSES = ("code", "status", "status_code", "statusCode", "http_status", "http_status_code", "error_code")
+_NO_KIND = frozenset({"", "about:blank", "error", "none", "null"})
 _MAX_DEPTH = 4
 
 # What is no status itself, by its letters alone; OpenAI, Anthropic, gRPC and vLLM have names of their own.

@@ -106,7 +106,7 @@ class SseDecoder:
             self._keep(line[6:].strip())
         elif line.startswith(b"event:"):
             self._is_error = line[6:].strip() == b"error"
-        elif line.rstrip().endswith(b"}"):
+        elif line.startswith(b"{") and line.rstrip().endswith(b"}"):
             if self._data:
                 self._end_event(events)
             self._keep(line)

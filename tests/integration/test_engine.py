@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from scheduler import (
     AsyncClient,
@@ -117,9 +117,13 @@ async def test_a_start_that_fails_leaves_nothing_running(room: Room, monkeypatch
     install(monkeypatch, "careful_stage", Careful=Careful)
     stages = ["careful_stage:Careful", "inference", "stream"]
     engine = await room.engine(settings_of(routes={"echo": puppet_route(stages=stages)}), start=False)
-    room.server.connected = False
+
+    async def refuse() -> None:
+        raise ResponseError("NOPERM this user has no permissions to run the 'script|load' command")
+
+    monkeypatch.setattr(engine.queue, "load", refuse)
     before = asyncio.all_tasks()
-    with pytest.raises(RedisConnectionError):
+    with pytest.raises(ResponseError):
         await engine.start()
     assert stopped == ["careful"]
     assert asyncio.all_tasks() == before

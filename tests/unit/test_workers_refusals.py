@@ -24,6 +24,8 @@ from workers.refusals import Refusal, refusal_in_answer, refusal_of
         ({"error": "no", "error_type": "overloaded"}, Refusal(503, "overloaded", "no")),
         ({"error": "Bad Request", "message": "no", "statusCode": 400}, Refusal(400, "Bad Request", "no")),
         ({"error": "Too Many Requests", "detail": "no"}, Refusal(429, "Too Many Requests", "no")),
+        ({"error": {"message": "no", "http_status_code": 422}}, Refusal(422, "", "no")),
+        ({"type": "about:blank", "title": "Bad", "status": 400, "detail": "no"}, Refusal(400, "", "no")),
         ({"status": 503, "error": "no"}, Refusal(503, "", "no")),
         ({"error": ["no", "never"]}, Refusal(500, "", "no, never")),
         ([{"error": {"message": "no"}}, {}], Refusal(500, "", "no")),
