@@ -53,6 +53,7 @@ from scheduler.errors import (
 )
 from scheduler.logs import OURS, identify, is_ours, set_up, wordless
 from scheduler.model import PromptRequest
+from scheduler.printable import one_line
 from scheduler.queue.keys import Keys
 from scheduler.sentinel import SentinelUrl, is_sentinel
 from scheduler.settings import EMBEDDED, Settings, config_path, load_settings
@@ -102,7 +103,7 @@ def worker_settings() -> type:
 
 
 def _say(words: str) -> None:
-    print(f"prompt-scheduler: {words}", file=sys.stderr)  # noqa: T201  logging is not set up yet
+    print(f"prompt-scheduler: {one_line(words)}", file=sys.stderr)  # noqa: T201  logging is not set up yet
 
 
 def _make_class(settings: Settings, url: str, server: EmbeddedServer | None) -> type:

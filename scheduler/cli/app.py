@@ -102,14 +102,16 @@ def main(
     *,
     redis_url: Annotated[
         str | None,
-        typer.Option(help="Redis to use, over SCHEDULER_REDIS_URL and the configuration.", metavar="URL"),
+        typer.Option(
+            help="Redis to use; overrides SCHEDULER_REDIS_URL and the configuration.", metavar="URL"
+        ),
     ] = None,
     queue: Annotated[
-        str | None, typer.Option(help="Queue to use, over SCHEDULER_QUEUE.", metavar="NAME")
+        str | None, typer.Option(help="Queue to use; overrides SCHEDULER_QUEUE.", metavar="NAME")
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file with the settings, over SCHEDULER_CONFIG.", metavar="FILE"),
+        typer.Option(help="TOML file with the settings; overrides SCHEDULER_CONFIG.", metavar="FILE"),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)

@@ -47,21 +47,19 @@ def dev(
     port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65_535, help="Port of the private server; without it 6379 or, if taken, any."
+            min=1, max=65_535, help="Port of the private server; by default 6379 or, if that is taken, any."
         ),
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Where the private server keeps what it has; without it, nowhere.", metavar="FOLDER"
-        ),
+        typer.Option(help="Where the private server keeps its data; by default nowhere.", metavar="FOLDER"),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the jobs' events.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show events.")] = False,
 ) -> None:
-    """Run all in one process: a worker, and a private server.
+    """Run a private server and a worker in one process.
 
-    Where a Redis is configured that is used instead. Ctrl-C lets running jobs finish and ends all of it; once
-    more ends it at once.
+    If a Redis is configured, it is used instead of a private server. Ctrl-C lets running jobs finish; a second
+    Ctrl-C ends everything at once.
     """
     at = session(ctx)
     settings = at.settings

@@ -19,7 +19,7 @@ STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 def doctor(
     ctx: typer.Context,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Show JSON.")] = False,
 ) -> None:
     """Check the settings, Redis, the endpoints and the workers.
 

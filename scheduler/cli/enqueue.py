@@ -39,18 +39,18 @@ def enqueue(
     *,
     file: Annotated[
         Path | None,
-        typer.Option(
-            "--file", "-f", help="JSON Lines: a request, or a prompt as a string, each; - for standard input."
-        ),
+        typer.Option("--file", "-f", help="JSON Lines file of requests or prompts; - reads standard input."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="With --file: where results go, as JSON Lines.")
+        Path | None,
+        typer.Option("--output", "-o", help="With --file: write the results here, as JSON Lines."),
     ] = None,
     skip: Annotated[
-        int, typer.Option(min=0, metavar="N", help="With --file: leave out the first N; add to --output.")
+        int,
+        typer.Option(min=0, metavar="N", help="With --file: skip the first N requests, append to --output."),
     ] = 0,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Route to ask; needed where there are several.")
+        str | None, typer.Option("--model", "-m", help="Route to ask; required if there are several.")
     ] = None,
     priority: Annotated[
         int | None,
@@ -64,28 +64,35 @@ def enqueue(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message before the prompt.")] = None,
     dedup_key: Annotated[
-        str | None, typer.Option(help="Names equal work; auto makes it from the content.")
+        str | None, typer.Option(help="Identifies equal work; auto derives it from the content.")
     ] = None,
-    dedup: Annotated[DedupMode | None, typer.Option(help="What a duplicate gets.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Who the job is for.")] = None,
+    dedup: Annotated[DedupMode | None, typer.Option(help="What to do with a duplicate.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Tenant that the job belongs to.")] = None,
     session_name: Annotated[
         str | None, typer.Option("--session", help="Conversation that the prompt belongs to.")
     ] = None,
     deadline: Annotated[
         float | None,
-        typer.Option(parser=parse_duration, metavar="DURATION", help="When it expires: 30s, 5m, 2h."),
+        typer.Option(parser=parse_duration, metavar="DURATION", help="Let it expire after 30s, 5m, 2h."),
     ] = None,
     delay: Annotated[
-        float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="Start it no earlier.")
+        float | None,
+        typer.Option(
+            parser=parse_duration, metavar="DURATION", help="Do not start it before this has passed."
+        ),
     ] = None,
-    max_attempts: Annotated[int | None, typer.Option(help="How often it may be tried.")] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option(help="Failures after which it has failed for good.")
+    ] = None,
     job_id: Annotated[
-        str | None, typer.Option(help="Id of your own; enqueued again, it is the same job.")
+        str | None, typer.Option(help="Your own id; enqueuing it again gives you the same job.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum length of the answer, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest up to this sum.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For an answer that can be repeated.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Nucleus sampling: sample from this probability mass.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed, for a repeatable answer.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this; may be repeated.")
     ] = None,
@@ -94,11 +101,13 @@ def enqueue(
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", "-s", help="Show the answer as it comes.")] = False,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait for the result, or show the job's id.")
+        bool, typer.Option("--wait/--no-wait", help="Wait for the result, or print the job's id.")
     ] = True,
     timeout: Annotated[
         float | None,
-        typer.Option(parser=parse_duration, metavar="DURATION", help="Wait no longer; the job goes on."),
+        typer.Option(
+            parser=parse_duration, metavar="DURATION", help="Stop waiting after this; the job goes on."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON; with --stream an event a line.")] = False,
 ) -> None:

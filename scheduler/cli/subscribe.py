@@ -21,7 +21,7 @@ def subscribe(
         str | None,
         typer.Option(metavar="EVENT_ID", help="Only the events after this one.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The events as JSON, one a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Show JSON, one event a line.")] = False,
 ) -> None:
     """Show the events of a job: those that were, then those to come.
 

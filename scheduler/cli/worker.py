@@ -13,7 +13,9 @@ def worker(
     ctx: typer.Context,
     *,
     burst: Annotated[bool, typer.Option("--burst", help="Exit once nothing is left to do.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Ask a running one whether it is well.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the health of a running worker process, and exit.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Run a worker process, as `arq scheduler.WorkerSettings` does."""

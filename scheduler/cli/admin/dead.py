@@ -28,7 +28,7 @@ from scheduler.model import JobInfo
 from scheduler.queue.inspection import QueueInspector
 
 JobIds: TypeAlias = Annotated[
-    list[str] | None, typer.Argument(metavar="[JOB_ID]…", help="These.", show_default=False)
+    list[str] | None, typer.Argument(metavar="JOB_ID", help="Ids of jobs.", show_default=False)
 ]
 Every: TypeAlias = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
 Lane: TypeAlias = Annotated[
@@ -144,9 +144,9 @@ def requeue(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let dead letters run again, their failures forgotten, the oldest first.
+    """Let dead letters run again.
 
-    A job whose request is changed gives its dedup key up.
+    The oldest go first, and their failures are forgotten. Changing its request takes a job its dedup key.
     """
     at = session(ctx)
     which = DeadFilter(lane=lane, tenant=tenant, error=error, older_than_s=older_than)

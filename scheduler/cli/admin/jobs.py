@@ -228,7 +228,10 @@ def reschedule(
 
 @app.command("run-now")
 def run_now(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
-    """Let a delayed job run as soon as its turn comes, a retry's wait included."""
+    """Let a delayed job run now.
+
+    It waits for its turn, and no longer; so does a job that waits for its retry.
+    """
     job = run(_reschedule(session(ctx), job_id, 0))
     _show_changed(job, job.state.value, as_json=as_json)
 
@@ -242,7 +245,10 @@ async def _reschedule(at: Session, job_id: str, delay_s: float) -> JobInfo:
 
 @app.command("delete")
 def delete(ctx: typer.Context, job_id: JobId, *, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Forget an ended job now: its request, its answer, its events and its record."""
+    """Forget an ended job now.
+
+    Its request, its answer, its events and its record are deleted.
+    """
     at = session(ctx)
     job = run(_job(at, job_id))
     confirm(f"Delete {job.state.value} job {job_id} and its text?", yes=yes)

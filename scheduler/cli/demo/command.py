@@ -48,15 +48,16 @@ class Show:
 
 def demo(
     *,
-    engine: Annotated[EngineKind, typer.Option(help="What answers.")] = EngineKind.ECHO,
+    engine: Annotated[EngineKind, typer.Option(help="Engine that answers.")] = EngineKind.ECHO,
     prompts: Annotated[
-        int, typer.Option(min=FEWEST, max=MOST, help="How many prompts, duplicates among them.")
+        int, typer.Option(min=FEWEST, max=MOST, help="Number of prompts, including duplicates.")
     ] = PROMPTS,
-    delay: Annotated[
-        float, typer.Option(min=0, max=1, help="Echo: seconds a word; longer makes the demo longer.")
-    ] = DELAY_S,
+    delay: Annotated[float, typer.Option(min=0, max=1, help="Seconds per word of the echo.")] = DELAY_S,
     plain: Annotated[
-        bool, typer.Option("--plain", help="A line a second, no live table; so without a terminal.")
+        bool,
+        typer.Option(
+            "--plain", help="A line a second in place of the live table; the default without a terminal."
+        ),
     ] = False,
 ) -> None:
     """Show it all at work: 200 prompts, a server, a worker.

@@ -38,16 +38,16 @@ def top(
             "-d",
             parser=parse_duration,
             metavar="DURATION",
-            help="How long from look to look.",
+            help="Time between two looks.",
             show_default="1s",
         ),
     ] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Show one whole picture, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show one picture and exit.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Watch the queue at work: lanes, endpoints, worker processes, errors.
+    """Watch the queue at work.
 
-    q leaves, p or space holds the picture. Without a terminal it shows a line a look, with --json a document
+    Shows lanes, endpoints, worker processes and dead letters. q leaves, p or space holds the picture. Without a terminal it shows a line a look, with --json a document
     a look. --once looks twice, an interval apart, so that it knows the rates.
     """
     if not SHORTEST_S <= interval <= LONGEST_S:
