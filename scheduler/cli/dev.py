@@ -58,8 +58,8 @@ def dev(
 ) -> None:
     """Run a private server and a worker in one process.
 
-    If a Redis is configured, it is used instead of a private server. Ctrl-C lets running jobs finish; a second
-    Ctrl-C ends everything at once.
+    If a Redis is configured, it is used instead of a private server. Ctrl-C lets running jobs finish; a
+    second Ctrl-C ends everything at once.
     """
     at = session(ctx)
     settings = at.settings

@@ -122,8 +122,11 @@ def say(line: str) -> None:
 
 
 def remark(line: str) -> None:
-    """One line on standard error."""
-    typer.echo(one_line(line), err=True)
+    """One line on standard error. Where nobody reads that, nothing is said, and the exit code stands."""
+    try:
+        typer.echo(one_line(line), err=True)
+    except OSError:
+        let_go_of_streams()
 
 
 def complain(message: str, *more: str) -> None:

@@ -255,3 +255,11 @@ def test_a_table_fits_a_narrow_terminal_and_one_that_knows_no_unicode(terminal: 
     assert code == 0
     assert said.isascii()
     assert "\\u" not in said
+
+
+def test_where_nobody_reads_errors_the_exit_code_says_it(valkey_url: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*PROGRAM, "--redis-url", valkey_url, "enqueue", "x", "--model", "nothing"]
+    assert subprocess.run(command, stderr=writing, check=False).returncode == 2
+    os.close(writing)

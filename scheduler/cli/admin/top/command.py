@@ -47,8 +47,9 @@ def top(
 ) -> None:
     """Watch the queue at work.
 
-    Shows lanes, endpoints, worker processes and dead letters. q leaves, p or space holds the picture. Without a terminal it shows a line a look, with --json a document
-    a look. --once looks twice, an interval apart, so that it knows the rates.
+    Shows lanes, endpoints, worker processes and dead letters. q leaves, p or space holds the picture. Without
+    a terminal it shows a line a look, with --json a document a look. --once looks twice, an interval apart,
+    so that it knows the rates.
     """
     if not SHORTEST_S <= interval <= LONGEST_S:
         raise typer.BadParameter("give 100ms to 1d", param_hint="--interval")
