@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import which
 
+import hypothesis
 import pytest
 import redis
 
@@ -17,6 +18,12 @@ from scheduler.errors import ConfigError
 
 pytest.register_assert_rewrite("workers.contract", "tests.contracts")
 
+
+# No test asserts a time: on a busy machine an example takes as long as it takes.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     # Under `nohup` or in the background of a script: the processes that tests start must not inherit it.
