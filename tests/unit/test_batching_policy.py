@@ -61,6 +61,8 @@ def test_prompts_that_the_engine_can_tell_apart_do_not_share_a_call(other: dict[
         {"response_format": {"type": "json_object"}},
         {"params": {"max_tokens": LONG_GENERATION_TOKENS + 1}},
         {"extra_body": {"n": 2}},
+        {"extra_body": {"best_of": 2}},
+        {"extra_body": {"use_beam_search": True}},
         {"extra_body": {"id_slot": 0}},
         {"extra_body": {"grammar": object()}},
     ],
@@ -202,3 +204,9 @@ def test_cuts_keep_both_bounds_and_leave_nothing_when_idle(
     else:
         assert len(rest) < max_size
         assert sum(rest) < max_tokens
+
+
+def test_a_deadline_is_the_reason_only_where_it_comes_first() -> None:
+    policy = BatchPolicy(max_wait_ms=100)
+    assert policy.due(0.0, 1.0) == Due(0.1, FlushReason.AGE)
+    assert policy.due(0.0, 0.9).reason is FlushReason.DEADLINE

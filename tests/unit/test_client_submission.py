@@ -129,3 +129,10 @@ def test_a_request_that_is_too_big_is_refused_at_the_edge() -> None:
     job_of(metadata={"m": "x" * (MAX_REQUEST_BYTES - 100)})
     with pytest.raises(InvalidRequest, match=r"has 8,388,\d{3} bytes as JSON; at most 8,388,608 are taken"):
         job_of(metadata={"m": "x" * MAX_REQUEST_BYTES})
+
+
+def test_a_request_may_be_as_big_as_the_bound() -> None:
+    beside = len(job_of(prompt="x").payload) - 1
+    assert len(job_of(prompt="x" * (MAX_REQUEST_BYTES - beside)).payload) == MAX_REQUEST_BYTES
+    with pytest.raises(InvalidRequest, match="has 8,388,609 bytes"):
+        job_of(prompt="x" * (MAX_REQUEST_BYTES - beside + 1))

@@ -81,3 +81,8 @@ def test_a_route_has_its_own_bounds_or_those_of_the_queue() -> None:
     routes = {"own": {"endpoints": echo, "max_attempts": 2, "max_waits": 0}, "other": {"endpoints": echo}}
     bounds = bounds_of(load_settings(environ={}, routes=routes, max_attempts=5, max_waits=7))
     assert bounds == {"own": Bounds(2, 0), "other": Bounds(5, 7)}
+
+
+def test_back_off_stays_at_its_cap_however_many_failures_there_were() -> None:
+    policy = RetryPolicy(base_s=1, cap_s=5, chance=lambda: 1.0)
+    assert policy.decide(5000, 10_000, WorkerTimeout("slow")) == Retry(5)

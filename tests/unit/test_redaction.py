@@ -204,3 +204,29 @@ def test_of_an_answer_without_addresses_only_the_last_word_is_held_back() -> Non
         "is ",
         "blue.\n",
     ]
+
+
+def card_of(start: str, length: int) -> str:
+    """A number that begins so, with the check digit that it needs."""
+    body = start.ljust(length - 1, "7")
+    return next(body + digit for digit in "0123456789" if luhn(body + digit))
+
+
+@pytest.mark.parametrize("start", "23456")
+@pytest.mark.parametrize("length", [13, 19])
+def test_cards_of_all_lengths_and_issuers_are_found(start: str, length: int) -> None:
+    assert redact(f"card {card_of(start, length)}.", ["card"]) == "card [card]."
+
+
+@pytest.mark.parametrize(("start", "length"), [("4", 12), ("4", 20), ("1", 16), ("7", 16)])
+def test_numbers_that_no_issuer_gives_stay(start: str, length: int) -> None:
+    text = f"number {card_of(start, length)}."
+    assert redact(text, ["card"]) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "is_phone"),
+    [("030 123", False), ("030 1234", True), ("030 12345678 1234", True), ("030 12345678 12345", False)],
+)
+def test_a_telephone_number_has_seven_to_fifteen_digits(number: str, is_phone: bool) -> None:
+    assert redact(f"call {number}.", ["phone"]) == f"call {'[phone]' if is_phone else number}."

@@ -267,3 +267,31 @@ async def test_what_a_newer_worker_says_beside_is_left_out() -> None:
     room.write(delta.replace(b'"7-2"', b'"7-3"'))
     room.write(done.replace(b'"7-3"', b'"7-4"'))
     assert await collect(room.read()) == ["started", "one", "done"]
+
+
+async def test_what_a_stranger_says_has_the_stream_read() -> None:
+    room = Room()
+    events = room.read(resync_s=10 * SOON_S)
+    first, *rest = story("a")
+    room.write(first)
+    await anext(events)
+    for event in rest:
+        room.write(event, heard=False)
+    room.feed.put(b"hello")
+    assert await collect(events) == ["a", "done"]
+
+
+async def test_while_redis_is_away_it_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    room, delays, sleep = Room(), [], asyncio.sleep
+
+    async def noted(delay_s: float) -> None:
+        if delay_s:
+            delays.append(delay_s)
+        await sleep(0)
+
+    room.errors = [RedisConnectionError("gone") for _ in range(7)]
+    for event in story("a"):
+        room.write(event, heard=False)
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    assert await collect(room.read()) == ["started", "a", "done"]
+    assert delays == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]

@@ -232,6 +232,7 @@ async def test_nothing_is_taken_after_an_end(queue: ScriptedQueue, writer: Event
     job.retry("late", "late", delay_ms=0, counts=True)
     await writer.flush()
     assert queue.events() == [(1, "done")]
+    assert writer.pending_bytes == 0
     assert told.ended == [("job-1", 1)]
 
 
@@ -255,6 +256,8 @@ async def test_a_refused_write_is_told_once(queue: ScriptedQueue, writer: EventW
     other.started()
     await writer.flush()
     assert told.refused == [("job-1", 1)]
+    job.piece(Piece(0, "late"))
+    assert writer.pending_bytes == 0, "nothing of it is kept"
     job.done(b'{"text":""}')
     other.done(b'{"text":""}')
     await writer.flush()
@@ -415,9 +418,16 @@ async def test_a_batch_is_bounded_in_jobs_and_bytes(queue: ScriptedQueue, writer
     await writer.flush()
     sizes = [len(endings) for _, _, endings in queue.writes]
     assert sum(sizes) == 604
-    assert max(sizes) <= writer_module.BATCH_JOBS
-    big = [endings for _, _, endings in queue.writes if len(endings[0].value) > 1000]
-    assert all(len(endings) <= 2 for endings in big)
+    assert max(sizes) == writer_module.BATCH_JOBS
+    big = [sum(len(end.value) > 1000 for end in endings) for _, _, endings in queue.writes]
+    assert (sum(big), max(big)) == (4, 2)
+
+
+async def test_text_counts_for_the_bytes_of_a_batch(queue: ScriptedQueue, writer: EventWriter) -> None:
+    for token in range(1, 5):
+        open_job(writer, token).piece(Piece(0, "x" * 700_000))
+    await writer.flush()
+    assert [len(publications) for publications, _, _ in queue.writes] == [2, 2]
 
 
 async def test_a_long_stream_is_written_less_and_less_often(
@@ -481,3 +491,34 @@ async def test_stop_gives_up_after_its_limit(queue: ScriptedQueue, writer: Event
         await writer.stop(limit_s=0.05)
     queue.gate.set()
     assert queue.writes == []
+
+
+async def test_a_result_is_kept_as_long_as_its_job_asks_for(queue: ScriptedQueue) -> None:
+    writer = EventWriter(queue, on_refused=lambda *_: None, on_ended=lambda *_: None, result_ttl_ms=5000)
+    await writer.start()
+    writer.open(claimed(1)._replace(result_ttl_ms=700), "w").done(b'{"text":""}')
+    open_job(writer, 2).done(b'{"text":""}')
+    await writer.stop()
+    kept_ms = {end.token: end.result_ttl_ms for _, _, endings in queue.writes for end in endings}
+    assert kept_ms == {1: 700, 2: 5000}
+
+
+async def test_what_has_gone_before_its_tick_is_not_woken_by_it(
+    queue: ScriptedQueue, writer: EventWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "COALESCE_S", 3600.0)
+    job = open_job(writer)
+    job.piece(Piece(0, "a"))
+    await writer.flush()
+    job.piece(Piece(0, "b"))
+    tick = job.due
+    assert tick is not None
+    job.started()  # goes at once, and takes the text along
+    while queue.text() != "ab":
+        await asyncio.sleep(0)
+    monkeypatch.setattr(writer_module, "COALESCE_S", 7200.0)
+    job.piece(Piece(0, "c"))
+    writer._tick_over(tick)
+    assert not job.queued
+    await writer.flush()
+    assert queue.text() == "abc"

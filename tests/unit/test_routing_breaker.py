@@ -311,3 +311,12 @@ def test_no_call_opens_it_and_there_is_a_way_back_from_everywhere(
     assert not breaker.suspected
     legal = {(CLOSED, OPEN), (OPEN, HALF_OPEN), (HALF_OPEN, OPEN), (HALF_OPEN, CLOSED)}
     assert set(zip([CLOSED, *bench.states], bench.states, strict=False)) <= legal
+
+
+def test_an_outcome_counts_to_the_end_of_the_window() -> None:
+    settings = {"failures": 100, "failure_rate": 1.0, "min_calls": 2, "window_s": 10}
+    for between_s, suspicions in ((10, 1), (10.5, 0)):
+        bench = Bench(**settings)
+        bench.calls("x", every_s=between_s)
+        bench.calls("x")
+        assert bench.suspicions == suspicions

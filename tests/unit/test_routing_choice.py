@@ -191,3 +191,12 @@ def test_choosing_among_four_is_cheap(session: str | None) -> None:
     endpoints = [endpoint(f"chat.{at}", limit=32) for at in range(4)]
     times = timeit.repeat(lambda: choose_endpoint(endpoints, session=session), number=200, repeat=10)
     assert min(times) / 200 < 200e-6  # some 6 µs on a quiet machine
+
+
+def test_an_urgent_prompt_of_a_session_takes_the_place_that_its_home_has_kept() -> None:
+    endpoints = [endpoint(name, limit=2, reserved=1) for name in ("one", "two")]
+    home = choose_endpoint(endpoints, session="s")
+    assert home is not None
+    home.window.acquire(1)
+    assert choose_endpoint(endpoints, session="s", priority=7) is not home
+    assert choose_endpoint(endpoints, session="s", priority=8) is home

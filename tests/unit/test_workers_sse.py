@@ -193,3 +193,9 @@ def test_bound_is_for_one_event_and_not_for_the_stream() -> None:
         event for _ in range(100) for part in (b"data: 01234", b"56789\n\n") for event in decoder.feed(part)
     ]
     assert events == [b"0123456789"] * 100
+
+
+def test_an_event_may_be_as_long_as_the_bound() -> None:
+    assert SseDecoder(max_event_bytes=100).feed(b"data: " + b"x" * 99 + b"\n\n") == [b"x" * 99]
+    with pytest.raises(WorkerProtocolError, match="more than 100 bytes"):
+        SseDecoder(max_event_bytes=100).feed(b"data: " + b"x" * 100 + b"\n\n")
