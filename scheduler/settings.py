@@ -309,7 +309,7 @@ class Settings(_Strict, BaseSettings):
     dead_ttl_s: float = Field(default=7 * 86_400.0, ge=1)
     max_dead: int = Field(default=10_000, ge=1)
     max_finished: int = Field(default=1_000_000, ge=1)
-    spare_bytes: int = Field(default=500_000, ge=0)
+    spare_bytes: int = Field(default=250_000, ge=0)
     max_attempts: int = Field(default=3, ge=1, le=1000)
     max_waits: int = Field(default=1000, ge=0, le=MOST)
     retry_base_s: float = Field(default=0.5, ge=0)

@@ -20,9 +20,17 @@ async def requeue(queue: PromptQueue, job_id: str, request: bytes = b"") -> None
         case "waiting" | "held":
             return
         case "not_found":
-            raise JobNotFound(f"no job {job_id} in queue {queue.name!r}: unknown, or its record has expired")
+            joined = await queue.joined(job_id)
+            if joined is None:
+                raise JobNotFound(
+                    f"no job {job_id} in queue {queue.name!r}: unknown, or its record has expired"
+                )
+            await requeue(queue, joined, request)
         case "payload_lost":
-            raise SchedulerError(f"job {job_id} cannot run again: its stored request has gone")
+            raise SchedulerError(
+                f"job {job_id} cannot run again: its stored request has gone; send it again. Of cancelled, "
+                "expired and shed jobs the latest are kept, up to the setting spare_bytes"
+            )
         case state:
             raise InvalidTransition(
                 f"job {job_id} is {state}; only one that ended without a result can run again"

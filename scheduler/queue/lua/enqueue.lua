@@ -42,13 +42,21 @@ local CONTENT_CHARS = 10
 check_format(kept[4])
 local MODES = { until_finished = true, window = true, replace = true }
 
+local known_names = {}
+
+local function known_name(at)
+  local value = ARGV[at]
+  if not known_names[value] then known_names[value] = named(at) end
+  return value
+end
+
 -- Of all jobs, before anything is written: what cannot be read ends the call.
 local function parse(at)
   local mode, result_ttl_ms = ARGV[at + 7], optional(at + 11, 1, MOST_MS)
   if not MODES[mode] then error('ARGV[' .. at + 7 .. '] is no mode of dedup') end
   if result_ttl_ms ~= '' then result_ttl_ms = math.min(keeping().most_ms, result_ttl_ms) end
   return {
-    id = named(at), lane = named(at + 1), priority = argument(at + 2, 0, 9), tenant = named(at + 3), payload = ARGV[at + 4],
+    id = ARGV[at], lane = known_name(at + 1), priority = argument(at + 2, 0, 9), tenant = known_name(at + 3), payload = ARGV[at + 4],
     hash = ARGV[at + 5], content = string.sub(ARGV[at + 6], 1, CONTENT_CHARS), mode = mode,
     deadline_ms = optional(at + 8, 0, MOST_MS), delay_ms = optional(at + 9, 0, MOST_MS),
     max_attempts = optional(at + 10, 1, 1000), result_ttl_ms = result_ttl_ms,

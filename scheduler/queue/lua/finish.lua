@@ -23,14 +23,13 @@
 
 local FIELDS = { 's', 'k', 'l', 't', 'd', 'm', 'j', 'v', 'c', 'g' }
 
-local ends, at = {}, 1
+-- Of all jobs, before anything is written: where one begins, and how many events it has.
+local starts, counts, at = {}, {}, 1
 while at <= #ARGV do
-  local one = { at = at, first = argument(at + 3, 1, MOST_NUMBER), n = argument(at + 4, 0, #ARGV) }
-  at = at + 5 + one.n
-  one.rest = at
-  one.keep_ms = argument(at + 3, 1, MOST_MS)
-  if not ENDED[ARGV[one.at + 2]] then error('ARGV[' .. one.at + 2 .. '] is no state that a job ends in') end
-  ends[#ends + 1], at = one, at + 5
+  local n = argument(at + 4, 0, #ARGV)
+  starts[#starts + 1], counts[#counts + 1] = at, n
+  if not ENDED[ARGV[at + 2]] then error('ARGV[' .. at + 2 .. '] is no state that a job ends in') end
+  at = at + 10 + n
 end
 if at ~= #ARGV + 1 then error('the number of arguments fits no number of events') end
 
@@ -38,13 +37,14 @@ local unleased, ended_at = {}, text(now_ms)
 
 -- Callers who joined may have asked for it to be kept for longer than the worker process knows.
 local function keep_ms_of_end(state, rec, asked_ms)
-  local keep_ms = keep_ms_of(state, math.max(asked_ms, tonumber(rec.g) or 0))
+  local keep_ms = keep_ms_of(state, asked_ms)
+  if rec.g and state ~= 'failed' then keep_ms = math.max(keep_ms, keep_ms_of(state, rec.g)) end
   if state == 'done' and rec.m == 'window' then return math.max(keep_ms, keeping().window_ms) end
   return keep_ms
 end
 
-local function finish(one)
-  local id, token, state = ARGV[one.at], ARGV[one.at + 1], ARGV[one.at + 2]
+local function finish(at, n)
+  local id, token, state = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local rec = read(id, FIELDS)
   if not rec or rec.k ~= token then return 0 end
   if ENDED[rec.s] then
@@ -52,19 +52,21 @@ local function finish(one)
     if rec.s ~= state or redis.call('PTTL', record_key(id)) ~= -1 then return 1 end
   elseif rec.s ~= 'running' then
     return 0
-  elseif one.n > 0 then
-    emit(id, ARGV, one.at + 5, one.rest - 1)
+  elseif n > 0 then
+    emit(id, ARGV, at + 5, at + 4 + n)
   end
-  local head, value, reason = ARGV[one.rest], ARGV[one.rest + 1], ARGV[one.rest + 2]
+  local seq = (whole(ARGV[at + 3], 1, MOST_NUMBER) or 1) + n
+  at = at + 5 + n
+  local head, value, reason = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   tell(channel_key(id), head .. value .. '}')
-  redis.call('HSET', record_key(id), 's', state, 'e', ended_at, 'z', text(one.first + one.n))
+  redis.call('HSET', record_key(id), 's', state, 'e', ended_at, 'z', text(seq))
   if reason ~= '' then redis.call('HSET', record_key(id), 'r', reason) end
   if state == 'failed' then redis.call('HSET', record_key(id), 'i', value) end
   unleased[#unleased + 1] = id
-  settle_usage(id, rec, whole(ARGV[one.rest + 4], 0, MOST_NUMBER))
+  settle_usage(id, rec, whole(ARGV[at + 4], 0, MOST_NUMBER))
   count_attempt(rec)
-  local keep_ms = keep_ms_of_end(state, rec, one.keep_ms)
-  if state == 'done' then redis.call('SET', result_key(id), value, 'PX', text(keep_ms)) end
+  local keep_ms = keep_ms_of_end(state, rec, ARGV[at + 3])
+  if state == 'done' then redis.call('SET', result_key(id), value, 'PX', spans[keep_ms] or text(keep_ms)) end
   retain(id, rec, state, keep_ms, reason)
   release_dedup(id, rec, state)
   add('t:' .. state, 1)
@@ -73,7 +75,7 @@ local function finish(one)
 end
 
 local replies = {}
-for i = 1, #ends do replies[i] = finish(ends[i]) end
+for i = 1, #starts do replies[i] = finish(starts[i], counts[i]) end
 each_chunk('ZREM', leases_key, unleased)
 save_gates()
 save_ended()

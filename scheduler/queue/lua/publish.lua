@@ -16,17 +16,18 @@ local function last_seq(id, token)
   return last_token == tonumber(token) and seq or 0
 end
 
-local starts, at = {}, 1
+local starts, counts, at = {}, {}, 1
 while at <= #ARGV do
-  starts[#starts + 1] = { at = at, first = argument(at + 2, 1, MOST_NUMBER), n = argument(at + 3, 0, MOST_NUMBER) }
-  at = at + 4 + starts[#starts].n
+  local n = argument(at + 3, 0, #ARGV)
+  starts[#starts + 1], counts[#counts + 1] = at, n
+  at = at + 4 + n
 end
 if at ~= #ARGV + 1 then error('the number of arguments fits no number of events') end
 
 local replies = {}
-for _, start in ipairs(starts) do
-  local i, first, n = start.at, start.first, start.n
-  local id, token = ARGV[i], ARGV[i + 1]
+for at = 1, #starts do
+  local i, n = starts[at], counts[at]
+  local id, token, first = ARGV[i], ARGV[i + 1], whole(ARGV[i + 2], 1, MOST_NUMBER) or 1
   local rec = read(id, FIELDS)
   local accepted = rec and rec.k == token
   if accepted and rec.s == 'running' then

@@ -7,7 +7,9 @@ local MOST_NUMBER = 9007199254740992 -- up to here a double has every whole numb
 local function whole(value, least, most)
   local number = tonumber(value)
   if not number or number ~= number then return nil end
-  return math.floor(math.min(most, math.max(least, number)))
+  if number < least then return least end
+  if number > most then return most end
+  return number - number % 1
 end
 
 -- The same of an argument. What is no number ends the script: ask before the first write.

@@ -33,11 +33,12 @@ local function release_dedup(id, rec, state)
   end
 end
 
-local scores = {} -- of what is kept for so many ms
+local scores, spans = {}, {} -- of what is kept for so many ms: when it goes, and that number
 
 -- Keep what belongs to an ended job for keep_ms; its request only where it may run again.
 local function retain(id, rec, state, keep_ms, reason)
-  local lasts = text(keep_ms)
+  if not scores[keep_ms] then scores[keep_ms], spans[keep_ms] = text(now_ms + keep_ms), text(keep_ms) end
+  local lasts = spans[keep_ms]
   redis.call('PEXPIRE', stream_key(id), lasts)
   redis.call('PEXPIRE', record_key(id), lasts)
   if rec.j then
@@ -52,7 +53,6 @@ local function retain(id, rec, state, keep_ms, reason)
   end
   local key = state == 'failed' and dead_key or finished_key
   local members = ended[key] or {}
-  scores[keep_ms] = scores[keep_ms] or text(now_ms + keep_ms)
   ended[key], members[#members + 1], members[#members + 2] = members, scores[keep_ms], id
 end
 

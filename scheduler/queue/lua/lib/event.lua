@@ -19,8 +19,8 @@ local function tell(channel, message) redis.pcall('PUBLISH', channel, message) e
 -- script half-way.
 local function emit(id, events, first, last)
   local stream, channel = stream_key(id), channel_key(id)
-  for at = first, last, 1000 do redis.pcall('RPUSH', stream, unpack(events, at, math.min(last, at + 999))) end
-  for at = first, last do tell(channel, events[at]) end
+  for at = first, last, 1000 do redis.pcall('RPUSH', stream, unpack(events, at, at + 999 < last and at + 999 or last)) end
+  for at = first, last do redis.pcall('PUBLISH', channel, events[at]) end
 end
 
 local function token_and_seq(json)

@@ -11,7 +11,7 @@ local function keeping()
       window_ms = whole(conf[4], 1, MOST_MS) or 3600000,
       max_dead = whole(conf[5], 0, MOST_NUMBER) or 10000,
       max_finished = whole(conf[6], 0, MOST_NUMBER) or 1000000,
-      spare_bytes = whole(conf[7], 0, MOST_NUMBER) or 500000,
+      spare_bytes = whole(conf[7], 0, MOST_NUMBER) or 250000,
     }
   end
   return keep_settings
@@ -21,5 +21,5 @@ end
 local function keep_ms_of(state, asked_ms)
   local keep = keeping()
   if state == 'failed' then return keep.dead_ms end
-  return math.min(keep.most_ms, whole(asked_ms, 1, MOST_MS) or keep.result_ms)
+  return whole(asked_ms, 1, keep.most_ms) or math.min(keep.most_ms, keep.result_ms)
 end
