@@ -161,6 +161,15 @@ def test_line_without_end_is_bounded() -> None:
         decoder.feed(b"x" * 50)
 
 
+def test_bound_counts_what_an_event_has_and_the_line_that_has_not_ended() -> None:
+    assert SseDecoder(max_event_bytes=100).feed(b"data:" + b"x" * 99 + b"\n\n") == [b"x" * 99]
+    with pytest.raises(WorkerProtocolError):
+        SseDecoder(max_event_bytes=100).feed(b"data:" + b"x" * 100 + b"\n\n")
+    assert SseDecoder(max_event_bytes=100).feed(b"data:" + b"x" * 50 + b"\n" + b"y" * 49) == []
+    with pytest.raises(WorkerProtocolError):
+        SseDecoder(max_event_bytes=100).feed(b"data:" + b"x" * 50 + b"\n" + b"y" * 50)
+
+
 def feed_all(decoder: SseDecoder, chunks: Iterable[bytes]) -> None:
     for chunk in chunks:
         decoder.feed(chunk)

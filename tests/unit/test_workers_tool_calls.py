@@ -62,6 +62,9 @@ G = ("b", "g", '{"y":2}')
         [[None, said("f", '{"x":1}', call="a")]],
         [[said(None, None, index=0, call="a")], [said("f", None, index=0)], [said(None, '{"x":1}', index=0)]],
         [[said("f", '{"x":1}', index="0", call="a")]],
+        [[said("f", '{"x":1}', index=0, call="a")], [said("f", '{"x":1}', call="a")]],
+        [[said("f", '{"x"', index=0, call="a"), said("f", ":1}", index=0)]],
+        [[said("f", '{"x"', index=True, call="a")], [said(None, ":1}", index=False)]],
         [[said("f", '{"x":1}', index=3, call="a")]],
     ],
 )
@@ -108,6 +111,32 @@ def test_whole_calls_without_ids_are_calls_of_their_own(index: int | None) -> No
     assert put_together([first], [second]) == expected
     assert len(put_together([first, first])) == 2
     assert len(put_together([first], [said("g", '{"x":1}', index=index)])) == 2
+
+
+def test_call_without_arguments_is_followed_by_another() -> None:
+    assert put_together([said("f", "")], [said("g", '{"y":2}')]) == [("", "f", "{}"), ("", "g", '{"y":2}')]
+
+
+def test_name_in_pieces_may_end_with_the_first_of_the_arguments() -> None:
+    assert put_together([said("get_", "")], [said("weather", '{"x"')], [said(None, ":1}")]) == [
+        ("", "get_weather", '{"x":1}')
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (said("f", '{"x":1}', call="a"), said("g", '{"x":1}', call="a")),
+        (said("f", '{"x":1}', call="a"), said("f", '{"x":2}', call="a")),
+        (said("f", '{"x":1}', index=0, call="a"), said("f", '{"x":1}', index=1, call="a")),
+        (said("f", "{}", index=0, call="a"), said("f", "{}", index=1, call="a")),
+    ],
+)
+def test_whole_calls_of_one_id_are_two_where_anything_differs(
+    first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    assert len(put_together([first], [second])) == 2
+    assert len(put_together([first, second])) == 2
 
 
 def test_one_id_for_two_calls_makes_them_no_single_one() -> None:
