@@ -132,7 +132,7 @@ def test_a_request_that_is_too_big_is_refused_at_the_edge() -> None:
 
 
 def test_a_request_may_be_as_big_as_the_bound() -> None:
-    beside = len(job_of(prompt="x").payload) - 1
-    assert len(job_of(prompt="x" * (MAX_REQUEST_BYTES - beside)).payload) == MAX_REQUEST_BYTES
+    text_bytes = MAX_REQUEST_BYTES - len(job_of(metadata={"m": ""}).payload)
+    assert len(job_of(metadata={"m": "x" * text_bytes}).payload) == MAX_REQUEST_BYTES
     with pytest.raises(InvalidRequest, match="has 8,388,609 bytes"):
-        job_of(prompt="x" * (MAX_REQUEST_BYTES - beside + 1))
+        job_of(metadata={"m": "x" * (text_bytes + 1)})
