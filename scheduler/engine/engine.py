@@ -81,6 +81,7 @@ LAST_CLAIM_S = 2.0
 LET_GO_S = 5.0
 SAY_GOODBYE_S = 2.0
 
+EARLY_S = 0.002  # by which timers, whose unit is a millisecond, may be early
 FIRST_WORD_S = 1.0  # back ends that say nothing for so long when the process starts may get jobs
 NO_PERMIT_MS = 1000
 RENEWALS_A_LOOK = 3  # after so many renewals it is looked whether Redis still has the settings
@@ -463,7 +464,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
         self._without_permit.setdefault(lane, {}).update(dict.fromkeys(endpoints, until))
-        loop.call_at(until, self._look_again)
+        loop.call_at(until + EARLY_S, self._look_again)
 
     def _permit_in_s(self, lane: str, endpoint: str) -> float:
         until = self._without_permit.get(lane, {}).get(endpoint, 0.0)

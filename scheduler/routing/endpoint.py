@@ -37,6 +37,9 @@ MAX_PAUSE_S = 3600.0
 OVERLOAD_PAUSE_S, MAX_OVERLOAD_PAUSE_S = 0.25, 30.0
 """Pauses of one that does not say how long it is overloaded: the unit, which doubles, and the bound."""
 
+EARLY_S = 0.001
+"""A timer that was early is set again for so long at least."""
+
 FAILURE_HALVES_S = 5.0
 """In a choice of endpoints a call that has failed weighs as one on its way, and half as much after this."""
 
@@ -233,7 +236,7 @@ class Endpoint:
         self._paused_until = until
         if self._resume is not None:
             self._resume.cancel()
-        self._resume = asyncio.get_running_loop().call_later(wait_s, self._changed)
+        self._resume = asyncio.get_running_loop().call_later(wait_s, self._pause_over)
         self._turn_away()
         self._changed()
 
@@ -245,6 +248,15 @@ class Endpoint:
         if self._resume is not None:
             self._resume.cancel()
         self._changed()
+
+    def _pause_over(self) -> None:
+        """Tell of the end of a pause. The timers of a busy event loop may be early by some milliseconds."""
+        left_s = self._paused_until - self._clock()
+        if left_s <= 0:
+            self._resume = None
+            self._changed()
+        else:
+            self._resume = asyncio.get_running_loop().call_later(max(left_s, EARLY_S), self._pause_over)
 
     # What happens to its calls: see batching.runner.CallWatcher
 

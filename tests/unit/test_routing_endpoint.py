@@ -304,6 +304,22 @@ async def test_end_of_a_pause_is_told() -> None:
     assert one.admits
 
 
+async def test_end_of_a_pause_is_told_although_its_timer_was_early() -> None:
+    clock = Clock()
+    one = endpoint(clock=clock)
+    told = asyncio.Event()
+    one.on_change = told.set
+    one.pause(0.01)
+    told.clear()
+    await asyncio.sleep(0.05)
+    assert one.paused
+    assert not told.is_set(), "by its own clock the pause goes on"
+    clock.now += 0.01
+    await asyncio.wait_for(told.wait(), 5)
+    assert one.admits
+    await one.aclose()
+
+
 async def test_closed_endpoint_leaves_no_timer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
