@@ -149,7 +149,7 @@ class Engine:
         self._running = 0
         self._running_bytes = 0  # of the requests of those jobs
         self._patience = Patience(redis, outage)
-        self._ticked_at: float | None = None  # when a tick was last answered, on the monotonic clock
+        self._ticked_at: float | None = None  # when a tick was last answered, see _steady_s
         self._policy = RetryPolicy(settings.retry_base_s, settings.retry_cap_s)
         self._bounds = bounds_of(settings)
         self._writer = EventWriter(
@@ -763,7 +763,7 @@ class Engine:
 
     async def _tick(self, lock_ms: int, *, is_sure: bool = False) -> TickReport:
         def tick() -> Awaitable[TickReport]:
-            silent_s = None if self._ticked_at is None else time.monotonic() - self._ticked_at
+            silent_s = None if self._ticked_at is None else _steady_s() - self._ticked_at
             return self.queue.tick(
                 self.id,
                 lease_ms=self.lease_ms,
@@ -776,7 +776,7 @@ class Engine:
         report = await self._patience.until_done(lambda: self._timed("tick", tick()))
         self._patience.outage.told()
         if not report.in_doubt:
-            self._ticked_at = time.monotonic()
+            self._ticked_at = _steady_s()
         return report
 
     async def _listen(self) -> None:
@@ -905,6 +905,11 @@ async def _until_asked(routes: Iterable[Route]) -> None:
         async with asyncio.timeout(FIRST_WORD_S):
             for route in routes:
                 await route.asked()
+
+
+def _steady_s() -> float:
+    """A clock that nobody sets, and that goes on while the machine sleeps, as Redis' does."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:
