@@ -15,7 +15,7 @@ _KEYS: dict[str, str] = {
     "routes": "routes",  # HASH   route -> JSON, published by worker processes
     "limits": "limits",  # HASH   t:<tenant>, t:*, e:<endpoint> -> "requests tokens" a minute, 0: no limit
     "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>), …
-    #               ahead: how far the queue's clock is before Redis' own, ms; reap_after, excused: see tick
+    #               ahead: how far the queue's clock is before Redis' own, ms; reap_after, excused, refusals
     #               by lane: ms and jobs since the last look (ms:, ran:), mean ms a job (mean:)
     "beside": "beside",  # HASH   place beside a lane, "<lane> <tenant>" or "<lane> !" -> bitmap of its levels
     "limited": "limited",  # ZSET   held lane, "<lane> <tenant>" -> when some of it may be released, ms

@@ -226,6 +226,12 @@ class QueueDriver:
             self.queue.keys.fixed("meta"), mapping={"reap_after": 0, "tick": await self.now_ms()}
         )
 
+    async def nobody_ticked(self, for_s: float) -> None:
+        """Let the last tick be that long ago."""
+        await self.redis.hset(
+            self.queue.keys.fixed("meta"), "tick", await self.now_ms() - round(for_s * 1000)
+        )
+
     async def put_clock(self, by_ms: int) -> None:
         """Let Redis' clock jump: to the queue it is the same whether that or what it adds has changed."""
         await self.redis.hincrby(self.queue.keys.fixed("meta"), "ahead", by_ms)

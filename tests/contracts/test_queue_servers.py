@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from scheduler.model import JobState
 from scheduler.queue.queue import PromptQueue
@@ -118,6 +118,22 @@ class TestQueueOnServers(OnServers, QueueContract):
         outcome = await q.queue.write(publications=[deltas(job, "x")], endings=[ending(job, seq=2)])
         assert outcome == WriteOutcome()
         assert await q.event_types("a") == ["queued", "delta", "done"]
+
+    async def test_refusals_that_no_process_lived_to_tell_of_excuse_what_was_lost(
+        self, q: QueueDriver
+    ) -> None:
+        await q.tick()
+        for losses in range(2):
+            job = await q.running("a") if not losses else await q.claim()
+            await q.lose_lease(job)
+            await q.nobody_ticked(2.0)
+            if losses:
+                await q.redis.config_set("min-replicas-to-write", 1)
+                with pytest.raises(ResponseError, match="NOREPLICAS"):
+                    await q.tick()
+                await q.redis.config_set("min-replicas-to-write", 0)
+            assert (await q.tick()).reaped == 1
+            assert (await q.record("a")).get("o") == "1", "the first was nobody's fault but its own"
 
     async def test_every_key_of_a_queue_carries_its_hash_tag(self, q: QueueDriver) -> None:
         await q.configure(max_waiting=2, when_full="block")

@@ -32,6 +32,7 @@
 -- @include "lib/walk"
 
 local IDLE_MS = 250
+local GAP_MS = 1000 -- between two ticks, where there is somebody to tick, and a Redis
 local SOON_MS = 5
 local FORGET_AT_ONCE, FORGET_JOBS = 1000, 250
 local LOOKS_AT_ONCE = 200
@@ -72,7 +73,28 @@ if not keep_time() then return { 2, 0, 0, 0, 0, 0, 0, 0 } end
 redis.call('SET', leader_key, worker, 'PX', text(lock_ms))
 
 local reap_after, excused_until = tonumber(meta[1]) or 0, tonumber(meta[3]) or 0
-if was_away or not last_tick_ms or now_ms - last_tick_ms > lease_ms / 2 then
+local gap_ms = last_tick_ms and now_ms - last_tick_ms
+
+-- What Redis itself knows of an outage that no worker process may have lived through: that it was started since the last tick, or
+-- has refused commands since this was last asked.
+local REFUSALS = { 'READONLY', 'NOREPLICAS', 'MISCONF', 'BUSY', 'LOADING', 'MASTERDOWN', 'CLUSTERDOWN' }
+local function redis_was_at_fault()
+  local info = redis.pcall('INFO', 'server', 'errorstats')
+  if type(info) ~= 'string' then return false end
+  local refusals, uptime_s = 0, tonumber(string.match(info, 'uptime_in_seconds:(%d+)'))
+  for _, code in ipairs(REFUSALS) do
+    refusals = refusals + (tonumber(string.match(info, 'errorstat_' .. code .. ':count=(%d+)')) or 0)
+  end
+  local before = tonumber(redis.call('HGET', meta_key, 'refusals')) or refusals
+  redis.call('HSET', meta_key, 'refusals', text(refusals))
+  return refusals > before or (gap_ms and uptime_s and 1000 * uptime_s < gap_ms)
+end
+
+if (not gap_ms or gap_ms > GAP_MS) and redis_was_at_fault() then
+  excused_until = now_ms + lease_ms
+  redis.call('HSET', meta_key, 'excused', text(excused_until))
+end
+if was_away or not gap_ms or gap_ms > lease_ms / 2 then
   -- After an outage the leases are old for want of Redis, not of workers.
   reap_after = now_ms + lease_ms
   redis.call('HSET', meta_key, 'reap_after', text(reap_after))
