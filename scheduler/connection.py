@@ -344,10 +344,7 @@ def translate(error: Exception, url: str) -> RedisError:
             f"Redis at {where} has reached its maxmemory; raise it, or wait until work has drained"
         )
     if "NEWERFORMAT" in text:
-        return NewerData(
-            f"a newer version of prompt-scheduler has written the queue on Redis at {where}, in a format "
-            "that this one does not know; upgrade it here too. Nothing was changed"
-        )
+        return newer_data(url)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return RedisUnavailable(
             f"Redis at {where} has a certificate that is not accepted ({_cause(error)}); name its CA with "
@@ -366,6 +363,14 @@ def translate(error: Exception, url: str) -> RedisError:
     if "unknown command" in text.lower():
         return RedisTooOld(f"Redis at {where} lacks a command: {text}; use Redis 7.0 or later, or Valkey")
     return RedisError(f"Redis at {where}: {text}")
+
+
+def newer_data(url: str) -> NewerData:
+    """The error for a queue that a newer version of this package has written."""
+    return NewerData(
+        f"a newer version of prompt-scheduler has written the queue on Redis at {mask(url)}, in a format "
+        "that this one does not know; upgrade it here too. Nothing was changed"
+    )
 
 
 def _cause(error: Exception) -> str:

@@ -15,12 +15,13 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from scheduler.batching import within
-from scheduler.connection import check_server, mask, open_redis, translated
+from scheduler.connection import check_server, mask, newer_data, open_redis, translated
 from scheduler.engine.queue_settings import disagreements, queue_settings
 from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.queue import FORMAT
 from scheduler.queue.reports import QueueStatus, WorkerInfo
 from scheduler.routing import Endpoint, look_for_model
 from scheduler.settings import EndpointSettings, RouteSettings, Settings
@@ -83,7 +84,10 @@ async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding,
                 inspector = QueueInspector(queue)
                 for finding in _queue(await inspector.status(), await inspector.workers(), settings):
                     yield finding
-                yield _settings(settings, await queue.settings())
+                for finding in _disagreements(settings, await queue.settings()):
+                    yield finding
+                if await queue.format() > FORMAT:
+                    yield Finding.failure("stored data", newer_data(redis_url))
     finally:
         await redis.aclose()
 
@@ -266,12 +270,11 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
     return Finding(Level.OK, subject, f"{where} serves {models}")
 
 
-def _settings(settings: Settings, published: Mapping[str, str]) -> Finding:
+def _disagreements(settings: Settings, published: Mapping[str, str]) -> Iterator[Finding]:
     if differ := "; ".join(disagreements(queue_settings(settings), published)):
         message = f"worker processes have published others, which hold for all: {differ}"
         fix = "give all processes the same settings; those of the one that started last hold"
-        return Finding(Level.WARN, "queue settings", message, fix)
-    return Finding(Level.OK, "queue settings", "as published" if published else "not published yet")
+        yield Finding(Level.WARN, "queue settings", message, fix)
 
 
 def _queue(status: QueueStatus, workers: list[WorkerInfo], settings: Settings) -> Iterator[Finding]:

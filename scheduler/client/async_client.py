@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from scheduler.client.job import Job, check_timeout
 from scheduler.client.routes import KnownRoutes
 from scheduler.client.submission import new_job
 from scheduler.coalescer import Chunks, Coalescer
-from scheduler.connection import check_server, open_redis, too_late, translated
+from scheduler.connection import check_server, newer_data, open_redis, too_late, translated
 from scheduler.embedded import EmbeddedServer
 from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError
 from scheduler.model import DedupMode, GenerationParams, JobResult, Message, PromptRequest
-from scheduler.queue.queue import ENQUEUE_CHUNK, PromptQueue
+from scheduler.queue.queue import ENQUEUE_CHUNK, FORMAT, PromptQueue
 from scheduler.queue.records import Conflict, Cursor, EnqueueOutcome, Full, NewJob, Replay
 from scheduler.results.ports import ReplayPort
 from scheduler.results.replays import Replays
@@ -123,7 +124,7 @@ class AsyncClient:
         """Connect, and make sure that a usable server answers. Safe to call twice.
 
         Raises:
-            RedisUnavailable, RedisAuthError, RedisTooOld: with what to do about it.
+            RedisUnavailable, RedisAuthError, RedisTooOld, NewerData: with what to do about it.
         """
         async with self._connecting:
             if self._queue is not None:
@@ -145,10 +146,19 @@ class AsyncClient:
         redis = open_redis(self.redis_url, timeout_s=self.settings.redis_timeout_s)
         try:
             await check_server(redis, self.redis_url)
+            await self._check_format(redis)
         except BaseException:
             await redis.aclose()
             raise
         self._attach(redis, script_flags=True)
+
+    async def _check_format(self, redis: Redis) -> None:
+        stored = 0
+        # Whoever lacks the right to ask hears of it with the first call.
+        with translated(self.redis_url), suppress(ResponseError):
+            stored = await PromptQueue(redis, self.settings.queue).format()
+        if stored > FORMAT:
+            raise newer_data(self.redis_url)
 
     def _attach(self, redis: Redis, *, script_flags: bool) -> None:
         self._loop = asyncio.get_running_loop()

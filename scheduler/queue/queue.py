@@ -50,6 +50,9 @@ LANES_A_CLAIM = 256
 TICK_CHUNK = 25
 PURGE_AT_ONCE = 100
 
+FORMAT = 1
+"""The format of what is stored, as lua/lib/format.lua has it."""
+
 NO_LIMITS = Limits()
 NO_OFFERS: Mapping[str, Sequence[Offer]] = {}
 NOTHING_KEPT: Mapping[str, int] = {}
@@ -115,6 +118,11 @@ class PromptQueue:
             for name, value in group.items():
                 args += (name, str(value) if isinstance(value, float) else value)
         await self._scripts.run("configure", *args)
+
+    async def format(self) -> int:
+        """The format in which the queue was last written; 0 where nobody has said."""
+        stored: bytes | None = await self.redis.hget(self.keys.fixed("meta"), "format")  # type: ignore[misc]
+        return int(stored) if stored and stored.isdigit() else 0
 
     async def settings(self) -> dict[str, str]:
         """The queue's settings that hold, as a worker process has published them."""

@@ -15,6 +15,7 @@ import redis.asyncio
 from scheduler import (
     AsyncClient,
     JobState,
+    NewerData,
     PromptRequest,
     RedisAuthError,
     RedisOutOfMemory,
@@ -52,6 +53,20 @@ async def test_no_server_at_the_url_is_said_with_the_url() -> None:
         async with AsyncClient(url):
             pass
     assert "secret" not in str(away.value)
+
+
+async def test_a_queue_that_a_newer_version_has_written_is_left_alone(
+    valkey_url: str, admin: redis.Redis
+) -> None:
+    async with AsyncClient(valkey_url) as client:
+        admin.hset(client.queue.keys.fixed("meta"), "format", "9")
+        with pytest.raises(NewerData, match="upgrade it here too"):
+            await client.enqueue("a", model="echo")
+        with pytest.raises(NewerData, match="Nothing was changed"):
+            await AsyncClient(valkey_url).connect()
+        assert admin.keys(f"{client.queue.keys.prefix}*".replace("{", "[{]").replace("}", "[}]")) == [
+            client.queue.keys.fixed("meta").encode()
+        ]
 
 
 async def test_a_proxy_that_takes_connections_and_ends_them_is_tried_again(valkey_url: str) -> None:

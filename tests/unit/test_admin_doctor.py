@@ -237,11 +237,18 @@ async def test_waiting_work_that_nobody_will_do_is_noticed(redis: Redis, valkey_
 
 async def test_settings_that_are_not_those_that_hold_are_noticed(redis: Redis, valkey_url: str) -> None:
     queue = PromptQueue(redis)
-    assert (await findings(valkey_url))["queue settings"].level is OK
+    assert "queue settings" not in await findings(valkey_url)
     await queue.configure(conf={"max_waiting": 7, "dead_ttl_ms": 5000}, routes={"chat": b"{}"})
     found = (await findings(valkey_url))["queue settings"]
     assert found.level is WARN
     assert "max_waiting is 7, and 100000 here; dead_ttl_s is 5, and 604800 here" in found.message
+
+
+async def test_data_of_a_newer_version_is_noticed(redis: Redis, valkey_url: str) -> None:
+    await redis.hset(PromptQueue(redis).keys.fixed("meta"), "format", "9")  # type: ignore[misc]  # redis-py has one type for sync and async
+    found = (await findings(valkey_url))["stored data"]
+    assert found.level is FAIL
+    assert "upgrade" in found.message + found.fix
 
 
 async def test_a_full_queue_is_noticed(redis: Redis, valkey_url: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from scheduler.connection import open_redis
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.keys import Keys, lua_keys
-from scheduler.queue.queue import PromptQueue
+from scheduler.queue.queue import FORMAT, PromptQueue
 from scheduler.queue.scripts import NAMES, source
 
 LUA = resources.files("scheduler.queue").joinpath("lua")
@@ -61,6 +61,11 @@ def test_a_script_makes_no_function_for_nothing(name: str) -> None:
     text = re.sub(r"--.*", "", source(name))
     defined = re.findall(r"^local function (\w+)", text, re.MULTILINE)
     assert {one for one in defined if len(re.findall(rf"\b{one}\b", text)) == 1} == set()
+
+
+def test_python_and_lua_agree_on_the_format_of_what_is_stored() -> None:
+    text = LUA.joinpath("lib/format.lua").read_text(encoding="utf-8")
+    assert f"local FORMAT = {FORMAT}\n" in text
 
 
 def test_lua_gets_only_the_keys_it_uses() -> None:
