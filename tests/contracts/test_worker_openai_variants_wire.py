@@ -367,8 +367,14 @@ async def test_what_came_before_an_error_in_one_read_is_heard(
     server: FakeServer, completing: OpenAIWorker
 ) -> None:
     first = {"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]}
-    server.script = stream(event(first) + event({"error": {"message": "oh no", "code": 400}}))
-    async with aclosing(completing.generate([PROMPT, PROMPT])) as outputs:
+    wire = event(first) + event({"error": {"message": "oh no", "code": 400}})
+
+    async def stay(writer: asyncio.StreamWriter) -> None:
+        await stream(wire, end=False)(writer)
+        await server.requests[0].left.wait()
+
+    server.script = stay
+    async with asyncio.timeout(SOON_S), aclosing(completing.generate([PROMPT, PROMPT])) as outputs:
         assert [await anext(outputs), await anext(outputs)] == [Piece(0, "a"), Completed(0, "stop")]
         with pytest.raises(RequestRejected, match="oh no"):
             await anext(outputs)
@@ -464,11 +470,15 @@ async def test_lines_of_json_are_events_as_they_come(server: FakeServer, worker:
         assert await anext(outputs) == Completed(0, "stop", model="gpt-1")
 
 
-async def test_whole_answer_whose_connection_stays_open_ends_after_a_short_grace(server: FakeServer) -> None:
+@pytest.mark.parametrize("cut", [0, 9])
+async def test_whole_answer_whose_connection_stays_open_ends_after_a_short_grace(
+    server: FakeServer, cut: int
+) -> None:
     whole = orjson.dumps(choice(message={"content": "ok"}, finish_reason="stop"))
+    parts = [part for part in (whole[:cut], whole[cut:]) if part]
 
     async def stay(writer: asyncio.StreamWriter) -> None:
-        await stream(whole[:9], whole[9:], end=False, content_type="application/json")(writer)
+        await stream(*parts, end=False, content_type="application/json")(writer)
         await server.requests[0].left.wait()
 
     server.script = stay
@@ -573,6 +583,14 @@ async def test_half_a_character_that_stays_alone_is_replaced(
     )
     *pieces, _ = await outputs_of(worker, CHAT)
     assert "".join(piece.text + piece.reasoning for piece in pieces) == "a\ufffd\ufffdx\ufffd"
+
+
+async def test_half_a_character_in_a_whole_answer_is_replaced(
+    server: FakeServer, worker: OpenAIWorker
+) -> None:
+    whole = orjson.dumps(choice(message={"content": "a?"}, finish_reason="stop"))
+    server.script = answer(200, whole.replace(b"a?", b"a\\ud83d"))
+    assert (await end_of(worker))[0] == "a\ufffd"
 
 
 # Ends
@@ -712,6 +730,11 @@ async def test_connection_that_breaks_after_the_answer_costs_nothing(
 async def test_last_event_of_a_broken_connection_counts(server: FakeServer, worker: OpenAIWorker) -> None:
     server.script = stream(OK, event(STOP).rstrip(b"\n"), end=False)
     assert (await end_of(worker))[0] == "ok"
+
+
+async def test_done_counts_however_the_connection_ends(server: FakeServer, worker: OpenAIWorker) -> None:
+    server.script = stream(OK, b"data: [DONE]", end=False)
+    assert (await end_of(worker))[1].finish_reason == "unknown"
 
 
 @pytest.mark.parametrize("late", [b"", event(OK)[:-9]])
