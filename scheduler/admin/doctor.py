@@ -16,7 +16,8 @@ from redis.exceptions import ResponseError
 
 from scheduler.batching import within
 from scheduler.connection import check_server, mask, newer_data, open_redis, translated
-from scheduler.engine.queue_settings import disagreements, queue_settings
+from scheduler.engine.limits import limits_of
+from scheduler.engine.queue_settings import disagreements, limit_disagreements, queue_settings
 from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.queue import PromptQueue
@@ -84,8 +85,9 @@ async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding,
                 inspector = QueueInspector(queue)
                 for finding in _queue(await inspector.status(), await inspector.workers(), settings):
                     yield finding
-                for finding in _disagreements(settings, await queue.settings()):
-                    yield finding
+                if settings.model_fields_set - {"redis_url", "queue"}:  # without any it is a client's host
+                    for finding in _disagreements(settings, await queue.settings(), await queue.limits()):
+                        yield finding
                 if await queue.format() > FORMAT:
                     yield Finding.failure("stored data", newer_data(redis_url))
     finally:
@@ -270,8 +272,18 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
     return Finding(Level.OK, subject, f"{where} serves {models}")
 
 
-def _disagreements(settings: Settings, published: Mapping[str, str]) -> Iterator[Finding]:
-    if differ := "; ".join(disagreements(queue_settings(settings), published)):
+def _disagreements(
+    settings: Settings, published: Mapping[str, str], limits: Mapping[str, str]
+) -> Iterator[Finding]:
+    if not published:
+        return
+    differ = "; ".join(
+        [
+            *disagreements(queue_settings(settings), published),
+            *limit_disagreements(limits_of(settings).fields(), limits),
+        ]
+    )
+    if differ:
         message = f"worker processes have published others, which hold for all: {differ}"
         fix = "give all processes the same settings; those of the one that started last hold"
         yield Finding(Level.WARN, "queue settings", message, fix)

@@ -27,7 +27,7 @@ from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
 from scheduler.engine.keeper import LeaseKeeper
 from scheduler.engine.limits import limits_of, offers_of
 from scheduler.engine.patience import Outage, Patience
-from scheduler.engine.queue_settings import disagreements, queue_settings
+from scheduler.engine.queue_settings import disagreements, limit_disagreements, queue_settings
 from scheduler.engine.retry import RetryPolicy, bounds_of
 from scheduler.engine.routes import (
     NO_PLACES,
@@ -736,10 +736,13 @@ class Engine:
     async def _mend_settings(self) -> None:
         """Redis may have come back without its data: clients and scripts would miss what we serve."""
         own, published = queue_settings(self.settings), await self.queue.settings()
-        if not own.keys() <= published.keys() or not self.routes.keys() <= (await self.queue.routes()).keys():
+        own_limits, limits = self._limits.fields(), await self.queue.limits()
+        routes = await self.queue.routes()
+        lost = not own.keys() <= published.keys() or bool(published.get("limits") and not limits)
+        if lost or not self.routes.keys() <= routes.keys():
             await self._publish_settings()
             return
-        differ = "; ".join(disagreements(own, published))
+        differ = "; ".join([*disagreements(own, published), *limit_disagreements(own_limits, limits)])
         if differ and differ != self._told_of_settings:
             logger.warning(
                 "another worker process has published other settings of this queue, and they hold for all: "

@@ -37,6 +37,21 @@ def disagreements(own: Mapping[str, str | int], published: Mapping[str, str]) ->
             yield f"{_setting(name)} is {_shown(name, holds)}, and {_shown(name, str(value))} here"
 
 
+def limit_disagreements(own: Mapping[str, str], published: Mapping[str, str]) -> Iterator[str]:
+    """The same of the limits of tenants, which are the queue's as well; both as `Limits.fields` has them."""
+    for subject in sorted(own.keys() | published.keys()):
+        if subject.startswith("t:") and own.get(subject) != published.get(subject):
+            holds, here = _limit(published.get(subject)), _limit(own.get(subject))
+            yield f"tenants.{subject[2:]} has {holds}, and {here} here"
+
+
+def _limit(stored: str | None) -> str:
+    if stored is None:
+        return "no limits of its own"
+    requests, tokens = (part if part != "0" else "any" for part in stored.split())
+    return f"{requests} requests and {tokens} tokens a minute"
+
+
 def _setting(name: str) -> str:
     setting, _, route = name.partition(":")
     setting = f"{setting.removesuffix('_ms')}_s" if setting.endswith("_ms") else setting

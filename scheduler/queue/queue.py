@@ -119,6 +119,11 @@ class PromptQueue:
                 args += (name, str(value) if isinstance(value, float) else value)
         await self._scripts.run("configure", *args)
 
+    async def limits(self) -> dict[str, str]:
+        """The rate limits that hold, as `Limits.fields` has them."""
+        stored: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("limits"))  # type: ignore[misc]
+        return {name.decode(): value.decode("utf-8", "replace") for name, value in stored.items()}
+
     async def format(self) -> int:
         """The format in which the queue was last written; 0 where nobody has said."""
         stored: bytes | None = await self.redis.hget(self.keys.fixed("meta"), "format")  # type: ignore[misc]

@@ -727,12 +727,14 @@ async def test_settings_of_the_queue_that_redis_lost_are_published_again(room: R
 async def test_processes_that_disagree_on_the_queue_are_told_once(
     room: Room, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = await room.engine(settings_of(max_waiting=7, result_ttl_s=60.0))
+    tenants = {"acme": {"requests_per_minute": 5}}
+    first = await room.engine(settings_of(max_waiting=7, result_ttl_s=60.0, tenants=tenants))
     await room.engine(settings_of(max_waiting=9, result_ttl_s=90.5))
     for _ in range(3):
         await first._mend_settings()
     (said,) = [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
     assert "max_waiting is 9, and 7 here; result_ttl_s is 90.5, and 60 here" in said
+    assert "tenants.acme has no limits of its own, and 5 requests and any tokens a minute here" in said
     assert (await first.queue.settings())["max_waiting"] == "9", "the last one's hold"
 
 

@@ -239,7 +239,8 @@ async def test_settings_that_are_not_those_that_hold_are_noticed(redis: Redis, v
     queue = PromptQueue(redis)
     assert "queue settings" not in await findings(valkey_url)
     await queue.configure(conf={"max_waiting": 7, "dead_ttl_ms": 5000}, routes={"chat": b"{}"})
-    found = (await findings(valkey_url))["queue settings"]
+    assert "queue settings" not in await findings(valkey_url), "a host without settings has nothing to say"
+    found = (await findings(valkey_url, route("echo")))["queue settings"]
     assert found.level is WARN
     assert "max_waiting is 7, and 100000 here; dead_ttl_s is 5, and 604800 here" in found.message
 
