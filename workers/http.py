@@ -40,6 +40,7 @@ MAX_ERROR_BYTES = 64 * 1024
 
 # Servers close idle connections (llama-server after 5 s); let go of them before they do.
 _KEEPALIVE_S = 4.0
+_NOTHING = httpx.ByteStream(b"")
 # The words of a refusal come with its head, or are not worth a wait.
 _REFUSAL_S = 5.0
 
@@ -196,13 +197,19 @@ class HttpEndpoint:
         async with self._lanes.one() as client:
             request = client.build_request(method, path, content=content, headers=headers)
             response = await self._send(client, request, limit)
-            async with aclosing(response):
-                if not response.is_success:
-                    refusal = await self._refusal(response, limit)
-                    raise self.error(replace(refusal, method=method))
-                if name := unreadable_encoding(response):
-                    raise self.protocol_error(f"sent an answer compressed by {name}, which was not asked for")
-                yield response
+            try:
+                async with aclosing(response):
+                    if not response.is_success:
+                        refusal = await self._refusal(response, limit)
+                        raise self.error(replace(refusal, method=method))
+                    if name := unreadable_encoding(response):
+                        raise self.protocol_error(
+                            f"sent an answer compressed by {name}, which was not asked for"
+                        )
+                    yield response
+            finally:
+                # It holds on to the response, and so to the whole request, until the next garbage collection.
+                response.stream = _NOTHING
 
     async def _send(
         self, client: httpx.AsyncClient, request: httpx.Request, limit: TimeLimit

@@ -48,7 +48,7 @@ AUDIT_CHUNK = 50
 CLAIM_CHUNK = 128
 LANES_A_CLAIM = 256
 TICK_CHUNK = 25
-PURGE_AT_ONCE = 100
+PURGE_AT_ONCE = 64
 
 FORMAT = 1
 """The format of what is stored, as lua/lib/format.lua has it."""

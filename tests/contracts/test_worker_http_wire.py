@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.contracts.wire import DONE, answer, hang_up, read_request, stream
@@ -62,6 +64,21 @@ async def test_connection_serves_again_when_a_stream_has_been_read_to_its_end() 
         for _ in range(2):
             assert await events_of(endpoint) == [{"n": 1}]
     assert len(connections) == 1
+
+
+async def test_a_request_that_is_answered_leaves_nothing_to_the_garbage_collector() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await stream({"n": 1}, DONE)(writer)
+
+    async with served_by(serve) as endpoint:
+        gc.collect()
+        gc.disable()
+        try:
+            await events_of(endpoint)
+            assert not [one for one in gc.get_objects() if isinstance(one, httpx.Request)]
+        finally:
+            gc.enable()
 
 
 async def test_request_goes_again_where_the_server_has_closed_the_pooled_connection() -> None:

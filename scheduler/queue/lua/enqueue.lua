@@ -33,7 +33,7 @@ local LIVE_ALIAS_MS = 604800000 -- the end of its job sets it anew
 local SHED_LOOKS = 16
 local SHED_DELAYED_LOOKS = 128
 local SHED_HELD_LANES = 64
-local SHED_LANES = 2000
+local SHED_LANES = 1000
 local SHED_PLACES = 16
 local LOOKS_A_CALL = 256
 -- 60 bits of a base64 hash tell the contents of one key apart; more would make each record longer.

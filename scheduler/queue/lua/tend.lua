@@ -78,6 +78,8 @@ local function work(lane)
 end
 
 -- A lane that nobody serves, that has no jobs and is not paused comes back with its next job.
+local forgotten = 0
+
 local function forget_unused(lane)
   if level_bits(lane) > 0 or level_bits(suspects_lane(lane)) > 0 then return end
   if (tonumber(redis.call('HGET', meta_key, 'n:' .. lane)) or 0) ~= 0 then return end
@@ -85,6 +87,7 @@ local function forget_unused(lane)
   redis.call('SREM', lanes_key, lane)
   redis.call('HDEL', meta_key, 'b:' .. lane, 'n:' .. lane, 'ms:' .. lane, 'ran:' .. lane, 'mean:' .. lane)
   redis.call('UNLINK', wake_key(lane), urgent_key(lane), work_key(lane))
+  forgotten = forgotten + 1
 end
 
 -- The bitmaps of these lanes and of their suspects, in two commands.
@@ -136,6 +139,7 @@ for _, lane in ipairs(lanes) do
   if mend_is_due then forget_unused(lane) end
 end
 if next_place then
+  next_place = place_after(next_place, forgotten)
   redis.call('HSET', meta_key, 'round', (work_is_due and '1 ' or '0 ') .. (mend_is_due and '1 ' or '0 ') .. next_place)
   return { UNDER_WAY_MS, woken }
 end

@@ -17,3 +17,9 @@ local function walk(command, key, place, n)
   if next_cursor ~= '0' then return page, next_cursor .. ' 0' end
   return page, nil
 end
+
+-- The same place once `gone` of the members before it have been taken out.
+local function place_after(place, gone)
+  local cursor, seen = string.match(place, '^(%d+) (%d+)$')
+  return cursor .. ' ' .. text(math.max(0, tonumber(seen) - gone))
+end
