@@ -105,7 +105,7 @@ class ChatReader:
         delta = choice.get("delta") if choice else None
         if delta:
             text = delta.get("content")
-            if text and type(text) is str and len(delta) == 1:
+            if text and type(text) is str and (len(delta) == 1 or _says_no_more(delta)):
                 self._spoken = True
                 piece: Piece | None = Piece(0, text)
             else:
@@ -142,7 +142,7 @@ class ChatReader:
         text = reasoning = thoughts = ""
         called: Any = None
         for key, value in delta.items():
-            if not value or key == "role":
+            if not value:
                 continue
             if key == "content":
                 text, thoughts = (value, "") if type(value) is str else _said(value)
@@ -378,6 +378,11 @@ def _raise_error_in(choice: Mapping[str, Any]) -> None:
     """
     if choice.get("error") and refusal_in_answer(choice) is not None:
         raise ReportedError({"error": choice["error"]})
+
+
+def _says_no_more(delta: Mapping[str, Any]) -> bool:
+    """Whether there is only a role, or no reasoning, beside the text, as many send with every chunk."""
+    return len(delta) == 2 and ("role" in delta or not delta.get("reasoning_content", True))
 
 
 def _said(content: Any) -> tuple[str, str]:
