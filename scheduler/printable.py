@@ -34,7 +34,7 @@ def one_line(text: str) -> str:
 
 def paragraphs(text: str) -> str:
     """A text of several lines: line feeds and tabs stay, and so do the invisible marks that scripts need."""
-    return text if _is_plain(text) else _IN_PARAGRAPHS.sub(_escape, text)
+    return text if _is_plain(text) else _IN_PARAGRAPHS.sub(_escape, text.replace("\r\n", "\n"))
 
 
 def json_text(document: bytes) -> bytes:

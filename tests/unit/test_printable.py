@@ -40,6 +40,7 @@ def test_what_commands_or_deceives_is_shown_as_its_escape(text: str, shown: str)
 
 def test_an_answer_keeps_its_lines_and_what_its_script_needs() -> None:
     assert paragraphs("a\n\tb क्\u200dष 👨\u200d👩 \u200f") == "a\n\tb क्\u200dष 👨\u200d👩 \u200f"
+    assert paragraphs("one\r\ntwo\r\n") == "one\ntwo\n"
     assert paragraphs("a\r\x1b[2J\u202eb\u2069\x9b\ud800") == r"a\r\x1b[2J\u202eb\u2069\x9b\ud800"
 
 
