@@ -6,7 +6,8 @@
 local function walk(command, key, place, n)
   local cursor, seen = string.match(place or '', '^(%d+) (%d+)$')
   cursor, seen = cursor or '0', tonumber(seen or 0)
-  local reply = redis.pcall(command, key, cursor, 'COUNT', n)
+  -- Half, for a page may be longer: a cut page that loses members meanwhile hides others.
+  local reply = redis.pcall(command, key, cursor, 'COUNT', math.ceil(n / 2))
   if reply.err then return {}, nil end -- a place that is none, or a key that is something else
   local next_cursor, members = reply[1], reply[2]
   if type(next_cursor) == 'number' then next_cursor = text(next_cursor) end
