@@ -9,7 +9,7 @@ from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 
 PURGE_CHUNK = 500
-DELAYED_CHUNK = 64
+DELAYED_CHUNK = 50
 
 
 async def known_lanes(queue: PromptQueue, lane: str | None = None) -> list[str]:

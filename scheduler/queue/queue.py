@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
@@ -42,13 +43,14 @@ STAGED_BYTES = 256 << 10
 """A request that has more goes to Redis ahead of the script for it: a plain SET copies it once."""
 STAGED_MS = 60_000
 STAGE_AGAIN = 3
+UNSTAGED = 2
 CLAIM_BYTES = 16 << 20
 REPLAY_LIMIT = 1000
 AUDIT_CHUNK = 50
 CLAIM_CHUNK = 128
 LANES_A_CLAIM = 256
 TICK_CHUNK = 25
-PURGE_AT_ONCE = 64
+PURGE_AT_ONCE = 50
 
 FORMAT = 1
 """The format of what is stored, as lua/lib/format.lua has it."""
@@ -303,6 +305,7 @@ class PromptQueue:
         endings: Sequence[Ending] = (),
     ) -> WriteOutcome:
         """Publish events, give jobs back and end jobs, in that order, in one round trip."""
+        endings, staged = await self._stage_results(endings)
         early, endings = _parted(endings)
         calls: list[Call] = []
         writes: list[Sequence[Publication | Return | Ending]] = []
@@ -318,13 +321,43 @@ class PromptQueue:
             writes.append(ends)
         if not calls:
             return WriteOutcome()
-        refused = (
+        refused = {
             (write.job_id, write.token)
             for batch, statuses in zip(writes, await self._scripts.run_all(calls), strict=True)
             for write, status in zip(batch, statuses, strict=True)
-            if not status
-        )
+            if not status or (status == UNSTAGED and not await self._end_whole(staged, write.token))
+        }
+        for end in staged.values():
+            if (end.job_id, end.token) not in refused:
+                await self._tell_of_end(end)
         return WriteOutcome(frozenset(refused))
+
+    async def _stage_results(self, endings: Sequence[Ending]) -> tuple[Sequence[Ending], dict[int, Ending]]:
+        """Ends without their large results, which have gone ahead; and those whole, by token."""
+        if all(len(end.value) <= STAGED_BYTES for end in endings):
+            return endings, {}
+        staged: dict[int, Ending] = {}
+        for end in endings:
+            if end.state is JobState.DONE and len(end.value) > STAGED_BYTES:
+                with suppress(OutOfMemoryError):  # what a full server does not take ahead the script brings
+                    await self.redis.set(self.keys.of("staged", end.job_id), end.value, px=STAGED_MS)
+                    staged[end.token] = end
+        return [end._replace(value=b"") if end.token in staged else end for end in endings], staged
+
+    async def _end_whole(self, staged: dict[int, Ending], token: int) -> bool:
+        """End a job in one call after all; whether that was accepted."""
+        end = staged.pop(token, None)
+        if end is None:
+            return False
+        early, ends = _parted([end])
+        calls = [*(self._publish([part]) for part in early), self._finish(ends)]
+        statuses: list[list[int]] = await self._scripts.run_all(calls)
+        return statuses[-1] == [1]
+
+    async def _tell_of_end(self, end: Ending) -> None:
+        with suppress(NoPermissionError):
+            message = b"".join((end.head, end.value, b"}"))
+            await self.redis.publish(self.channel(end.job_id), message)
 
     @staticmethod
     def _publish(publications: Sequence[Publication]) -> Call:

@@ -5,7 +5,8 @@
 -- ARGV, again and again: job, token, state, seq of the first event, number of events before the terminal one, those events,
 --   JSON, the terminal event's JSON up to its last value, that value: result JSON, error JSON or '', reason or '',
 --   result ttl (ms), tokens that the attempt has used or '' where nobody knows
--- returns, a job: 1 | 0 refused, the job is not this token's any more
+--   a result of '' is large, and stands in the job's staged key; who staged it publishes the terminal event
+-- returns, a job: 1 | 0 refused, the job is not this token's any more | 2 its result has gone from where it was staged
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"
@@ -43,10 +44,18 @@ local function keep_ms_of_end(state, rec, asked_ms)
   return keep_ms
 end
 
+-- Keep a large result, which Lua would copy many times.
+local function keep_staged(id, span)
+  if redis.call('EXISTS', staged_key(id)) == 1 then redis.call('RENAME', staged_key(id), result_key(id)) end
+  redis.call('PEXPIRE', result_key(id), span)
+end
+
 local function finish(at, n)
   local id, token, state = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local staged = state == 'done' and ARGV[at + 6 + n] == ''
   local rec = read(id, FIELDS)
   if not rec or rec.k ~= token then return 0 end
+  if staged and redis.call('EXISTS', staged_key(id), result_key(id)) == 0 then return 2 end
   if ENDED[rec.s] then
     -- Where it broke off half-way, which leaves a record that never goes, the rest is made up for.
     if rec.s ~= state or redis.call('PTTL', record_key(id)) ~= -1 then return 1 end
@@ -58,7 +67,7 @@ local function finish(at, n)
   local seq = (whole(ARGV[at + 3], 1, MOST_NUMBER) or 1) + n
   at = at + 5 + n
   local head, value, reason = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  tell(channel_key(id), head .. value .. '}')
+  if not staged then tell(channel_key(id), head .. value .. '}') end
   redis.call('HSET', record_key(id), 's', state, 'e', ended_at, 'z', text(seq))
   if reason ~= '' then redis.call('HSET', record_key(id), 'r', reason) end
   if state == 'failed' then redis.call('HSET', record_key(id), 'i', value) end
@@ -66,7 +75,12 @@ local function finish(at, n)
   settle_usage(id, rec, whole(ARGV[at + 4], 0, MOST_NUMBER))
   count_attempt(rec)
   local keep_ms = keep_ms_of_end(state, rec, ARGV[at + 3])
-  if state == 'done' then redis.call('SET', result_key(id), value, 'PX', spans[keep_ms] or text(keep_ms)) end
+  local span = spans[keep_ms] or text(keep_ms)
+  if staged then
+    keep_staged(id, span)
+  elseif state == 'done' then
+    redis.call('SET', result_key(id), value, 'PX', span)
+  end
   retain(id, rec, state, keep_ms, reason)
   release_dedup(id, rec, state)
   add('t:' .. state, 1)
