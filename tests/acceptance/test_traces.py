@@ -100,11 +100,11 @@ def application(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> TracerPr
 
 
 class StumblingServer(OpenAIServer):
-    """Has no answer to the first prompts, and says so with words of theirs."""
+    """Has no answer to the first prompt, with others nor alone, and says so with words of it."""
 
     async def respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
-        first = sum(each.body is not None for each in self.requests) == 1
-        if first and request.body is not None:
+        asked = [each for each in self.requests if f"{MARKER} one" in repr(each.body)]
+        if request in asked[:2]:
             await answer(500, {"error": {"message": f"out of memory at {MARKER}"}})(writer)
             return
         await super().respond(request, writer)
@@ -176,12 +176,14 @@ def check_trace(receiver: Receiver, job_id: str) -> None:
         assert attributes["prompt_scheduler.outcome"] == outcome
         below = {span.name: span for _, span in ours if span.parent_span_id == process.span_id}
         assert {"queue wait", "stage inference"} <= below.keys()
-        (call,) = [
+        # With the other prompt and then alone; alone.
+        calls = [
             span
             for _, span in ours
             if span.parent_span_id == below["stage inference"].span_id and span.name.startswith("text")
         ]
-        assert call.name == "text_completion tiny"
+        assert [call.name for call in calls] == ["text_completion tiny"] * (3 - number)
+        call = calls[-1]
         assert attributes_of(call.attributes)["gen_ai.provider.name"] == "vllm"
     assert first.status.code == Status.STATUS_CODE_ERROR
     assert first.status.message == ""
