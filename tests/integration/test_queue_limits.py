@@ -76,7 +76,7 @@ async def test_many_jobs_at_the_head_are_parked_once(q: QueueDriver) -> None:
         claims += 1
     assert [job.id for job in claim.jobs] == ["other"]
     parking = await commands(q)
-    assert claims <= JOBS / 256 + 2
+    assert claims <= JOBS / 64 + 2
     assert JOBS <= parking["zadd"] <= JOBS + 2 * claims
     assert parking.total() <= 4 * JOBS
     assert await cost_of_a_claim(q) == empty

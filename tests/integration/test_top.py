@@ -12,6 +12,7 @@ from scheduler.cli.admin.top.look import DEAD_READ, DONE_READ, RUNNING_READ, Loo
 from scheduler.model import JobState
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.records import ClaimedJob
 from tests.contracts.queue_driver import LANE, QueueDriver, ending, new_job
 
 ROUND_TRIPS = 8
@@ -27,6 +28,13 @@ async def q(valkey_url: str) -> AsyncIterator[QueueDriver]:
 
 async def take(q: QueueDriver) -> Look:
     return await look(QueueInspector(q.queue))
+
+
+async def claimed(q: QueueDriver, n: int) -> list[ClaimedJob]:
+    jobs: list[ClaimedJob] = []
+    while len(jobs) < n:
+        jobs += (await q.claim_all(n - len(jobs), lanes={LANE: n})).jobs
+    return jobs
 
 
 async def test_a_look_costs_the_same_whatever_the_size_of_the_queue(
@@ -47,10 +55,10 @@ async def test_a_look_costs_the_same_whatever_the_size_of_the_queue(
     for size in (many, 2 * many):
         for state in (JobState.DONE, JobState.FAILED):
             await q.enqueue(*(new_job(f"{size}-{state}-{n}") for n in range(many)))
-            jobs = (await q.claim_all(many, lanes={LANE: many})).jobs
+            jobs = await claimed(q, many)
             await q.queue.write(endings=[ending(job, state) for job in jobs])
         await q.enqueue(*(new_job(f"{size}-running-{n}") for n in range(many)))
-        await q.claim_all(many, lanes={LANE: many})
+        await claimed(q, many)
         await q.enqueue(*(new_job(f"{size}-waiting-{n}", n % 10) for n in range(many)))
         monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
         seen = await take(q)
