@@ -51,6 +51,7 @@ CLAIM_CHUNK = 128
 LANES_A_CLAIM = 256
 TICK_CHUNK = 25
 PURGE_AT_ONCE = 50
+RENEW_AT_ONCE = 512
 
 FORMAT = 1
 """The format of what is stored, as lua/lib/format.lua has it."""
@@ -281,10 +282,10 @@ class PromptQueue:
 
         Returns, for each `(job_id, token)`: ms to its deadline, None without one, or "lost".
         """
-        args: list[Argument] = [worker, lease_ms, about]
-        for job_id, token in held:
-            args += (job_id, token)
-        replies: list[int] = await self._scripts.run("renew", *args)
+        replies: list[int] = []
+        for at in range(0, max(1, len(held)), RENEW_AT_ONCE):
+            jobs = [part for job in held[at : at + RENEW_AT_ONCE] for part in job]
+            replies += await self._scripts.run("renew", worker, lease_ms, about, *jobs)
         return ["lost" if reply == -2 else None if reply == -1 else reply for reply in replies]
 
     async def attend(self, worker: str, endpoints: Sequence[str], *, holds_ms: int) -> list[tuple[int, int]]:
