@@ -20,10 +20,11 @@ MADE      := $(VENV)/.made-$(notdir $(PYTHON))
 INSTALLED := $(VENV)/.installed
 ENGINES   := $(VENV)/.engines
 BENCH     := $(VENV)/.bench
+MUTATE    := $(VENV)/.mutate
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos lint format bench bench-batching bench-scripts bench-loss clean llama-server vllm prometheus
+.PHONY: help demo test test-engines chaos mutate lint format bench bench-batching bench-scripts bench-loss clean llama-server vllm prometheus
 
 help: ## List what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +46,10 @@ test-engines: $(INSTALLED) $(ENGINES) llama-server vllm prometheus ## Get llama-
 
 chaos: $(INSTALLED) ## Break everything for MINUTES, and see that nothing is lost; SEED repeats a run
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+mutate: $(INSTALLED) $(MUTATE) ## Put small mistakes into scripts and policies, and see that tests notice them; some minutes
+	$(BIN)/python -m tests.mutation.policies
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .
@@ -68,7 +73,7 @@ bench-loss: $(INSTALLED) ## Measure recovery from a kill, memory behind a backlo
 	$(BIN)/python -m benchmarks.resilience $(ARGS)
 
 clean: ## Remove the environment and all that was made here; llama-server, vLLM and Prometheus stay in their cache
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Somebody who names a LLAMA_SERVER of their own has no need of ours.
@@ -100,6 +105,10 @@ $(INSTALLED): pyproject.toml $(MADE)
 
 $(ENGINES): pyproject.toml $(INSTALLED)
 	@$(PROGRESS) "Installing what makes tiny models" $(PIP) install --group engines
+	@touch $@
+
+$(MUTATE): pyproject.toml $(INSTALLED)
+	$(PIP) install --group mutate
 	@touch $@
 
 $(BENCH): pyproject.toml $(INSTALLED)

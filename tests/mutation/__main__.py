@@ -61,7 +61,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
     parser.add_argument("named", nargs="*", metavar="FILE[:LINE]")
-    parser.add_argument("--sample", type=int, default=250, help="mutants to try (250)")
+    parser.add_argument("--sample", type=int, default=150, help="mutants to try (150)")
     parser.add_argument("--seed", type=int, default=1, help="draws the sample (1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="processes (one a core)")
     return parser.parse_args()

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import timeit
 from collections import Counter
-
-import pytest
 
 from scheduler.routing import BreakerState, Endpoint, choose_endpoint
 from tests.unit.scripted_endpoint import Clock, endpoint, fail, half_open, opened
@@ -184,13 +181,6 @@ def test_session_yields_when_its_endpoint_is_full() -> None:
     assert choose_endpoint(endpoints, session="s") not in (home, None)
     home.window.release(1)
     assert choose_endpoint(endpoints, session="s") is home
-
-
-@pytest.mark.parametrize("session", [None, "session 1"])
-def test_choosing_among_four_is_cheap(session: str | None) -> None:
-    endpoints = [endpoint(f"chat.{at}", limit=32) for at in range(4)]
-    times = timeit.repeat(lambda: choose_endpoint(endpoints, session=session), number=200, repeat=10)
-    assert min(times) / 200 < 200e-6  # some 6 µs on a quiet machine
 
 
 def test_an_urgent_prompt_of_a_session_takes_the_place_that_its_home_has_kept() -> None:
