@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from scheduler import admin
 from scheduler.model import DedupMode, JobState
@@ -1943,6 +1943,21 @@ class QueueContract(OnQueue):
         assert heard[-1]["result"]["text"] == (await q.last_event("a"))["result"]["text"] == text
         late = job._replace(token=job.token + 5)
         assert not await q.finish(late, value=b"z" * 300_000)
+
+    async def test_what_goes_ahead_and_is_evicted_loses_no_result_and_makes_no_job(
+        self, q: QueueDriver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def evicted(*_: object, **__: object) -> bool:
+            return True
+
+        job = await q.running("a")
+        before = await q.dump()
+        monkeypatch.setattr(q.queue.redis, "set", evicted)
+        with pytest.raises(OutOfMemoryError, match="did not keep a large request"):
+            await q.enqueue(new_job("b", payload=b"x" * 300_000))
+        assert await q.dump() == before
+        assert await q.finish(job, value=b'{"text":"%s"}' % (b"y" * 300_000))
+        assert (await q.last_event("a"))["result"]["text"] == "y" * 300_000
 
     async def test_a_replay_is_bounded_in_bytes_and_goes_on(self, q: QueueDriver) -> None:
         job = await q.running("a")
