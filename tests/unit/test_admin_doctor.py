@@ -45,8 +45,7 @@ def route(backend: str, **fields: Any) -> Settings:
 
 async def test_a_sound_server_is_well(redis: Redis, valkey_url: str) -> None:
     found = await findings(valkey_url)
-    well = {"redis", "eviction", "memory", "round trip", "channels", "queue settings", "bound"}
-    well |= {"route echo", "endpoint echo.0"}
+    well = {"redis", "eviction", "memory", "round trip", "channels", "bound", "route echo", "endpoint echo.0"}
     assert {subject for subject, finding in found.items() if finding.level is OK} == well
     assert found["persistence"].level is WARN
     assert found["persistence"].fix == "set appendonly yes"
