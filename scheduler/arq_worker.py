@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from arq.constants import abort_jobs_ss
 from arq.worker import Worker
 
 from scheduler.logs import traced
@@ -29,6 +30,17 @@ class EnduringWorker(Worker):
             await asyncio.sleep(AGAIN_S)
         else:
             self._said = ""
+
+    async def _cancel_aborted_jobs(self) -> None:
+        """Cancel those that run and are to be aborted. arq asks in a transaction, which a full Redis refuses."""
+        if not self.job_tasks:
+            return
+        asked = {job_id.decode() for job_id in await self.pool.zrange(abort_jobs_ss, 0, -1)}
+        if aborted := asked & self.job_tasks.keys():
+            for job_id in aborted:
+                self.job_tasks[job_id].cancel()
+            self.aborting_tasks |= aborted
+            await self.pool.zrem(abort_jobs_ss, *aborted)
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Start those that are due. An entry that is no job of arq's would be first again the next time."""
