@@ -32,7 +32,7 @@ class EnduringWorker(Worker):
             self._said = ""
 
     async def _cancel_aborted_jobs(self) -> None:
-        """Cancel those that run and are to be aborted. arq asks in a transaction: a full Redis refuses that."""
+        """Cancel those that are to be aborted. Not in a transaction, as arq does: a full Redis refuses it."""
         if not self.job_tasks:
             return
         asked = {job_id.decode() for job_id in await self.pool.zrange(abort_jobs_ss, 0, -1)}
