@@ -33,7 +33,9 @@ class Terminal:
     def __init__(self, *command: str, columns: int = 80, **environ: str | None) -> None:
         self._ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        merged = {**os.environ, "TERM": "xterm-256color", **environ}
+        # Who starts the tests may have a size, or a taste, of his own.
+        own = {"COLUMNS": None, "LINES": None, "NO_COLOR": None}
+        merged = {**os.environ, **own, "TERM": "xterm-256color", **environ}
         self.process = subprocess.Popen(
             ["setsid", "--ctty", "--wait", *command],
             stdin=theirs,

@@ -116,11 +116,11 @@ local function newest_unrun(lane, p)
   end
 end
 
--- Delayed jobs have no levels: of those that are due last some are looked at, once a call.
+-- Delayed jobs have no levels: of those that are due last some are looked at, again where the call itself changes one.
 local delayed
 
 local function list_delayed()
-  delayed = {}
+  delayed, looks = {}, looks + SHED_DELAYED_LOOKS / 4
   for _, id in ipairs(redis.call('ZREVRANGE', delayed_key, 0, SHED_DELAYED_LOOKS - 1)) do
     local rec = read(id, { 's', 'p', 'l', 'n' })
     if sound(rec) and rec.s == 'delayed' and not rec.n then
@@ -233,6 +233,7 @@ local function raise_priority(id, rec, priority)
   end
   redis.call('HSET', record_key(id), 'p', priority)
   rec.p = priority
+  if rec.s == 'delayed' then delayed = nil end
   if rec.s == 'waiting' and priority >= URGENT then to_wake[rec.l] = true end
 end
 
@@ -256,6 +257,7 @@ local function hasten(id, rec, delay_ms)
   if delay_ms == '' then delay_ms = 0 end
   local due = now_ms + delay_ms
   if due >= (tonumber(rec.u) or math.huge) then return end
+  delayed = nil
   if due > now_ms then
     redis.call('ZADD', delayed_key, text(due), id)
     redis.call('HSET', record_key(id), 'u', text(due), 'q', text(unique_us() + delay_ms * 1000))
@@ -359,6 +361,7 @@ local function create(job, rank)
     local due = text(now_ms + delay_ms)
     set('u', due)
     redis.call('ZADD', delayed_key, due, job.id)
+    delayed = nil
   end
   redis.call('HSET', record_key(job.id), unpack(fields))
   if job.payload ~= '' then
@@ -373,6 +376,7 @@ local function create(job, rank)
     to_wake[job.lane] = true
   elseif state == 'held' then
     hold(job.id, { l = job.lane, t = job.tenant, p = job.priority, q = rank })
+    list_place(held_lane(job.lane, job.tenant), job.priority)
   end
   count_waiting(job.lane, 1)
   counted(job.lane, 1)
