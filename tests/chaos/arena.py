@@ -200,6 +200,8 @@ class Arena:
     deaths: int = 0
     strange_ends: list[str] = field(default_factory=list)
     """Worker processes that ended by themselves, and not of poison."""
+    failovers: list[tuple[float, float]] = field(default_factory=list)
+    """When each began and had ended."""
     forgot_at: float = 0.0
     """When Redis last forgot something: what was promised before may be gone."""
     _started: int = 0

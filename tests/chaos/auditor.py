@@ -24,6 +24,7 @@ WASTED = "tokens streamed for nothing"
 PAGE = 500
 PROBLEMS_SHOWN = 20
 LOSSES_OF_POISON = 3
+LOST_BY_A_FAILOVER_S = 2.0
 ENDED = frozenset(state.value for state in JobState if state.ended)
 UNWELCOME = ("Traceback", " ERROR ", "Task was destroyed", "never retrieved", "Unclosed")
 
@@ -101,15 +102,22 @@ def _promises(arena: Arena, queue: PromptQueue, verdict: Verdict) -> dict[str, P
     for line in odd:
         promise = promises.get(line["id"])
         # Where Redis has lost a part of a job, a part of it is what its readers get.
-        if line["said"] == NO_END or promise is None or not _may_be_gone(arena, promise):
+        if line["said"] == NO_END or promise is None or not _may_be_half(arena, promise):
             verdict.problems.append(f"{line.get('kind')} job {line['id']}: {line['said']}")
     return promises
 
 
 def _may_be_gone(arena: Arena, promise: Promise) -> bool:
+    """Whether Redis may have lost the job: forgotten it, or promised it right before or in a failover."""
     if isinstance(arena.server, SentinelSet):
-        return True  # what a primary said in its last moments its replica may not have heard
+        near = LOST_BY_A_FAILOVER_S
+        return any(began - near <= promise.at <= ended + near for began, ended in arena.failovers)
     return arena.server.loses is not None and promise.at <= arena.forgot_at
+
+
+def _may_be_half(arena: Arena, promise: Promise) -> bool:
+    """Whether Redis may have lost a part of the job, its end for one, that its readers have heard of."""
+    return isinstance(arena.server, SentinelSet) or _may_be_gone(arena, promise)
 
 
 def _ledger_lines(arena: Arena, queue: PromptQueue) -> Iterator[dict[str, Any]]:
@@ -138,7 +146,7 @@ async def _judge_jobs(
             figures[f"  {record['s']}"] += 1
             if record.get("r") == "poison" and promise.kind != "poison":
                 figures["innocent jobs that lost three processes"] += 1
-            if problem := _problem(job_id, promise, record, events, spared=_may_be_gone(arena, promise)):
+            if problem := _problem(job_id, promise, record, events, spared=_may_be_half(arena, promise)):
                 verdict.problems.append(f"{queue.name}: {promise.kind} job {job_id} {problem}")
             needed = int(record.get("f", 0)) + (record["s"] in ("done", "failed"))
             figures[REPEATED] += max(0, calls[job_id] - max(1, needed)) if calls[job_id] else 0

@@ -233,21 +233,22 @@ async def clock_set_back(arena: Arena, rng: random.Random) -> None:
 
 
 async def clock_set_forward(arena: Arena, rng: random.Random) -> None:
-    """The clock of Redis' host goes on by an hour: what would expire within it does."""
+    """The clock of Redis' host goes on by an hour: what would expire within it does, lists of it do not."""
     await _set_clock(arena, 3600)
 
 
 async def _set_clock(arena: Arena, by_s: int) -> None:
     assert isinstance(arena.server, ForgetfulServer)
     arena.server.set_clock(by_s)
-    await asyncio.sleep(2 * LEASE_S)
-    arena.forgot_at = time.time()
+    await _forgotten(arena)
 
 
 async def failover(arena: Arena, rng: random.Random) -> None:
     """The primary is killed; the sentinels choose its replica."""
     assert isinstance(arena.server, SentinelSet)
+    began = time.time()
     await arena.server.fail_over()
+    arena.failovers.append((began, time.time()))
 
 
 async def engine_cut(arena: Arena, rng: random.Random) -> None:

@@ -53,7 +53,7 @@ class SentinelServers:
         self._processes[port].wait()
 
     def come_back(self, port: int) -> None:
-        """Start a killed server again, empty; the sentinels make it a replica."""
+        """Start a killed server again; the sentinels make it a replica."""
         self._run(port, *self._options(port), "--replicaof", "127.0.0.1", str(self.primary()))
         # On a busy machine the sentinels may choose it again in the meantime.
         self._until(port, lambda info: info.get("master_link_status") == "up" or info["connected_slaves"])
@@ -71,7 +71,8 @@ class SentinelServers:
 
     def _options(self, port: int) -> list[str]:
         folder = str(self._folder / str(port))
-        return ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0", "--dir", folder]
+        # With a file of its own: one that is chosen again right after its start must not empty all others.
+        return ["--save", "", "--appendonly", "yes", "--repl-diskless-sync-delay", "0", "--dir", folder]
 
     def _watch(self, primary: int) -> None:
         port = free_port()
