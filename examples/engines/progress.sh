@@ -12,7 +12,7 @@ shift
 
 LOG=$(mktemp "${TMPDIR:-/tmp}/progress.XXXXXX") || exit 1
 SHOWING=
-trap '[ -z "$SHOWING" ] || kill "$SHOWING" 2>/dev/null; rm -f "$LOG"' EXIT
+trap '[ -z "$SHOWING" ] || kill -KILL "$SHOWING" 2>/dev/null; rm -f "$LOG"' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -36,7 +36,7 @@ show &
 SHOWING=$!
 "$@" >"$LOG" 2>&1
 STATUS=$?
-kill "$SHOWING" 2>/dev/null
+kill -KILL "$SHOWING" 2>/dev/null  # a TERM is lost where it comes before the subshell has dropped its traps
 wait "$SHOWING" 2>/dev/null
 SHOWING=
 [ -z "$AT_TERMINAL" ] || printf '\r\033[K' >&2
