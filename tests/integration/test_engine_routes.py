@@ -215,7 +215,9 @@ async def test_endpoint_that_has_opened_is_checked_with_no_prompt_of_a_user(room
     assert puppet.calls.empty()
     puppet.failure = None
     (await puppet.next_call()).finish("back")
-    assert (await job.result(timeout_s=SOON_S)).attempts == 2
+    await job.result(timeout_s=SOON_S)
+    # It may have been claimed once more before the endpoint was left alone: a wait, and no failure.
+    assert (await job.info()).failures == 1
     assert breaker.admits
 
 
