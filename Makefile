@@ -37,7 +37,7 @@ demo: $(INSTALLED) ## Watch 200 prompts go through; ENGINE=llama or vllm runs a 
 	@LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/prompt-scheduler demo --engine $(ENGINE) $(ARGS)
 
 test: $(INSTALLED) ## Run all tests but those that need a model server
-	$(BIN)/pytest tests --ignore=tests/engines -n 3 --dist loadfile $(ARGS)
+	$(BIN)/pytest tests --ignore=tests/engines -n 4 --dist worksteal $(ARGS)
 
 test-engines: $(INSTALLED) $(ENGINES) llama-server vllm prometheus ## Get llama-server, vLLM and Prometheus if need be, test against them, and a minute of chaos
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" PROMETHEUS="$(PROMETHEUS)" REQUIRE_ENGINES=1 \
