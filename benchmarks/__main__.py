@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from benchmarks import adapters, bill, drain, enqueue, latency, memory, report, scale, streaming, telemetry
 from benchmarks.harness import Bench
-from scheduler.embedded import EmbeddedServer, bundled_binary
+from scheduler.redis_server.embedded import EmbeddedServer, bundled_binary
 
 MEASURES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "drain": drain.measure,

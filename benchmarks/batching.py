@@ -36,7 +36,7 @@ from typing import Any
 import httpx
 
 from scheduler import AsyncClient, PromptRequest, load_settings
-from scheduler.embedded import EmbeddedServer
+from scheduler.redis_server.embedded import EmbeddedServer
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "engines"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt-scheduler"

@@ -18,9 +18,9 @@ from typing import TypeAlias
 from redis.asyncio import Redis
 
 from scheduler import AsyncClient, load_settings
-from scheduler.embedded import EmbeddedServer
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.keys import Keys
+from scheduler.redis_server.embedded import EmbeddedServer
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 OURS = "prompt-scheduler"

@@ -43,8 +43,8 @@ from benchmarks.harness import (
 )
 from scheduler import AsyncClient, PromptRequest, load_settings
 from scheduler.client.submission import stored_request
-from scheduler.embedded import OLDEST, EmbeddedServer, bundled_binary, server_version
 from scheduler.queue.inspection import QueueInspector
+from scheduler.redis_server.embedded import OLDEST, EmbeddedServer, bundled_binary, server_version
 
 WAITING = "memory, waiting job"
 IDLE = "idle workers"

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from scheduler import AsyncClient, Job, JobState, PromptRequest, Started, load_settings
-from scheduler.embedded import EmbeddedServer
 from scheduler.queue.inspection import QueueInspector
+from scheduler.redis_server.embedded import EmbeddedServer
 
 LEASE_S = 10.0
 ARQ_DEFAULT_S = 310.0

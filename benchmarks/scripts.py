@@ -26,13 +26,13 @@ from typing import Any
 from redis.asyncio import Redis
 
 from scheduler import admin
-from scheduler.embedded import EmbeddedServer, bundled_binary
 from scheduler.model import JobState
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.limits import Limits, RateLimit
 from scheduler.queue.queue import ENQUEUE_CHUNK, LANES_A_CLAIM, PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, NewJob, Publication
 from scheduler.queue.scripts import NAMES, Argument, Call, Scripts, source
+from scheduler.redis_server.embedded import EmbeddedServer, bundled_binary
 from scheduler.settings import EndpointSettings
 
 NOTED_US = 300

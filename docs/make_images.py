@@ -25,8 +25,8 @@ from scheduler.cli.admin.top.look import look
 from scheduler.cli.admin.top.watch import Snapshot, Watch
 from scheduler.cli.demo import command, view
 from scheduler.cli.demo.children import child
-from scheduler.embedded import EmbeddedServer
 from scheduler.queue.inspection import QueueInspector
+from scheduler.redis_server.embedded import EmbeddedServer
 
 IMAGES = Path(__file__).parent / "images"
 DEMO_WIDTH = 80

@@ -36,7 +36,7 @@ from pydantic_settings import (
 from scheduler.errors import ConfigError
 from scheduler.mistakes import what_to_give
 from scheduler.model import DEFAULT_MODEL, MAX_DURATION_S, NAME, Name
-from scheduler.sentinel import SCHEMES as SENTINEL_SCHEMES
+from scheduler.redis_server.sentinel import SCHEMES as SENTINEL_SCHEMES
 
 ENV_PREFIX = "SCHEDULER_"
 CONFIG_VARIABLE = "SCHEDULER_CONFIG"

@@ -13,8 +13,14 @@ import pytest
 import redis
 
 from scheduler import Job, SchedulerError
-from scheduler.embedded import OLDEST, EmbeddedServer, bundled_binary, server_binary, server_version
 from scheduler.errors import ConfigError
+from scheduler.redis_server.embedded import (
+    OLDEST,
+    EmbeddedServer,
+    bundled_binary,
+    server_binary,
+    server_version,
+)
 
 pytest.register_assert_rewrite("workers.contract", "tests.contracts")
 

@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from scheduler.batching import within
-from scheduler.connection import check_server, mask, newer_data, open_redis, translated
 from scheduler.engine.limits import limits_of
 from scheduler.engine.queue_settings import disagreements, limit_disagreements, queue_settings
 from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
@@ -24,6 +23,7 @@ from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.queue import FORMAT
 from scheduler.queue.reports import QueueStatus, WorkerInfo
+from scheduler.redis_server.connection import check_server, mask, newer_data, open_redis, translated
 from scheduler.routing import Endpoint, look_for_model
 from scheduler.settings import EndpointSettings, RouteSettings, Settings
 from scheduler.stages import RagStage

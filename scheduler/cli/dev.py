@@ -20,14 +20,14 @@ from rich.console import Console
 from scheduler.cli.events import event_text
 from scheduler.cli.output import console
 from scheduler.cli.session import Session, redis_errors, session
-from scheduler.connection import mask, open_redis, wait_for_server
-from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine, SettingsReloader, worker_id
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.events import Delta, decode_event
 from scheduler.logs import set_up
 from scheduler.model import DEFAULT_MODEL
 from scheduler.queue import PromptQueue
+from scheduler.redis_server.connection import mask, open_redis, wait_for_server
+from scheduler.redis_server.embedded import EmbeddedServer
 from scheduler.settings import EMBEDDED, EndpointSettings, RouteSettings, Settings, config_path
 from scheduler.telemetry.host import Telemetry
 

@@ -19,12 +19,12 @@ from scheduler.client.job import Job, check_timeout
 from scheduler.client.routes import KnownRoutes
 from scheduler.client.submission import new_job
 from scheduler.coalescer import Chunks, Coalescer
-from scheduler.connection import check_server, newer_data, open_redis, too_late, translated
-from scheduler.embedded import EmbeddedServer
 from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError
 from scheduler.model import DedupMode, GenerationParams, JobResult, Message, PromptRequest
 from scheduler.queue.queue import ENQUEUE_CHUNK, FORMAT, PromptQueue
 from scheduler.queue.records import Conflict, Cursor, EnqueueOutcome, Full, NewJob, Replay
+from scheduler.redis_server.connection import check_server, newer_data, open_redis, too_late, translated
+from scheduler.redis_server.embedded import EmbeddedServer
 from scheduler.results.ports import ReplayPort
 from scheduler.results.replays import Replays
 from scheduler.results.subscriptions import Subscriptions

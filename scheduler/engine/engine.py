@@ -1,6 +1,6 @@
 """The engine of a worker process: claims what it can run, runs it, keeps its leases, does the maintenance.
 
-It knows nothing of arq: `scheduler.worker` hosts it under arq, `dev` and `scheduler.testing` run it as it is.
+It knows nothing of arq: `scheduler.host` runs it under arq, `dev` and `scheduler.testing` run it as it is.
 """
 
 from __future__ import annotations

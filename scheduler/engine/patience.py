@@ -12,7 +12,7 @@ from typing import TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from scheduler.connection import leave_demoted, passes
+from scheduler.redis_server.connection import leave_demoted, passes
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.connection import passes
 from scheduler.logs import ids_of, traced
 from scheduler.model import JobState
 from scheduler.queue.records import ClaimedJob, Ending, Publication, Return
+from scheduler.redis_server.connection import passes
 from scheduler.results.encoding import EventEncoder, encode_error
 from scheduler.results.ports import WritePort
 from workers.base import Piece

@@ -17,7 +17,7 @@ from tests.patience import SOON_S
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="lists processes in /proc")
 
 FEW = ("--prompts", "50")
-GUARDS = ("tether.py", "_supervisor.py")
+GUARDS = ("tether.py", "supervisor.py")
 
 
 def start(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Popen[str]:

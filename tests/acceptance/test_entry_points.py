@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from scheduler import Client, Delta
-from scheduler.embedded import EmbeddedServer
+from scheduler.redis_server.embedded import EmbeddedServer
 from tests.acceptance.conftest import StartWorker
 
 ROOT = Path(__file__).parents[2]

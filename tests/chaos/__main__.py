@@ -27,8 +27,8 @@ from pathlib import Path
 import redis.asyncio
 from redis.exceptions import RedisError as RedisServerError
 
-from scheduler.embedded import bundled_binary, server_binary
 from scheduler.queue.keys import Keys
+from scheduler.redis_server.embedded import bundled_binary, server_binary
 from tests.chaos.arena import MAIN, Arena, ForgetfulServer, SentinelSet, Server, ServerBehindProxy
 from tests.chaos.auditor import Verdict, judge
 from tests.chaos.faults import (

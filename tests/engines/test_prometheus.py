@@ -34,9 +34,9 @@ from scheduler import (
     PromptRequest,
     QueueFull,
 )
-from scheduler.embedded import EmbeddedServer
 from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.reports import QueueStatus
+from scheduler.redis_server.embedded import EmbeddedServer
 from tests.acceptance.conftest import wait_for_line
 from tests.engines.conftest import StartServer, free_port
 from tests.patience import SOON_S

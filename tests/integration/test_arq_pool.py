@@ -10,9 +10,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from scheduler.arq_pool import PatientArqRedis
-from scheduler.connection import connection_pool
 from scheduler.engine import Outage
+from scheduler.host.arq_pool import PatientArqRedis
+from scheduler.redis_server.connection import connection_pool
 
 
 @pytest.fixture

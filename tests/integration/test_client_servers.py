@@ -21,8 +21,8 @@ from scheduler import (
     RedisOutOfMemory,
     RedisUnavailable,
 )
-from scheduler.connection import open_redis
 from scheduler.engine import Engine
+from scheduler.redis_server.connection import open_redis
 from tests.chaos.proxy import ChaosProxy
 from tests.integration.engine_room import install_puppet, puppet_of, settings_of, until
 from tests.integration.lone_server import LoneServer

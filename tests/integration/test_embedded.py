@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import redis
 
-from scheduler import _supervisor, embedded
-from scheduler.embedded import EmbeddedServer, bundled_binary, server_binary, server_version
 from scheduler.errors import ConfigError, RedisUnavailable, SchedulerError
+from scheduler.redis_server import embedded, supervisor
+from scheduler.redis_server.embedded import EmbeddedServer, bundled_binary, server_binary, server_version
 from tests.patience import SOON_S
 
 
@@ -61,7 +61,7 @@ class User:
     PROGRAM = """
 import os, signal, sys, time
 sys.path[:0] = {path!r}
-from scheduler.embedded import EmbeddedServer
+from scheduler.redis_server.embedded import EmbeddedServer
 server = EmbeddedServer({data_dir!r}, binary={binary!r})
 server.start()
 print(server.url, flush=True)
@@ -364,14 +364,14 @@ def test_folder_in_use_out_of_reach_is_refused(
     """As when two containers mount one volume: the lock is seen, the server is not."""
     start_user(tmp_path)
     (tmp_path / "server.json").write_text(json.dumps({"socket": str(tmp_path / "nowhere")}))
-    monkeypatch.setattr(_supervisor, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(supervisor, "LOCK_TIMEOUT_S", 0.05)
     ours, theirs = socket.socketpair()
     with (
         ours,
         theirs,
-        pytest.raises(_supervisor.StartError, match="in use by a server that cannot be reached"),
+        pytest.raises(supervisor.StartError, match="in use by a server that cannot be reached"),
     ):
-        _supervisor.supervise(
+        supervisor.supervise(
             str(valkey_binary), tmp_path, shared=True, port=0, first_user=theirs, signals=ours
         )
 
@@ -384,7 +384,7 @@ def test_taken_port_is_given_up_for_another(binary: Path, tmp_path: Path) -> Non
         ports = [taken.getsockname()[1], free.getsockname()[1]]
         free.close()
         picked = iter(ports)
-        server, port = _supervisor.launch(
+        server, port = supervisor.launch(
             str(binary), tmp_path, persistent=False, pick_port=lambda: next(picked)
         )
     assert port == ports[1]

@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler import AsyncClient
-from scheduler.connection import open_redis
 from scheduler.engine import Engine
+from scheduler.redis_server.connection import open_redis
 from tests.integration.engine_room import install_puppet, puppet_of, settings_of, until
 from tests.patience import SOON_S
 

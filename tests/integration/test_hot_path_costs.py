@@ -15,11 +15,11 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler import AsyncClient, load_settings
-from scheduler.connection import open_redis
 from scheduler.engine import Engine
 from scheduler.model import JobState
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.scripts import Argument, Call, Scripts
+from scheduler.redis_server.connection import open_redis
 from tests.contracts.queue_driver import LANE, QueueDriver, deltas, ending, new_job
 from tests.integration.engine_room import until
 from tests.patience import SOON_S

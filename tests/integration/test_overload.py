@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from scheduler import AsyncClient, Job, JobState, PromptRequest, QueueFull, RedisError, SchedulerError
-from scheduler.connection import open_redis
 from scheduler.engine import Engine
+from scheduler.redis_server.connection import open_redis
 from tests.contracts.queue_driver import QueueDriver
 from tests.integration.engine_room import install_puppet, puppet_of, settings_of, until
 from tests.integration.lone_server import LoneServer

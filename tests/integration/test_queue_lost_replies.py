@@ -9,11 +9,11 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from scheduler.connection import open_redis
 from scheduler.model import DedupMode, JobState
 from scheduler.queue.limits import RateLimit
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Enqueued, Offer
+from scheduler.redis_server.connection import open_redis
 from tests.contracts.queue_driver import (
     LANE,
     LEASE_MS,

@@ -9,12 +9,12 @@ from contextlib import aclosing
 import pytest
 from redis.asyncio import Redis
 
-from scheduler.connection import open_redis
 from scheduler.errors import JobCancelled, JobNotFound
 from scheduler.events import Delta, Event
 from scheduler.model import JobState
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import ClaimedJob, Ending, NewJob, Publication
+from scheduler.redis_server.connection import open_redis
 from scheduler.results.encoding import EventEncoder
 from scheduler.results.reader import read_events, read_result
 from scheduler.results.subscriptions import FEED_MESSAGES, Subscriptions

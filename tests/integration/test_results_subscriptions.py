@@ -11,8 +11,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from scheduler.connection import open_redis
-from scheduler.embedded import EmbeddedServer
+from scheduler.redis_server.connection import open_redis
+from scheduler.redis_server.embedded import EmbeddedServer
 from scheduler.results.subscriptions import Feed, Subscriptions
 from tests.patience import SOON_S
 

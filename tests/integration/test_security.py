@@ -30,8 +30,8 @@ from scheduler import (
     arq_jobs,
     connection,
 )
-from scheduler.connection import open_redis
-from scheduler.sentinel import SentinelUrl
+from scheduler.redis_server.connection import open_redis
+from scheduler.redis_server.sentinel import SentinelUrl
 from tests.acceptance.conftest import StartWorker
 from tests.acceptance.conftest import start_worker as start_worker  # noqa: PLC0414  a fixture
 from tests.chaos.proxy import ChaosProxy

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from scheduler import AsyncClient, ConfigError, load_settings
-from scheduler.connection import mask, open_redis
 from scheduler.engine import Engine
-from scheduler.sentinel import SentinelUrl
+from scheduler.redis_server.connection import mask, open_redis
+from scheduler.redis_server.sentinel import SentinelUrl
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
 from tests.integration.engine_room import install_puppet, puppet_of, settings_of, until
 from tests.integration.sentinel_servers import sentinel_servers

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from scheduler import AsyncClient, Job, PromptRequest
-from scheduler.connection import open_redis
 from scheduler.engine import Engine
+from scheduler.redis_server.connection import open_redis
 from tests.integration.engine_room import settings_of
 
 # Long calls: what the scheduler takes between two of them is little beside.

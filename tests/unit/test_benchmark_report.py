@@ -12,7 +12,7 @@ import pytest
 from benchmarks import plots, report
 from benchmarks.aims import AIMS, judge
 from benchmarks.harness import OURS, Bench, Row
-from scheduler.embedded import EmbeddedServer
+from scheduler.redis_server.embedded import EmbeddedServer
 
 ONE = "drain, one process"
 

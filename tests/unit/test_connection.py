@@ -6,7 +6,7 @@ import pytest
 from redis import exceptions as redis_errors
 
 from scheduler import ConfigError, RedisAuthError, RedisError, RedisOutOfMemory, RedisTooOld, RedisUnavailable
-from scheduler.connection import (
+from scheduler.redis_server.connection import (
     mask,
     open_redis,
     passes,

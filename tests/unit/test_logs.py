@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler import Settings, load_settings
-from scheduler import worker as host
+from scheduler.host import worker as host
 from scheduler.logs import (
     HOSTED,
     IDS,

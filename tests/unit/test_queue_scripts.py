@@ -7,11 +7,11 @@ from importlib import resources
 
 import pytest
 
-from scheduler.connection import open_redis
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.keys import Keys, lua_keys
 from scheduler.queue.queue import FORMAT, PromptQueue
 from scheduler.queue.scripts import NAMES, source
+from scheduler.redis_server.connection import open_redis
 
 LUA = resources.files("scheduler.queue").joinpath("lua")
 

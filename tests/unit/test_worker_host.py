@@ -27,11 +27,11 @@ from scheduler import (
     SchedulerError,
     arq_jobs,
 )
-from scheduler import worker as host_module
-from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Outage
+from scheduler.host import worker as host_module
+from scheduler.host.worker import worker_settings
+from scheduler.redis_server.embedded import EmbeddedServer
 from scheduler.testing import local_scheduler
-from scheduler.worker import worker_settings
 from tests.patience import SOON_S
 
 NOBODY = "redis://127.0.0.1:1"

@@ -25,10 +25,10 @@ from scheduler.cli.demo.plan import FEWEST, MOST, PROMPTS
 from scheduler.cli.demo.verdict import Check, judge
 from scheduler.cli.output import console
 from scheduler.cli.session import redis_errors, run
-from scheduler.connection import open_redis
-from scheduler.embedded import EmbeddedServer
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
+from scheduler.redis_server.connection import open_redis
+from scheduler.redis_server.embedded import EmbeddedServer
 
 DELAY_S = 0.025
 LIMIT_S = 300.0

@@ -11,8 +11,8 @@ from redis import exceptions as redis_errors
 from redis.asyncio import ConnectionPool
 from redis.asyncio.client import Pipeline
 
-from scheduler.connection import TimedPipeline, TimedRedis, passes
 from scheduler.engine.patience import Outage, Patience
+from scheduler.redis_server.connection import TimedPipeline, TimedRedis, passes
 
 # The last command of a process that ends.
 GOODBYE_S = 2.0

@@ -29,7 +29,7 @@ from scheduler.errors import (
     RedisTooOld,
     RedisUnavailable,
 )
-from scheduler.sentinel import SentinelUrl, is_sentinel
+from scheduler.redis_server.sentinel import SentinelUrl, is_sentinel
 
 OLDEST = (7, 0)
 FIRST_ANSWER_S = 2.0

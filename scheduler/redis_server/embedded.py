@@ -1,8 +1,8 @@
 """A private Redis or Valkey server on loopback, for development, for tests and for one machine alone.
 
-It ends with its users, whichever way they go: a small process beside it (`scheduler._supervisor`) holds a
-connection to each of them and stops the server when the last one closes. The server has no password: whoever
-can log in to the machine can reach it.
+It ends with its users, whichever way they go: a small process beside it (`supervisor.py`) holds a connection
+to each of them and stops the server when the last one closes. The server has no password: anybody who can log
+in to the machine can reach it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from scheduler import _supervisor
 from scheduler.errors import ConfigError, RedisUnavailable, SchedulerError
+from scheduler.redis_server import supervisor
 
 OLDEST = (7, 0)
 NAMES = ("redis-server", "valkey-server")
 START_LOCK_FILE = "start.lock"
-LETTING_GO_TIMEOUT_S = 2 * _supervisor.STOP_TIMEOUT_S
+LETTING_GO_TIMEOUT_S = 2 * supervisor.STOP_TIMEOUT_S
 LOG_LINES_SHOWN = 5
 MAX_LOG_BYTES = 1024 * 1024
 
@@ -213,7 +213,7 @@ class EmbeddedServer:
     def _launch(self, folder: Path, kind: str) -> tuple[socket.socket, int]:
         binary = self._binary or server_binary()
         ours, theirs = socket.socketpair()
-        with _open_log(folder / _supervisor.LOG_FILE) as log:
+        with _open_log(folder / supervisor.LOG_FILE) as log:
             began_at = log.tell()
             with theirs:
                 self._spawn_supervisor(binary, folder, kind, theirs, log)
@@ -228,18 +228,18 @@ class EmbeddedServer:
     ) -> None:
         # -I and -S: it needs no site packages, and must not take scheduler/queue for the standard library's
         options = [str(binary), str(folder), kind, str(self._wanted_port)]
-        command = [sys.executable, "-I", "-S", _supervisor.__file__, *options]
+        command = [sys.executable, "-I", "-S", supervisor.__file__, *options]
         subprocess.run(command, stdin=user.fileno(), stdout=log, stderr=log, cwd="/", check=False)  # noqa: S603 - our own file
 
 
 def _url(port: int) -> str:
-    return f"redis://{_supervisor.HOST}:{port}"
+    return f"redis://{supervisor.HOST}:{port}"
 
 
 def _join(folder: Path) -> tuple[socket.socket, int] | None:
     """Become a further user of the folder's server; None where there is none, or it is about to end."""
     try:
-        address = json.loads((folder / _supervisor.STATE_FILE).read_text(encoding="utf-8"))["socket"]
+        address = json.loads((folder / supervisor.STATE_FILE).read_text(encoding="utf-8"))["socket"]
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
     connection = socket.socket(socket.AF_UNIX)

@@ -1,10 +1,10 @@
 """The small process that stands between a private Redis server and those who use it.
 
 It starts the server as its child and stops it when the last user has gone, whichever way: every user holds a
-connection to this process, and the kernel closes it even for one that was killed. `scheduler.embedded` runs
-this file by its path, in an interpreter without site packages, so it imports the standard library only.
+connection to this process, and the kernel closes it even for one that was killed. `embedded.py` runs this
+file by its path, in an interpreter without site packages, so it imports the standard library only.
 
-    usage: python -I -S _supervisor.py BINARY FOLDER shared|private        standard input: the first user
+    usage: python -I -S supervisor.py BINARY FOLDER shared|private        standard input: the first user
 
 A user reads one line of JSON, `{"port": …}`, and leaves by shutting down its side; when the connection
 closes, the user has been let go, and if it was the last, the server has ended. In a shared folder

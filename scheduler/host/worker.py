@@ -30,18 +30,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from scheduler import arq_jobs
-from scheduler.arq_pool import PatientArqRedis
-from scheduler.arq_worker import EnduringWorker
 from scheduler.client import AsyncClient
-from scheduler.connection import (
-    connection_pool,
-    open_redis,
-    tls_options,
-    translate,
-    translated,
-    wait_for_server,
-)
-from scheduler.embedded import EmbeddedServer
 from scheduler.engine import Engine, Outage, SettingsReloader, worker_id
 from scheduler.errors import (
     ConfigError,
@@ -51,11 +40,22 @@ from scheduler.errors import (
     ResultTimeout,
     SchedulerError,
 )
+from scheduler.host.arq_pool import PatientArqRedis
+from scheduler.host.arq_worker import EnduringWorker
 from scheduler.logs import OURS, identify, is_ours, set_up, wordless
 from scheduler.model import PromptRequest
 from scheduler.printable import one_line
 from scheduler.queue.keys import Keys
-from scheduler.sentinel import SentinelUrl, is_sentinel
+from scheduler.redis_server.connection import (
+    connection_pool,
+    open_redis,
+    tls_options,
+    translate,
+    translated,
+    wait_for_server,
+)
+from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.sentinel import SentinelUrl, is_sentinel
 from scheduler.settings import EMBEDDED, Settings, config_path, load_settings
 from scheduler.telemetry.host import Telemetry
 

@@ -1,0 +1,1 @@
+"""The arq host: `arq scheduler.WorkerSettings` is a worker process."""
