@@ -21,8 +21,8 @@ from rich.console import Console, Group, RenderableType
 
 from scheduler import AsyncClient, PromptRequest
 from scheduler.cli.admin.top import view as top_view
-from scheduler.cli.admin.top.look import look
-from scheduler.cli.admin.top.watch import Snapshot, Watch
+from scheduler.cli.admin.top.snapshot import take_snapshot
+from scheduler.cli.admin.top.watch import Frame, Watch
 from scheduler.cli.demo import command, view
 from scheduler.cli.demo.children import child
 from scheduler.queue.inspection import QueueInspector
@@ -96,7 +96,7 @@ def make_top() -> RenderableType:
     return Group(*top_view.draw(asyncio.run(watch_busy_queue()), width=TOP_WIDTH))
 
 
-async def watch_busy_queue() -> Snapshot:
+async def watch_busy_queue() -> Frame:
     """Two worker processes, three lanes and those who send to them; the last of some looks."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedServer() as server:
         async with AsyncClient(server.url) as client, AsyncExitStack() as stack:
@@ -109,14 +109,14 @@ async def watch_busy_queue() -> Snapshot:
             await client.enqueue_many([request("summarize", tenant="bulk") for _ in range(100)])
             await client.enqueue_many([request("chat", delay_s=600.0) for _ in range(12)])
             sending = asyncio.create_task(keep_sending(client))
-            watch = Watch(await look(inspector), interval_s=1)
+            watch = Watch(await take_snapshot(inspector), interval_s=1)
             for at in range(LOOKS):
                 await asyncio.sleep(1)
-                watch.see(await look(inspector))
+                watch.see(await take_snapshot(inspector))
                 if at == LOOKS // 2:
                     await client.enqueue("Say the forbidden word.", model="code", priority=9)
             sending.cancel()
-            return watch.snapshot
+            return watch.frame
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from scheduler.logs import ids_of, speak_of, traced
 from scheduler.model import JobState
 from scheduler.observations import NOBODY, AttemptBegan, Observers, Outcome
 from scheduler.queue.records import ClaimedJob, Ending
-from scheduler.results.writer import JobWriter
+from scheduler.results.job_writer import JobWriter
 from scheduler.stages.base import PromptContext
 from scheduler.stages.pipeline import DeadlinePassed
 from scheduler.stages.stream import build_result

@@ -1,4 +1,4 @@
-"""The one writer of a worker process: events, returns and ends of all its jobs, a round trip a turn."""
+"""The one writer of a worker process: events, returns and ends of all its jobs, one round trip per turn."""
 
 from __future__ import annotations
 
@@ -6,238 +6,31 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from scheduler.logs import ids_of, traced
-from scheduler.model import JobState
-from scheduler.queue.records import ClaimedJob, Ending, Publication, Return
+from scheduler.queue.records import ClaimedJob
 from scheduler.redis_server.connection import passes
-from scheduler.results.encoding import EventEncoder, encode_error
+from scheduler.results.batch import Batch
+from scheduler.results.job_writer import JobWriter
 from scheduler.results.ports import WritePort
-from workers.base import Piece
 
 logger = logging.getLogger(__name__)
 
-# Between two writes of one job's deltas is this long at least.
-COALESCE_S = 0.02
-# All deltas but the first go with those of other jobs, every so often: a write for each would cost twice as
-# much.
 TICK_S = 0.003
-# A stream is bounded by writing less often the longer it gets: the wait doubles every so many events.
-EVENTS_A_DOUBLING = 2000
-# All that happens within so many turns of the event loop shares a round trip: a short answer takes as many
-# from its start to its end. It costs microseconds where there is little to do, and spares most where there is
-# much.
+"""Deltas other than the first wait for the next tick and share a write, which halves their cost."""
 TURNS = 4
+"""Whatever happens within this many turns of the event loop shares a round trip.
+
+That is as long as a short answer takes from start to end. It costs microseconds when there is little to do.
+"""
 BATCH_JOBS = 256
 BATCH_BYTES = 1 << 20
 PENDING_BYTES = 64 << 20
-# What comes in one piece, or while Redis was away, is cut: no event has more.
-EVENT_CHARS = 64 << 10
 
 DEFAULT_RESULT_TTL_MS = 3_600_000
 
 Callback = Callable[[str, int], None]
-
-
-class JobWriter:
-    """Writes what happens to one attempt. Its methods never wait; after an end nothing more is taken."""
-
-    __slots__ = (
-        "_encode",
-        "_events",
-        "_reasonings",
-        "_seq",
-        "_taken_at",
-        "_texts",
-        "_tool_calls",
-        "_worker",
-        "_writer",
-        "bytes",
-        "code",
-        "due",
-        "end",
-        "first_seq",
-        "job",
-        "queued",
-        "refused",
-        "streamed",
-        "used_tokens",
-    )
-
-    def __init__(self, writer: EventWriter, job: ClaimedJob, worker: str) -> None:
-        self._writer = writer
-        self._worker = worker
-        self._encode = EventEncoder(job.id, job.token, job.attempt)
-        self._events: list[bytes] = []
-        self._texts: list[str] = []
-        self._reasonings: list[str] = []
-        self._tool_calls: list[Mapping[str, Any]] = []
-        self._seq = 0
-        self._taken_at = 0.0  # when events were last written, on the event loop's clock
-        self.job = job
-        self.first_seq = 1
-        self.end: Ending | Return | None = None
-        self.code = ""  # of the error that the attempt ended with
-        self.queued = False  # in the writer's list of those with something to write now
-        self.refused = False  # the job is not this token's any more: nothing of it is worth a write
-        self.streamed = False
-        self.due: int | None = None  # the tick with which what is gathered goes
-        self.bytes = 0
-        self.used_tokens: int | None = None  # what the attempt cost, for the limits; to be set before its end
-
-    def started(self) -> None:
-        """The attempt has begun."""
-        if self.end is None:
-            self._events.append(self._encode.started(self._next_seq(), self._worker))
-            self._writer.wake(self)
-
-    def piece(self, piece: Piece) -> None:
-        """Some more of the answer. It goes at once, or is gathered if events have only just gone."""
-        if self.end is not None or self.refused:
-            return
-        if piece.text:
-            self._texts.append(piece.text)
-        if piece.reasoning:
-            self._reasonings.append(piece.reasoning)
-        if piece.tool_calls:
-            self._tool_calls += piece.tool_calls
-        size = len(piece.text) + len(piece.reasoning) + 100 * len(piece.tool_calls)
-        self.bytes += size
-        self._writer.pending_bytes += size
-        if not self.streamed:
-            self.streamed = True
-            self._writer.wake(self)
-        elif not self.queued and self.due is None:
-            wait_s = COALESCE_S * 2 ** (self._seq // EVENTS_A_DOUBLING)
-            self._writer.wake_at(self, self._taken_at + wait_s)
-
-    def done(self, result: bytes) -> None:
-        """The job is done; `result` is the JSON of its `JobResult`."""
-        if self.end is None:
-            self._end(JobState.DONE, self._encode.done(self._close()), result)
-
-    def failed(self, code: str, message: str) -> None:
-        """The job has failed for good."""
-        if self.end is None:
-            self.code = code
-            error = encode_error(code, message)
-            self._end(JobState.FAILED, self._encode.failed(self._close()), error, reason=code)
-
-    def expired(self) -> None:
-        """The job's deadline has passed."""
-        if self.end is None:
-            self._end(JobState.EXPIRED, self._encode.expired(self._close()), reason="deadline")
-
-    def retry(
-        self, code: str, message: str, *, delay_ms: int, counts: bool, wait_ms: int | None = None
-    ) -> None:
-        """The job goes back to its lane, after `delay_ms`; `counts`: the attempt was a failure.
-
-        `wait_ms` is what readers are told where they wait longer than that: the job does so in its lane.
-        """
-        if self.end is None:
-            self.code = code
-            error = encode_error(code, message)
-            event = self._encode.retrying(self._close(), error, delay_ms if wait_ms is None else wait_ms)
-            self.end = Return(self.job.id, self.job.token, event, counts, delay_ms, error, self.used_tokens)
-            self._writer.wake(self)
-
-    def take(self) -> Publication | None:
-        """The events to be written now; `end` goes after them, and has some itself."""
-        publication = None
-        if self.end is None:
-            self._gather()
-        if self._events:
-            self._taken_at = asyncio.get_running_loop().time()
-            publication = Publication(self.job.id, self.job.token, *self._take_events())
-        self._writer.pending_bytes -= self.bytes
-        self.bytes = 0
-        return publication
-
-    def _take_events(self) -> tuple[int, tuple[bytes, ...]]:
-        first_seq, events = self.first_seq, tuple(self._events)
-        self.first_seq += len(events)
-        self._events.clear()
-        return first_seq, events
-
-    def _next_seq(self) -> int:
-        self._seq += 1
-        return self._seq
-
-    def _gather(self) -> None:
-        if self._texts or self._reasonings or self._tool_calls:
-            text, reasoning = "".join(self._texts), "".join(self._reasonings)
-            while len(text) > EVENT_CHARS or len(reasoning) > EVENT_CHARS:
-                self._add_delta(text[:EVENT_CHARS], reasoning[:EVENT_CHARS], ())
-                text, reasoning = text[EVENT_CHARS:], reasoning[EVENT_CHARS:]
-            self._add_delta(text, reasoning, self._tool_calls)
-            self._texts.clear()
-            self._reasonings.clear()
-            self._tool_calls.clear()
-
-    def _add_delta(self, text: str, reasoning: str, tool_calls: Sequence[Mapping[str, Any]]) -> None:
-        try:
-            event = self._encode.delta(self._seq + 1, text, reasoning, tool_calls)
-        except (TypeError, ValueError, RecursionError) as error:
-            # A model worker's mistake must stop neither the other jobs' writes nor this job's end.
-            what = type(error).__name__
-            logger.error(
-                "job %s: a piece of its answer is no JSON and is left out (%s)",
-                self.job.id,
-                what,
-                extra=ids_of(self.job),
-            )
-        else:
-            self._seq += 1
-            self._events.append(event)
-
-    def _close(self) -> int:
-        """Put what is gathered before the end, and return the end's seq."""
-        self._gather()
-        return self._next_seq()
-
-    def _end(self, state: JobState, head: bytes, value: bytes = b"", *, reason: str = "") -> None:
-        job = self.job
-        first_seq, events = self._take_events()
-        ttl_ms = job.result_ttl_ms or self._writer.result_ttl_ms
-        self.end = Ending(
-            job.id, job.token, state, first_seq, events, head, value, reason, ttl_ms, self.used_tokens
-        )
-        self.bytes += len(value)
-        self._writer.pending_bytes += len(value)
-        self._writer.wake(self)
-
-
-@dataclass(slots=True)
-class _Batch:
-    jobs: list[JobWriter] = field(default_factory=list)
-    publications: list[Publication] = field(default_factory=list)
-    returns: list[Return] = field(default_factory=list)
-    endings: list[Ending] = field(default_factory=list)
-
-    def add(self, job: JobWriter, publication: Publication | None, end: Ending | Return | None) -> None:
-        self.jobs.append(job)
-        if publication is not None:
-            self.publications.append(publication)
-        if isinstance(end, Ending):
-            self.endings.append(end)
-        elif end is not None:
-            self.returns.append(end)
-
-    def apart(self) -> list[_Batch]:
-        """The same, a job a write: its events stay before its end."""
-        events = {one.token: one for one in self.publications}
-        ends: dict[int, Ending | Return] = {one.token: one for one in self.returns}
-        ends |= {one.token: one for one in self.endings}
-        batches = []
-        for job in self.jobs:
-            batch = _Batch()
-            batch.add(job, events.get(job.job.token), ends.get(job.job.token))
-            batches.append(batch)
-        return batches
 
 
 class EventWriter:
@@ -390,8 +183,8 @@ class EventWriter:
         jobs, self._ready = self._ready[:taken], self._ready[taken:]
         return jobs
 
-    def _gather(self, jobs: Sequence[JobWriter]) -> _Batch:
-        batch = _Batch()
+    def _gather(self, jobs: Sequence[JobWriter]) -> Batch:
+        batch = Batch()
         for job in jobs:
             job.queued = False
             publication = job.take()
@@ -402,7 +195,7 @@ class EventWriter:
                 batch.add(job, publication, job.end)
         return batch
 
-    async def _write(self, batch: _Batch) -> None:
+    async def _write(self, batch: Batch) -> None:
         delay_s = 0.05
         while True:
             try:
@@ -421,7 +214,7 @@ class EventWriter:
                 self._settle(batch, outcome.refused)
                 return
 
-    async def _isolate(self, batch: _Batch, error: Exception) -> None:
+    async def _isolate(self, batch: Batch, error: Exception) -> None:
         """One bad write must not take the others along: write each job alone, and let go of the bad one."""
         if len(batch.jobs) > 1:
             for alone in batch.apart():
@@ -437,7 +230,7 @@ class EventWriter:
             )
             self._refuse(job)
 
-    def _settle(self, batch: _Batch, refused: frozenset[tuple[str, int]]) -> None:
+    def _settle(self, batch: Batch, refused: frozenset[tuple[str, int]]) -> None:
         ended = {end.token for ends in (batch.returns, batch.endings) for end in ends}
         for job in batch.jobs:
             if refused and (job.job.id, job.job.token) in refused:

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
-from scheduler.cli.admin.top.look import DEAD_READ, DONE_READ, RUNNING_READ, Look, look
+from scheduler.cli.admin.top.snapshot import DEAD_READ, DONE_READ, RUNNING_READ, Snapshot, take_snapshot
 from scheduler.model import JobState
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
@@ -26,8 +26,8 @@ async def q(valkey_url: str) -> AsyncIterator[QueueDriver]:
         yield driver
 
 
-async def take(q: QueueDriver) -> Look:
-    return await look(QueueInspector(q.queue))
+async def take(q: QueueDriver) -> Snapshot:
+    return await take_snapshot(QueueInspector(q.queue))
 
 
 async def claimed(q: QueueDriver, n: int) -> list[ClaimedJob]:
@@ -97,6 +97,6 @@ async def test_who_may_not_ask_for_the_memory_sees_the_rest(q: QueueDriver, valk
     await q.enqueue(new_job("a"))
     await q.queue.redis.execute_command("ACL", "SETUSER", "few", "on", ">x", "~*", "&*", "+@all", "-info")
     async with Redis.from_url(valkey_url.replace("://", "://few:x@")) as redis:
-        seen = await look(QueueInspector(PromptQueue(redis)))
+        seen = await take_snapshot(QueueInspector(PromptQueue(redis)))
     await q.queue.redis.execute_command("ACL", "DELUSER", "few")
     assert (seen.memory, seen.status.waiting) == (None, 1)

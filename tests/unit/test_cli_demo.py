@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from scheduler.cli.demo import tether
+from scheduler.cli.demo import child_guard
 from scheduler.cli.demo.engines import find_llama_server
-from scheduler.cli.demo.hearing import Hearing, Stream
+from scheduler.cli.demo.listener import Listener, Stream
 from scheduler.cli.demo.plan import FEWEST, PROMPTS, make_plan
 from scheduler.cli.demo.verdict import Check, judge
 from scheduler.cli.demo.view import verdict
@@ -21,7 +21,7 @@ from scheduler.events import Delta, Started
 from scheduler.model import JobInfo, JobState
 from tests.patience import SOON_S
 
-TETHER = [sys.executable, "-I", "-S", tether.__file__]
+GUARD = [sys.executable, "-I", "-S", child_guard.__file__]
 
 
 @pytest.mark.parametrize("prompts", [FEWEST, PROMPTS, 999])
@@ -124,28 +124,28 @@ def test_an_answer_that_was_not_streamed_is_noticed() -> None:
 
 
 def test_one_answer_is_followed_to_its_end_unless_a_more_urgent_one_begins() -> None:
-    hearing = Hearing()
+    listener = Listener()
     low, normal, critical = job("l", 3, 10), job("n", 5, 10), job("c", 9, 10)
-    assert hearing.follow([low]) is None, "it has said nothing yet"
-    hearing.hear(Delta(id="1-1", job_id="l", text="one"))
-    assert hearing.follow([low]) == Stream(3, "one")
-    hearing.hear(Delta(id="2-1", job_id="n", text="two"))
-    assert hearing.follow([low, normal]) == Stream(5, "two")
-    hearing.hear(Delta(id="2-2", job_id="n", text=" three"))
-    hearing.hear(Delta(id="1-2", job_id="l", text=" more"))
-    assert hearing.follow([low, normal]) == Stream(5, "two three")
-    hearing.hear(Delta(id="3-1", job_id="c", text="now"))
-    assert hearing.follow([low, normal, critical]) == Stream(9, "now")
-    assert hearing.follow([low, normal]) == Stream(5, "two three"), "the critical one has ended"
-    assert hearing.follow([]) == Stream(5, "two three"), "the last one stays in sight"
+    assert listener.follow([low]) is None, "it has said nothing yet"
+    listener.add(Delta(id="1-1", job_id="l", text="one"))
+    assert listener.follow([low]) == Stream(3, "one")
+    listener.add(Delta(id="2-1", job_id="n", text="two"))
+    assert listener.follow([low, normal]) == Stream(5, "two")
+    listener.add(Delta(id="2-2", job_id="n", text=" three"))
+    listener.add(Delta(id="1-2", job_id="l", text=" more"))
+    assert listener.follow([low, normal]) == Stream(5, "two three")
+    listener.add(Delta(id="3-1", job_id="c", text="now"))
+    assert listener.follow([low, normal, critical]) == Stream(9, "now")
+    assert listener.follow([low, normal]) == Stream(5, "two three"), "the critical one has ended"
+    assert listener.follow([]) == Stream(5, "two three"), "the last one stays in sight"
 
 
 def test_text_of_a_failed_attempt_is_discarded() -> None:
-    hearing = Hearing()
-    hearing.hear(Delta(id="1-1", job_id="a", text="wrong"))
-    hearing.hear(Started(id="2-1", job_id="a"))
-    hearing.hear(Delta(id="2-2", job_id="a", text="right"))
-    assert hearing.follow([job("a", 5, 10)]) == Stream(5, "right")
+    listener = Listener()
+    listener.add(Delta(id="1-1", job_id="a", text="wrong"))
+    listener.add(Started(id="2-1", job_id="a"))
+    listener.add(Delta(id="2-2", job_id="a", text="right"))
+    assert listener.follow([job("a", 5, 10)]) == Stream(5, "right")
 
 
 def test_verdict_fits_a_terminal() -> None:
@@ -173,21 +173,21 @@ def test_llama_server_is_named_or_found(tmp_path: Path) -> None:
     assert find_llama_server(nowhere_else) == built
 
 
-def test_tethered_command_gives_its_exit_code() -> None:
+def test_guarded_command_gives_its_exit_code() -> None:
     code = "import sys; sys.exit(7)"
-    with subprocess.Popen([*TETHER, sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([*GUARD, sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
         assert process.wait(SOON_S) == 7
 
 
 @pytest.mark.parametrize("way", ["closed", "killed"])
-def test_tethered_command_ends_with_the_one_who_holds_the_pipe(tmp_path: Path, way: str) -> None:
+def test_guarded_command_ends_with_the_process_that_holds_the_pipe(tmp_path: Path, way: str) -> None:
     """A grandchild writes its pid and sleeps; it is gone soon after the pipe closes."""
     pid_file = tmp_path / "pid"
     say_pid = f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))"
     sleeper = f"import os, pathlib, time; {say_pid}; time.sleep(60)"
     holder = (
         "import subprocess, sys, time\n"
-        f"subprocess.Popen({[*TETHER, sys.executable, '-c', sleeper]!r}, stdin=subprocess.PIPE,"
+        f"subprocess.Popen({[*GUARD, sys.executable, '-c', sleeper]!r}, stdin=subprocess.PIPE,"
         " start_new_session=True)\n"
         f"{'time.sleep(60)' if way == 'killed' else 'sys.stdin.read()'}\n"
     )
@@ -202,11 +202,11 @@ def test_tethered_command_ends_with_the_one_who_holds_the_pipe(tmp_path: Path, w
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
-def test_tethered_command_ends_when_the_tether_is_killed(tmp_path: Path) -> None:
+def test_guarded_command_ends_when_the_guard_is_killed(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     say_pid = f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))"
     sleeper = f"import os, pathlib, time; {say_pid}; time.sleep(60)"
-    with subprocess.Popen([*TETHER, sys.executable, "-c", sleeper], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([*GUARD, sys.executable, "-c", sleeper], stdin=subprocess.PIPE) as process:
         pid = _number_in(pid_file)
         process.kill()
         process.wait(SOON_S)

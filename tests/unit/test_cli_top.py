@@ -10,10 +10,10 @@ import pytest
 from rich.text import Text
 
 from scheduler.cli.admin.top.columns import Column, Section
-from scheduler.cli.admin.top.look import RECENT_MS, Look, Waits, rates, waits
 from scheduler.cli.admin.top.marks import bar, count, curve, rate, size
+from scheduler.cli.admin.top.snapshot import RECENT_MS, Snapshot, Waits, rates, waits
 from scheduler.cli.admin.top.view import draw, share_out, summary
-from scheduler.cli.admin.top.watch import TREND, Snapshot, Watch
+from scheduler.cli.admin.top.watch import TREND, Frame, Watch
 from scheduler.model import JobError, JobInfo, JobState
 from scheduler.queue.reports import EndpointStatus, LaneStatus, QueueStatus, RedisMemory, WorkerInfo
 
@@ -84,12 +84,12 @@ def letter(number: int = 0, **fields: Any) -> JobInfo:
     )
 
 
-def look(**fields: Any) -> Look:
+def snapshot(**fields: Any) -> Snapshot:
     workers = [
         WorkerInfo(id="box:12:aa", host="box", running=40, max_running=64, started_at_ms=NOW_MS - 60_000),
         WorkerInfo(id="box:13:bb", host="box", running=8, max_running=64, leader=True, draining=True),
     ]
-    return Look(
+    return Snapshot(
         **{
             "taken_at_s": 10.0,
             "status": status(),
@@ -104,7 +104,7 @@ def look(**fields: Any) -> Look:
 
 
 RATES = {"enqueued": 120.0, "done": 98.0, "failed": 0.5, "joined": 3.25}
-SNAPSHOT = Snapshot(look(), rates=RATES, trend=({"enqueued": 60.0, "done": 98.0}, RATES))
+FRAME = Frame(snapshot(), rates=RATES, trend=({"enqueued": 60.0, "done": 98.0}, RATES))
 
 
 ENDPOINT: dict[str, Any] = {
@@ -115,8 +115,8 @@ ENDPOINT: dict[str, Any] = {
     "limit": 8,
     "breakers": {"closed": 1},
 }
-CROWD = Snapshot(
-    look(
+CROWD = Frame(
+    snapshot(
         status=status(
             lanes=[
                 LaneStatus(name=f"lane{n:02}", waiting=5000 if n == 7 else n, by_priority={n % 10: n})
@@ -135,8 +135,8 @@ CROWD = Snapshot(
 )
 
 
-def lines(snapshot: Snapshot = SNAPSHOT, **size: Any) -> list[str]:
-    return [line.plain.rstrip() for line in draw(snapshot, **{"width": 100, **size})]
+def lines(frame: Frame = FRAME, **size: Any) -> list[str]:
+    return [line.plain.rstrip() for line in draw(frame, **{"width": 100, **size})]
 
 
 def line_of(drawn: list[str], *words: str) -> str:
@@ -178,8 +178,8 @@ def test_a_wider_terminal_shows_more() -> None:
     assert "2.0 GiB" in line_of(lines(width=140), "redis")
     assert line_of(lines(width=140), "chat", "1,022").count("■") == 40
     error = "no answer " * 15
-    said = look(status=status(endpoints=[EndpointStatus(**ENDPOINT, last_error=error)]))
-    narrow, wide, widest = (line_of(lines(Snapshot(said), width=width), "chat.1") for width in (80, 140, 250))
+    said = snapshot(status=status(endpoints=[EndpointStatus(**ENDPOINT, last_error=error)]))
+    narrow, wide, widest = (line_of(lines(Frame(said), width=width), "chat.1") for width in (80, 140, 250))
     assert [round(len(line), -1) for line in (narrow, wide)] == [80, 140]
     assert (narrow[-1], wide[-1]) == ("…", "…")
     assert widest.endswith(error.strip()), "all of it, where there is room"
@@ -188,8 +188,8 @@ def test_a_wider_terminal_shows_more() -> None:
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 140, 250])
 @pytest.mark.parametrize("height", [None, 1, 3, 12, 24, 50])
 def test_picture_fits(width: int, height: int | None) -> None:
-    for snapshot in (SNAPSHOT, dataclasses.replace(SNAPSHOT, away="gone " * 60, frozen=True), CROWD):
-        drawn = draw(snapshot, width=width, height=height, keys=True)
+    for frame in (FRAME, dataclasses.replace(FRAME, away="gone " * 60, frozen=True), CROWD):
+        drawn = draw(frame, width=width, height=height, keys=True)
         assert max(line.cell_len for line in drawn) <= width
         assert height is None or len(drawn) <= height
         assert all(character.isprintable() for line in drawn for character in line.plain)
@@ -250,7 +250,7 @@ def test_who_is_there_first_is_told_what_is_missing() -> None:
     empty = status(
         lanes=[], endpoints=[], workers=0, dead=0, delayed=0, held=0, waiting=0, running=0, totals={}
     )
-    drawn = lines(Snapshot(Look(taken_at_s=0, status=empty)), width=80)
+    drawn = lines(Frame(Snapshot(taken_at_s=0, status=empty)), width=80)
     line_of(drawn, "no lane yet")
     line_of(drawn, "no worker process is live; start one: prompt-scheduler worker")
     assert not any("ENDPOINT" in line or "DEAD LETTER" in line for line in drawn)
@@ -258,39 +258,39 @@ def test_who_is_there_first_is_told_what_is_missing() -> None:
 
 
 def test_picture_says_that_redis_is_away_and_keeps_what_it_knew() -> None:
-    watch = Watch(look(), interval_s=1)
+    watch = Watch(snapshot(), interval_s=1)
     watch.miss("no Redis answers at redis://box")
-    drawn = lines(watch.snapshot)
+    drawn = lines(watch.frame)
     assert drawn[1].startswith(" Redis is away: no Redis answers at redis://box")
     line_of(drawn, "chat", "1,022")
-    assert "Redis is away: no Redis answers at redis://box" in summary(watch.snapshot)
-    assert watch.snapshot.document()["away"] == "no Redis answers at redis://box"
-    watch.see(look(taken_at_s=12.0))
-    assert "away" not in " ".join(lines(watch.snapshot))
-    assert watch.snapshot.document()["away"] is None
+    assert "Redis is away: no Redis answers at redis://box" in summary(watch.frame)
+    assert watch.frame.document()["away"] == "no Redis answers at redis://box"
+    watch.see(snapshot(taken_at_s=12.0))
+    assert "away" not in " ".join(lines(watch.frame))
+    assert watch.frame.document()["away"] is None
 
 
 def test_title_says_how_to_leave_and_that_the_picture_is_held() -> None:
     assert lines(keys=True)[0].endswith("q leaves  p holds")
     assert "q leaves" not in lines()[0], "nobody can type"
-    watch = Watch(look(), interval_s=2.5)
+    watch = Watch(snapshot(), interval_s=2.5)
     assert watch.freeze() is True
-    assert "every 2.5 s   held, p goes on" in lines(watch.snapshot, keys=True)[0]
-    watch.see(look(status=status(waiting=9999)))  # it was on its way
-    assert "9,999" not in " ".join(lines(watch.snapshot))
+    assert "every 2.5 s   held, p goes on" in lines(watch.frame, keys=True)[0]
+    watch.see(snapshot(status=status(waiting=9999)))  # it was on its way
+    assert "9,999" not in " ".join(lines(watch.frame))
     assert watch.freeze() is False
-    assert "held, p" not in lines(watch.snapshot, keys=True)[0]
+    assert "held, p" not in lines(watch.frame, keys=True)[0]
 
 
 def test_line_for_a_pipe() -> None:
-    assert summary(SNAPSHOT)[8:] == (
+    assert summary(FRAME)[8:] == (
         "  waiting 1,034  oldest 4.4 s  running 48  delayed 3  held 12  dead 1  workers 2"
         "  enqueued 120/s  done 98.0/s  failed 0.50/s"
     )
 
 
 def test_document_has_what_the_picture_shows() -> None:
-    said = SNAPSHOT.document()
+    said = FRAME.document()
     assert said["rates"] == RATES
     assert said["waits"]["lanes"] == {"chat": {"jobs": 12, "median_s": 0.25, "longest_s": 1.0}}
     assert set(said["waits"]["priorities"]) == {"9", "5"}
@@ -302,8 +302,8 @@ def test_document_has_what_the_picture_shows() -> None:
 # Rates
 
 
-def counted(at_s: float, at_ms: int = NOW_MS, **totals: int) -> Look:
-    return look(taken_at_s=at_s, status=status(at_ms=at_ms, totals=totals))
+def counted(at_s: float, at_ms: int = NOW_MS, **totals: int) -> Snapshot:
+    return snapshot(taken_at_s=at_s, status=status(at_ms=at_ms, totals=totals))
 
 
 def test_rates_are_what_was_counted_between_two_looks() -> None:
@@ -324,23 +324,23 @@ def test_counts_that_began_anew_tell_no_rate() -> None:
     watch = Watch(counted(1.0, done=40), interval_s=1)
     for at_s, done in ((2.0, 50), (3.0, 0), (4.0, 7)):
         watch.see(counted(at_s, done=done))
-    assert watch.snapshot.rates == {"done": 7.0}
-    assert watch.snapshot.trend == ({"done": 10.0}, {"done": 7.0}), "no dip, no peak"
+    assert watch.frame.rates == {"done": 7.0}
+    assert watch.frame.trend == ({"done": 10.0}, {"done": 7.0}), "no dip, no peak"
 
 
 def test_rates_span_the_time_in_which_redis_was_away() -> None:
     watch = Watch(counted(1.0, done=40), interval_s=1)
     watch.miss("gone")
     watch.see(counted(11.0, done=60))
-    assert watch.snapshot.rates == {"done": 2.0}
+    assert watch.frame.rates == {"done": 2.0}
 
 
 def test_trend_is_bounded() -> None:
     watch = Watch(counted(0.0, done=0), interval_s=1)
     for at in range(1, 2 * TREND):
         watch.see(counted(float(at), done=at * at))
-    assert len(watch.snapshot.trend) == TREND
-    assert watch.snapshot.trend[-1] == watch.snapshot.rates
+    assert len(watch.frame.trend) == TREND
+    assert watch.frame.trend[-1] == watch.frame.rates
 
 
 # Waits

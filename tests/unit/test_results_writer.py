@@ -13,8 +13,10 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from scheduler.events import Delta, Started, decode_event
 from scheduler.model import JobState
 from scheduler.queue.records import ClaimedJob, Ending, Publication, Return, WriteOutcome
+from scheduler.results import job_writer
 from scheduler.results import writer as writer_module
-from scheduler.results.writer import EventWriter, JobWriter
+from scheduler.results.job_writer import JobWriter
+from scheduler.results.writer import EventWriter
 from workers.base import Piece
 
 
@@ -153,7 +155,7 @@ async def test_what_happens_in_one_turn_shares_one_write(queue: ScriptedQueue, w
 async def test_a_long_piece_is_cut_into_events(
     queue: ScriptedQueue, writer: EventWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "EVENT_CHARS", 4)
+    monkeypatch.setattr(job_writer, "EVENT_CHARS", 4)
     job = open_job(writer)
     job.piece(Piece(0, "abcdefghij", "uvwxyz", ({"index": 0},)))
     job.done(b'{"text":"abcdefghij"}')
@@ -203,7 +205,7 @@ async def test_a_delta_after_a_silence_goes_with_the_next_tick(
     job.piece(Piece(0, "a"))
     await writer.flush()
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(job, "_taken_at", loop.time() - 2 * writer_module.COALESCE_S)
+    monkeypatch.setattr(job, "_taken_at", loop.time() - 2 * job_writer.COALESCE_S)
     job.piece(Piece(0, "b"))
     assert job.due is not None
     assert job.due * writer_module.TICK_S - loop.time() <= writer_module.TICK_S
@@ -378,7 +380,7 @@ async def test_flush_does_not_wait_for_what_comes_after_it(queue: ScriptedQueue,
 async def test_flush_does_not_wait_for_gathered_deltas_to_be_due(
     queue: ScriptedQueue, writer: EventWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "COALESCE_S", 3600.0)
+    monkeypatch.setattr(job_writer, "COALESCE_S", 3600.0)
     job = open_job(writer)
     job.piece(Piece(0, "a"))
     await writer.flush()
@@ -440,13 +442,13 @@ async def test_a_long_stream_is_written_less_and_less_often(
         writer.wake(job)
 
     monkeypatch.setattr(writer, "wake_at", wake_at_once)
-    monkeypatch.setattr(writer_module, "EVENTS_A_DOUBLING", 10)
+    monkeypatch.setattr(job_writer, "EVENTS_A_DOUBLING", 10)
     job = open_job(writer)
     for _ in range(35):
         job.piece(Piece(0, "x"))
         await writer.flush()
-    assert delays[0] == writer_module.COALESCE_S
-    assert delays[-1] == writer_module.COALESCE_S * 8
+    assert delays[0] == job_writer.COALESCE_S
+    assert delays[-1] == job_writer.COALESCE_S * 8
     assert delays == sorted(delays)
     assert queue.text() == "x" * 35
 
@@ -506,7 +508,7 @@ async def test_a_result_is_kept_as_long_as_its_job_asks_for(queue: ScriptedQueue
 async def test_what_has_gone_before_its_tick_is_not_woken_by_it(
     queue: ScriptedQueue, writer: EventWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "COALESCE_S", 3600.0)
+    monkeypatch.setattr(job_writer, "COALESCE_S", 3600.0)
     job = open_job(writer)
     job.piece(Piece(0, "a"))
     await writer.flush()
@@ -516,7 +518,7 @@ async def test_what_has_gone_before_its_tick_is_not_woken_by_it(
     job.started()  # goes at once, and takes the text along
     while queue.text() != "ab":
         await asyncio.sleep(0)
-    monkeypatch.setattr(writer_module, "COALESCE_S", 7200.0)
+    monkeypatch.setattr(job_writer, "COALESCE_S", 7200.0)
     job.piece(Piece(0, "c"))
     writer._tick_over(tick)
     assert not job.queued

@@ -1,4 +1,4 @@
-"""The demo's processes: each on a tether, so that none is left behind whichever way the demo ends."""
+"""The demo's processes. Each runs under a guard, so that none is left behind however the demo ends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scheduler.cli.demo import tether
+from scheduler.cli.demo import child_guard
 from scheduler.errors import SchedulerError
 from scheduler.settings import ENV_PREFIX
 
 LOG_LINES_SHOWN = 8
-LETTING_GO_S = tether.GRACE_S + 5
+LETTING_GO_S = child_guard.GRACE_S + 5
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ async def child(
     clean = {key: value for key, value in os.environ.items() if not key.upper().startswith(ENV_PREFIX)}
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", tether.__file__, *command),
+            *(sys.executable, "-I", "-S", child_guard.__file__, *command),
             stdin=asyncio.subprocess.PIPE,
             stdout=output,
             stderr=output,

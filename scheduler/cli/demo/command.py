@@ -20,7 +20,7 @@ from rich.live import Live
 from scheduler.cli.demo import view
 from scheduler.cli.demo.children import Child, child
 from scheduler.cli.demo.engines import DemoEngine, EngineKind, open_engine
-from scheduler.cli.demo.hearing import Hearing
+from scheduler.cli.demo.listener import Listener
 from scheduler.cli.demo.plan import FEWEST, MOST, PROMPTS
 from scheduler.cli.demo.verdict import Check, judge
 from scheduler.cli.output import console
@@ -98,13 +98,13 @@ class _Stage:
         self._redis = open_redis(url)
         self._queue = PromptQueue(self._redis)
         self._inspector = QueueInspector(self._queue)
-        self._hearing = Hearing()
+        self._listener = Listener()
         self._began_at = time.monotonic()
 
     async def play(self) -> list[Check]:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._redis.aclose)
-            hearing = _begin(self._hearing.listen(self._redis, self._queue), stack)
+            listener = _begin(self._listener.listen(self._redis, self._queue), stack)
             worker = await stack.enter_async_context(self._worker())
             await self._until_it_serves(worker)
             self._shown.print(f"Redis at {self._url}; one worker process, one client process")
@@ -113,7 +113,7 @@ class _Stage:
             self._began_at = time.monotonic()
             async with AsyncExitStack() as watched:
                 watching = _begin(self._watch(), watched)
-                await _until_answered(client, (worker, *self._engine.children), (hearing, watching))
+                await _until_answered(client, (worker, *self._engine.children), (listener, watching))
             last = await self._look()
         self._shown.print(view.draw(last) if self._live else view.summary(last))
         return self._judge(last)
@@ -161,8 +161,8 @@ class _Stage:
                 await asyncio.sleep(REDRAW_S)
 
     async def _look(self) -> view.Snapshot:
-        return await view.look(
-            self._inspector, self._hearing, prompts=self._show.prompts, began_at=self._began_at
+        return await view.take_snapshot(
+            self._inspector, self._listener, prompts=self._show.prompts, began_at=self._began_at
         )
 
     def _judge(self, last: view.Snapshot) -> list[Check]:

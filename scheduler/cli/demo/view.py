@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from scheduler.cli.demo.hearing import Hearing, Stream
+from scheduler.cli.demo.listener import Listener, Stream
 from scheduler.cli.demo.verdict import Check
 from scheduler.cli.output import PRIORITY_STYLES, age, priority_text
 from scheduler.model import JobInfo, JobState, Priority
@@ -54,7 +54,9 @@ class Snapshot:
         return self.status.totals.get("enqueued", 0) + self.shared
 
 
-async def look(inspector: QueueInspector, hearing: Hearing, *, prompts: int, began_at: float) -> Snapshot:
+async def take_snapshot(
+    inspector: QueueInspector, listener: Listener, *, prompts: int, began_at: float
+) -> Snapshot:
     """Ask the queue how it stands. `began_at` is of the monotonic clock."""
     status = await inspector.status()
     running = await inspector.jobs(state=JobState.RUNNING, limit=MAX_JOBS)
@@ -66,10 +68,10 @@ async def look(inspector: QueueInspector, hearing: Hearing, *, prompts: int, beg
         status=status,
         running=running,
         done=await inspector.jobs(state=JobState.DONE, limit=MAX_JOBS),
-        tokens=hearing.tokens,
-        tokens_per_s=hearing.per_second,
+        tokens=listener.tokens,
+        tokens_per_s=listener.per_second,
         elapsed_s=time.monotonic() - began_at,
-        stream=hearing.follow(running),
+        stream=listener.follow(running),
         waiting=waiting,
     )
 

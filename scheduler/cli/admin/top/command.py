@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 from rich.console import Console, Group
 
 from scheduler.cli.admin.common import AsJson
-from scheduler.cli.admin.top.look import look
 from scheduler.cli.admin.top.screen import Screen
+from scheduler.cli.admin.top.snapshot import take_snapshot
 from scheduler.cli.admin.top.view import draw, summary
 from scheduler.cli.admin.top.watch import Watch
 from scheduler.cli.arguments import parse_duration
@@ -60,10 +60,10 @@ async def _top(at: Session, *, interval_s: float, once: bool, as_json: bool) -> 
     shown = console()
     async with at.client() as client:
         eye = _Eye(client)
-        watch = Watch(await look(eye.inspector), interval_s=interval_s)
+        watch = Watch(await take_snapshot(eye.inspector), interval_s=interval_s)
         if once:
             await asyncio.sleep(interval_s)
-            watch.see(await look(eye.inspector))
+            watch.see(await take_snapshot(eye.inspector))
             _show_once(watch, shown, as_json=as_json)
         elif shown.is_terminal and not shown.is_dumb_terminal and not as_json:
             await _show_live(watch, eye, shown)
@@ -86,7 +86,7 @@ class _Eye:
         """
         try:
             async with asyncio.timeout(NO_ANSWER_S):
-                watch.see(await look(self.inspector))
+                watch.see(await take_snapshot(self.inspector))
         except (RedisError, OSError) as error:
             if not passes(error):
                 raise
@@ -95,9 +95,9 @@ class _Eye:
 
 def _show_once(watch: Watch, shown: Console, *, as_json: bool) -> None:
     if as_json:
-        print_json(watch.snapshot.document())
+        print_json(watch.frame.document())
         return
-    for line in draw(watch.snapshot, width=shown.width):
+    for line in draw(watch.frame, width=shown.width):
         if not shown.is_terminal:
             line.rstrip()
         shown.print(line)
@@ -106,12 +106,12 @@ def _show_once(watch: Watch, shown: Console, *, as_json: bool) -> None:
 async def _tell(watch: Watch, eye: _Eye, shown: Console, *, as_json: bool) -> None:
     """A line a look; the first look is not told, as it knows no rates. Runs until it is cancelled."""
     while True:
-        await asyncio.sleep(watch.snapshot.interval_s)
+        await asyncio.sleep(watch.frame.interval_s)
         await eye.look_again(watch)
         if as_json:
-            print_json_line(watch.snapshot.document())
+            print_json_line(watch.frame.document())
         else:
-            shown.print(summary(watch.snapshot))
+            shown.print(summary(watch.frame))
 
 
 async def _show_live(watch: Watch, eye: _Eye, shown: Console) -> None:
@@ -119,7 +119,7 @@ async def _show_live(watch: Watch, eye: _Eye, shown: Console) -> None:
     left = asyncio.Event()
 
     def picture(width: int, height: int) -> Group:
-        return Group(*draw(watch.snapshot, width=width, height=height, keys=sys.stdin.isatty()))
+        return Group(*draw(watch.frame, width=width, height=height, keys=sys.stdin.isatty()))
 
     def hold() -> None:
         watch.freeze()
@@ -140,7 +140,7 @@ async def _show_live(watch: Watch, eye: _Eye, shown: Console) -> None:
 
 async def _look_on(watch: Watch, eye: _Eye, screen: Screen) -> None:
     while True:
-        await asyncio.sleep(watch.snapshot.interval_s)
-        if not watch.snapshot.frozen:
+        await asyncio.sleep(watch.frame.interval_s)
+        if not watch.frame.frozen:
             await eye.look_again(watch)
             screen.redraw()

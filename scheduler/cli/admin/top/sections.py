@@ -9,8 +9,8 @@ from rich.text import Text
 
 from scheduler.cli.admin.common import breaker_text
 from scheduler.cli.admin.top.columns import Cell, Column, Section
-from scheduler.cli.admin.top.look import Look, Waits
 from scheduler.cli.admin.top.marks import bar, count
+from scheduler.cli.admin.top.snapshot import Snapshot, Waits
 from scheduler.cli.output import PRIORITY_STYLES, age
 from scheduler.model import JobInfo
 from scheduler.queue.reports import EndpointStatus, LaneStatus, WorkerInfo
@@ -26,21 +26,21 @@ SHORT_ID = 12
 LONG_LINE = 120
 
 
-def sections(look: Look, *, width: int) -> list[Section]:
+def sections(snapshot: Snapshot, *, width: int) -> list[Section]:
     """Those that have something to show, the most important first."""
-    parts = [_lanes(look), _workers(look)]
-    if look.status.endpoints:
-        parts.insert(1, _endpoints(look))
-    if look.dead:
-        parts.append(_dead(look, width=width))
+    parts = [_lanes(snapshot), _workers(snapshot)]
+    if snapshot.status.endpoints:
+        parts.insert(1, _endpoints(snapshot))
+    if snapshot.dead:
+        parts.append(_dead(snapshot, width=width))
     return parts
 
 
 # Lanes
 
 
-def _lanes(look: Look) -> Section:
-    lanes = look.status.lanes
+def _lanes(snapshot: Snapshot) -> Section:
+    lanes = snapshot.status.lanes
     if not lanes:
         return _nothing(
             "LANE", Text("no lane yet: no worker process has been there, and no prompt", "bright_black")
@@ -60,9 +60,9 @@ def _lanes(look: Look) -> Section:
     ]
     return Section(
         columns,
-        [_lane(lane, levels, look.waits_by_lane.get(lane.name), most) for lane in lanes],
+        [_lane(lane, levels, snapshot.waits_by_lane.get(lane.name), most) for lane in lanes],
         weights=[lane.waiting for lane in lanes],
-        foot=_waited(look.waits_by_priority, levels) if levels and look.waits_by_priority else None,
+        foot=_waited(snapshot.waits_by_priority, levels) if levels and snapshot.waits_by_priority else None,
     )
 
 
@@ -112,8 +112,8 @@ def _load(used: int, of: int) -> Callable[[int], Text]:
 # Endpoints
 
 
-def _endpoints(look: Look) -> Section:
-    endpoints = look.status.endpoints
+def _endpoints(snapshot: Snapshot) -> Section:
+    endpoints = snapshot.status.endpoints
     columns = [
         Column("ENDPOINT", least=LEAST_NAME_WIDTH, most=NAME_WIDTH, style="bold"),
         Column("BACKEND", rank=3),
@@ -148,8 +148,8 @@ def _trouble(one: EndpointStatus) -> float:
 # Worker processes
 
 
-def _workers(look: Look) -> Section:
-    if not look.workers:
+def _workers(snapshot: Snapshot) -> Section:
+    if not snapshot.workers:
         said = "no worker process is live; start one: prompt-scheduler worker"
         return _nothing("WORKER", Text(said, "bold red"))
     columns = [
@@ -160,7 +160,7 @@ def _workers(look: Look) -> Section:
         Column("UP", right=True),
         Column(""),
     ]
-    return Section(columns, [_worker(one, look.status.at_ms) for one in look.workers])
+    return Section(columns, [_worker(one, snapshot.status.at_ms) for one in snapshot.workers])
 
 
 def _worker(one: WorkerInfo, now_ms: int) -> list[Cell]:
@@ -183,7 +183,7 @@ def _worker(one: WorkerInfo, now_ms: int) -> list[Cell]:
 # Dead letters
 
 
-def _dead(look: Look, *, width: int) -> Section:
+def _dead(snapshot: Snapshot, *, width: int) -> Section:
     columns = [
         Column("DEAD LETTER", rank=2, style="bright_black"),
         Column("FAILED", right=True),
@@ -191,7 +191,9 @@ def _dead(look: Look, *, width: int) -> Section:
         Column("CODE", least=LEAST_NAME_WIDTH, rank=1),
         Column("MESSAGE", least=LEAST_ERROR_WIDTH, most=ERROR_WIDTH, style="red"),
     ]
-    return Section(columns, [_letter(job, look.status.at_ms, whole=width >= LONG_LINE) for job in look.dead])
+    return Section(
+        columns, [_letter(job, snapshot.status.at_ms, whole=width >= LONG_LINE) for job in snapshot.dead]
+    )
 
 
 def _letter(job: JobInfo, now_ms: int, *, whole: bool) -> list[Cell]:

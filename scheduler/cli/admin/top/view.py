@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from rich.text import Text
 
 from scheduler.cli.admin.top.columns import WIDE
-from scheduler.cli.admin.top.look import Look
 from scheduler.cli.admin.top.marks import bar, curve, rate, size
 from scheduler.cli.admin.top.sections import sections
-from scheduler.cli.admin.top.watch import Snapshot
+from scheduler.cli.admin.top.snapshot import Snapshot
+from scheduler.cli.admin.top.watch import Frame
 from scheduler.cli.output import age
 from scheduler.printable import one_line
 
@@ -24,10 +24,10 @@ KEYS = "q leaves  p holds"
 DIM = "bright_black"
 
 
-def draw(snapshot: Snapshot, *, width: int, height: int | None = None, keys: bool = False) -> list[Text]:
+def draw(frame: Frame, *, width: int, height: int | None = None, keys: bool = False) -> list[Text]:
     """The lines of the picture: each fits into `width` columns, and all of them into `height` lines."""
-    lines = _head(snapshot, width=width, keys=keys)
-    parts = sections(snapshot.look, width=width)
+    lines = _head(frame, width=width, keys=keys)
+    parts = sections(frame.snapshot, width=width)
     if height is None:
         heights: list[int | None] = [None] * len(parts)
     else:
@@ -59,26 +59,26 @@ def share_out(wanted: Sequence[int], *, room: int) -> list[int]:
 # The head
 
 
-def _head(snapshot: Snapshot, *, width: int, keys: bool) -> list[Text]:
-    look = snapshot.look
-    lines = [_title(snapshot, width=width, keys=keys)]
-    if snapshot.away:
-        said = f" Redis is away: {one_line(snapshot.away)}; this is how it was"
+def _head(frame: Frame, *, width: int, keys: bool) -> list[Text]:
+    snapshot = frame.snapshot
+    lines = [_title(frame, width=width, keys=keys)]
+    if frame.away:
+        said = f" Redis is away: {one_line(frame.away)}; this is how it was"
         lines.append(Text(said, "bold white on red"))
-    lines += [_room(snapshot, width=width), _counts(look, width=width)]
-    lines.append(_flow("enqueued", COMING, snapshot, style="cyan", width=width))
-    lines.append(_flow("done", GOING, snapshot, style="green", width=width))
+    lines += [_room(frame, width=width), _counts(snapshot, width=width)]
+    lines.append(_flow("enqueued", COMING, frame, style="cyan", width=width))
+    lines.append(_flow("done", GOING, frame, style="green", width=width))
     for line in lines:
         line.no_wrap = True
         line.truncate(width, overflow="ellipsis", pad=line.style != "")
     return lines
 
 
-def _title(snapshot: Snapshot, *, width: int, keys: bool) -> Text:
-    status = snapshot.look.status
+def _title(frame: Frame, *, width: int, keys: bool) -> Text:
+    status = frame.snapshot.status
     left = Text.assemble((" prompt-scheduler top ", "bold black on cyan"), "  queue ", (status.queue, "bold"))
-    right = Text.assemble(f"{clock(status.at_ms)}  every {snapshot.interval_s:g} s")
-    if snapshot.frozen:
+    right = Text.assemble(f"{clock(status.at_ms)}  every {frame.interval_s:g} s")
+    if frame.frozen:
         right.append("  ").append(" held, p goes on ", "bold black on yellow")
     elif keys:
         right.append(f"  {KEYS}", DIM)
@@ -86,19 +86,19 @@ def _title(snapshot: Snapshot, *, width: int, keys: bool) -> Text:
     return left.append(" " * space).append_text(right) if space >= 2 else left.append("  ").append_text(right)
 
 
-def _room(snapshot: Snapshot, *, width: int) -> Text:
-    status = snapshot.look.status
+def _room(frame: Frame, *, width: int) -> Text:
+    status = frame.snapshot.status
     taken = status.waiting + status.delayed + status.held
     share = taken / max(1, status.max_waiting)
     style = "red" if share >= 0.9 else "yellow" if share >= 0.7 else "blue"
     line = Text.assemble((" bound     ", "bold"), f"{taken:>8,}  ")
-    line.append_text(bar([(taken, style)], of=status.max_waiting, width=_middle(snapshot, width=width)))
+    line.append_text(bar([(taken, style)], of=status.max_waiting, width=_middle(frame, width=width)))
     return line.append(f"  of {status.max_waiting:,}, then {status.when_full}", DIM)
 
 
-def _counts(look: Look, *, width: int) -> Text:
-    status, gap = look.status, 3 if width >= WIDE else 2
-    most = sum(worker.max_running for worker in look.workers)
+def _counts(snapshot: Snapshot, *, width: int) -> Text:
+    status, gap = snapshot.status, 3 if width >= WIDE else 2
+    most = sum(worker.max_running for worker in snapshot.workers)
     line = Text(" ")
     for name, said, style in (
         ("running", f"{status.running:,} of {most:,}" if most else f"{status.running:,}", ""),
@@ -108,35 +108,35 @@ def _counts(look: Look, *, width: int) -> Text:
         ("workers", f"{status.workers:,}", "" if status.workers else "bold red"),
     ):
         line.append(f"{name} ", "bold").append(said, style).append(" " * gap)
-    if look.memory is not None:
-        line.append("redis ", "bold").append(size(look.memory.used_bytes))
-        limit = f" of {size(look.memory.max_bytes)}" if look.memory.max_bytes else ""
+    if snapshot.memory is not None:
+        line.append("redis ", "bold").append(size(snapshot.memory.used_bytes))
+        limit = f" of {size(snapshot.memory.max_bytes)}" if snapshot.memory.max_bytes else ""
         if line.cell_len + len(limit) <= width:
             line.append(limit)
     return line
 
 
-def _flow(first: str, others: Sequence[str], snapshot: Snapshot, *, style: str, width: int) -> Text:
+def _flow(first: str, others: Sequence[str], frame: Frame, *, style: str, width: int) -> Text:
     """A rate with its past, and others of the same direction."""
-    line = Text.assemble((f" {first:<9} ", "bold"), f"{_rate(snapshot, first):>6}/s  ")
+    line = Text.assemble((f" {first:<9} ", "bold"), f"{_rate(frame, first):>6}/s  ")
     rest = Text()
     for name in others:
-        shown = _rate(snapshot, name)
+        shown = _rate(frame, name)
         mark = DIM if shown in ("-", "0") else "red" if name in BAD else ""
         rest.append(f"  {name} ", DIM).append(shown, mark)
-    values = [rates.get(first, 0.0) for rates in snapshot.trend]
-    drawn = curve(values, width=_middle(snapshot, width=width), style=style)
+    values = [rates.get(first, 0.0) for rates in frame.trend]
+    drawn = curve(values, width=_middle(frame, width=width), style=style)
     return line.append_text(drawn).append_text(rest)
 
 
-def _middle(snapshot: Snapshot, *, width: int) -> int:
+def _middle(frame: Frame, *, width: int) -> int:
     """How wide the bar and both curves are: what the figures around them leave."""
-    rests = ("".join(f"  {name} {_rate(snapshot, name)}" for name in names) for names in (COMING, GOING))
+    rests = ("".join(f"  {name} {_rate(frame, name)}" for name in names) for names in (COMING, GOING))
     return max(0, min(MOST_CURVE_WIDTH, width - NUMBERS_WIDTH - max(map(len, rests))))
 
 
-def _rate(snapshot: Snapshot, name: str) -> str:
-    return rate(None if snapshot.rates is None else snapshot.rates.get(name, 0.0))
+def _rate(frame: Frame, name: str) -> str:
+    return rate(None if frame.rates is None else frame.rates.get(name, 0.0))
 
 
 def clock(at_ms: int) -> str:
@@ -144,13 +144,13 @@ def clock(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone().strftime("%H:%M:%S")
 
 
-def summary(snapshot: Snapshot) -> str:
+def summary(frame: Frame) -> str:
     """The head in one line, for where there is no terminal."""
-    status = snapshot.look.status
-    if snapshot.away:
-        return f"{clock(status.at_ms)}  Redis is away: {one_line(snapshot.away)}"
+    status = frame.snapshot.status
+    if frame.away:
+        return f"{clock(status.at_ms)}  Redis is away: {one_line(frame.away)}"
     oldest_s = max((lane.oldest_s or 0 for lane in status.lanes), default=0)
-    rates = "  ".join(f"{name} {_rate(snapshot, name)}/s" for name in ("enqueued", "done", "failed"))
+    rates = "  ".join(f"{name} {_rate(frame, name)}/s" for name in ("enqueued", "done", "failed"))
     return (
         f"{clock(status.at_ms)}  waiting {status.waiting:,}  oldest {age(oldest_s)}"
         f"  running {status.running:,}  delayed {status.delayed:,}  held {status.held:,}"

@@ -7,21 +7,21 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from scheduler.cli.admin.top.look import Look, Waits, rates
+from scheduler.cli.admin.top.snapshot import Snapshot, Waits, rates
 
 TREND = 120
 """How many rates are remembered: as many as fit in a wide terminal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Frame:
     """What is to be shown. `rates` are None until two looks tell them; `trend` has the last ones, in order.
 
     `away` says why the last look has failed: what there is, is of the one before. `frozen`: somebody holds
     the picture.
     """
 
-    look: Look
+    snapshot: Snapshot
     rates: dict[str, float] | None = None
     trend: tuple[dict[str, float], ...] = ()
     away: str = ""
@@ -30,7 +30,7 @@ class Snapshot:
 
     def document(self) -> dict[str, Any]:
         """All of it for programs."""
-        seen = self.look
+        seen = self.snapshot
         return {
             "queue": seen.status.queue,
             "at_ms": seen.status.at_ms,
@@ -60,24 +60,24 @@ def _plain(waits: dict[Any, Waits]) -> dict[str, Any]:
 class Watch:
     """Takes looks as they come."""
 
-    def __init__(self, first: Look, *, interval_s: float) -> None:
-        self._now = Snapshot(first, interval_s=interval_s)
+    def __init__(self, first: Snapshot, *, interval_s: float) -> None:
+        self._now = Frame(first, interval_s=interval_s)
         self._trend: deque[dict[str, float]] = deque(maxlen=TREND)
 
     @property
-    def snapshot(self) -> Snapshot:
+    def frame(self) -> Frame:
         """How things stand, as far as is known."""
         return self._now
 
-    def see(self, look: Look) -> None:
+    def see(self, snapshot: Snapshot) -> None:
         """Take the next look. One that comes while the picture is held is let go."""
         if self._now.frozen:
             return
-        between = rates(self._now.look, look)
+        between = rates(self._now.snapshot, snapshot)
         if between is not None:
             self._trend.append(between)
         self._now = dataclasses.replace(
-            self._now, look=look, rates=between, trend=tuple(self._trend), away=""
+            self._now, snapshot=snapshot, rates=between, trend=tuple(self._trend), away=""
         )
 
     def miss(self, why: str) -> None:

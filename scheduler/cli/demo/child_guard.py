@@ -1,6 +1,6 @@
 """Runs a command that must not outlive the process that started it.
 
-    usage: python -I -S tether.py COMMAND…        standard input: a pipe that the starter holds open
+    usage: python -I -S child_guard.py COMMAND…        standard input: a pipe that the starter holds open
 
 When the pipe closes, whichever way the starter has gone, the command and all that it started are ended: asked
 first, killed after some seconds. Otherwise this ends with the command, and with its exit code. It is run by
@@ -20,7 +20,7 @@ import time
 GRACE_S = 5.0
 
 
-def run_tethered(command: list[str]) -> int:
+def run_guarded(command: list[str]) -> int:
     """Run a command until it ends or standard input does; its exit code."""
     # In a group of its own: Ctrl-C in the terminal is for the starter to hear, and to act on.
     child = subprocess.Popen(  # noqa: S603 - the starter's own command
@@ -60,4 +60,4 @@ def _signal(child: subprocess.Popen[bytes], number: int) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # an ignored signal would be ignored by the command as well
-    sys.exit(run_tethered(sys.argv[1:]))
+    sys.exit(run_guarded(sys.argv[1:]))

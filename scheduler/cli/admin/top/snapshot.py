@@ -31,7 +31,7 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Snapshot:
     """How a queue stands at one moment. `taken_at_s` is of the monotonic clock of this process.
 
     The waits are those of jobs that started within the last minute, some 200 at most, by lane and by level.
@@ -47,7 +47,7 @@ class Look:
     memory: RedisMemory | None = None
 
 
-async def look(inspector: QueueInspector) -> Look:
+async def take_snapshot(inspector: QueueInspector) -> Snapshot:
     """Ask how the queue stands: eight round trips, and those that `QueueInspector.status` has on top."""
     workers = await inspector.workers()
     status = await inspector.status(workers=workers)
@@ -56,7 +56,7 @@ async def look(inspector: QueueInspector) -> Look:
         {JobState.RUNNING: RUNNING_READ, JobState.DONE: DONE_READ, JobState.FAILED: DEAD_READ}
     )
     started = [*jobs[JobState.RUNNING], *jobs[JobState.DONE]]
-    return Look(
+    return Snapshot(
         taken_at_s=taken_at_s,
         status=status,
         workers=workers,
@@ -77,7 +77,7 @@ def waits(jobs: Iterable[tuple[Key, JobInfo]], now_ms: int) -> dict[Key, Waits]:
     return {key: Waits(len(all_s), median(all_s), max(all_s)) for key, all_s in waited.items()}
 
 
-def rates(before: Look, after: Look) -> dict[str, float] | None:
+def rates(before: Snapshot, after: Snapshot) -> dict[str, float] | None:
     """What was counted between two looks, a second, by the name that `QueueStatus.totals` has for it.
 
     Measured with this process's own clock, which no correction sets back. None where nothing can be said: no

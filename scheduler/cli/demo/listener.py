@@ -25,7 +25,7 @@ class Stream:
     text: str
 
 
-class Hearing:
+class Listener:
     """Takes the events of all jobs. Tokens are guessed from the text until the engine has counted them."""
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class Hearing:
             await pubsub.psubscribe(queue.channel("*"))
             async for message in pubsub.listen():
                 if message["type"] == "pmessage":
-                    self.hear(decode_event(message["data"]))
+                    self.add(decode_event(message["data"]))
 
-    def hear(self, event: Event) -> None:
+    def add(self, event: Event) -> None:
         """Take an event of any job."""
         if isinstance(event, Started | Retrying):
             self._texts[event.job_id] = ""
