@@ -42,7 +42,7 @@ from benchmarks.harness import (
     worker_processes,
 )
 from scheduler import AsyncClient, PromptRequest, load_settings
-from scheduler.client.submission import stored_request
+from scheduler.payload import encode, payload_of
 from scheduler.queue.inspection import QueueInspector
 from scheduler.redis_server.embedded import OLDEST, EmbeddedServer, bundled_binary, server_version
 
@@ -105,7 +105,7 @@ async def bytes_a_job(client: AsyncClient, kind: str) -> float:
     before, payloads = await used_bytes(redis), 0
     for _ in range(JOBS // 1000):
         requests = [request_of(kind) for _ in range(1000)]
-        payloads += sum(len(stored_request(request)) for request in requests)
+        payloads += sum(len(encode(payload_of(request))) for request in requests)
         refuse_errors(await client.enqueue_many(requests))
     return (await used_bytes(redis) - before - payloads) / JOBS
 

@@ -10,6 +10,8 @@
     ├── JobNotFound            no job of that id, or its record has expired
     ├── InvalidTransition      the job's state does not allow this
     ├── ResultTimeout          the job had not ended in time; it goes on
+    ├── BadRecord              what Redis holds of a job cannot be read
+    ├── UnknownKind            the job asks for a kind of work that this version does not do
     ├── RedisError
     │   ├── RedisUnavailable   no server at the URL
     │   ├── RedisAuthError     wrong password, or the ACL forbids a command
@@ -117,6 +119,18 @@ class ResultTimeout(SchedulerError, TimeoutError):
     code = "result_timeout"
     http_status = 504
     retryable = True
+
+
+class BadRecord(SchedulerError):
+    """What Redis holds of a job cannot be read."""
+
+    code = "bad_record"
+
+
+class UnknownKind(SchedulerError):
+    """The job asks for a kind of work that this version does not do; a newer client has enqueued it."""
+
+    code = "unknown_kind"
 
 
 class RedisError(SchedulerError):

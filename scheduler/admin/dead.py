@@ -11,9 +11,9 @@ from typing import Any
 import orjson
 
 from scheduler.admin.jobs import requeue
-from scheduler.client.submission import STORED_FIELDS, TRACE_FIELDS, stored_request
 from scheduler.errors import InvalidRequest, InvalidTransition, JobNotFound, SchedulerError
 from scheduler.model import JobInfo, JobState, PromptRequest
+from scheduler.payload import REQUEST_FIELDS, TRACE_FIELDS, check_kind, encode, payload_of, peek
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection import QueueInspector
 
@@ -74,7 +74,7 @@ async def read_dead_letter(queue: PromptQueue, job_id: str) -> tuple[JobInfo, di
         raise JobNotFound(f"no job {job_id} in queue {queue.name!r}: unknown, or its record has expired")
     if job.state is not JobState.FAILED:
         raise InvalidTransition(f"job {job_id} is {job.state.value}, and no dead letter")
-    return job, _parsed(await queue.request(job_id))
+    return job, peek(await queue.request(job_id))
 
 
 async def requeue_dead_letter(
@@ -98,24 +98,27 @@ async def requeue_dead_letter(
 
 
 def changed_request(request: Mapping[str, Any], changes: Mapping[str, Any], *, model: str) -> bytes:
-    """A stored request with some fields changed, checked like one that a client sends.
+    """A stored request with some fields changed, checked like one from a client.
 
     Raises:
         InvalidRequest: there is no such field, or a value is wrong.
+        UnknownKind: the job asks for a kind of work that this version does not do.
     """
     _check_names(changes)
+    check_kind(request)
     fields = copy.deepcopy(dict(request))
-    trace = {name: fields.pop(name) for name in TRACE_FIELDS if name in fields}
+    fields.pop("kind", None)
+    trace = {name: fields.pop(name) for name in sorted(TRACE_FIELDS) if name in fields}
     for path, value in changes.items():
         _put(fields, path, value)
-    changed = PromptRequest.parse(**fields, model=model)
-    return stored_request(changed, trace=orjson.dumps(trace) if trace else b"")
+    changed = payload_of(PromptRequest.parse(**fields, model=model))
+    return encode(changed, trace=orjson.dumps(trace) if trace else b"")
 
 
 def _check_names(paths: Iterable[str]) -> None:
     for path in paths:
-        if path.split(".")[0] not in STORED_FIELDS:
-            known = ", ".join(sorted(STORED_FIELDS))
+        if path.split(".")[0] not in REQUEST_FIELDS:
+            known = ", ".join(sorted(REQUEST_FIELDS))
             raise InvalidRequest(f"{path}: is nothing that can be changed; there are {known}", field=path)
 
 
@@ -130,14 +133,6 @@ def _put(fields: dict[str, Any], path: str, value: Any) -> None:
         place.pop(last, None)
     else:
         place[last] = value
-
-
-def _parsed(stored: bytes | None) -> dict[str, Any] | None:
-    try:
-        request = orjson.loads(stored or b"null")
-    except orjson.JSONDecodeError:
-        return None
-    return request if isinstance(request, dict) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
-
-import orjson
 
 from scheduler.engine.retry import Bounds, Retry, RetryPolicy
 from scheduler.engine.routes import Route
@@ -18,6 +15,7 @@ from scheduler.errors import SchedulerError
 from scheduler.logs import ids_of, speak_of, traced
 from scheduler.model import JobState
 from scheduler.observations import NOBODY, AttemptBegan, Observers, Outcome
+from scheduler.payload import decode
 from scheduler.queue.records import ClaimedJob, Ending
 from scheduler.results.job_writer import JobWriter
 from scheduler.stages.base import PromptContext
@@ -192,13 +190,13 @@ def settle(attempt: Attempt, task: asyncio.Task[None]) -> None:
 
 
 def make_context(attempt: Attempt) -> PromptContext:
-    """Decode what was enqueued.
+    """Decode the job's payload.
 
     Raises:
-        SchedulerError: the stored request is not one.
+        BadRecord, UnknownKind: it cannot be run.
     """
     job = attempt.job
-    request = _decode(attempt.payload)
+    request = decode(attempt.payload)
     attempt.payload = b""
     return PromptContext(
         job_id=job.id,
@@ -215,26 +213,6 @@ def make_context(attempt: Attempt) -> PromptContext:
         take_permit=attempt.take_permit,
         sink=attempt.writer.piece if request.get("stream", True) else None,
     )
-
-
-def _decode(payload: bytes) -> Mapping[str, Any]:
-    try:
-        request = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        request = None
-    if isinstance(request, dict):
-        prompt, messages = request.get("prompt"), request.get("messages")
-        if isinstance(prompt, str) != isinstance(messages, list) and isinstance(
-            request.get("params", {}), dict
-        ):
-            return request
-    raise BadRecordError("the stored request is not one that a client wrote; enqueue it again")
-
-
-class BadRecordError(SchedulerError):
-    """What Redis holds as a job's request cannot be read."""
-
-    code = "bad_record"
 
 
 def _failed(

@@ -680,6 +680,19 @@ async def test_a_request_written_by_hand_that_is_garbage_fails_and_stops_nobody(
         assert failed.value.reason == "bad_record"
 
 
+async def test_a_job_of_an_unknown_kind_fails_with_a_code_and_stops_nobody(room: Room) -> None:
+    engine, client = await room.engine(start=False), await room.client()
+    unknown, good = await client.enqueue("soon another"), await client.enqueue("good")
+    key = client.queue.keys.of("payload", unknown.id)
+    await client.queue.redis.set(key, b'{"kind":"embedding","input":["text"]}')
+    await engine.start()
+    (await puppet_of(engine).next_call()).finish("good")
+    assert (await good.result(timeout_s=SOON_S)).text == "good"
+    with pytest.raises(JobFailed, match="asks for 'embedding' work") as failed:
+        await unknown.result(timeout_s=SOON_S)
+    assert failed.value.reason == "unknown_kind"
+
+
 async def test_nothing_is_left_after_jobs_of_every_fate(room: Room) -> None:
     settings = settings_of(retry_base_s=0.001)
     engine, client = await room.engine(settings), await room.client(settings)

@@ -16,6 +16,7 @@ from scheduler.engine import SettingsReloader
 from scheduler.engine import attempt as attempt_module
 from scheduler.engine import reload as reload_module
 from scheduler.logs import IDS, IdFilter, JsonFormatter, attempt_ids, speak_of
+from scheduler.payload import decode
 from scheduler.queue.records import ClaimedJob
 from scheduler.stages.base import PromptContext
 from tests.integration.engine_room import (
@@ -238,12 +239,11 @@ async def test_request_with_a_trace_has_it_in_its_lines(
 ) -> None:
     settings = talkative(monkeypatch)
     engine, client = await room.engine(settings), await room.client(settings)
-    decode = attempt_module._decode
 
     def with_trace(payload: bytes) -> Any:
         return {**decode(payload), "traceparent": f"00-{TRACE}-{SPAN}-01"}
 
-    monkeypatch.setattr(attempt_module, "_decode", with_trace)
+    monkeypatch.setattr(attempt_module, "decode", with_trace)
     job = await client.enqueue("one")
     (await puppet_of(engine).next_call()).finish("answer")
     await job.result(timeout_s=SOON_S)

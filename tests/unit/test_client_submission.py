@@ -51,7 +51,9 @@ def test_durations_are_whole_milliseconds_and_never_round_down_to_none() -> None
 def test_a_result_may_not_be_kept_for_longer_than_the_queue_does() -> None:
     route = KnownRoute("echo", "r1", uses_metadata=False, max_result_ttl_s=60)
     assert new_job(PromptRequest.parse(prompt="x", result_ttl_s=60), route).result_ttl_ms == 60_000
-    with pytest.raises(InvalidRequest, match="result_ttl_s: 3,600 s is more than the queue keeps") as refused:
+    with pytest.raises(
+        InvalidRequest, match="result_ttl_s: 3,600 s is longer than the queue keeps"
+    ) as refused:
         new_job(PromptRequest.parse(prompt="x", result_ttl_s=3600), route)
     assert refused.value.field == "result_ttl_s"
 
@@ -127,7 +129,7 @@ def test_the_words_of_a_refusal_do_not_repeat_the_prompt() -> None:
 
 def test_a_request_that_is_too_big_is_refused_at_the_edge() -> None:
     job_of(metadata={"m": "x" * (MAX_REQUEST_BYTES - 100)})
-    with pytest.raises(InvalidRequest, match=r"has 8,388,\d{3} bytes as JSON; at most 8,388,608 are taken"):
+    with pytest.raises(InvalidRequest, match=r"has 8,388,\d{3} bytes as JSON; at most 8,388,608 are allowed"):
         job_of(metadata={"m": "x" * MAX_REQUEST_BYTES})
 
 
