@@ -18,7 +18,7 @@ from typing import TypeAlias
 from redis.asyncio import Redis
 
 from scheduler import AsyncClient, load_settings
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.keys import Keys
 from scheduler.redis_server.embedded import EmbeddedServer
 
@@ -262,7 +262,7 @@ async def until_serving(bench: Bench, n_workers: int = 1) -> None:
         TimeoutError: they cannot.
     """
     async with bench.client() as client, asyncio.timeout(READY_TIMEOUT_S):
-        while len(await QueueInspector(client.queue).workers()) < n_workers:
+        while len(await read_workers(client.queue)) < n_workers:
             await asyncio.sleep(0.02)
 
 

@@ -58,7 +58,7 @@ from scheduler import (
     Started,
     load_settings,
 )
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 
 IDLE = "latency, idle"
 HALF_LOAD = "latency, half load"
@@ -187,7 +187,7 @@ async def urgent(bench: Bench, backlog: int) -> Figures:
             await fill(client, backlog, priority=Priority.BACKGROUND)
             await asyncio.sleep(SETTLE_S if backlog else 0)
             figures = await on_loop_of_its_own(probe_urgent(bench, bench.size(1000, 300)))
-            status = await QueueInspector(client.queue).status()
+            status = await read_status(client.queue)
     if backlog and (status.waiting < 0.9 * backlog or status.running < 50):
         raise SystemExit(f"no backlog: {status.waiting} prompts waited, {status.running} ran")
     return figures

@@ -43,7 +43,7 @@ from benchmarks.harness import (
 )
 from scheduler import AsyncClient, PromptRequest, load_settings
 from scheduler.payload import encode, payload_of
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 from scheduler.redis_server.embedded import OLDEST, EmbeddedServer, bundled_binary, server_version
 
 WAITING = "memory, waiting job"
@@ -208,7 +208,6 @@ async def until_running(client: AsyncClient, jobs: int) -> None:
     Raises:
         TimeoutError: they never do.
     """
-    inspector = QueueInspector(client.queue)
     async with asyncio.timeout(READY_TIMEOUT_S):
-        while (await inspector.status()).running < jobs:
+        while (await read_status(client.queue)).running < jobs:
             await asyncio.sleep(0.1)

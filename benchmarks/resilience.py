@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from scheduler import AsyncClient, Job, JobState, PromptRequest, Started, load_settings
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.redis_server.embedded import EmbeddedServer
 
 LEASE_S = 10.0
@@ -117,7 +118,7 @@ def client(url: str, queue: str = "default") -> AsyncClient:
 async def serving(one: AsyncClient, processes: int) -> None:
     """Wait until so many worker processes can be seen."""
     async with asyncio.timeout(60):
-        while len(await QueueInspector(one.queue).workers()) < processes:
+        while len(await read_workers(one.queue)) < processes:
             await asyncio.sleep(0.05)
 
 
@@ -182,7 +183,7 @@ async def _started_again(job: Job) -> None:
 async def _forgotten(one: AsyncClient, pid: int) -> None:
     """Until the dead process has no share any more."""
     async with asyncio.timeout(60):
-        while any(worker.pid == pid for worker in await QueueInspector(one.queue).workers()):
+        while any(worker.pid == pid for worker in await read_workers(one.queue)):
             await asyncio.sleep(0.2)
 
 
@@ -219,7 +220,7 @@ async def memory(url: str, server_pid: int, jobs: int, seconds: float) -> dict[s
                     end_at = time.monotonic() + seconds
                 most = {name: max(most[name], resident_mb(pid)) for name, pid in pids.items()}
                 await asyncio.sleep(0.1)
-            waiting = (await QueueInspector(one.queue).status()).waiting
+            waiting = (await read_status(one.queue)).waiting
         user.kill()
         await user.wait()
     hung.close()
@@ -277,7 +278,7 @@ async def urgency(url: str, reserved: int, samples: int) -> list[float]:
                     if isinstance(event, Started):
                         times.append((time.perf_counter() - began) * 1000)
                         break
-            if (await QueueInspector(one.queue).status()).waiting < 1000:
+            if (await read_status(one.queue)).waiting < 1000:
                 raise SystemExit("the backlog ran dry; ask for fewer samples")
     return times
 

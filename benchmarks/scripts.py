@@ -27,7 +27,8 @@ from redis.asyncio import Redis
 
 from scheduler import admin
 from scheduler.model import JobState
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.jobs import list_jobs
+from scheduler.queue.inspection.status import read_status
 from scheduler.queue.limits import Limits, RateLimit
 from scheduler.queue.queue import ENQUEUE_CHUNK, LANES_A_CLAIM, PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, NewJob, Publication
@@ -184,8 +185,8 @@ async def held_tenants(case: Case) -> Act:
     async def act() -> None:
         await case.ticks(100)
         await case.claim()
-        await QueueInspector(case.queue).status()
-        await QueueInspector(case.queue).jobs(state=JobState.HELD, limit=100)
+        await read_status(case.queue)
+        await list_jobs(case.queue, state=JobState.HELD, limit=100)
         await admin.audit(case.queue)
         await case.configure(Limits(tenants={"*": RateLimit(requests=1, tokens=1000)}))
         await case.ticks(100)
@@ -205,7 +206,7 @@ async def many_lanes(case: Case) -> Act:
 
     async def act() -> None:
         await case.ticks(2 * len(lanes) // 30)
-        await QueueInspector(case.queue).status()
+        await read_status(case.queue)
         await admin.audit(case.queue)
         for at in range(0, len(lanes), LANES_A_CLAIM):
             await case.claim(lanes=lanes[at : at + LANES_A_CLAIM])
@@ -229,8 +230,8 @@ async def many_jobs(case: Case) -> Act:
         await case.ticks(2000)
         claimed = (await case.claim()).jobs
         await case.queue.position(f"job-{n_jobs - 1:09}")
-        await QueueInspector(case.queue).status()
-        await QueueInspector(case.queue).jobs(limit=100)
+        await read_status(case.queue)
+        await list_jobs(case.queue, limit=100)
         await case.enqueue(job(10**8 + n) for n in range(ENQUEUE_CHUNK))
         await case.queue.write(publications=[Publication(x.id, x.token, 1, (delta(x, 1),)) for x in claimed])
         await case.queue.write(

@@ -25,7 +25,7 @@ from scheduler.cli.admin.top.snapshot import take_snapshot
 from scheduler.cli.admin.top.watch import Frame, Watch
 from scheduler.cli.demo import command, view
 from scheduler.cli.demo.children import child
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.redis_server.embedded import EmbeddedServer
 
 IMAGES = Path(__file__).parent / "images"
@@ -102,17 +102,16 @@ async def watch_busy_queue() -> Frame:
         async with AsyncClient(server.url) as client, AsyncExitStack() as stack:
             for _ in range(2):
                 await stack.enter_async_context(worker(Path(folder), server.url))
-            inspector = QueueInspector(client.queue)
-            while len(await inspector.workers()) < 2:  # noqa: ASYNC110  they say so in Redis alone
+            while len(await read_workers(client.queue)) < 2:  # noqa: ASYNC110  they say so in Redis alone
                 await asyncio.sleep(TICK_S)
             await client.enqueue_many([request(lane) for lane, n in BACKLOG.items() for _ in range(n)])
             await client.enqueue_many([request("summarize", tenant="bulk") for _ in range(100)])
             await client.enqueue_many([request("chat", delay_s=600.0) for _ in range(12)])
             sending = asyncio.create_task(keep_sending(client))
-            watch = Watch(await take_snapshot(inspector), interval_s=1)
+            watch = Watch(await take_snapshot(client.queue), interval_s=1)
             for at in range(LOOKS):
                 await asyncio.sleep(1)
-                watch.see(await take_snapshot(inspector))
+                watch.see(await take_snapshot(client.queue))
                 if at == LOOKS // 2:
                     await client.enqueue("Say the forbidden word.", model="code", priority=9)
             sending.cancel()

@@ -15,7 +15,8 @@ from scheduler.errors import InvalidRequest, InvalidTransition, JobNotFound, Sch
 from scheduler.model import JobInfo, JobState, PromptRequest
 from scheduler.payload import REQUEST_FIELDS, TRACE_FIELDS, check_kind, encode, payload_of, peek
 from scheduler.queue import PromptQueue
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.clock import read_clock_ms
+from scheduler.queue.inspection.jobs import jobs_in_state, read_job
 
 DISCARD_CHUNK = 100
 
@@ -46,9 +47,8 @@ EVERY_DEAD = DeadFilter()
 
 async def dead_letters(queue: PromptQueue, which: DeadFilter = EVERY_DEAD) -> AsyncGenerator[JobInfo, None]:
     """Those that are kept, the latest first, without their histories; read page by page."""
-    inspector = QueueInspector(queue)
-    now_ms = await inspector.now_ms()
-    async with aclosing(inspector.in_state(JobState.FAILED)) as failed:
+    now_ms = await read_clock_ms(queue)
+    async with aclosing(jobs_in_state(queue, JobState.FAILED)) as failed:
         async for job in failed:
             if which.takes(job, now_ms):
                 yield job
@@ -69,7 +69,7 @@ async def read_dead_letter(queue: PromptQueue, job_id: str) -> tuple[JobInfo, di
         JobNotFound: no job has this id, or its record has expired.
         InvalidTransition: it has not failed.
     """
-    job = await QueueInspector(queue).job(job_id)
+    job = await read_job(queue, job_id)
     if job is None:
         raise JobNotFound(f"no job {job_id} in queue {queue.name!r}: unknown, or its record has expired")
     if job.state is not JobState.FAILED:

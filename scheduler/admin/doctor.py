@@ -20,7 +20,8 @@ from scheduler.engine.queue_settings import disagreements, limit_disagreements, 
 from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.queue import PromptQueue
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.queue import FORMAT
 from scheduler.queue.reports import QueueStatus, WorkerInfo
 from scheduler.redis_server.connection import check_server, mask, newer_data, open_redis, translated
@@ -82,8 +83,7 @@ async def examine(settings: Settings, redis_url: str) -> AsyncGenerator[Finding,
             yield finding
         if queue is not None:
             with translated(redis_url):
-                inspector = QueueInspector(queue)
-                for finding in _queue(await inspector.status(), await inspector.workers(), settings):
+                for finding in _queue(await read_status(queue), await read_workers(queue), settings):
                     yield finding
                 if settings.model_fields_set - {"redis_url", "queue"}:  # without any it is a client's host
                     for finding in _disagreements(settings, await queue.settings(), await queue.limits()):

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 from scheduler.errors import InvalidRequest
 from scheduler.queue import PromptQueue
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 
 PURGE_CHUNK = 500
 DELAYED_CHUNK = 50
@@ -18,7 +18,7 @@ async def known_lanes(queue: PromptQueue, lane: str | None = None) -> list[str]:
     Raises:
         InvalidRequest: there is no such lane.
     """
-    lanes = [one.name for one in (await QueueInspector(queue).status()).lanes]
+    lanes = [one.name for one in (await read_status(queue)).lanes]
     if lane is None:
         return lanes
     if lane not in lanes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scheduler.errors import InvalidRequest
 from scheduler.queue import PromptQueue
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 
 
 async def forgive_tenant(queue: PromptQueue, tenant: str) -> bool:
@@ -18,7 +18,7 @@ async def forgive_endpoint(queue: PromptQueue, endpoint: str) -> bool:
     Raises:
         InvalidRequest: no live worker process has such an endpoint.
     """
-    known = [one.name for one in (await QueueInspector(queue).status()).endpoints]
+    known = [one.name for one in (await read_status(queue)).endpoints]
     if endpoint not in known:
         there_are = f"there are: {', '.join(known)}" if known else "no live worker process serves any"
         raise InvalidRequest(

@@ -23,7 +23,7 @@ from scheduler.client import AsyncClient, Job
 from scheduler.errors import InvalidRequest, JobEnded, ResultTimeout, SchedulerError
 from scheduler.events import Done, ended_error
 from scheduler.model import DedupMode, PromptRequest
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.workers import read_workers
 
 SAY_UNSERVED_AFTER_S = 2.0
 
@@ -246,7 +246,7 @@ async def _say_if_unserved(client: AsyncClient, job: Job) -> None:
     """Say so where nothing would ever come of waiting, because nobody serves the route."""
     await asyncio.sleep(SAY_UNSERVED_AFTER_S)
     try:
-        workers = await QueueInspector(client.queue).workers()
+        workers = await read_workers(client.queue)
         model = (await job.info()).model
     except (RedisError, SchedulerError):
         return

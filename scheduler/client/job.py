@@ -22,7 +22,7 @@ from scheduler.errors import (
 )
 from scheduler.events import Done, Event, parse_event_id
 from scheduler.model import Duration, JobInfo, JobResult, JobState, Priority, invalid_request
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.jobs import read_job
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import START, Cursor, Reuse
 from scheduler.results.reader import read_events, read_result
@@ -140,7 +140,7 @@ class Job:
             JobNotFound: no job has this id, or its record has expired.
         """
         async with self._client.commands() as queue:
-            info = await QueueInspector(queue).job(self.id)
+            info = await read_job(queue, self.id)
         if info is None:
             raise self._not_found()
         return info

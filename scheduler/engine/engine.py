@@ -49,7 +49,7 @@ from scheduler.observations import (
     Ticked,
     Written,
 )
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.queue import LANES_A_CLAIM, PromptQueue
 from scheduler.queue.records import (
     NOTHING_CLAIMED,
@@ -861,7 +861,7 @@ class Engine:
         await self._renew(())
         await self._shares.update(self.endpoints)
         if gone:
-            others = await QueueInspector(self.queue).workers()
+            others = await read_workers(self.queue)
             served = {name for worker in others for name in worker.routes}
             await self.queue.forget_routes([name for name in gone if name not in served])
 

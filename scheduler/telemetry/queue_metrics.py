@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import Metric
 
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.memory import read_memory
+from scheduler.queue.inspection.status import read_status
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.reports import LaneStatus, QueueStatus, RedisMemory
 from scheduler.telemetry import catalogue
@@ -54,7 +55,7 @@ class QueueMetrics:
     """Reads how the queue stands for a scrape, and is a collector of prometheus-client's."""
 
     def __init__(self, queue: PromptQueue) -> None:
-        self._inspector = QueueInspector(queue)
+        self._queue = queue
         self._status: QueueStatus | None = None
         self._memory: RedisMemory | None = None
 
@@ -65,8 +66,8 @@ class QueueMetrics:
             redis.exceptions.RedisError, OSError: Redis did not answer.
         """
         self.forget()
-        status = await self._inspector.status()
-        self._memory = await self._inspector.memory()
+        status = await read_status(self._queue)
+        self._memory = await read_memory(self._queue.redis)
         self._status = status
 
     def forget(self) -> None:

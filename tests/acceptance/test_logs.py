@@ -18,7 +18,7 @@ from arq import create_pool
 from arq.connections import RedisSettings
 
 from scheduler import AsyncClient, JobFailed, JobState
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 from tests.acceptance.conftest import StartWorker, slow_echo, wait_for_line
 from tests.contracts.wire import FakeServer, Request, answer, listening
 from tests.integration.lone_server import LoneServer
@@ -222,7 +222,7 @@ class RepeatingServer(FakeServer):
 async def until_left_alone(client: AsyncClient, endpoint: str) -> None:
     async with asyncio.timeout(SOON_S):
         while True:
-            seen = (await QueueInspector(client.queue).status()).endpoints
+            seen = (await read_status(client.queue)).endpoints
             if any(one.name == endpoint and one.breakers.get("closed", 0) == 0 for one in seen):
                 return
             await asyncio.sleep(0.02)

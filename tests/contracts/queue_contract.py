@@ -18,7 +18,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from scheduler import admin
 from scheduler.model import DedupMode, JobState
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.jobs import read_job
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import (
     START,
@@ -1741,7 +1741,7 @@ class QueueContract(OnQueue):
         assert first[5] == 40
         assert first[6] <= first[0]
         assert [entry[4] for entry in others] == ["real 40", "real 41", "real 42"]
-        info = await QueueInspector(q.queue).job("a")
+        info = await read_job(q.queue, "a")
         assert info is not None
         assert [entry.count for entry in info.history] == [1, 40, 1, 1, 1, 1]
 

@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from scheduler.model import JobState
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.jobs import list_jobs
+from scheduler.queue.inspection.status import read_status
 from scheduler.queue.limits import RateLimit
 from scheduler.queue.records import ClaimedJob
 from tests.contracts.queue_contract import OnQueue
@@ -231,10 +232,9 @@ class SuspectsContract(OnQueue):
     async def test_they_are_counted_and_listed_among_those_that_wait(self, q: QueueDriver) -> None:
         await make_suspects(q, "s1", "s2", priority=6)
         await q.enqueue(new_job("a"))
-        inspector = QueueInspector(q.queue)
-        (lane,) = [lane for lane in (await inspector.status()).lanes if lane.name == LANE]
+        (lane,) = [lane for lane in (await read_status(q.queue)).lanes if lane.name == LANE]
         assert (lane.waiting, lane.suspects, lane.by_priority) == (3, 2, {6: 2, 5: 1})
-        listed = await inspector.jobs(state=JobState.WAITING)
+        listed = await list_jobs(q.queue, state=JobState.WAITING)
         assert [job.id for job in listed] == ["s1", "s2", "a"]
 
     async def test_the_history_tells_each_loss(self, q: QueueDriver) -> None:

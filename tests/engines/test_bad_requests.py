@@ -10,7 +10,7 @@ import pytest
 
 from scheduler import AsyncClient, JobFailed, PromptRequest
 from scheduler.client import Job
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
 from tests.engines.conftest import LlamaServer, StartServer
 
@@ -93,7 +93,7 @@ async def test_bad_requests_fail_once_with_the_engines_words_and_open_nothing(
         for name, jobs in bad.items():
             for job in jobs:
                 await _assert_refused(name, job)
-        status = await QueueInspector(client.queue).status()
+        status = await read_status(client.queue)
     assert [one.breakers for one in status.endpoints] == [{"closed": 1}] * 2
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from scheduler import AsyncClient, Delta, JobFailed, PromptRequest
 from scheduler.client import Job
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
 from tests.conftest import accepted
 from tests.engines.test_llama_cpp_worker import requests_processing
@@ -67,7 +67,7 @@ async def test_prompts_that_the_engine_refuses_fail_alone_with_its_words(
     async with AsyncClient(served) as client:
         jobs = accepted(await client.enqueue_many(requests))
         outcomes = await asyncio.gather(*(job.result(timeout_s=200) for job in jobs), return_exceptions=True)
-        totals = (await QueueInspector(client.queue).status()).totals
+        totals = (await read_status(client.queue)).totals
     failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     assert len(outcomes) - len(failed) == GOOD
     assert len(failed) == BAD
@@ -100,7 +100,7 @@ async def test_cancelled_jobs_stop_costing(engine: tuple[str, Any], served: str,
         async with asyncio.timeout_at(began + FREED_WITHIN_S):
             while await at_work(engine):
                 await asyncio.sleep(0.02)
-        totals = (await QueueInspector(client.queue).status()).totals
+        totals = (await read_status(client.queue)).totals
     assert totals == {"enqueued": members, "cancelled": members}
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from scheduler import AsyncClient, Done, PromptRequest
 from scheduler.client import Job
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
 from tests.engines.conftest import free_port
 from tests.patience import SOON_S
@@ -161,7 +161,7 @@ async def test_endpoint_that_is_killed_and_comes_back_loses_and_repeats_nothing(
 
 
 async def totals_of(client: AsyncClient) -> dict[str, Any]:
-    totals = (await QueueInspector(client.queue).status()).totals
+    totals = (await read_status(client.queue)).totals
     return {
         name: count for name, count in totals.items() if name in ("enqueued", "done", "failed", "cancelled")
     }

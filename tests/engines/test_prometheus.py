@@ -34,7 +34,7 @@ from scheduler import (
     PromptRequest,
     QueueFull,
 )
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 from scheduler.queue.reports import QueueStatus
 from scheduler.redis_server.embedded import EmbeddedServer
 from tests.acceptance.conftest import wait_for_line
@@ -243,7 +243,7 @@ async def _carry_out(run: Run) -> None:
         await client.queue.resume("side")
         await asyncio.gather(*(_end_of(run, job) for job in {*jobs, *waiting, cancelled}))
         await asyncio.to_thread(_settle, run)
-        run.status = await QueueInspector(client.queue).status()
+        run.status = await read_status(client.queue)
     run.admin = json.loads(await asyncio.to_thread(_admin, run.url, "queue", "status", "--json"))
     for instance in run.workers:
         run.pages[instance] = httpx.get(f"http://{instance}/metrics", trust_env=False).text
@@ -304,7 +304,7 @@ async def _cancel_while_it_runs(client: AsyncClient) -> Job:
 
 
 async def _see_the_paused_lane(run: Run, client: AsyncClient) -> None:
-    run.paused = await QueueInspector(client.queue).status()
+    run.paused = await read_status(client.queue)
     await asyncio.to_thread(run.prometheus.wait_for_scrapes, 2)
     run.waiting_while_paused = await asyncio.to_thread(
         run.prometheus.query, 'max by (lane, priority) (prompt_scheduler_queue_waiting_jobs{lane="side"})'
@@ -342,10 +342,10 @@ def test_the_second_process_has_taken_the_next_port(observed: Run) -> None:
     assert set(observed.prometheus.query("sum by (instance) (up)").values()) == {1.0}
 
 
-@pytest.mark.parametrize("source", ["QueueInspector", "admin queue status --json"])
+@pytest.mark.parametrize("source", ["read_status", "admin queue status --json"])
 def test_figures_of_the_queue_are_those_of_its_status(observed: Run, source: str) -> None:
     assert observed.status is not None
-    status = observed.status.model_dump() if source == "QueueInspector" else observed.admin
+    status = observed.status.model_dump() if source == "read_status" else observed.admin
     totals: dict[str, int] = status["totals"]
 
     def total(metric: str) -> float:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from scheduler import JobState, Settings
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 from tests.integration.engine_room import Puppet, Room, puppet_of, settings_of, until
 from tests.patience import SOON_S
 from workers.base import Completed, TokenUsage
@@ -87,11 +87,11 @@ async def test_endpoint_without_permits_is_told(room: Room) -> None:
     await until(lambda: (limited.active, free.active) == (1, 8))
     await client.enqueue("one more")
     async with asyncio.timeout(SOON_S):
-        while not (first := (await QueueInspector(client.queue).status()).endpoints[0]).permit_in_s:
+        while not (first := (await read_status(client.queue)).endpoints[0]).permit_in_s:
             await asyncio.sleep(0.01)
     assert (first.name, first.usable_in_s) == ("echo.0", 0.0)
     assert 50 < first.permit_in_s <= 60
-    assert (await QueueInspector(client.queue).status()).endpoints[1].permit_in_s == 0.0
+    assert (await read_status(client.queue)).endpoints[1].permit_in_s == 0.0
 
 
 async def test_endpoint_without_permits_keeps_nobody_from_another_with_room(room: Room) -> None:
@@ -158,5 +158,5 @@ async def test_tokens_that_were_used_count(room: Room) -> None:
     second = await client.enqueue("b")
     await asyncio.sleep(0.2)
     assert (await second.info()).state is JobState.HELD
-    status = await QueueInspector(client.queue).status()
+    status = await read_status(client.queue)
     assert status.running == 0

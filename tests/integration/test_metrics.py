@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler import ConfigError, QueueFull
 from scheduler.engine import Engine
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.telemetry import catalogue, server
 from scheduler.telemetry.host import Telemetry
 from scheduler.telemetry.worker_metrics import WorkerMetrics
@@ -117,7 +118,7 @@ async def test_figures_of_a_process_are_those_of_its_jobs_to_the_job(room: Room)
         await cancelled.cancel()
         await until(lambda: at.engine.running == 0)
         seen = await at.scrape()
-        status = await QueueInspector(client.queue).status()
+        status = await read_status(client.queue)
     attempts = {
         outcome: seen.value("attempts_total", lane="echo", outcome=outcome)
         for outcome in ("done", "retried", "failed", "expired", "given_back", "lost")
@@ -182,7 +183,7 @@ async def test_what_waits_is_exported_by_lane_and_level(room: Room) -> None:
         with pytest.raises(QueueFull):
             await client.enqueue("too much", model="echo")
         seen = await at.scrape()
-        status = await QueueInspector(client.queue).status()
+        status = await read_status(client.queue)
     (echo,) = [lane for lane in status.lanes if lane.name == "echo"]
     levels = {p: seen.value("queue_waiting_jobs", lane="echo", priority=str(p)) for p in range(10)}
     assert levels == {**dict.fromkeys(range(10), 0), **echo.by_priority} | {9: 1, 1: 1, 0: 2}
@@ -371,7 +372,7 @@ async def test_a_host_that_is_not_this_machine_is_a_mistake_in_the_settings(room
 async def test_where_the_metrics_are_stands_in_the_list_of_processes(room: Room) -> None:
     async with watched(room) as at:
         client = await room.client(at.engine.settings)
-        (worker,) = await QueueInspector(client.queue).workers()
+        (worker,) = await read_workers(client.queue)
         assert worker.metrics_url == at.engine.metrics_url
 
 

@@ -11,7 +11,6 @@ from redis.asyncio.connection import AbstractConnection
 from scheduler.cli.admin.top.snapshot import DEAD_READ, DONE_READ, RUNNING_READ, Snapshot, take_snapshot
 from scheduler.model import JobState
 from scheduler.queue import PromptQueue
-from scheduler.queue.inspection import QueueInspector
 from scheduler.queue.records import ClaimedJob
 from tests.contracts.queue_driver import LANE, QueueDriver, ending, new_job
 
@@ -27,7 +26,7 @@ async def q(valkey_url: str) -> AsyncIterator[QueueDriver]:
 
 
 async def take(q: QueueDriver) -> Snapshot:
-    return await take_snapshot(QueueInspector(q.queue))
+    return await take_snapshot(q.queue)
 
 
 async def claimed(q: QueueDriver, n: int) -> list[ClaimedJob]:
@@ -97,6 +96,6 @@ async def test_who_may_not_ask_for_the_memory_sees_the_rest(q: QueueDriver, valk
     await q.enqueue(new_job("a"))
     await q.queue.redis.execute_command("ACL", "SETUSER", "few", "on", ">x", "~*", "&*", "+@all", "-info")
     async with Redis.from_url(valkey_url.replace("://", "://few:x@")) as redis:
-        seen = await take_snapshot(QueueInspector(PromptQueue(redis)))
+        seen = await take_snapshot(PromptQueue(redis))
     await q.queue.redis.execute_command("ACL", "DELUSER", "few")
     assert (seen.memory, seen.status.waiting) == (None, 1)

@@ -22,7 +22,8 @@ from scheduler.admin.dead import changed_request
 from scheduler.errors import InvalidRequest, InvalidTransition, JobNotFound
 from scheduler.model import JobState
 from scheduler.queue import PromptQueue
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.jobs import read_job
+from scheduler.queue.inspection.status import read_status
 from tests.contracts.queue_driver import LANE, QueueDriver, new_job
 
 REQUEST = {"prompt": "hello", "params": {"max_tokens": 8, "stop": ["x"]}}
@@ -117,7 +118,7 @@ async def test_a_changed_request_is_what_runs_and_gives_up_the_key(q: QueueDrive
         "params": {"max_tokens": 4},
         "metadata": {"by": "me"},
     }
-    info = await QueueInspector(q.queue).job("a")
+    info = await read_job(q.queue, "a")
     assert info is not None
     assert info.dedup is None
     assert [entry.detail for entry in info.history if entry.what == "requeued"] == ["failed: engine; edited"]
@@ -164,4 +165,4 @@ async def test_the_purged_are_gone_and_the_others_are_not(
     assert await purge_dead_letters(q.queue, ["a", "b", "c", "d", "nobody"]) == 3
     assert [await q.state(name) for name in "abcd"] == [None, None, None, "waiting"]
     assert await dead_letter_ids(q.queue) == []
-    assert (await QueueInspector(q.queue).status()).totals["dead_purged"] == 3
+    assert (await read_status(q.queue)).totals["dead_purged"] == 3

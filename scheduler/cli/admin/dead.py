@@ -25,7 +25,7 @@ from scheduler.cli.arguments import parse_duration, parse_pairs
 from scheduler.cli.output import age, complain, print_json, print_table, remark, say, table
 from scheduler.cli.session import Session, run, session
 from scheduler.model import JobInfo
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.clock import read_clock_ms
 
 JobIds: TypeAlias = Annotated[
     list[str] | None, typer.Argument(metavar="JOB_ID", help="Ids of jobs.", show_default=False)
@@ -95,7 +95,7 @@ async def _dead(at: Session, which: DeadFilter, limit: int) -> tuple[list[JobInf
                     break
         if not found and which.lane is not None:
             await known_lanes(client.queue, which.lane)
-        return found, await QueueInspector(client.queue).now_ms()
+        return found, await read_clock_ms(client.queue)
 
 
 @app.command("show")

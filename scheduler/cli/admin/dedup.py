@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from scheduler.admin.dedup import release_dedup_key
 from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
 from scheduler.cli.output import (
     age,
@@ -19,7 +20,7 @@ from scheduler.cli.output import (
 )
 from scheduler.cli.session import Session, run, session
 from scheduler.model import DEFAULT_TENANT
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.dedup_keys import list_dedup_keys, read_dedup_key
 from scheduler.queue.reports import DedupKey
 
 KeyName: TypeAlias = Annotated[
@@ -65,7 +66,7 @@ def list_keys(
 
 async def _dedup_keys(at: Session, tenant: str | None, limit: int) -> list[DedupKey]:
     async with at.client() as client:
-        return await QueueInspector(client.queue).dedup_keys(tenant=tenant, limit=limit)
+        return await list_dedup_keys(client.queue, tenant=tenant, limit=limit)
 
 
 @app.command("show")
@@ -95,7 +96,7 @@ def show(
 
 async def _dedup(at: Session, key: str, tenant: str) -> DedupKey | None:
     async with at.client() as client:
-        return await QueueInspector(client.queue).dedup(key, tenant=tenant)
+        return await read_dedup_key(client.queue, key, tenant=tenant)
 
 
 @app.command("release")
@@ -127,7 +128,7 @@ def release(
 
 async def _release(at: Session, key: str, tenant: str) -> DedupKey | None:
     async with at.client() as client:
-        return await QueueInspector(client.queue).release_dedup(key, tenant=tenant)
+        return await release_dedup_key(client.queue, key, tenant=tenant)
 
 
 def _say_free(key: str, tenant: str) -> None:

@@ -25,7 +25,9 @@ from scheduler.cli.output import (
 from scheduler.cli.session import Session, run, session
 from scheduler.model import JobInfo, JobState
 from scheduler.queue.endpoint_status import summarize
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.clock import read_clock_ms
+from scheduler.queue.inspection.jobs import list_jobs
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.reports import WorkerInfo
 
 JobId: TypeAlias = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
@@ -34,7 +36,7 @@ app = typer.Typer(help="Single jobs.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_jobs(
+def list_command(
     ctx: typer.Context,
     *,
     state: Annotated[
@@ -81,11 +83,10 @@ async def _jobs(
     at: Session, state: JobState | None, lane: str | None, tenant: str | None, limit: int
 ) -> tuple[list[JobInfo], int]:
     async with at.client() as client:
-        inspector = QueueInspector(client.queue)
-        jobs = await inspector.jobs(state=state, lane=lane, tenant=tenant, limit=limit)
+        jobs = await list_jobs(client.queue, state=state, lane=lane, tenant=tenant, limit=limit)
         if not jobs and lane is not None:
             await known_lanes(client.queue, lane)
-        return jobs, await inspector.now_ms()
+        return jobs, await read_clock_ms(client.queue)
 
 
 def _remark(job: JobInfo, now_ms: int) -> str:
@@ -154,7 +155,7 @@ async def _job_and_trouble(at: Session, job_id: str) -> tuple[JobInfo, str | Non
         job = await client.job(job_id).info()
         if job.state is not JobState.WAITING:
             return job, None
-        return job, _trouble(job.model, await QueueInspector(client.queue).workers())
+        return job, _trouble(job.model, await read_workers(client.queue))
 
 
 def _trouble(model: str, workers: Sequence[WorkerInfo]) -> str | None:

@@ -21,7 +21,7 @@ from scheduler.cli.output import (
     table,
 )
 from scheduler.cli.session import Session, run, session
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.status import read_status
 from scheduler.queue.reports import EndpointStatus, LaneStatus, LimitedTenant, QueueStatus
 
 LIMITED_SHOWN = 20
@@ -46,7 +46,7 @@ def status(ctx: typer.Context, *, as_json: AsJson = False) -> None:
 
 async def _status(at: Session) -> QueueStatus:
     async with at.client() as client:
-        return await QueueInspector(client.queue).status()
+        return await read_status(client.queue)
 
 
 def _show_status(status: QueueStatus) -> None:
@@ -199,7 +199,7 @@ async def _unclaimed(at: Session, lane: str, priority: int | None, *, delayed: b
     """How many jobs of a lane wait at that priority, and how many are held, or delayed if wished, at any."""
     async with at.client() as client:
         await known_lanes(client.queue, lane)
-        status = await QueueInspector(client.queue).status()
+        status = await read_status(client.queue)
     found = next((one for one in status.lanes if one.name == lane), None)
     if found is None:
         return {"waiting": 0}

@@ -15,7 +15,8 @@ from scheduler.cli.output import (
     table,
 )
 from scheduler.cli.session import Session, run, session
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.clock import read_clock_ms
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.reports import WorkerInfo
 
 app = typer.Typer(help="Worker processes.", no_args_is_help=True)
@@ -46,8 +47,7 @@ def list_workers(ctx: typer.Context, *, as_json: AsJson = False) -> None:
 
 async def _workers(at: Session) -> tuple[list[WorkerInfo], int]:
     async with at.client() as client:
-        inspector = QueueInspector(client.queue)
-        return await inspector.workers(), await inspector.now_ms()
+        return await read_workers(client.queue), await read_clock_ms(client.queue)
 
 
 def _routes(worker: WorkerInfo) -> str:

@@ -26,7 +26,7 @@ from scheduler.cli.demo.verdict import Check, judge
 from scheduler.cli.output import console
 from scheduler.cli.session import redis_errors, run
 from scheduler.queue import PromptQueue
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.embedded import EmbeddedServer
 
@@ -97,7 +97,6 @@ class _Stage:
         self._folder = folder
         self._redis = open_redis(url)
         self._queue = PromptQueue(self._redis)
-        self._inspector = QueueInspector(self._queue)
         self._listener = Listener()
         self._began_at = time.monotonic()
 
@@ -142,7 +141,7 @@ class _Stage:
     async def _until_it_serves(self, worker: Child) -> None:
         ended = asyncio.create_task(worker.wait())
         try:
-            while not await self._inspector.workers():
+            while not await read_workers(self._queue):
                 if ended.done():
                     raise await worker.failed()
                 await asyncio.sleep(0.05)
@@ -162,7 +161,7 @@ class _Stage:
 
     async def _look(self) -> view.Snapshot:
         return await view.take_snapshot(
-            self._inspector, self._listener, prompts=self._show.prompts, began_at=self._began_at
+            self._queue, self._listener, prompts=self._show.prompts, began_at=self._began_at
         )
 
     def _judge(self, last: view.Snapshot) -> list[Check]:

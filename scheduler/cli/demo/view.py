@@ -18,7 +18,9 @@ from scheduler.cli.demo.listener import Listener, Stream
 from scheduler.cli.demo.verdict import Check
 from scheduler.cli.output import PRIORITY_STYLES, age, priority_text
 from scheduler.model import JobInfo, JobState, Priority
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue import PromptQueue
+from scheduler.queue.inspection.jobs import list_jobs
+from scheduler.queue.inspection.status import read_status
 from scheduler.queue.reports import QueueStatus
 
 MAX_JOBS = 1000
@@ -54,12 +56,10 @@ class Snapshot:
         return self.status.totals.get("enqueued", 0) + self.shared
 
 
-async def take_snapshot(
-    inspector: QueueInspector, listener: Listener, *, prompts: int, began_at: float
-) -> Snapshot:
+async def take_snapshot(queue: PromptQueue, listener: Listener, *, prompts: int, began_at: float) -> Snapshot:
     """Ask the queue how it stands. `began_at` is of the monotonic clock."""
-    status = await inspector.status()
-    running = await inspector.jobs(state=JobState.RUNNING, limit=MAX_JOBS)
+    status = await read_status(queue)
+    running = await list_jobs(queue, state=JobState.RUNNING, limit=MAX_JOBS)
     waiting: Counter[int] = Counter()
     for lane in status.lanes:
         waiting.update(lane.by_priority)
@@ -67,7 +67,7 @@ async def take_snapshot(
         prompts=prompts,
         status=status,
         running=running,
-        done=await inspector.jobs(state=JobState.DONE, limit=MAX_JOBS),
+        done=await list_jobs(queue, state=JobState.DONE, limit=MAX_JOBS),
         tokens=listener.tokens,
         tokens_per_s=listener.per_second,
         elapsed_s=time.monotonic() - began_at,

@@ -19,7 +19,6 @@ from scheduler.cli.arguments import parse_duration
 from scheduler.cli.output import console, print_json, print_json_line
 from scheduler.cli.session import Session, run, session
 from scheduler.client import AsyncClient
-from scheduler.queue.inspection import QueueInspector
 from scheduler.redis_server.connection import passes, translate
 
 SHORTEST_S = 0.1
@@ -60,10 +59,10 @@ async def _top(at: Session, *, interval_s: float, once: bool, as_json: bool) -> 
     shown = console()
     async with at.client() as client:
         eye = _Eye(client)
-        watch = Watch(await take_snapshot(eye.inspector), interval_s=interval_s)
+        watch = Watch(await take_snapshot(client.queue), interval_s=interval_s)
         if once:
             await asyncio.sleep(interval_s)
-            watch.see(await take_snapshot(eye.inspector))
+            watch.see(await take_snapshot(client.queue))
             _show_once(watch, shown, as_json=as_json)
         elif shown.is_terminal and not shown.is_dumb_terminal and not as_json:
             await _show_live(watch, eye, shown)
@@ -75,7 +74,7 @@ class _Eye:
     """Looks at the queue of a client, and bears it when Redis is away."""
 
     def __init__(self, client: AsyncClient) -> None:
-        self.inspector = QueueInspector(client.queue)
+        self._queue = client.queue
         self._url = client.redis_url
 
     async def look_again(self, watch: Watch) -> None:
@@ -86,7 +85,7 @@ class _Eye:
         """
         try:
             async with asyncio.timeout(NO_ANSWER_S):
-                watch.see(await take_snapshot(self.inspector))
+                watch.see(await take_snapshot(self._queue))
         except (RedisError, OSError) as error:
             if not passes(error):
                 raise

@@ -10,7 +10,11 @@ from statistics import median
 from typing import TypeVar
 
 from scheduler.model import JobInfo, JobState
-from scheduler.queue.inspection import QueueInspector
+from scheduler.queue import PromptQueue
+from scheduler.queue.inspection.jobs import latest_jobs
+from scheduler.queue.inspection.memory import read_memory
+from scheduler.queue.inspection.status import read_status
+from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.reports import QueueStatus, RedisMemory, WorkerInfo
 
 RUNNING_READ = 100
@@ -47,13 +51,13 @@ class Snapshot:
     memory: RedisMemory | None = None
 
 
-async def take_snapshot(inspector: QueueInspector) -> Snapshot:
-    """Ask how the queue stands: eight round trips, and those that `QueueInspector.status` has on top."""
-    workers = await inspector.workers()
-    status = await inspector.status(workers=workers)
+async def take_snapshot(queue: PromptQueue) -> Snapshot:
+    """Ask how the queue stands: eight round trips, and those that `read_status` has on top."""
+    workers = await read_workers(queue)
+    status = await read_status(queue, workers=workers)
     taken_at_s = time.monotonic()
-    jobs = await inspector.latest(
-        {JobState.RUNNING: RUNNING_READ, JobState.DONE: DONE_READ, JobState.FAILED: DEAD_READ}
+    jobs = await latest_jobs(
+        queue, {JobState.RUNNING: RUNNING_READ, JobState.DONE: DONE_READ, JobState.FAILED: DEAD_READ}
     )
     started = [*jobs[JobState.RUNNING], *jobs[JobState.DONE]]
     return Snapshot(
@@ -63,7 +67,7 @@ async def take_snapshot(inspector: QueueInspector) -> Snapshot:
         waits_by_lane=waits(((job.model, job) for job in started), status.at_ms),
         waits_by_priority=waits(((job.priority, job) for job in started), status.at_ms),
         dead=jobs[JobState.FAILED],
-        memory=await inspector.memory(),
+        memory=await read_memory(queue.redis),
     )
 
 
