@@ -24,7 +24,10 @@ from scheduler.queue.inspection.status import read_status
 from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.queue import FORMAT
 from scheduler.queue.reports import QueueStatus, WorkerInfo
-from scheduler.redis_server.connection import check_server, mask, newer_data, open_redis, translated
+from scheduler.redis_server.connection import open_redis
+from scheduler.redis_server.errors import newer_data, translated
+from scheduler.redis_server.readiness import check_server
+from scheduler.redis_server.url import mask
 from scheduler.routing import Endpoint, look_for_model
 from scheduler.settings import EndpointSettings, RouteSettings, Settings
 from scheduler.stages import RagStage

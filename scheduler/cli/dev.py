@@ -26,8 +26,10 @@ from scheduler.events import Delta, decode_event
 from scheduler.logs import set_up
 from scheduler.model import DEFAULT_MODEL
 from scheduler.queue import PromptQueue
-from scheduler.redis_server.connection import mask, open_redis, wait_for_server
+from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.readiness import wait_for_server
+from scheduler.redis_server.url import mask
 from scheduler.settings import EMBEDDED, EndpointSettings, RouteSettings, Settings, config_path
 from scheduler.telemetry.host import Telemetry
 

@@ -16,8 +16,8 @@ import typer
 from redis.exceptions import RedisError
 
 from scheduler.client import AsyncClient
-from scheduler.redis_server.connection import translate
 from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.errors import translate
 from scheduler.settings import CONFIG_VARIABLE, EMBEDDED, ENV_PREFIX, Settings, load_settings
 
 T = TypeVar("T")

@@ -23,8 +23,10 @@ from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, Scheduler
 from scheduler.model import DedupMode, GenerationParams, JobResult, Message, PromptRequest
 from scheduler.queue.queue import ENQUEUE_CHUNK, FORMAT, PromptQueue
 from scheduler.queue.records import Conflict, Cursor, EnqueueOutcome, Full, NewJob, Replay
-from scheduler.redis_server.connection import check_server, newer_data, open_redis, too_late, translated
+from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.errors import newer_data, too_late, translated
+from scheduler.redis_server.readiness import check_server
 from scheduler.results.ports import ReplayPort
 from scheduler.results.replays import Replays
 from scheduler.results.subscriptions import Subscriptions

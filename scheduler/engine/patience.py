@@ -12,7 +12,8 @@ from typing import TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from scheduler.redis_server.connection import leave_demoted, passes
+from scheduler.redis_server.connection import leave_demoted
+from scheduler.redis_server.errors import passes
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.client import Pipeline
 
 from scheduler.engine.patience import Outage, Patience
-from scheduler.redis_server.connection import TimedPipeline, TimedRedis, passes
+from scheduler.redis_server.connection import TimedPipeline, TimedRedis
+from scheduler.redis_server.errors import passes
 
 # The last command of a process that ends.
 GOODBYE_S = 2.0

@@ -46,16 +46,13 @@ from scheduler.logs import OURS, identify, is_ours, set_up, wordless
 from scheduler.model import PromptRequest
 from scheduler.printable import one_line
 from scheduler.queue.keys import Keys
-from scheduler.redis_server.connection import (
-    connection_pool,
-    open_redis,
-    tls_options,
-    translate,
-    translated,
-    wait_for_server,
-)
+from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.errors import translate, translated
+from scheduler.redis_server.pool import connection_pool
+from scheduler.redis_server.readiness import wait_for_server
 from scheduler.redis_server.sentinel import SentinelUrl, is_sentinel
+from scheduler.redis_server.url import tls_options
 from scheduler.settings import EMBEDDED, Settings, config_path, load_settings
 from scheduler.telemetry.host import Telemetry
 

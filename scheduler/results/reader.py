@@ -14,7 +14,7 @@ from scheduler.errors import JobNotFound, SchedulerError
 from scheduler.events import EVENT_TYPES, Done, Event, decode_event, ended_error, parse_event_id
 from scheduler.model import JobResult
 from scheduler.queue.records import START, Cursor, Replay
-from scheduler.redis_server.connection import passes
+from scheduler.redis_server.errors import passes
 from scheduler.results.ports import ReplayPort
 from scheduler.results.subscriptions import Subscriptions
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from scheduler.logs import ids_of, traced
 from scheduler.queue.records import ClaimedJob
-from scheduler.redis_server.connection import passes
+from scheduler.redis_server.errors import passes
 from scheduler.results.batch import Batch
 from scheduler.results.job_writer import JobWriter
 from scheduler.results.ports import WritePort

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from scheduler.errors import NewerData
 from scheduler.model import DedupMode, JobState
 from scheduler.queue.records import Enqueued
-from scheduler.redis_server.connection import translate
+from scheduler.redis_server.errors import translate
 from tests.contracts.queue_contract import OnQueue
 from tests.contracts.queue_driver import LEASE_MS, QueueDriver, ending, new_job
 

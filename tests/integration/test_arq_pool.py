@@ -12,7 +12,7 @@ from redis.exceptions import WatchError
 
 from scheduler.engine import Outage
 from scheduler.host.arq_pool import PatientArqRedis
-from scheduler.redis_server.connection import connection_pool
+from scheduler.redis_server.pool import connection_pool
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from scheduler import (
     coalescer,
 )
 from scheduler.client import async_client
-from scheduler.redis_server.connection import check_server
+from scheduler.redis_server.readiness import check_server
 from tests.integration.engine_room import Room, puppet_of, puppet_route, settings_of
 from tests.patience import SOON_S
 

@@ -13,8 +13,9 @@ import pytest
 
 from scheduler import AsyncClient, ConfigError, load_settings
 from scheduler.engine import Engine
-from scheduler.redis_server.connection import mask, open_redis
+from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.sentinel import SentinelUrl
+from scheduler.redis_server.url import mask
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
 from tests.integration.engine_room import install_puppet, puppet_of, settings_of, until
 from tests.integration.sentinel_servers import sentinel_servers

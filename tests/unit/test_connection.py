@@ -6,16 +6,10 @@ import pytest
 from redis import exceptions as redis_errors
 
 from scheduler import ConfigError, RedisAuthError, RedisError, RedisOutOfMemory, RedisTooOld, RedisUnavailable
-from scheduler.redis_server.connection import (
-    mask,
-    open_redis,
-    passes,
-    server_version,
-    socket_options,
-    tls_options,
-    translate,
-    translated,
-)
+from scheduler.redis_server.connection import open_redis
+from scheduler.redis_server.errors import passes, translate, translated
+from scheduler.redis_server.readiness import server_version
+from scheduler.redis_server.url import mask, socket_options, tls_options
 
 URL = "redis://user:secret@host:6379/0"
 

@@ -19,7 +19,7 @@ from scheduler.cli.arguments import parse_duration
 from scheduler.cli.output import console, print_json, print_json_line
 from scheduler.cli.session import Session, run, session
 from scheduler.client import AsyncClient
-from scheduler.redis_server.connection import passes, translate
+from scheduler.redis_server.errors import passes, translate
 
 SHORTEST_S = 0.1
 LONGEST_S = 86_400.0
