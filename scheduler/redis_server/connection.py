@@ -9,9 +9,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
-from scheduler.redis_server.errors import (
-    too_late,
-)
+from scheduler.redis_server.errors import too_late
 from scheduler.redis_server.pool import connection_pool
 
 

@@ -12,14 +12,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.connection import HiredisRespSerializer
 
-from scheduler.errors import (
-    ConfigError,
-)
-from scheduler.redis_server.errors import (
-    AUTH,
-    AWAY,
-    unusable,
-)
+from scheduler.errors import ConfigError
+from scheduler.redis_server.errors import AUTH, AWAY, unusable
 from scheduler.redis_server.sentinel import SentinelUrl, is_sentinel
 from scheduler.redis_server.url import mask, socket_options, tls_options
 

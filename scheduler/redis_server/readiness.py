@@ -9,16 +9,9 @@ from collections.abc import Callable
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from scheduler.errors import (
-    RedisError,
-    RedisUnavailable,
-)
+from scheduler.errors import RedisError, RedisUnavailable
 from scheduler.redis_server.connection import open_redis
-from scheduler.redis_server.errors import (
-    refuses,
-    too_old,
-    translated,
-)
+from scheduler.redis_server.errors import refuses, too_old, translated
 
 OLDEST = (7, 0)
 

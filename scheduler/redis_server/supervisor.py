@@ -33,7 +33,6 @@ HOST = "127.0.0.1"
 STATE_FILE = "server.json"
 LOCK_FILE = "server.lock"
 LOG_FILE = "server.log"
-
 ANSWER_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 15.0

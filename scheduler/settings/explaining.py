@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from scheduler.mistakes import what_to_give
 from scheduler.settings.endpoint import BreakerSettings, EndpointSettings

@@ -1,4 +1,4 @@
-"""Reads the settings: `SCHEDULER_*` environment variables over the TOML file that `SCHEDULER_CONFIG` names."""
+"""Reads settings: `SCHEDULER_*` environment variables over the TOML file that `SCHEDULER_CONFIG` names."""
 
 from __future__ import annotations
 
@@ -11,22 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
-from pydantic_settings import (
-    EnvSettingsSource,
-    SettingsError,
-)
+from pydantic import ValidationError
+from pydantic_settings import EnvSettingsSource, SettingsError
 
 from scheduler.errors import ConfigError
 from scheduler.settings.explaining import explain
 from scheduler.settings.settings import ENV_PREFIX, Settings
 
 CONFIG_VARIABLE = "SCHEDULER_CONFIG"
-
 ROUTES_VARIABLE = "SCHEDULER_ROUTES"
-
 TENANTS_VARIABLE = "SCHEDULER_TENANTS"
 
 # Kubernetes sets these for a Service that happens to be called "scheduler".

@@ -6,10 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-)
+from pydantic import Field, field_validator
 
 from scheduler.model import Name
 from scheduler.settings.endpoint import EndpointSettings

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 DAY_S = 86_400.0
-
 MOST = 1_000_000_000
 """Bounds of durations and of counts a minute: what is beyond them is a slip of the hand."""
 

@@ -5,17 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    Field,
-    SecretStr,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from scheduler.model import DEFAULT_MODEL, MAX_DURATION_S, NAME, Name
 from scheduler.redis_server.sentinel import SCHEMES as SENTINEL_SCHEMES
@@ -24,7 +15,6 @@ from scheduler.settings.route import RouteSettings
 from scheduler.settings.section import MOST, Strict
 
 ENV_PREFIX = "SCHEDULER_"
-
 EMBEDDED = "embedded"
 
 NameOrAll: TypeAlias = Annotated[str, Field(pattern=rf"^({NAME}|\*)$")]
