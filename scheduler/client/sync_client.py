@@ -11,7 +11,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from scheduler.client.async_client import AsyncClient, RequestFields
+from scheduler.client.async_client import AsyncClient
+from scheduler.client.fields import RequestFields
 from scheduler.client.job import Job
 from scheduler.errors import SchedulerError
 from scheduler.events import Event

@@ -163,7 +163,7 @@ class Room:
             await engine.stop(drain_s=0)
             await engine.queue.redis.aclose()
         for client in self._clients:
-            redis = client.queue.redis if client._queue else None
+            redis = client.queue.redis if client._connection else None
             await client.aclose()
             if redis is not None:
                 await redis.aclose()

@@ -34,7 +34,7 @@ from scheduler import (
     UnknownModel,
     coalescer,
 )
-from scheduler.client import async_client
+from scheduler.client import connection
 from scheduler.redis_server.readiness import check_server
 from tests.integration.engine_room import Room, puppet_of, puppet_route, settings_of
 from tests.patience import SOON_S
@@ -567,7 +567,7 @@ async def full(room: Room, when_full: str, **values: Any) -> AsyncClient:
 
 async def test_a_full_queue_says_how_full_and_when_to_come_again(room: Room) -> None:
     client = await full(room, "reject")
-    with pytest.raises(QueueFull, match="2 jobs of at most 2") as refused:
+    with pytest.raises(QueueFull, match="2 of at most 2 jobs are waiting") as refused:
         await client.enqueue("x")
     assert refused.value.retry_after_s > 0
 
@@ -640,7 +640,7 @@ async def test_a_thousand_waits_share_a_few_connections(room: Room, client: Asyn
     call.finish("for all")
     results = await asyncio.gather(*waits)
     assert {result.text for result in results} == {"for all"}
-    assert made <= async_client.MAX_COMMANDS + 1
+    assert made <= connection.MAX_COMMANDS + 1
 
 
 async def test_events_may_be_left_early(room: Room, client: AsyncClient) -> None:
@@ -671,7 +671,7 @@ async def test_closing_the_client_ends_who_reads(room: Room, read: str) -> None:
             await asyncio.sleep(0)
     await client.aclose()
     await client.aclose()
-    with pytest.raises(SchedulerError, match="not connected, or not any more"):
+    with pytest.raises(SchedulerError, match="not connected, or was closed"):
         await asyncio.wait_for(reader, SOON_S)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import scheduler
 from scheduler import AsyncClient, Client, Job, Priority, PromptRequest, SyncJob
-from scheduler.client.async_client import RequestFields
+from scheduler.client.fields import RequestFields
 
 PROMISED = {
     *("AsyncClient", "Client", "Job", "SyncJob", "Priority", "PromptRequest", "GenerationParams", "Message"),
