@@ -12,8 +12,9 @@ processes used between those.
   front of the worker's HTTP connection, to the client's event. First tokens stand apart from later ones,
   which the worker process may hold back for 20 ms to put several into one event. `from enqueue` is what a
   first token takes from just before the enqueue, less the engine's own time.
-- Readers: `Job.events()` of one job, again and again in one process, and the same number in two; each
-  has to get every event. For each event the clock runs from its first reader to its last.
+- Readers: `Job.events()` of one job, again and again in one process, and the same number in two; and
+  `Job.events_json()`, as a gateway would use it. Each reader has to get every event. For each event the
+  clock runs from its first reader to its last.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ async def measure(bench: Bench) -> None:
         "readers of one job",
         {
             f"{readers} in one process": partial(read_one_job, bench, [readers]),
+            f"{readers} in one process, not decoded": partial(read_one_job, bench, [readers], raw=True),
             f"{readers} in two processes": partial(read_one_job, bench, [readers // 2, readers // 2]),
         },
     )
@@ -349,13 +351,14 @@ async def lines_of_stdin() -> asyncio.StreamReader:
 # Many readers of one job
 
 
-async def read_one_job(bench: Bench, readers: Sequence[int]) -> Figures:
-    """So many readers in each client process follow one job of `echo`, from before it starts."""
+async def read_one_job(bench: Bench, readers: Sequence[int], *, raw: bool = False) -> Figures:
+    """Some readers in each client process follow one job of `echo`, from before it starts."""
+    how = ("--raw",) if raw else ()
     words = bench.size(400, 100)
     async with bench.client() as client, AsyncExitStack() as stack:
         job = await client.enqueue(" w" * words, model="echo")
         processes = [
-            await stack.enter_async_context(started(*READ, bench.url, job.id, str(n))) for n in readers
+            await stack.enter_async_context(started(*READ, bench.url, job.id, str(n), *how)) for n in readers
         ]
         for process in processes:
             await said(process)  # ready
@@ -396,15 +399,16 @@ def readers_figures(told: Sequence[Mapping[str, Any]], readers: int) -> dict[tup
     }
 
 
-async def read(client: AsyncClient, job_id: str, readers: int) -> None:
+async def read(client: AsyncClient, job_id: str, readers: int, *, raw: bool) -> None:
     """Follow a job many times; print the deltas' ids, how often they came, first and last time (ns)."""
     seen: dict[str, tuple[int, int, int]] = {}
     waiting = asyncio.Semaphore(0)
     cpu_before_s: list[float] = []
 
     async def one() -> None:
-        async for event in client.job(job_id).events():
-            if not isinstance(event, Delta):
+        job = client.job(job_id)
+        async for event in job.events_json() if raw else job.events():
+            if event.type != Delta.type:
                 waiting.release()  # the first event, "queued", is there: this one reads
                 continue
             now_ns = time.monotonic_ns()
@@ -427,7 +431,7 @@ async def be_client(options: argparse.Namespace) -> None:
     settings = load_settings(environ={}, redis_url=options.url)
     async with AsyncClient(settings=settings) as client:
         if options.what == "read":
-            await read(client, options.job_id, options.readers)
+            await read(client, options.job_id, options.readers, raw=options.raw)
         else:
             load = Load(options.model, options.streams, options.tokens, options.ramp_s)
             await follow(client, load)
@@ -447,6 +451,7 @@ def main() -> None:
     reading.add_argument("url")
     reading.add_argument("job_id")
     reading.add_argument("readers", type=int)
+    reading.add_argument("--raw", action="store_true")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(be_client(parser.parse_args()))
 

@@ -1,16 +1,16 @@
-"""The entries of a job's stream, as types and as JSON.
+"""The events of a job, as types and as JSON.
 
-On the wire an event is one JSON object: `{"id": "<token>-<seq>", "type": "delta", "job_id": …, "attempt": …}`
-and what else its type has.
-`token` grows with every claim; `seq` counts from 1 inside a token, without gaps. A reader that sees a new
-token starts the text again.
+In a job's stream and on its channel, an event is one JSON object:
+`{"id": "<token>-<seq>", "type": "delta", "job_id": …, "attempt": …}` and the fields of its type.
+The token grows with every claim; seq counts from 1 for each token, without gaps. With a new token the text
+starts again.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import orjson
 
@@ -20,13 +20,16 @@ from scheduler.model import JobError, JobResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseEvent:
-    """What every event has: its id, its job, the attempt it belongs to (0 before the first)."""
+    """The fields that every event has."""
 
     type: ClassVar[str]
     terminal: ClassVar[bool] = False
+    """Whether it is the last event of its job."""
     id: str
+    """`"<token>-<seq>"`. Pass it as `after` to resume behind this event."""
     job_id: str
     attempt: int = 0
+    """The attempt that the event belongs to; 0 before the first."""
 
     @property
     def cursor(self) -> tuple[int, int]:
@@ -36,7 +39,7 @@ class BaseEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queued(BaseEvent):
-    """The job has been accepted. Always the first event."""
+    """The queue has accepted the job. Always the first event."""
 
     type = "queued"
 
@@ -47,53 +50,61 @@ class Started(BaseEvent):
 
     type = "started"
     worker: str = ""
+    """The id of the worker process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta(BaseEvent):
-    """Some more of the answer. `index` is the choice it belongs to, 0 where the request asked for one."""
+    """The next piece of the answer."""
 
     type = "delta"
     text: str = ""
     reasoning: str = ""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    """Fragments of tool calls, in OpenAI's shape."""
     index: int = 0
+    """The choice that the piece belongs to; 0 if the request asked for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrying(BaseEvent):
-    """The attempt ended without an answer and there will be another: discard what it had streamed."""
+    """The attempt ended without an answer, and another will follow: discard the text streamed so far."""
 
     type = "retrying"
     error: JobError
+    """Why the attempt failed."""
     delay_s: float = 0.0
+    """Seconds until the next attempt may start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done(BaseEvent):
-    """The job is done; `result` is the whole answer."""
+    """The job is done."""
 
     type = "done"
     terminal = True
     result: JobResult
+    """The whole answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed(BaseEvent):
-    """The job failed for good."""
+    """The job has failed for good."""
 
     type = "failed"
     terminal = True
     error: JobError
+    """The error of the last attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancelled(BaseEvent):
-    """The job was cancelled; `reason` is cancelled, replaced or purged."""
+    """The job was cancelled."""
 
     type = "cancelled"
     terminal = True
     reason: str = "cancelled"
+    """`cancelled`, `replaced` or `purged`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,15 +114,17 @@ class Expired(BaseEvent):
     type = "expired"
     terminal = True
     reason: str = "deadline"
+    """Always `deadline`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shed(BaseEvent):
-    """The job was dropped for more urgent work."""
+    """The queue dropped the job to make space for more urgent work."""
 
     type = "shed"
     terminal = True
     reason: str = "queue_full"
+    """Always `queue_full`."""
 
 
 Event: TypeAlias = Queued | Started | Delta | Retrying | Done | Failed | Cancelled | Expired | Shed
@@ -119,16 +132,56 @@ Event: TypeAlias = Queued | Started | Delta | Retrying | Done | Failed | Cancell
 EVENT_TYPES: dict[str, type[Event]] = {
     cls.type: cls for cls in (Queued, Started, Delta, Retrying, Done, Failed, Cancelled, Expired, Shed)
 }
+TERMINAL_TYPES = frozenset(name for name, cls in EVENT_TYPES.items() if cls.terminal)
 
 
+class RawEvent(NamedTuple):
+    """An event that has not been decoded. Its type may be one that this version does not know."""
+
+    cursor: tuple[int, int]
+    """`(token, seq)`: events are ordered by it."""
+    type: str
+    data: bytes
+    """The event as JSON, the same bytes as on the channel."""
+
+    @property
+    def id(self) -> str:
+        """`"<token>-<seq>"`. Pass it as `after` to resume behind this event."""
+        token, seq = self.cursor
+        return f"{token}-{seq}"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it is the last event of its job."""
+        return self.type in TERMINAL_TYPES
+
+
+_HEAD = re.compile(rb'\{"id":"(\d+)-(\d+)","type":"(\w+)"')
 _ID = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
+
+
+def raw_event(data: bytes) -> RawEvent:
+    """Read the id and the type of an event. Its other fields are not decoded.
+
+    Raises:
+        SchedulerError: this is not an event.
+    """
+    head = _HEAD.match(data)
+    if head:  # every writer of this package puts them first
+        token, seq, kind = head.groups()
+        return RawEvent((int(token), int(seq)), kind.decode(), data)
+    try:
+        fields = orjson.loads(data)
+        return RawEvent(parse_event_id(fields["id"]), str(fields["type"]), data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SchedulerError(f"not an event: {error!r}") from error
 
 
 def parse_event_id(event_id: object) -> tuple[int, int]:
     """Split `"<token>-<seq>"`.
 
     Raises:
-        SchedulerError: it is no event id.
+        SchedulerError: this is not an event id.
     """
     match = _ID.fullmatch(event_id) if isinstance(event_id, str) else None
     if match is None:
@@ -139,10 +192,11 @@ def parse_event_id(event_id: object) -> tuple[int, int]:
 def decode_event(data: bytes | str) -> Event:
     """Make the typed event from its JSON.
 
-    Fields that this version does not know are ignored, so that an older reader can follow a newer worker.
+    Fields that this version does not know are ignored, so that an older reader can follow a newer worker
+    process.
 
     Raises:
-        SchedulerError: it is no event.
+        SchedulerError: this is not an event, or its type is unknown.
     """
     try:
         raw = orjson.loads(data)

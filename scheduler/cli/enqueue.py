@@ -239,7 +239,9 @@ async def _show_stream(job: Job, timeout_s: float | None, *, as_json: bool) -> N
                 if event.terminal and not isinstance(event, Done):
                     raise ended_error(event)  # type: ignore[arg-type]
     except TimeoutError:
-        raise ResultTimeout(f"job {job.id} had not ended after {timeout_s:g} s; it goes on") from None
+        raise ResultTimeout(
+            f"job {job.id} had not ended after {timeout_s:g} s; the job is unaffected"
+        ) from None
 
 
 async def _say_if_unserved(client: AsyncClient, job: Job) -> None:

@@ -15,7 +15,7 @@ from scheduler.client.async_client import AsyncClient
 from scheduler.client.fields import RequestFields
 from scheduler.client.job import Job
 from scheduler.errors import SchedulerError
-from scheduler.events import Event
+from scheduler.events import Event, RawEvent
 from scheduler.model import JobInfo, JobResult, PromptRequest
 from scheduler.settings import Settings
 
@@ -109,12 +109,19 @@ def _hand_over(task: asyncio.Task[T], future: Future[T]) -> None:
         future.set_result(task.result())
 
 
-async def _next(events: AsyncGenerator[Event, None]) -> Event:
+async def _next(events: AsyncGenerator[T, None]) -> T:
     return await anext(events)
 
 
 class SyncJob:
     """A caller's handle on one job: `scheduler.Job` without async."""
+
+    id: str
+    """The job's id. For a duplicate it is the id of the job that it joined."""
+    deduplicated: bool
+    """Whether the request was a duplicate."""
+    channel: str
+    """The pub/sub channel with this job's events as JSON."""
 
     def __init__(self, job: Job, thread: _LoopThread) -> None:
         self._job = job
@@ -128,7 +135,13 @@ class SyncJob:
 
     def events(self, *, after: str | None = None) -> Iterator[Event]:
         """See `Job.events`."""
-        events = self._job.events(after=after)
+        return self._follow(self._job.events(after=after))
+
+    def events_json(self, *, after: str | None = None) -> Iterator[RawEvent]:
+        """See `Job.events_json`."""
+        return self._follow(self._job.events_json(after=after))
+
+    def _follow(self, events: AsyncGenerator[T, None]) -> Iterator[T]:
         try:
             while True:
                 try:

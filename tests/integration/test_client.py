@@ -35,6 +35,7 @@ from scheduler import (
     coalescer,
 )
 from scheduler.client import connection
+from scheduler.events import decode_event
 from scheduler.redis_server.readiness import check_server
 from tests.integration.engine_room import Room, puppet_of, puppet_route, settings_of
 from tests.patience import SOON_S
@@ -450,7 +451,7 @@ async def test_a_delay_that_is_none_is_refused(client: AsyncClient, delay_s: Any
 
 async def test_an_ended_job_is_forgotten_when_it_is_deleted(client: AsyncClient) -> None:
     job = await client.enqueue("x")
-    with pytest.raises(InvalidTransition, match="waiting; only an ended one"):
+    with pytest.raises(InvalidTransition, match="waiting; only ended jobs"):
         await job.delete()
     await job.cancel()
     await job.delete()
@@ -473,6 +474,34 @@ async def test_a_reader_goes_on_after_the_event_that_it_names(room: Room, client
         assert [later async for later in job.events(after=event.id)] == whole[at + 1 :]
 
 
+async def test_undecoded_events_are_the_decoded_ones_as_json(room: Room, client: AsyncClient) -> None:
+    engine = await room.engine()
+    job = await client.enqueue("x")
+    call = await puppet_of(engine).next_call()
+    call.say("one")
+    call.finish("two")
+    await job.result(timeout_s=SOON_S)
+    events = [event async for event in job.events()]
+    raw = [event async for event in job.events_json()]
+    assert [decode_event(event.data) for event in raw] == events
+    assert [(event.id, event.type) for event in raw] == [(event.id, event.type) for event in events]
+    assert [event async for event in job.events_json(after=raw[1].id)] == raw[2:]
+    with pytest.raises(InvalidRequest, match="after: give the id of an event"):
+        await anext(job.events_json(after="x"))
+
+
+async def test_undecoded_events_say_that_an_answer_is_reused(room: Room, client: AsyncClient) -> None:
+    engine = await room.engine()
+    first = await client.enqueue("x", dedup_key="k", dedup="window")
+    (await puppet_of(engine).next_call()).finish("once")
+    await first.result(timeout_s=SOON_S)
+    again = await client.enqueue("x", dedup_key="k", dedup="window")
+    events = [decode_event(event.data) async for event in again.events_json()]
+    assert events == [event async for event in again.events()]
+    assert isinstance(events[-1], Done)
+    assert (events[-1].result.reused, events[-1].result.hits) == (True, 1)
+
+
 async def test_a_reader_that_names_an_event_beyond_all_gets_all(client: AsyncClient) -> None:
     job = await client.enqueue("x")
     await job.cancel()
@@ -491,7 +520,7 @@ async def test_a_result_that_is_late_raises_and_cancels_nothing(room: Room, clie
     engine = await room.engine()
     job = await client.enqueue("x")
     call = await puppet_of(engine).next_call()
-    with pytest.raises(ResultTimeout, match="goes on"):
+    with pytest.raises(ResultTimeout, match="the job is unaffected"):
         await job.result(timeout_s=0.05)
     assert (await job.info()).state is JobState.RUNNING
     call.finish("still")

@@ -41,7 +41,9 @@ def idle_client() -> Iterator[Client]:
 
 def test_it_does_what_the_async_client_does(client: Client) -> None:
     job = client.enqueue("one two", priority=7)
-    assert [event.type for event in job.events()][-1] == "done"
+    types = [event.type for event in job.events()]
+    assert types[-1] == "done"
+    assert [event.type for event in job.events_json()] == types
     assert job.result(timeout_s=SOON_S).text == "one two"
     assert job.info().state is JobState.DONE
     assert client.run("three", timeout_s=SOON_S).text == "three"

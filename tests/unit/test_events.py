@@ -23,6 +23,7 @@ from scheduler.events import (
     decode_event,
     ended_error,
     parse_event_id,
+    raw_event,
 )
 from scheduler.model import JobError, JobResult
 
@@ -94,6 +95,28 @@ def test_cursor_orders_by_number_and_token_first() -> None:
     ids = ["10-1", "9-2", "9-10", "2-99"]
     assert sorted(ids, key=parse_event_id) == ["2-99", "9-2", "9-10", "10-1"]
     assert Queued(id="9-10", job_id="job").cursor == (9, 10)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"id":"7-2","type":"delta","job_id":"j","attempt":1,"text":"x"}',
+        b'{"job_id": "j", "type": "delta", "id": "7-2"}',
+    ],
+)
+def test_a_raw_event_has_id_and_type_and_the_bytes_as_they_are(data: bytes) -> None:
+    event = raw_event(data)
+    assert (event.id, event.cursor, event.type, event.data) == ("7-2", (7, 2), "delta", data)
+    assert not event.terminal
+    assert raw_event(data.replace(b"delta", b"done")).terminal
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no json", b"[1]", b"{}", b'{"id":"7","type":"done"}', b'{"id":"7-1"}']
+)
+def test_what_is_not_an_event_has_no_raw_event(data: bytes) -> None:
+    with pytest.raises(SchedulerError, match="not an event"):
+        raw_event(data)
 
 
 def test_events_cannot_be_changed() -> None:

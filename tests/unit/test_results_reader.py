@@ -18,7 +18,7 @@ from scheduler.events import Delta, Event, parse_event_id
 from scheduler.model import JobState
 from scheduler.queue.records import START, Cursor, Replay
 from scheduler.results.encoding import EventEncoder, encode_error
-from scheduler.results.reader import read_events, read_result
+from scheduler.results.reader import read_events, read_raw_events, read_result
 from scheduler.results.subscriptions import FEED_MESSAGES, Feed, Subscriptions
 from tests.patience import SOON_S
 
@@ -267,6 +267,24 @@ async def test_what_a_newer_worker_says_beside_is_left_out() -> None:
     room.write(delta.replace(b'"7-2"', b'"7-3"'))
     room.write(done.replace(b'"7-3"', b'"7-4"'))
     assert await collect(room.read()) == ["started", "one", "done"]
+
+
+async def test_undecoded_events_are_the_bytes_of_the_stream_whatever_their_type() -> None:
+    room = Room()
+    started, delta, done = story("one")
+    unknown = b'{"id":"7-3","type":"thinking","job_id":"job","attempt":1}'
+    written = [started, delta, unknown, done.replace(b'"7-3"', b'"7-4"')]
+    for event in written:
+        room.write(event)
+    async with asyncio.timeout(SOON_S):
+        read = [event async for event in read_raw_events(room, cast("Subscriptions", room), "job")]
+    assert [event.data for event in read] == written
+    assert [(event.id, event.type) for event in read] == [
+        ("7-1", "started"),
+        ("7-2", "delta"),
+        ("7-3", "thinking"),
+        ("7-4", "done"),
+    ]
 
 
 async def test_what_a_stranger_says_has_the_stream_read() -> None:

@@ -17,6 +17,7 @@ PROMISED = {
     *("AsyncClient", "Client", "Job", "SyncJob", "Priority", "PromptRequest", "GenerationParams", "Message"),
     *("JobState", "JobInfo", "JobResult", "JobError", "Usage", "Timings", "Source", "DedupMode"),
     *("Queued", "Started", "Delta", "Retrying", "Done", "Failed", "Cancelled", "Expired", "Shed", "Event"),
+    "RawEvent",
     *("SchedulerError", "InvalidRequest", "UnknownModel", "ConfigError", "DedupConflict", "QueueFull"),
     *("NoTicket", "JobNotFound", "InvalidTransition", "ResultTimeout", "JobEnded", "JobFailed"),
     *("JobCancelled", "JobExpired", "JobShed", "RedisError", "RedisUnavailable", "RedisAuthError"),
