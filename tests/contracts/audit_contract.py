@@ -263,6 +263,14 @@ class AuditContract(OnQueue):
         await q.tick()
         assert "a" in await q.claimed_ids()
 
+    async def test_a_delayed_job_without_a_home_comes_at_its_own_time(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a", delay_ms=60_000))
+        delayed = q.queue.keys.fixed("delayed")
+        due_ms = await q.redis.zscore(delayed, "a")
+        await q.redis.zrem(delayed, "a")
+        await admin.audit(q.queue, repair=True)
+        assert await q.redis.zscore(delayed, "a") == due_ms
+
     async def test_who_runs_a_job_whose_lease_was_gone_keeps_it(self, q: QueueDriver) -> None:
         await runs_without_a_lease(q)
         job = (await q.record("a"))["k"]

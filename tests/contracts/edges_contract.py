@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import orjson
 import pytest
+from redis.exceptions import ResponseError
 
 from scheduler.model import DedupMode, JobState
+from scheduler.queue.limits import RateLimit
 from scheduler.queue.records import Conflict, Enqueued
 from tests.contracts.limits_contract import acme_job, hold, open_gate, states
 from tests.contracts.queue_contract import ENDS_WITHOUT_RESULT, OnQueue, reach
@@ -53,6 +57,13 @@ class EdgesContract(OnQueue):
         await q.enqueue(new_job("a", key="K", content="123456789a"))
         assert isinstance((await q.enqueue(new_job("b", key="K", content="123456789b")))[0], Conflict)
         assert isinstance((await q.enqueue(new_job("c", key="K", content="123456789a")))[0], Enqueued)
+
+    async def test_ranks_go_up_even_where_the_clock_stands_behind_the_last_one(self, q: QueueDriver) -> None:
+        ahead_us = (await q.now_ms() + 60_000) * 1000
+        await q.redis.hset(q.queue.keys.fixed("meta"), "us", ahead_us)
+        await q.enqueue(new_job("a"))
+        await q.enqueue(new_job("b"))
+        assert [int((await q.record(name))["q"]) for name in "ab"] == [ahead_us + 1, ahead_us + 2]
 
     # Deadlines and lifetimes
 
@@ -118,6 +129,25 @@ class EdgesContract(OnQueue):
         await q.redis.hdel(record, "r")
         assert (await q.last_event("a"))["error"]["code"] == "unknown"
 
+    @pytest.mark.parametrize("n", [999, 1000, 1001, 2500])
+    async def test_a_write_of_many_events_stores_each_of_them(self, q: QueueDriver, n: int) -> None:
+        job = await q.running("a")
+        assert await q.publish(job, *["x"] * n)
+        stored = await q.redis.lrange(q.queue.keys.of("stream", "a"), 0, -1)
+        assert [orjson.loads(one)["id"] for one in stored] == [
+            f"{job.token}-{seq}" for seq in range(1, n + 1)
+        ]
+
+    async def test_a_history_that_is_too_long_is_cut_to_its_bound(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        entries = [[n, "retry", "w", n, f"reason {n}"] for n in range(900)]
+        long = orjson.dumps(entries).decode()[1:-1]
+        await q.redis.hset(q.queue.keys.of("record", "a"), "y", long)
+        assert await q.give_back(job)
+        kept = (await q.record("a"))["y"]
+        assert 8192 - 40 < len(kept) <= 8192
+        assert [entry[0] for entry in await q.history("a")][:4] == [0, 1, 2, 3]
+
     # Claims that come again
 
     async def test_a_repeated_claim_leaves_out_what_was_given_to_another(self, q: QueueDriver) -> None:
@@ -161,7 +191,86 @@ class EdgesContract(OnQueue):
         assert not await q.give_back(job)
         assert await q.dump() == before
 
+    async def test_a_delayed_job_without_a_record_counts_no_more(self, q: QueueDriver, untidy: None) -> None:
+        await q.enqueue(new_job("gone", delay_ms=1), *[new_job(f"j{n}") for n in range(3)])
+        await q.redis.delete(q.queue.keys.of("record", "gone"))
+        await q.pass_ms(1)
+        await q.tick()
+        assert await q.waiting() == 3
+
+    async def test_a_lease_without_a_record_is_told(self, q: QueueDriver, untidy: None) -> None:
+        job = await q.running("gone")
+        await q.lose_lease(job)
+        await q.redis.delete(q.queue.keys.of("record", "gone"))
+        await q.tick()
+        assert await q.redis.hkeys(q.queue.keys.fixed("garbage")) == [b"gone"]
+
+    async def test_a_key_that_another_job_has_got_lives_on_as_it_is(
+        self, q: QueueDriver, untidy: None
+    ) -> None:
+        job = await q.running("a", key="K", dedup=DedupMode.WINDOW)
+        key = q.queue.keys.dedup("default", "K")
+        await q.redis.set(key, "another")
+        await q.finish(job)
+        assert (await q.owner("K"), await q.redis.pttl(key)) == ("another", -1)
+
+    # Bounds of arguments and settings
+
+    async def test_a_name_may_have_1024_characters_and_no_more(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"))
+        longest = replace(q, worker="w" * 1024)
+        assert await longest.claimed_ids() == ["a"]
+        with pytest.raises(ResponseError):
+            await replace(q, worker="w" * 1025).claimed_ids()
+
+    async def test_the_shortest_lease_is_a_millisecond(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        assert await q.queue.renew(q.worker, [(job.id, job.token)], lease_ms=1, about=b"{}") == [None]
+
+    async def test_dead_letters_may_go_after_a_millisecond(self, q: QueueDriver, untidy: None) -> None:
+        await q.configure(dead_ttl_ms=1)
+        await q.finish(await q.running("a"), JobState.FAILED)
+        await q.pass_ms(1)
+        assert await q.state("a") is None
+
     # Maintenance
+
+    async def test_what_is_listed_goes_when_its_time_has_come_and_no_earlier(
+        self, q: QueueDriver, untidy: None
+    ) -> None:
+        finished, now_ms = q.queue.keys.fixed("finished"), await q.now_ms()
+        await q.redis.zadd(
+            finished, {f"old{n}": now_ms - 10 + n for n in range(3)} | {"new": now_ms + 60_000}
+        )
+        assert (await q.tick()).forgotten == 3
+        assert await q.redis.zrange(finished, 0, -1) == [b"new"]
+
+    async def test_lanes_are_looked_after_32_at_once(self, q: QueueDriver) -> None:
+        await q.redis.sadd(q.queue.keys.fixed("lanes"), *[f"lane{n}" for n in range(40)])
+        await q.redis.hset(q.queue.keys.fixed("meta"), "mended", await q.now_ms())
+        assert (await q.tick()).next_ms == 50, "there are more"
+        assert 250 in [(await q.tick()).next_ms for _ in range(3)]
+
+    async def test_a_lane_without_jobs_gets_no_wake_token(self, q: QueueDriver) -> None:
+        await q.finish(await q.running("a"))
+        wake = q.queue.keys.of("wake", LANE)
+        await q.redis.delete(wake)
+        assert (await q.tick()).rearmed == 0
+        assert await q.redis.llen(wake) == 0
+
+    async def test_all_places_beside_the_lanes_are_mended(self, q: QueueDriver) -> None:
+        beside = q.queue.keys.fixed("beside")
+        await q.redis.hset(beside, mapping={f"{LANE} tenant{n}": 1 for n in range(5)})
+        await q.tick(mend_ms=0)
+        assert await q.redis.hlen(beside) == 0, "none of them has jobs"
+
+    async def test_one_call_adds_2000_entries_of_work_over_all_lanes(self, q: QueueDriver) -> None:
+        lanes = ("x", "y")
+        await q.enqueue(*[new_job(f"{lane}{n}", lane=lane) for lane in lanes for n in range(3)])
+        await q.redis.hset(q.queue.keys.fixed("meta"), mapping={f"mean:{lane}": 500_000 for lane in lanes})
+        await q.work_is_due()
+        await q.tick()
+        assert await q.work("x") + await q.work("y") == 2000
 
     async def test_one_dead_letter_too_many_is_dropped(self, q: QueueDriver) -> None:
         await q.configure(max_dead=2)
@@ -227,3 +336,29 @@ class EdgesContract(OnQueue):
         assert due[0][1] > await q.now_ms(), "when the tenant may begin the next"
         await q.enqueue(acme_job("b", 7))
         assert await q.redis.zrange(limited, 0, -1, withscores=True) == due
+
+    @pytest.mark.parametrize(("a_minute", "at_once"), [(15, 1), (19, 1), (20, 2), (29, 2)])
+    async def test_a_tenth_is_rounded_down(self, q: QueueDriver, a_minute: int, at_once: int) -> None:
+        await q.configure(tenants={"acme": RateLimit(requests=a_minute)})
+        await q.enqueue(*[acme_job(f"j{n}") for n in range(4)])
+        assert len(await q.claimed_ids()) == at_once
+
+    async def test_held_jobs_that_only_a_worker_can_free_are_not_looked_at_with_each_tick(
+        self, q: QueueDriver
+    ) -> None:
+        await hold(q, acme_job("usual"), acme_job("next"))
+        await open_gate(q)
+        await q.tick()
+        await q.look_at_held()
+        await q.tick()
+        ((_, due_ms),) = await q.redis.zrange(q.queue.keys.fixed("limited"), 0, -1, withscores=True)
+        assert due_ms > await q.now_ms()
+
+    async def test_a_jump_of_the_clock_gives_nobody_permits(self, q: QueueDriver) -> None:
+        await q.tick()
+        await hold(q, acme_job("a"))
+        await q.redis.zadd(q.queue.keys.fixed("limited"), {f"{LANE} acme": 0})
+        await q.put_clock(3_600_000)
+        assert (await q.tick(silent_ms=10)).in_doubt
+        assert (await q.tick(silent_ms=20, is_sure=True)).released == 0
+        assert await q.state("a") == "held"

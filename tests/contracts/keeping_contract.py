@@ -74,6 +74,12 @@ class KeepingContract(OnQueue):
         assert await q.queue.requeue(names[-1]) == "waiting"
         assert await q.queue.requeue(names[0]) == "payload_lost"
 
+    async def test_the_bytes_of_kept_requests_are_counted_exactly(self, q: QueueDriver) -> None:
+        for name in ("a", "b"):
+            await q.enqueue(large(name))
+            await q.queue.cancel(name)
+        assert int((await q.meta())["spare"]) == 2 * (len(REQUEST) + 200)
+
     async def test_a_purge_keeps_no_more_requests_than_the_bound(self, q: QueueDriver) -> None:
         await q.configure(spare_bytes=5000)
         names = [f"j{n:02}" for n in range(20)]
@@ -81,6 +87,10 @@ class KeepingContract(OnQueue):
         while await q.queue.purge("chat", chunk=7):
             pass
         assert len(await requests(q, *names)) == 4
+
+    async def test_a_purge_ends_with_the_last_job_and_not_with_a_full_chunk(self, q: QueueDriver) -> None:
+        await q.enqueue(*[new_job(f"j{n}") for n in range(450)])
+        assert await q.queue.purge("chat") == 450
 
     @pytest.mark.parametrize("state", [JobState.SHED, JobState.EXPIRED])
     async def test_shed_and_expired_jobs_share_that_bound(self, q: QueueDriver, state: JobState) -> None:

@@ -610,6 +610,18 @@ class LimitsContract(OnQueue):
         claim = await q.claim_all(offers={LANE: [light, heavy]})
         assert Counter(job.endpoint for job in claim.jobs) == {"heavy": 7, "light": 2}  # 2 + 7 and 2: 4 to 1
 
+    async def test_of_several_endpoints_the_one_that_has_least_to_do_comes_first(
+        self, q: QueueDriver
+    ) -> None:
+        await q.enqueue(new_job("a"))
+        offers = [
+            Offer("first", 9, outstanding=3),
+            Offer("second", 9, outstanding=1),
+            Offer("third", 9, outstanding=2),
+        ]
+        claim = await q.claim_all(offers={LANE: offers})
+        assert [job.endpoint for job in claim.jobs] == ["second"]
+
     async def test_without_a_permit_a_lane_is_left_alone_and_others_go_on(self, q: QueueDriver) -> None:
         await q.configure(endpoints={"only": RateLimit(requests=1)})
         await q.enqueue(*[new_job(f"a{i}", 9, lane="a") for i in range(3)], new_job("b", 1, lane="b"))

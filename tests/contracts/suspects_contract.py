@@ -60,6 +60,13 @@ class SuspectsContract(OnQueue):
             await crash(q, *(await q.claim_all(lanes=lanes)).jobs)
         assert await q.claimed_ids(lanes=lanes) == ["x"]
 
+    @pytest.mark.parametrize("priority", [0, 1, 9])
+    async def test_a_suspect_of_any_priority_runs_where_nothing_else_waits(
+        self, q: QueueDriver, priority: int
+    ) -> None:
+        await make_suspects(q, "s", priority=priority)
+        assert await q.claimed_ids() == ["s"]
+
     async def test_who_runs_a_suspect_gets_no_other(self, q: QueueDriver) -> None:
         await make_suspects(q, "s", priority=9)
         await q.enqueue(new_job("a"))
