@@ -17,7 +17,7 @@ from tests.patience import SOON_S
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="lists processes in /proc")
 
 FEW = ("--prompts", "50")
-GUARDS = ("tether.py", "supervisor.py")
+GUARDS = ("child_guard.py", "supervisor.py")
 
 
 def start(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Popen[str]:
@@ -108,7 +108,7 @@ def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     ("victim", "told"),
     [
         (("-m arq",), "the worker process has ended with 137:"),
-        (("-m arq", "tether.py"), "the worker process has ended with -9:"),
+        (("-m arq", "child_guard.py"), "the worker process has ended with -9:"),
         (("demo.client",), "the client process has ended with 137:"),
         (("-server ",), "no Redis answers at redis://127.0.0.1:"),
     ],

@@ -247,9 +247,7 @@ class EdgesContract(OnQueue):
 
     async def test_lanes_are_looked_after_32_at_once(self, q: QueueDriver) -> None:
         await q.redis.sadd(q.queue.keys.fixed("lanes"), *[f"lane{n}" for n in range(40)])
-        await q.redis.hset(q.queue.keys.fixed("meta"), "mended", await q.now_ms())
         assert (await q.tick()).next_ms == 50, "there are more"
-        assert 250 in [(await q.tick()).next_ms for _ in range(3)]
 
     async def test_a_lane_without_jobs_gets_no_wake_token(self, q: QueueDriver) -> None:
         await q.finish(await q.running("a"))

@@ -28,8 +28,8 @@ from scheduler import (
     RedisUnavailable,
     admin,
     arq_jobs,
-    connection,
 )
+from scheduler.redis_server import pool as redis_pool
 from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.sentinel import SentinelUrl
 from tests.acceptance.conftest import StartWorker
@@ -100,7 +100,7 @@ async def test_tls_on_one_side_alone_is_explained(
     tls_port: int, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A Redis without TLS waits for the rest of what it takes for a command.
-    monkeypatch.setattr(connection, "socket_options", lambda _: {"socket_connect_timeout": 0.5})
+    monkeypatch.setattr(redis_pool, "socket_options", lambda _: {"socket_connect_timeout": 0.5})
     with pytest.raises(RedisUnavailable, match="If it speaks TLS, give rediss://"):
         async with AsyncClient(f"redis://localhost:{tls_port}"):
             pass
