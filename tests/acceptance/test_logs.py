@@ -117,7 +117,7 @@ async def test_every_line_is_json_arqs_own_included(
         ("info", "arq.worker", "redis_version=" + lines[1]["message"].split("=")[1].split()[0]),
         ("info", "scheduler.engine.engine", "worker"),
         ("error", "arq.worker", lines[3]["message"].split()[0]),
-        ("info", "scheduler.host.worker", "SIGTERM:"),
+        ("info", "scheduler.host.process", "SIGTERM:"),
         ("info", "scheduler.engine.engine", "worker"),
     ]
     assert {line["queue"] for line in lines} == {"default"}

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler import Settings, load_settings
-from scheduler.host import worker as host
+from scheduler.host.arq_logs import ArqLines, listen_to_arq, show_logs
 from scheduler.logs import (
     HOSTED,
     IDS,
@@ -443,7 +443,7 @@ def settings_of(**values: Any) -> Settings:
 @as_in_a_new_process
 def test_arqs_own_handler_gives_way_to_ours() -> None:
     logging.getLogger("arq").addHandler(arqs := logging.StreamHandler(own := io.StringIO()))
-    host._show_logs(settings_of())
+    show_logs(settings_of())
     assert is_ours()
     assert arqs not in logging.getLogger("arq").handlers
     logging.getLogger("arq.worker").warning("hello")
@@ -461,17 +461,17 @@ def test_logging_that_a_user_has_set_up_stays_as_it_is(whose: str) -> None:
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).setLevel(logging.ERROR)
     before = snapshot()
-    host._show_logs(settings_of(log_format="json", log_level="debug"))
+    show_logs(settings_of(log_format="json", log_level="debug"))
     assert snapshot() == before
     assert not is_ours()
 
 
 def arq_lines(**settings: str) -> logging.Logger:
     """arq's logger when the host listens to it."""
-    host._listen_to_arq(settings_of())
-    host._listen_to_arq(settings_of(log_format="json", **settings))
+    listen_to_arq(settings_of())
+    listen_to_arq(settings_of(log_format="json", **settings))
     log = logging.getLogger("arq.worker")
-    assert len([one for one in log.filters if isinstance(one, host._ArqLines)]) == 1
+    assert len([one for one in log.filters if isinstance(one, ArqLines)]) == 1
     return log
 
 

@@ -89,7 +89,7 @@ from scheduler.testing import local_scheduler
 from scheduler.telemetry.bound import TraceBound
 from scheduler.telemetry.host import Telemetry
 from scheduler.settings import load_settings
-import scheduler.host.worker
+import scheduler.host.worker_settings
 
 async def main():
     Telemetry(load_settings(environ={}), instance="a")

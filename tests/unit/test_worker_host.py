@@ -28,8 +28,11 @@ from scheduler import (
     arq_jobs,
 )
 from scheduler.engine import Outage
-from scheduler.host import worker as host_module
-from scheduler.host.worker import worker_settings
+from scheduler.host import process, run_prompt
+from scheduler.host import worker_settings as settings_module
+from scheduler.host.process import WorkerProcess
+from scheduler.host.run_prompt import RunPrompt, job_id_of
+from scheduler.host.worker_settings import worker_settings
 from scheduler.redis_server.embedded import EmbeddedServer
 from scheduler.testing import local_scheduler
 from tests.patience import SOON_S
@@ -49,10 +52,14 @@ def context_of(job_id: str = "j1", at: datetime = datetime(2026, 1, 1, tzinfo=UT
     return {"job_id": job_id, "enqueue_time": at}
 
 
-async def host_of(client: Any) -> host_module._Host:
-    host = host_module._Host(client.settings, client.redis_url, None, Outage())
-    host._client = client
-    return host
+def prompts_of(client: scheduler.AsyncClient) -> RunPrompt:
+    prompts = RunPrompt()
+    prompts.begin(client)
+    return prompts
+
+
+def process_of() -> WorkerProcess:
+    return WorkerProcess(scheduler.load_settings(environ={}), NOBODY, None, Outage())
 
 
 def test_check_starts_nothing_and_needs_no_server(checking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +67,9 @@ def test_check_starts_nothing_and_needs_no_server(checking: Any, monkeypatch: py
         raise AssertionError("something was started")
 
     monkeypatch.setattr(EmbeddedServer, "start", refuse)
-    monkeypatch.setattr(host_module, "wait_for_server", refuse)
-    monkeypatch.setattr(host_module, "_set_event_loop", refuse)
-    monkeypatch.setattr(host_module, "PatientArqRedis", refuse)
+    monkeypatch.setattr(settings_module, "wait_for_server", refuse)
+    monkeypatch.setattr(settings_module, "_set_event_loop", refuse)
+    monkeypatch.setattr(settings_module, "PatientArqRedis", refuse)
     monkeypatch.setenv("SCHEDULER_REDIS_URL", NOBODY)
     monkeypatch.setenv("SCHEDULER_WORKER_NAME", "w7")
     settings: Any = worker_settings()
@@ -121,9 +128,9 @@ def test_without_redis_it_ends_with_one_line(
 
 async def test_a_second_run_joins_the_job_of_the_first() -> None:
     async with local_scheduler() as client:
-        host = await host_of(client)
-        first = await host.run_prompt(context_of(), {"prompt": "once"})
-        again = await host.run_prompt(context_of(), {"prompt": "once"})
+        prompts = prompts_of(client)
+        first = await prompts.run_prompt(context_of(), {"prompt": "once"})
+        again = await prompts.run_prompt(context_of(), {"prompt": "once"})
         assert first["text"] == again["text"] == "once"
         done = await client.queue.redis.hget(client.queue.keys.fixed("meta"), "t:done")  # type: ignore[misc]  # redis-py has one type for sync and async
         assert done == b"1"
@@ -132,8 +139,8 @@ async def test_a_second_run_joins_the_job_of_the_first() -> None:
 
 def test_an_arq_job_id_that_is_used_again_is_new_work() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    ids = [host_module._job_id(context_of("j1", at + timedelta(milliseconds=n))) for n in (0, 0, 1)]
-    ids.append(host_module._job_id(context_of("j2", at)))
+    ids = [job_id_of(context_of("j1", at + timedelta(milliseconds=n))) for n in (0, 0, 1)]
+    ids.append(job_id_of(context_of("j2", at)))
     assert ids[0] == ids[1]
     assert len(set(ids)) == 3
 
@@ -142,30 +149,30 @@ async def test_leaving_asks_arq_to_run_it_again_elsewhere() -> None:
     routes = {"echo": {"endpoints": [{"backend": "echo", "options": {"first_delay_s": 29.0}}]}}
     settings = scheduler.load_settings(environ={}, routes=routes)
     async with local_scheduler(settings) as client:
-        host = await host_of(client)
-        running = asyncio.create_task(host.run_prompt(context_of(), {"prompt": "slow"}))
+        prompts = prompts_of(client)
+        running = asyncio.create_task(prompts.run_prompt(context_of(), {"prompt": "slow"}))
         async with asyncio.timeout(SOON_S):
             while not await client.queue.redis.pubsub_channels("*:ch:arq-*"):
                 await asyncio.sleep(0.01)
-        host._leaving.set()
+        prompts.leave()
         with pytest.raises(ArqRetry):
             await asyncio.wait_for(running, SOON_S)
         with pytest.raises(ArqRetry):
-            await host.run_prompt(context_of("j2"), {"prompt": "too late"})
+            await prompts.run_prompt(context_of("j2"), {"prompt": "too late"})
 
 
 async def test_a_wait_that_is_over_asks_arq_to_wait_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "RUN_PROMPT_WAIT_S", 0.05)
+    monkeypatch.setattr(run_prompt, "WAIT_S", 0.05)
     async with local_scheduler() as client:
-        host = await host_of(client)
+        prompts = prompts_of(client)
         with pytest.raises(ArqRetry):
-            await host.run_prompt(context_of(), {"prompt": "later", "delay_s": 60.0})
+            await prompts.run_prompt(context_of(), {"prompt": "later", "delay_s": 60.0})
         assert await client.queue.unfinished(["echo"]) == 1
 
 
-async def _begun(host: host_module._Host, client: scheduler.AsyncClient) -> asyncio.Task[dict[str, Any]]:
+async def _begun(prompts: RunPrompt, client: scheduler.AsyncClient) -> asyncio.Task[dict[str, Any]]:
     """A run of `run_prompt` whose prompt is in the queue."""
-    running = asyncio.create_task(host.run_prompt(context_of(), {"prompt": "later", "delay_s": 3600.0}))
+    running = asyncio.create_task(prompts.run_prompt(context_of(), {"prompt": "later", "delay_s": 3600.0}))
     async with asyncio.timeout(SOON_S):
         while not await client.queue.redis.pubsub_channels("*:ch:arq-*"):
             await asyncio.sleep(0.01)
@@ -174,7 +181,7 @@ async def _begun(host: host_module._Host, client: scheduler.AsyncClient) -> asyn
 
 async def test_aborting_the_arq_job_cancels_the_prompt() -> None:
     async with local_scheduler() as client:
-        running = await _begun(await host_of(client), client)
+        running = await _begun(prompts_of(client), client)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -184,12 +191,12 @@ async def test_aborting_the_arq_job_cancels_the_prompt() -> None:
 @pytest.mark.parametrize("why", ["leaving", "too long"])
 async def test_a_run_that_ends_otherwise_leaves_the_prompt(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with local_scheduler() as client:
-        host = await host_of(client)
-        running = await _begun(host, client)
+        prompts = prompts_of(client)
+        running = await _begun(prompts, client)
         if why == "leaving":
-            host._leaving.set()
+            prompts.leave()
         else:
-            monkeypatch.setattr(host_module, "RUN_PROMPT_TIMEOUT_S", 0.0)
+            monkeypatch.setattr(run_prompt, "TIMEOUT_S", 0.0)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -197,17 +204,16 @@ async def test_a_run_that_ends_otherwise_leaves_the_prompt(why: str, monkeypatch
 
 
 async def test_before_the_start_a_prompt_waits() -> None:
-    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None, Outage())
     with pytest.raises(ArqRetry):
-        await host.run_prompt(context_of(), {"prompt": "x"})
+        await RunPrompt().run_prompt(context_of(), {"prompt": "x"})
 
 
 @pytest.mark.parametrize("request_", ["just text", ["a"], None])
 async def test_a_request_that_is_no_mapping_is_refused(request_: Any) -> None:
     async with local_scheduler() as client:
-        host = await host_of(client)
+        prompts = prompts_of(client)
         with pytest.raises(InvalidRequest, match="one mapping"):
-            await host.run_prompt(context_of(), request_)
+            await prompts.run_prompt(context_of(), request_)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +250,9 @@ async def test_stopping_ends_arqs_main_task_though_the_engine_fails_to_stop(
         async def stop(self) -> None:
             raise RuntimeError("cannot stop")
 
-    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None, Outage())
+    host = process_of()
     host._engine = Broken()  # type: ignore[assignment]  # stands in for the real one
-    monkeypatch.setattr(host_module, "FAREWELL_S", 60.0)
+    monkeypatch.setattr(process, "FAREWELL_S", 60.0)
     main = asyncio.create_task(asyncio.sleep(60))
     with pytest.raises(RuntimeError):
         await host._stop(main)
@@ -255,7 +261,7 @@ async def test_stopping_ends_arqs_main_task_though_the_engine_fails_to_stop(
 
 
 async def test_arq_cannot_hold_up_the_end_while_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "FAREWELL_S", 0.01)
+    monkeypatch.setattr(process, "FAREWELL_S", 0.01)
     codes: list[int] = []
     left = asyncio.Event()
 
@@ -264,7 +270,7 @@ async def test_arq_cannot_hold_up_the_end_while_redis_is_away(monkeypatch: pytes
         left.set()
 
     monkeypatch.setattr(os, "_exit", leave)
-    host = host_module._Host(scheduler.load_settings(environ={}), NOBODY, None, Outage())
+    host = process_of()
     await host._stop(None)
     await asyncio.wait_for(left.wait(), SOON_S)
     assert codes == [0]
