@@ -7,6 +7,7 @@ SEED   ?=
 VENV   ?= .venv
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/prompt-scheduler
 ARGS   ?=
+DOCS_PORT ?= 8000
 
 BIN          := $(VENV)/bin
 PIP          := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,10 +22,12 @@ INSTALLED := $(VENV)/.installed
 ENGINES   := $(VENV)/.engines
 BENCH     := $(VENV)/.bench
 MUTATE    := $(VENV)/.mutate
+SITE      := build/docs
+MERMAID   := $(CACHE)/mermaid-12/mermaid.min.js
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos mutate lint format bench bench-batching bench-scripts bench-loss clean llama-server vllm prometheus
+.PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-scripts bench-loss clean llama-server vllm prometheus
 
 help: ## List what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +63,14 @@ format: $(INSTALLED) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED) $(MERMAID) ## Build the documentation's site, strictly, in build/docs/site
+	$(BIN)/python docs/gather.py $(SITE) $(wildcard $(MERMAID))
+	$(BIN)/zensical build --strict --config-file $(SITE)/zensical.toml
+	@echo "Open $(SITE)/site/index.html, or run: make docs-serve"
+
+docs-serve: docs ## Build the documentation's site and serve it at http://localhost:$(DOCS_PORT)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE)/site $(DOCS_PORT)
+
 bench: $(INSTALLED) $(BENCH) ## Measure speed beside seven other queues, some 40 minutes; ARGS=--quick takes two
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -94,6 +105,11 @@ ifeq ($(origin PROMETHEUS),file)
 	@if command -v apt-get >/dev/null; then sh examples/engines/install_prometheus.sh "$(CACHE)/prometheus"; \
 	  else echo "no apt-get: going on without Prometheus; name yours in PROMETHEUS" >&2; fi
 endif
+
+# What draws the diagrams. It comes from npm: without npm, pages with a diagram load it from a CDN.
+$(MERMAID):
+	@if command -v npm >/dev/null; then $(PROGRESS) "Getting Mermaid, which draws the diagrams" sh docs/get_mermaid.sh $@; \
+	  else echo "no npm: pages with a diagram will load Mermaid from a CDN" >&2; fi
 
 $(MADE):
 	@$(PROGRESS) "Making $(VENV)" sh -c "$(PYTHON) -m venv --clear $(VENV) && $(PIP) install --upgrade 'pip>=25.1'"
