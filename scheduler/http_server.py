@@ -1,35 +1,23 @@
-"""The little HTTP server of a worker process: `/metrics`, `/healthz`, `/readyz`."""
+"""The HTTP server of a worker process: one port for the pages that its parts have."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
-import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import choose_encoder
-from redis.exceptions import RedisError
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from scheduler.engine import Engine
 from scheduler.errors import ConfigError
-from scheduler.telemetry.queue_metrics import QueueMetrics
-from scheduler.telemetry.worker_metrics import WorkerMetrics
-
-logger = logging.getLogger(__name__)
 
 PORTS_TO_TRY = 64
-"""So many worker processes on one host may be given the same port: each takes the next that is free."""
+"""Worker processes on one host may be given the same port: each takes the next that is free."""
 
-READ_S = 2.0
 STOP_S = 1.0
 REQUEST_S = 10.0
 """How long a client may take for a request and its answer; as long as Prometheus gives a scrape."""
@@ -37,23 +25,17 @@ IDLE_S = 5
 MAX_CONNECTIONS = 64
 
 
-class MetricsServer:
-    """Serves the metrics of one engine. `start()` and `stop()` are safe to call twice.
+class HttpServer:
+    """Serves `routes` at `url`. `start()` and `stop()` are safe to call twice.
 
-    On `host`, at `port` or the next of 64 that is free; `port` 0: any that is free.
+    It listens on `host`, at `port` or the next of 64 that is free; at any free port if `port` is 0. Errors
+    name the settings `<name>_host` and `<name>_port`.
     """
 
-    def __init__(self, engine: Engine, metrics: WorkerMetrics, *, host: str, port: int) -> None:
-        self._engine = engine
+    def __init__(self, routes: Sequence[BaseRoute], *, name: str, host: str, port: int) -> None:
+        self._routes = routes
+        self._name = name
         self._host, self._port = host, port
-        self._queue_metrics = QueueMetrics(engine.queue)
-        self._registry = CollectorRegistry()
-        metrics.watch(engine)
-        for collector in (metrics, self._queue_metrics):
-            self._registry.register(collector)
-        for made in (ProcessCollector, PlatformCollector, GCCollector):
-            made(registry=self._registry)
-        self._reading = asyncio.Lock()
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
         self.url = ""
@@ -62,30 +44,18 @@ class MetricsServer:
         """Listen.
 
         Raises:
-            ConfigError: no port is free, or the host is not one of this machine's.
+            ConfigError: no port is free, or this machine does not have the host's address.
         """
         if self._server is not None:
             return
-        listener = _listen(self._host, self._port)
+        listener = self._listen()
         host, port = listener.getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
-        config = uvicorn.Config(
-            self._app(),
-            http=_Connection,
-            ws="none",
-            timeout_keep_alive=IDLE_S,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-        )
-        self._server = _Server(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="metrics")
-        self._engine.metrics_url = self.url
-        logger.info("metrics are at %s", self.url)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self._server = _Server(_config(self._routes))
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name=self._name)
 
     async def stop(self) -> None:
-        """Stop listening; scrapes under way have a second."""
+        """Stop listening, and let requests under way finish within a second."""
         server, task, self._task = self._server, self._task, None
         if server is None or task is None:
             return
@@ -95,48 +65,44 @@ class MetricsServer:
             one.cancel()
             await asyncio.wait([one])
 
-    def _app(self) -> Starlette:
-        return Starlette(
-            routes=[
-                Route("/metrics", self._metrics),
-                Route("/healthz", self._healthz),
-                Route("/readyz", self._readyz),
-            ]
+    def _listen(self) -> socket.socket:
+        first, host = self._port, self._host
+        last = first + PORTS_TO_TRY if first else 1
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        for port in range(first, min(last, 65_536)):
+            try:
+                return socket.create_server((host, port), family=family)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    settings = f"{self._name}_host, {self._name}_port"
+                    raise ConfigError(
+                        f"{settings}: cannot listen on {host}:{port}: {error.strerror}"
+                    ) from None
+        raise ConfigError(
+            f"{self._name}_port: all ports from {first} to {last - 1} on {host} are taken; give another"
         )
 
-    async def _metrics(self, request: Request) -> Response:
-        async with self._reading:  # one scrape at a time: they share what was read
-            await self._read_queue()
-            encode, content_type = choose_encoder(request.headers.get("accept", ""))
-            return Response(encode(self._registry), media_type=None, headers={"Content-Type": content_type})
 
-    async def _read_queue(self) -> None:
-        if not self._engine.leads:
-            self._queue_metrics.forget()
-            return
-        try:
-            async with asyncio.timeout(READ_S):
-                await self._queue_metrics.read()
-        except (RedisError, OSError, TimeoutError):
-            self._queue_metrics.forget()  # redis_up says it, and the engine has logged it
-
-    async def _healthz(self, request: Request) -> Response:
-        """The event loop answers: that is all that a restart could mend."""
-        return PlainTextResponse("ok\n")
-
-    async def _readyz(self, request: Request) -> Response:
-        """Whether this process takes jobs now."""
-        why_not = self._engine.why_not_ready
-        return JSONResponse({"ready": not why_not, "why": why_not}, status_code=503 if why_not else 200)
+def _config(routes: Sequence[BaseRoute]) -> uvicorn.Config:
+    return uvicorn.Config(
+        Starlette(routes=routes),
+        http=_Connection,
+        ws="none",
+        timeout_keep_alive=IDLE_S,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+    )
 
 
 class _Connection(H11Protocol):
-    """One of a few connections, and each request on it has its time: uvicorn waits for a head without end."""
+    """Bounds the number of connections and the time of each request: uvicorn waits for a head without end."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """A client is there."""
+        """A client has connected."""
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
@@ -166,16 +132,3 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to the worker process."""
         yield
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    last = port + PORTS_TO_TRY if port else 1
-    for at in range(port, min(last, 65_536)):
-        try:
-            return socket.create_server((host, at), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise ConfigError(
-                    f"metrics_host, metrics_port: cannot listen on {host}:{at}: {error.strerror}"
-                ) from None
-    raise ConfigError(f"metrics_port: all ports from {port} to {last - 1} on {host} are taken; give another")

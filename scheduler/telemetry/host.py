@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from scheduler.engine import Engine
@@ -11,8 +12,10 @@ from scheduler.telemetry.needed import needs
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-    from scheduler.telemetry.server import MetricsServer
+    from scheduler.http_server import HttpServer
     from scheduler.telemetry.worker_metrics import WorkerMetrics
+
+logger = logging.getLogger(__name__)
 
 
 class Telemetry:
@@ -29,7 +32,7 @@ class Telemetry:
         self.observers: list[object] = []
         self._settings = settings
         self._metrics: WorkerMetrics | None = None
-        self._server: MetricsServer | None = None
+        self._server: HttpServer | None = None
         self._provider: TracerProvider | None = None
         if settings.metrics_port is not None:
             self._metrics = _worker_metrics()
@@ -54,11 +57,15 @@ class Telemetry:
         """
         if self._metrics is None or self._server is not None:
             return
-        from scheduler.telemetry.server import MetricsServer  # noqa: PLC0415  an extra
+        from scheduler.http_server import HttpServer  # noqa: PLC0415  an extra
+        from scheduler.telemetry.pages import HealthPages, MetricsPage  # noqa: PLC0415  the same
 
+        routes = [*MetricsPage(engine, self._metrics).routes, *HealthPages(engine).routes]
         host, port = self._settings.metrics_host, self._settings.metrics_port or 0
-        self._server = MetricsServer(engine, self._metrics, host=host, port=port)
+        self._server = HttpServer(routes, name="metrics", host=host, port=port)
         await self._server.start()
+        engine.metrics_url = f"{self._server.url}/metrics"
+        logger.info("metrics are at %s", engine.metrics_url)
 
     async def stop(self) -> None:
         """Stop serving, and send the last spans. The engine should have stopped before."""

@@ -14,11 +14,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from scheduler import ConfigError, QueueFull
+from scheduler import ConfigError, QueueFull, http_server
 from scheduler.engine import Engine
 from scheduler.queue.inspection.status import read_status
 from scheduler.queue.inspection.workers import read_workers
-from scheduler.telemetry import catalogue, server
+from scheduler.telemetry import catalogue
 from scheduler.telemetry.host import Telemetry
 from scheduler.telemetry.worker_metrics import WorkerMetrics
 from tests.integration.engine_room import (
@@ -326,7 +326,7 @@ async def test_a_port_that_is_taken_is_left_to_who_has_it(room: Room) -> None:
 async def test_a_client_that_says_no_more_is_left(
     room: Room, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr(server, "REQUEST_S", 0.2)
+    monkeypatch.setattr(http_server, "REQUEST_S", 0.2)
     async with watched(room) as at:
         url = httpx.URL(at.engine.metrics_url)
         reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -342,7 +342,7 @@ async def test_a_client_that_says_no_more_is_left(
 async def test_more_connections_than_there_may_be_are_closed(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 2)
     async with watched(room) as at:
         url = httpx.URL(at.engine.metrics_url)
         kept = [await asyncio.open_connection(url.host, url.port) for _ in range(2)]

@@ -23,13 +23,14 @@ LUA = SCHEDULER / "queue" / "lua"
 # own; of its own row only itself and what `WITHIN` says.
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
-        "the words that all share, and Redis servers: they need nothing of ours",
+        "the words that all share, Redis servers, and the process's HTTP server: they need nothing of ours",
         frozenset(
             {
                 "arq_jobs",
                 "coalescer",
                 "errors",
                 "events",
+                "http_server",
                 "logs",
                 "mistakes",
                 "model",
@@ -60,6 +61,7 @@ WITHIN = {
     "model": {"errors", "mistakes"},
     "events": {"errors", "model"},
     "payload": {"errors", "model"},
+    "http_server": {"errors"},
     "redis_server": {"errors"},
     "settings": {"errors", "mistakes", "model", "redis_server"},
     "logs": {"printable"},
@@ -147,6 +149,12 @@ def test_core_never_imports_metrics(path: Path) -> None:
     if path.is_relative_to(SCHEDULER / "telemetry"):
         return
     assert top_levels(path) & {"prometheus_client", "opentelemetry"} == set()
+
+
+@pytest.mark.parametrize("path", [*modules(SCHEDULER), *modules(WORKERS)], ids=relative)
+def test_one_module_listens_for_http(path: Path) -> None:
+    if path != SCHEDULER / "http_server.py":
+        assert "uvicorn" not in top_levels(path)
 
 
 @pytest.mark.parametrize("path", modules(SCHEDULER / "batching"), ids=relative)
