@@ -29,10 +29,12 @@ from scheduler import admin
 from scheduler.model import JobState
 from scheduler.queue.inspection.jobs import list_jobs
 from scheduler.queue.inspection.status import read_status
+from scheduler.queue.leases import LANES_A_CLAIM
 from scheduler.queue.limits import Limits, RateLimit
-from scheduler.queue.queue import ENQUEUE_CHUNK, LANES_A_CLAIM, PromptQueue
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Claim, ClaimedJob, Ending, NewJob, Publication
 from scheduler.queue.scripts import NAMES, Argument, Call, Scripts, source
+from scheduler.queue.submissions import ENQUEUE_CHUNK
 from scheduler.redis_server.embedded import EmbeddedServer, bundled_binary
 from scheduler.settings import EndpointSettings
 

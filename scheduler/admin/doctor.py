@@ -20,9 +20,9 @@ from scheduler.engine.queue_settings import disagreements, limit_disagreements, 
 from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.queue import PromptQueue
+from scheduler.queue.configuration import FORMAT
 from scheduler.queue.inspection.status import read_status
 from scheduler.queue.inspection.workers import read_workers
-from scheduler.queue.queue import FORMAT
 from scheduler.queue.reports import QueueStatus, WorkerInfo
 from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.errors import newer_data, translated

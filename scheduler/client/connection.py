@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from scheduler.errors import SchedulerError
-from scheduler.queue.queue import FORMAT, PromptQueue
+from scheduler.queue.configuration import FORMAT
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Cursor, Replay
 from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.errors import newer_data, too_late, translated

@@ -15,8 +15,8 @@ from scheduler.client.submission import new_job
 from scheduler.coalescer import Chunks, Coalescer
 from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError
 from scheduler.model import PromptRequest
-from scheduler.queue.queue import ENQUEUE_CHUNK
 from scheduler.queue.records import Conflict, Enqueued, EnqueueOutcome, Full, NewJob
+from scheduler.queue.submissions import ENQUEUE_CHUNK
 from scheduler.redis_server.errors import translated
 from scheduler.settings import Settings
 

@@ -50,7 +50,8 @@ from scheduler.observations import (
     Written,
 )
 from scheduler.queue.inspection.workers import read_workers
-from scheduler.queue.queue import LANES_A_CLAIM, PromptQueue
+from scheduler.queue.leases import LANES_A_CLAIM
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import (
     NOTHING_CLAIMED,
     Claim,

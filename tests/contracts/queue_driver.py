@@ -13,8 +13,9 @@ import orjson
 
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
+from scheduler.queue.leases import CLAIM_BYTES, NO_OFFERS, NOTHING_KEPT
 from scheduler.queue.limits import Limits, RateLimit
-from scheduler.queue.queue import CLAIM_BYTES, NO_OFFERS, NOTHING_KEPT, PromptQueue
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import (
     START,
     Claim,

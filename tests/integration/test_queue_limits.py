@@ -9,8 +9,9 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler.queue.limits import RateLimit
-from scheduler.queue.queue import ENQUEUE_CHUNK, PromptQueue
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import NewJob
+from scheduler.queue.submissions import ENQUEUE_CHUNK
 from tests.contracts.queue_driver import LANE, QueueDriver, new_job
 
 JOBS = 100_000

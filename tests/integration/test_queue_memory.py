@@ -12,8 +12,9 @@ from redis.asyncio import Redis
 from scheduler.client.routes import KnownRoute
 from scheduler.client.submission import new_job
 from scheduler.model import PromptRequest
-from scheduler.queue.queue import ENQUEUE_CHUNK, PromptQueue
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import NewJob
+from scheduler.queue.submissions import ENQUEUE_CHUNK
 
 # Hash tables double when they are full; at this number of keys they are as full as they are on average.
 JOBS = 24_000

@@ -13,9 +13,11 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler import admin
+from scheduler.queue.leases import LANES_A_CLAIM
 from scheduler.queue.limits import Limits, RateLimit
-from scheduler.queue.queue import ENQUEUE_CHUNK, LANES_A_CLAIM, PromptQueue
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.scripts import Argument, Call
+from scheduler.queue.submissions import ENQUEUE_CHUNK
 from tests.contracts.queue_driver import LANE, QueueDriver, new_job
 from tests.integration.test_hot_path_costs import Meter
 

@@ -7,9 +7,10 @@ from importlib import resources
 
 import pytest
 
+from scheduler.queue.configuration import FORMAT
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.keys import Keys, lua_keys
-from scheduler.queue.queue import FORMAT, PromptQueue
+from scheduler.queue.queue import PromptQueue
 from scheduler.queue.scripts import NAMES, source
 from scheduler.redis_server.connection import open_redis
 

@@ -1,0 +1,65 @@
+"""What keeps the queue in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from scheduler.queue.calls import optional
+from scheduler.queue.part import QueuePart
+from scheduler.queue.records import TickReport
+from scheduler.queue.scripts import Call
+
+AUDIT_CHUNK = 50
+TICK_CHUNK = 25
+
+
+class Maintenance(QueuePart):
+    """What keeps the queue in order."""
+
+    async def tick(
+        self,
+        worker: str,
+        *,
+        lease_ms: int,
+        lock_ms: int,
+        chunk: int = TICK_CHUNK,
+        mend_ms: int = 10_000,
+        silent_ms: int | None = None,
+        is_sure: bool = False,
+        away_ms: int = 0,
+    ) -> TickReport:
+        """Do the maintenance that is due, if this worker process holds the lock or can take it.
+
+        At most `chunk` jobs of each kind in a call, which says when the next is wanted.
+
+        `silent_ms`: how long ago, by its own clock, it had the reply to its last tick; by that a jump of
+        Redis' clock is known. Where the report is `in_doubt`, call again at once, with `is_sure`. `away_ms`:
+        for how long Redis has just been away for this process; leases that ended for want of it are no
+        reason to suspect their jobs.
+        """
+        jobs = (worker, lock_ms, lease_ms, chunk, optional(silent_ms), int(is_sure), away_ms)
+        calls: list[Call] = [("tick", jobs), ("tend", (worker, mend_ms))]
+        (leader, next_ms, *done), (tend_in_ms, woken) = await self._scripts.run_all(calls)
+        report = TickReport(leader == 1, next_ms, *done)
+        if leader == 2:
+            return replace(report, in_doubt=True)
+        if not report.leader:
+            return report
+        return replace(report, next_ms=min(next_ms, tend_in_ms), rearmed=report.rearmed + woken)
+
+    async def audit(
+        self, looks: Sequence[tuple[bytes, bytes]], *, repair: bool = False
+    ) -> list[tuple[str, str]]:
+        """Look at some of what is in Redis; `looks` are pairs that the script `audit` explains.
+
+        A step is `AUDIT_CHUNK` of them; one round trip for all. Returns pairs: what is wrong, and where. With
+        `repair` it has been mended.
+        """
+        words = [word for look in looks for word in look]
+        steps = range(0, len(words), 2 * AUDIT_CHUNK)
+        calls: list[Call] = [("audit", (int(repair), *words[at : at + 2 * AUDIT_CHUNK])) for at in steps]
+        reply = [
+            word.decode("utf-8", "replace") for found in await self._scripts.run_all(calls) for word in found
+        ]
+        return list(zip(reply[::2], reply[1::2], strict=True))

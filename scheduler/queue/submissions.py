@@ -1,0 +1,100 @@
+"""Jobs on their way into the queue, as clients send them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+from redis.exceptions import OutOfMemoryError
+
+from scheduler.queue.calls import STAGED_BYTES, STAGED_MS, by_bytes, optional
+from scheduler.queue.part import QueuePart
+from scheduler.queue.records import Conflict, Enqueued, EnqueueOutcome, Full, NewJob, Reuse
+from scheduler.queue.scripts import Argument
+
+ENQUEUE_CHUNK = 128
+STAGE_AGAIN = 3
+
+CancelReply: TypeAlias = Literal["cancelled", "ticket_returned", "ended", "not_found"]
+
+
+class Submissions(QueuePart):
+    """Jobs on their way into the queue, as clients send them."""
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueOutcome]:
+        """Put jobs into their lanes; one outcome each, in order. At most `ENQUEUE_CHUNK` at once.
+
+        Where they are large it takes more than one call: when one fails, those of the calls before it are in.
+        """
+        outcomes: list[EnqueueOutcome] = []
+        for some in by_bytes(jobs, lambda job: len(job.payload)):
+            done = 0
+            while done < len(some):
+                replies = await self._enqueue(some[done:])
+                outcomes += replies
+                done += len(replies)
+        return outcomes
+
+    async def _enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueOutcome]:
+        """The outcomes of the first of these jobs, of all where that is not too much for a call."""
+        staged = {job.job_id: job.payload for job in jobs if len(job.payload) > STAGED_BYTES}
+        args: list[Argument] = [len(jobs)]
+        for job in jobs:
+            args += (
+                job.job_id,
+                job.lane,
+                job.priority,
+                job.tenant,
+                b"" if job.job_id in staged else job.payload,
+                job.dedup_hash or "",
+                job.content_hash or "",
+                job.dedup.value,
+                optional(job.deadline_ms),
+                optional(job.delay_ms),
+                optional(job.max_attempts),
+                optional(job.result_ttl_ms),
+            )
+        for _ in range(STAGE_AGAIN):
+            for job_id, payload in staged.items():
+                await self.redis.set(self.keys.of("staged", job_id), payload, px=STAGED_MS)
+            replies = await self._scripts.run("enqueue", *args)
+            if replies[0][0] != b"unstaged":
+                return [_outcome(reply) for reply in replies]
+        raise OutOfMemoryError("Redis did not keep a large request for as long as it took to enqueue it")
+
+    async def wait_for_space(self, timeout_s: float) -> None:
+        """Return when a full queue may have room again, or after `timeout_s`."""
+        await self.redis.blpop([self.keys.fixed("space")], timeout=timeout_s)  # type: ignore[misc, arg-type]
+
+    async def unfinished(self, lanes: Sequence[str]) -> int:
+        """How many jobs of these lanes are waiting, delayed or held; those of paused lanes do not count."""
+        paused = await self.redis.smembers(self.keys.fixed("paused"))  # type: ignore[misc]
+        counted = [f"n:{lane}" for lane in lanes if lane.encode() not in paused]
+        if not counted:
+            return 0
+        counts = await self.redis.hmget(self.keys.fixed("meta"), counted)  # type: ignore[misc]
+        return sum(int(count or 0) for count in counts)
+
+    async def joined(self, proposed_id: str) -> str | None:
+        """The job that a caller joined who had proposed this id for its own; None if nobody did."""
+        job_id: bytes | None = await self.redis.get(self.keys.of("alias", proposed_id))
+        return None if job_id is None else job_id.decode()
+
+    async def cancel(self, job_id: str, ticket: str | None = None) -> CancelReply:
+        """Give a ticket back, and end the job if it was the last; without one end it whoever holds some."""
+        reply: bytes = await self._scripts.run("cancel", job_id, ticket or "")
+        return reply.decode()  # type: ignore[return-value]
+
+
+def _outcome(reply: list[Any]) -> EnqueueOutcome:
+    match reply[0]:
+        case b"full":
+            _, waiting, max_waiting, lane, retry_after_ms, when_full = reply
+            return Full(waiting, max_waiting, lane.decode() or None, retry_after_ms, when_full.decode())
+        case b"conflict":
+            return Conflict(reply[1].decode())
+        case b"reused":
+            _, job_id, hits, age_ms = reply
+            return Enqueued(job_id.decode(), deduplicated=True, reuse=Reuse(hits, age_ms))
+        case kind:
+            return Enqueued(reply[1].decode(), deduplicated=kind == b"joined")
