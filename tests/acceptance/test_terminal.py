@@ -2,83 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 
 from scheduler import Client
 from tests.acceptance.conftest import StartWorker, slow_echo
+from tests.acceptance.terminal import Terminal
 
 PROGRAM = [sys.executable, "-m", "scheduler"]
 HOSTILE = "\x1b]0;mine\x07[red]red[/red]\n\x1b[2J\x9b31m\u202egnp"
 AWAY_S = 30.0
-
-
-class Terminal:
-    """A command at a terminal of its own. `said` is what has been written there."""
-
-    def __init__(self, *command: str, columns: int = 80, **environ: str | None) -> None:
-        self._ours, theirs = os.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        # Who starts the tests may have a size, or a taste, of his own.
-        own = {"COLUMNS": None, "LINES": None, "NO_COLOR": None}
-        merged = {**os.environ, **own, "TERM": "xterm-256color", **environ}
-        self.process = subprocess.Popen(
-            ["setsid", "--ctty", "--wait", *command],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env={name: value for name, value in merged.items() if value is not None},
-        )
-        os.close(theirs)
-        self.said = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._ours)
-
-    def until(self, text: str) -> str:
-        """Read until it has said something; all that it has said by then."""
-        while text not in self.said:
-            assert self._read(), f"it ended without {text!r}: {self.said!r}"
-        return self.said
-
-    def end(self) -> tuple[int, str]:
-        """Read to its end: the exit code, and all that it has said."""
-        while self._read():
-            pass
-        return self.process.wait(AWAY_S), self.said
-
-    def type(self, keys: str) -> None:
-        """Press some keys; "\\x03" is Ctrl-C."""
-        os.write(self._ours, keys.encode())
-
-    def _read(self) -> bool:
-        readable, _, _ = select.select([self._ours], [], [], AWAY_S)
-        assert readable, f"it says no more: {self.said!r}"
-        try:
-            data = os.read(self._ours, 65_536)
-        except OSError:  # Linux: the other end is closed
-            return False
-        self.said += data.decode(errors="backslashreplace")
-        return bool(data)
 
 
 Run = Callable[..., Terminal]
@@ -91,7 +33,7 @@ def terminal(valkey_url: str) -> Iterator[Run]:
 
     def start(*arguments: str, columns: int = 80, **environ: str | None) -> Terminal:
         command = (*PROGRAM, "--redis-url", valkey_url, *arguments)
-        started.append(Terminal(*command, columns=columns, **environ))
+        started.append(Terminal(*command, columns=columns, lines=24, **environ))
         return started[-1]
 
     yield start

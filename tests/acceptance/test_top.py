@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
-import fcntl
 import json
-import os
 import re
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 import redis
 
 from scheduler import Client, JobFailed, PromptRequest
 from tests.acceptance.conftest import StartWorker
+from tests.acceptance.terminal import CURSOR_SHOWN, GIVEN_BACK, TAKEN, Terminal
 from tests.integration.lone_server import LoneServer
 from tests.patience import SOON_S
 
 PROGRAM = [sys.executable, "-m", "scheduler"]
-TAKEN, GIVEN_BACK = "\x1b[?1049h", "\x1b[?1049l"
-CURSOR_SHOWN = "\x1b[?25h"
 REFUSING = '[[routes.echo.endpoints]]\nbackend = "echo"\noptions = { fail_text = "forbidden" }\n'
 SECRET = "forbidden-and-secret"
 
@@ -40,70 +31,6 @@ def top(url: str, *arguments: str) -> list[str]:
 
 def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(top(url, *arguments), capture_output=True, text=True, timeout=SOON_S, check=False)
-
-
-class Terminal:
-    """A terminal of its own, in which a program runs."""
-
-    def __init__(self, command: list[str], *, columns: int = 80, lines: int = 24) -> None:
-        self._ours, self._theirs = os.openpty()
-        self._resize(columns, lines)
-        self.modes = termios.tcgetattr(self._theirs)
-        environ = {
-            key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")
-        }
-        self.process = subprocess.Popen(
-            ["setsid", "--ctty", "--wait", *command],
-            stdin=self._theirs,
-            stdout=self._theirs,
-            stderr=self._theirs,
-            env={**environ, "TERM": "xterm-256color"},
-        )
-        self.seen = ""
-        """What has been read of late, without its colours."""
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._ours)
-        os.close(self._theirs)
-
-    def _resize(self, columns: int, lines: int) -> None:
-        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
-    def resize(self, columns: int, lines: int) -> None:
-        """The kernel tells the program in the terminal."""
-        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
-    def type(self, keys: str) -> None:
-        os.write(self._ours, keys.encode())
-
-    def until(self, pattern: str) -> str:
-        """Read on until it is there; what was read since the last time, up to it."""
-        give_up_at = time.monotonic() + SOON_S
-        while not (found := re.search(pattern, self.seen, re.DOTALL)):
-            ready, _, _ = select.select([self._ours], [], [], max(0, give_up_at - time.monotonic()))
-            assert ready, f"{pattern!r} does not come; there is: {self.seen[-3000:]!r}"
-            self._read()
-        read, self.seen = self.seen[: found.end()], self.seen[found.end() :]
-        return read
-
-    def ended(self) -> int:
-        """The exit code. The terminal is as it was before."""
-        self.until(re.escape(CURSOR_SHOWN) + ".*" + re.escape(GIVEN_BACK))
-        code = self.process.wait(SOON_S)
-        assert termios.tcgetattr(self._theirs) == self.modes
-        while select.select([self._ours], [], [], 0)[0]:
-            self._read()
-        return code
-
-    def _read(self) -> None:
-        self.seen += self._decoder.decode(os.read(self._ours, 65_536))
-        self.seen = re.sub(r"\x1b\[[0-9;]*m", "", self.seen)
 
 
 @pytest.fixture
@@ -204,71 +131,71 @@ def test_without_a_terminal_it_is_a_line_a_look_that_bears_an_outage(lone: LoneS
 
 
 def test_q_leaves_and_the_terminal_is_as_it_was(busy_url: str) -> None:
-    with Terminal(top(busy_url)) as terminal:
-        began = terminal.until("request_rejected")
+    with Terminal(*top(busy_url)) as terminal:
+        began = terminal.expect("request_rejected")
         assert TAKEN in began
         assert "q leaves  p holds" in began
         terminal.type("xq")
-        assert terminal.ended() == 0
-        assert terminal.seen.strip() == "", "it leaves nothing behind"
+        assert terminal.given_back() == 0
+        assert terminal.rest.strip() == "", "it leaves nothing behind"
 
 
 @pytest.mark.parametrize(("typed", "code"), [("\x03", 130), (None, 143)])
 def test_a_signal_gives_the_terminal_back(valkey_url: str, typed: str | None, code: int) -> None:
-    with Terminal(top(valkey_url)) as terminal:
-        terminal.until("no lane yet")
+    with Terminal(*top(valkey_url)) as terminal:
+        terminal.expect("no lane yet")
         if typed is None:
             terminal.process.send_signal(signal.SIGTERM)
         else:
             terminal.type(typed)
-        assert terminal.ended() == code
-        assert terminal.seen.strip() == ""
+        assert terminal.given_back() == code
+        assert terminal.rest.strip() == ""
 
 
 def test_a_trouble_that_does_not_pass_is_one_line_in_a_terminal_that_is_as_it_was(valkey_url: str) -> None:
-    with Terminal(top(valkey_url)) as terminal, redis.Redis.from_url(valkey_url) as server:
-        terminal.until("no lane yet")
+    with Terminal(*top(valkey_url)) as terminal, redis.Redis.from_url(valkey_url) as server:
+        terminal.expect("no lane yet")
         server.set("ps:{default}:meta", "no hash")
-        assert terminal.ended() == 1
-        assert re.fullmatch(r"prompt-scheduler: .*WRONGTYPE.*", terminal.seen.strip()), terminal.seen
+        assert terminal.given_back() == 1
+        assert re.fullmatch(r"prompt-scheduler: .*WRONGTYPE.*", terminal.rest.strip()), terminal.rest
 
 
 def test_ctrl_z_gives_the_terminal_back_until_fg(valkey_url: str) -> None:
     quoted = " ".join(f"'{word}'" for word in top(valkey_url))
     shell = ["bash", "-c", f"set -m; {quoted}; echo stopped with $?; fg; echo ended with $?"]
-    with Terminal(shell) as terminal:
-        terminal.until("no lane yet")
+    with Terminal(*shell) as terminal:
+        terminal.expect("no lane yet")
         terminal.type("\x1a")
-        terminal.until(re.escape(CURSOR_SHOWN) + ".*" + re.escape(GIVEN_BACK) + ".*stopped with 148")
-        terminal.until(re.escape(TAKEN) + ".*no lane yet")
+        terminal.expect(re.escape(CURSOR_SHOWN) + ".*" + re.escape(GIVEN_BACK) + ".*stopped with 148")
+        terminal.expect(re.escape(TAKEN) + ".*no lane yet")
         terminal.type("q")
-        terminal.until(re.escape(GIVEN_BACK) + ".*ended with 0")
+        terminal.expect(re.escape(GIVEN_BACK) + ".*ended with 0")
 
 
 @pytest.mark.parametrize("key", ["p", " "])
 def test_a_held_picture_stays_until_it_is_let_go(valkey_url: str, key: str) -> None:
-    with Terminal(top(valkey_url)) as terminal, Client(valkey_url) as client:
-        terminal.until("no lane yet")
+    with Terminal(*top(valkey_url)) as terminal, Client(valkey_url) as client:
+        terminal.expect("no lane yet")
         terminal.type(key)
-        terminal.until("held, p goes on")
+        terminal.expect("held, p goes on")
         client.enqueue("hello", model="echo")
         terminal.resize(100, 30)  # it is drawn anew, and is the same
-        assert " echo " not in terminal.until("held, p goes on.*no lane yet")
+        assert " echo " not in terminal.expect("held, p goes on.*no lane yet")
         terminal.type(key)
-        terminal.until(" echo ")
+        terminal.expect(" echo ")
         terminal.type("q")
-        assert terminal.ended() == 0
+        assert terminal.given_back() == 0
 
 
 def test_picture_follows_the_size_of_the_terminal(busy_url: str) -> None:
-    with Terminal(top(busy_url, "--interval", "1h"), columns=80, lines=24) as terminal:
-        drawn = terminal.until("…[0-9a-f]{11} [^\n]*request_rejected[^\n]*\n")
+    with Terminal(*top(busy_url, "--interval", "1h"), columns=80, lines=24) as terminal:
+        drawn = terminal.expect("…[0-9a-f]{11} [^\n]*request_rejected[^\n]*\n")
         assert _columns(drawn) == 80
         terminal.resize(130, 40)
-        drawn = terminal.until("[0-9a-f-]{36} [^\n]*request_rejected[^\n]*\n")
+        drawn = terminal.expect("[0-9a-f-]{36} [^\n]*request_rejected[^\n]*\n")
         assert _columns(drawn) == 130
         terminal.type("q")
-        assert terminal.ended() == 0
+        assert terminal.given_back() == 0
 
 
 def _columns(drawn: str) -> int:
@@ -277,27 +204,27 @@ def _columns(drawn: str) -> int:
 
 
 def test_it_waits_for_redis_and_goes_on(lone: LoneServer) -> None:
-    with Terminal(top(lone.url)) as terminal:
-        terminal.until("no lane yet")
+    with Terminal(*top(lone.url)) as terminal:
+        terminal.expect("no lane yet")
         lone.kill()
-        terminal.until("Redis is away: no Redis answers.*no lane yet")
+        terminal.expect("Redis is away: no Redis answers.*no lane yet")
         asyncio.run(lone.start())
         with Client(lone.url) as client:
             client.enqueue("hello", model="echo")
-        terminal.until(r"queue \S*default")
-        terminal.until(" echo ")
+        terminal.expect(r"queue \S*default")
+        terminal.expect(" echo ")
         terminal.type("q")
-        assert terminal.ended() == 0
+        assert terminal.given_back() == 0
 
 
 def test_keys_are_heard_while_redis_is_silent(lone: LoneServer) -> None:
-    with Terminal(top(lone.url)) as terminal:
-        terminal.until("no lane yet")
+    with Terminal(*top(lone.url)) as terminal:
+        terminal.expect("no lane yet")
         lone.send_signal(signal.SIGSTOP)
         try:
-            terminal.until("Redis is away")
+            terminal.expect("Redis is away")
             terminal.type("q")
-            assert terminal.ended() == 0
+            assert terminal.given_back() == 0
         finally:
             lone.send_signal(signal.SIGCONT)
 
