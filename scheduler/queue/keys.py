@@ -81,7 +81,7 @@ class Keys:
         return f"{self.prefix}{self._suffixes[name]}{ident}"
 
     def level(self, lane: str, priority: int) -> str:
-        """ZSET: waiting jobs of a lane at one priority, by enqueue time in µs."""
+        """ZSET: waiting jobs of a lane at one priority, by rank (µs)."""
         return f"{self.prefix}w:{priority}:{lane}"
 
     @staticmethod

@@ -13,8 +13,8 @@ from scheduler.queue.inspection.job_records import PAGE, count_of, read_infos, v
 from scheduler.queue.inspection.ready_jobs import ready_jobs
 from scheduler.queue.job_info import FIELDS, HISTORY, make_job_info
 from scheduler.queue.limits import EVERY_TENANT, parse_limit
+from scheduler.queue.place import Hold, explain_place
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.ranking import Hold, explain_place
 
 LIVE = (JobState.RUNNING, JobState.WAITING, JobState.HELD, JobState.DELAYED)
 

@@ -14,7 +14,7 @@ from scheduler.queue.inspection.configured import aging_ms
 from scheduler.queue.inspection.job_records import PAGE, read_infos
 from scheduler.queue.pages import AT_ONCE, names_in, scored_pages
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.ranking import claim_rank
+from scheduler.queue.rank import claim_order
 
 LEVELS_AT_ONCE = 500
 
@@ -52,8 +52,8 @@ class _Level:
         self.taken += len(entries)
         self.page_size = PAGE
 
-    def rank(self, aging_us: int) -> tuple[int, int, int]:
-        return claim_rank(self.priority, self.page[0][1], aging_us=aging_us)
+    def order(self, aging_us: int) -> tuple[int, float, int]:
+        return claim_order(self.priority, self.page[0][1], aging_us=aging_us)
 
 
 async def _levels_in_use(queue: PromptQueue, state: JobState, lane: str | None) -> list[_Level]:
@@ -97,7 +97,7 @@ async def _merged(
 ) -> AsyncGenerator[list[tuple[str, str]], None]:
     """Pages of `(lane, job id)`."""
     await _fill(queue, levels)
-    heads = [(level.rank(aging_us), at) for at, level in enumerate(levels) if level.page]
+    heads = [(level.order(aging_us), at) for at, level in enumerate(levels) if level.page]
     heapq.heapify(heads)
     page: list[tuple[str, str]] = []
     while heads:
@@ -107,7 +107,7 @@ async def _merged(
         if not level.page and not level.drained:
             await _fill(queue, [level])
         if level.page:
-            heapq.heappush(heads, (level.rank(aging_us), at))
+            heapq.heappush(heads, (level.order(aging_us), at))
         if len(page) == PAGE:
             yield page
             page = []

@@ -32,7 +32,9 @@
 -- @include "lib/garbage"
 -- @include "lib/limit"
 -- @include "lib/hold"
+-- @include "lib/rank"
 -- @include "lib/order"
+-- @include "lib/offers"
 
 local REMEMBER_CLAIM_MS = 120000
 local STARVED_EVERY = 20
@@ -81,39 +83,6 @@ end
 local before = repeated()
 if before then return before end
 
--- Where the jobs of a lane may go: the endpoints that this worker process has room at.
-local function parse_offers(offered)
-  local list, offers, words = {}, {}, {}
-  for word in string.gmatch(offered, '%S+') do words[#words + 1] = word end
-  for at = 1, #words - 4, 5 do
-    list[#list + 1] = {
-      endpoint = words[at], room = tonumber(words[at + 1]) or 0, kept = tonumber(words[at + 2]) or 0,
-      outstanding = tonumber(words[at + 3]) or 0, weight = math.max(1e-6, tonumber(words[at + 4]) or 1),
-      gate = endpoint_gate(words[at]),
-    }
-  end
-
-  local function load(offer) return (offer.outstanding + 1) / offer.weight end
-
-  -- Of those with room and a permit the least busy; nil, in how many ms a permit comes, and of which, if it is that.
-  function offers.choose(p)
-    local chosen, wait_ms, without = nil, nil, {}
-    for _, offer in ipairs(list) do
-      if offer.room > (p >= URGENT and 0 or offer.kept) then
-        if offer.gate and not offer.gate.passable() then
-          wait_ms = math.min(wait_ms or math.huge, offer.gate.passable_in_ms())
-          without[#without + 1] = offer.endpoint
-        elseif not chosen or load(offer) < load(chosen) then
-          chosen = offer
-        end
-      end
-    end
-    return chosen, wait_ms, table.concat(without, ' ')
-  end
-
-  return offers
-end
-
 local paused, fields = {}, { 'claims', 'suspects' }
 for i = 8, #ARGV, 4 do fields[#fields + 1], paused[#paused + 1] = 'b:' .. named(i), ARGV[i] end
 paused = #paused > 0 and redis.call('SMISMEMBER', paused_key, unpack(paused)) or paused
@@ -157,7 +126,7 @@ local function starved()
   for i = 1, #cursors do
     local cursor = cursors[i]
     if cursor.p < URGENT and wanted(cursor) and rank_of(cursor) and cursor.rank < now_us then
-      local score = cursor.rank - bonus_of(cursor.p)
+      local score = cursor.rank - handicap_of(cursor.p)
       if not chosen or score < oldest then chosen, oldest = cursor, score end
     end
   end

@@ -1,15 +1,16 @@
 #!lua
--- Put jobs into their lanes, or join, reuse or replace the jobs that own their dedup keys. May be repeated.
+-- Enqueue jobs; or join, reuse or replace the jobs that own their dedup keys. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] number of jobs, at most 128; then 12 a job, '' for what is not set:
 --   id, lane, priority, tenant, payload, dedup hash, content hash, dedup mode, deadline (ms from now),
 --   delay (ms), max_attempts, result ttl (ms)
---   payload '': it is large, and stands in its staged key
--- returns for each job, or for the first ones where that was work enough for one call: {'new', id} | {'joined', id} | {'exists', id} | {'conflict', id}
---   | {'reused', id, how many got that answer again, its age in ms}
+--   payload '': it is large and is in its staged key
+-- returns, for each job, or for the first ones if those cost enough for one call:
+--   {'new', id} | {'joined', id} | {'exists', id} | {'conflict', id}
+--   | {'reused', id, how often that answer has been reused, its age in ms}
 --   | {'full', waiting, max_waiting, lane or '', retry after ms, policy}
--- or {{'unstaged', id}} alone, before anything is written: a payload has gone from where it was staged
--- error: OOM at maxmemory, NEWERFORMAT where a newer version has written the queue; before anything is written
+-- or {{'unstaged', id}} alone, before the first write: a staged payload has gone
+-- error: OOM at maxmemory, NEWERFORMAT if a newer version has written the queue; both before the first write
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/format"
@@ -28,15 +29,11 @@
 -- @include "lib/limit"
 -- @include "lib/hold"
 -- @include "lib/ready"
+-- @include "lib/shed"
+-- @include "lib/join"
 
-local LIVE_ALIAS_MS = 604800000 -- the end of its job sets it anew
-local SHED_LOOKS = 16
-local SHED_DELAYED_LOOKS = 128
-local SHED_HELD_LANES = 64
-local SHED_LANES = 1000
-local SHED_PLACES = 16
-local LOOKS_A_CALL = 256
--- 60 bits of a base64 hash tell the contents of one key apart; more would make each record longer.
+local SHED_COST_A_CALL = 256
+-- 60 bits of a base64 hash are enough to tell the contents of one key apart, and keep the record short.
 local CONTENT_CHARS = 10
 
 check_format(kept[4])
@@ -50,7 +47,7 @@ local function known_name(at)
   return value
 end
 
--- Of all jobs, before anything is written: what cannot be read ends the call.
+-- Every job is read before the first write, so that a bad argument changes nothing.
 local function parse(at)
   local mode, result_ttl_ms = ARGV[at + 7], optional(at + 11, 1, MOST_MS)
   if not MODES[mode] then error('ARGV[' .. at + 7 .. '] is no mode of dedup') end
@@ -77,7 +74,7 @@ local conf = redis.call('HMGET', conf_key, 'max_waiting', 'when_full')
 local max_waiting = whole(conf[1], 0, MOST_NUMBER) or 100000
 local when_full = conf[2] or 'reject'
 local total = tonumber(redis.call('HGET', meta_key, 'n')) or 0
-local lane_totals, lane_bounds, to_wake, refused, lane_full = {}, {}, {}, 0, 0
+local lane_totals, lane_bounds, refused, lane_full = {}, {}, 0, 0
 
 local function known_lane(lane)
   if lane_totals[lane] then return end
@@ -90,129 +87,26 @@ local function counted(lane, n)
   lane_totals[lane] = lane_totals[lane] + n
 end
 
--- How long until there is likely room: a hundredth of the bound at the rate at which jobs end.
+-- How long until there is likely room: the time in which a hundredth of the bound ends.
 local function retry_after_ms(bound)
   local rate = tonumber(redis.call('HGET', meta_key, 'rate')) or 0
   if not (rate > 0) then return 1000 end
   return math.floor(math.min(30000, math.max(100, bound / 100 / rate * 1000)))
 end
 
--- The newest job of a level that never ran, and its rank. looks: what it has cost this call to shed jobs, in levels that it looked at.
-local looks = 0
-
-local function newest_unrun(lane, p)
-  looks = looks + 1
-  local state, from, to = is_held(lane) and 'held' or 'waiting', 0, 0
-  while from < SHED_LOOKS do
-    local ids = redis.call('ZREVRANGE', level_key(lane, p), from, to, 'WITHSCORES')
-    for i = 1, #ids, 2 do
-      local rec = read(ids[i], ENDING)
-      if sound(rec) and rec.s == state and place_of(rec) == lane and tonumber(rec.p) == p and not rec.n then
-        return { id = ids[i], rec = rec, rank = tonumber(ids[i + 1]) }
-      end
-    end
-    if #ids == 0 then return nil end
-    from, to = to + 1, SHED_LOOKS - 1
-  end
-end
-
--- Delayed jobs have no levels: of those that are due last some are looked at, again where the call itself changes one.
-local delayed
-
-local function list_delayed()
-  delayed, looks = {}, looks + SHED_DELAYED_LOOKS / 4
-  for _, id in ipairs(redis.call('ZREVRANGE', delayed_key, 0, SHED_DELAYED_LOOKS - 1)) do
-    local rec = read(id, { 's', 'p', 'l', 'n' })
-    if sound(rec) and rec.s == 'delayed' and not rec.n then
-      delayed[#delayed + 1] = { id = id, p = tonumber(rec.p), lane = rec.l }
-    end
-  end
-end
-
--- The one of a level that is due last and never ran; of one lane alone, where it is named.
-local function last_delayed(p, only)
-  if not delayed then list_delayed() end
-  for i = 1, #delayed do
-    local one = delayed[i]
-    if one.p == p and (not only or one.lane == only) then
-      local rec = read(one.id, { 'q', unpack(ENDING) })
-      if sound(rec) and rec.q and rec.s == 'delayed' and tonumber(rec.p) == p then
-        return { id = one.id, rec = rec, rank = tonumber(rec.q) }
-      end
-    end
-  end
-end
-
--- The places that have a level in use, by level; of all lanes, and of the held ones those with the longest to wait. Read once a
--- call, and kept up to date for what the call itself puts in.
-local places_at, is_listed
-
-local function list_place(place, p)
-  if not places_at or is_listed[p][place] then return end
-  is_listed[p][place] = true
-  table.insert(places_at[p], place)
-end
-
-local function list_places()
-  places_at, is_listed = {}, {}
-  for p = 0, 9 do places_at[p], is_listed[p] = {}, {} end
-  local lanes = redis.call('SRANDMEMBER', lanes_key, SHED_LANES)
-  for from = 1, #lanes, 1000 do
-    local to, fields = math.min(#lanes, from + 999), {}
-    for i = from, to do fields[#fields + 1] = 'b:' .. lanes[i] end
-    local bits = redis.call('HMGET', meta_key, unpack(fields))
-    for i = from, to do bitmaps[lanes[i]] = bitmaps[lanes[i]] or tonumber(bits[i - from + 1]) or 0 end
-  end
-  for _, held in ipairs(redis.call('ZREVRANGE', limited_key, 0, SHED_HELD_LANES - 1)) do lanes[#lanes + 1] = held end
-  for _, place in ipairs(lanes) do
-    local bits, p = level_bits(place), 0
-    while bits > 0 do
-      local used = bits % 2
-      if used == 1 then list_place(place, p) end
-      bits, p = (bits - used) / 2, p + 1
-    end
-  end
-end
-
--- The newest of a level that never ran, of some of the places that use it.
-local function newest_of(p, only, newest)
-  local places, seen = places_at[p], 0
-  for i = #places, 1, -1 do
-    local place = places[i]
-    if not has_level(level_bits(place), p) then
-      is_listed[p][place], places[i] = nil, places[#places]
-      places[#places] = nil
-    elseif not only or lane_of(place) == only then
-      local one = newest_unrun(place, p)
-      if one and (not newest or one.rank > newest.rank) then newest = one end
-      seen = seen + 1
-      if seen == SHED_PLACES then break end
-    end
-  end
-  return newest
-end
-
--- The least urgent, newest job that never ran, if the newcomer outranks it; of one lane alone, where it is named.
-local function victim(priority, only)
-  if not places_at then list_places() end
-  for p = 0, priority - 1 do
-    local newest = newest_of(p, only, last_delayed(p, only))
-    if newest then return newest end
-  end
-end
-
--- replaced: the record of the job whose place it takes, and so is new to the bound of another lane at most.
+-- Makes room for a job, or returns a refusal. replaced: the record of the job that it replaces, if it does; it then counts only
+-- against the bound of another lane.
 local function make_room(job, replaced)
   local full = lane_totals[job.lane] >= lane_bounds[job.lane] and not (replaced and replaced.l == job.lane)
   if not full and (replaced or total < max_waiting) then return nil end
   if when_full == 'shed' then
-    -- One goes for one that comes: returned jobs may have gone past the bound, and are not made to pay for it.
+    -- One job goes for each that comes: jobs that were given back may have passed the bound, and must not pay for it.
     local only = full and job.lane or nil
     local one = victim(job.priority, only)
     if one then
       known_lane(one.rec.l)
       end_job(one.id, one.rec, 'shed', 'queue_full')
-      looks = looks + 3 -- an end costs as much
+      shed_cost = shed_cost + 3 -- what the end costs
       counted(one.rec.l, -1)
       return nil
     end
@@ -226,88 +120,13 @@ local function make_room(job, replaced)
   return { 'full', total, max_waiting, '', retry_after_ms(max_waiting), when_full }
 end
 
-local function raise_priority(id, rec, priority)
-  if priority <= tonumber(rec.p) then return end
-  if rec.s == 'waiting' or rec.s == 'held' then
-    move_level(place_of(rec), rec.p, priority, id, tonumber(rec.q))
-  end
-  redis.call('HSET', record_key(id), 'p', priority)
-  rec.p = priority
-  if rec.s == 'delayed' then delayed = nil end
-  if rec.s == 'waiting' and priority >= URGENT then to_wake[rec.l] = true end
-end
-
-local function extend_deadline(id, rec, deadline_ms)
-  if not rec.x then return end
-  if deadline_ms == '' then
-    rec.x = nil
-    redis.call('HDEL', record_key(id), 'x')
-    redis.call('ZREM', deadlines_key, id)
-  elseif now_ms + deadline_ms > tonumber(rec.x) then
-    local at = text(now_ms + deadline_ms)
-    rec.x = at
-    redis.call('HSET', record_key(id), 'x', at)
-    if rec.s ~= 'running' then redis.call('ZADD', deadlines_key, at, id) end
-  end
-end
-
-local function hasten(id, rec, delay_ms)
-  -- A retry's back-off is not the caller's to shorten.
-  if rec.s ~= 'delayed' or rec.n then return end
-  if delay_ms == '' then delay_ms = 0 end
-  local due = now_ms + delay_ms
-  if due >= (tonumber(rec.u) or math.huge) then return end
-  delayed = nil
-  if due > now_ms then
-    redis.call('ZADD', delayed_key, text(due), id)
-    redis.call('HSET', record_key(id), 'u', text(due), 'q', text(unique_us() + delay_ms * 1000))
-  else
-    redis.call('ZREM', delayed_key, id)
-    rec.q = unique_us()
-    redis.call('HSET', record_key(id), 'q', text(rec.q))
-    redis.call('HDEL', record_key(id), 'u')
-    make_ready(id, rec)
-    if rec.s == 'waiting' then to_wake[rec.l] = true end
-  end
-end
-
--- Who joins may ask for more than who was there; '' asks for what the queue's settings say.
-local function keep_longer(id, rec, asked_ms)
-  if not rec.g and asked_ms == '' then return end
-  local own_ms = keeping().result_ms
-  local wanted_ms = asked_ms == '' and own_ms or asked_ms
-  if wanted_ms > (tonumber(rec.g) or own_ms) then redis.call('HSET', record_key(id), 'g', text(wanted_ms)) end
-end
-
-local function allow_attempts(id, rec, asked)
-  if not rec.a and asked == '' then return end
-  local own = redis.call('HMGET', conf_key, 'max_attempts:' .. rec.l, 'max_attempts')
-  local usual = whole(own[1], 1, 1000) or whole(own[2], 1, 1000) or 3
-  local wanted = asked == '' and usual or asked
-  if wanted > (tonumber(rec.a) or usual) then redis.call('HSET', record_key(id), 'a', text(wanted)) end
-end
-
-local function join(id, rec, job)
-  redis.pcall('SADD', tickets_key(id), job.id)
-  if not rec.j then redis.pcall('SADD', tickets_key(id), id) end
-  set_alias(job.id, id, tonumber(rec.j) or 0, LIVE_ALIAS_MS)
-  redis.call('HINCRBY', record_key(id), 'j', 1)
-  raise_priority(id, rec, job.priority)
-  extend_deadline(id, rec, job.deadline_ms)
-  hasten(id, rec, job.delay_ms)
-  keep_longer(id, rec, job.result_ttl_ms)
-  allow_attempts(id, rec, job.max_attempts)
-  if job.mode == 'window' then redis.call('HSET', record_key(id), 'm', 'window') end
-  add('t:joined', 1)
-  return { 'joined', id }
-end
-
 local function reused(id, hits, ended_ms)
   return { 'reused', id, tonumber(hits) or 0, now_ms - (tonumber(ended_ms) or now_ms) }
 end
 
--- Settle what a dedup key says. Returns a reply; or nil, whether the newcomer takes another's place, and its rank.
-local function settle(job, owner)
+-- Decides by the owner of its dedup key whether a job is new. Returns a reply if it is not; else nil, whether it replaces the
+-- owner, and the rank that it takes over.
+local function resolve_dedup(job, owner)
   if not owner then return nil end
   local rec = read(owner, { 's', 'p', 'l', 't', 'q', 'x', 'u', 'n', 'd', 'h', 'm', 'j', 'k', 'g', 'e', 'o', 'a', 'H' })
   if not sound(rec) or not rec.q then return nil end
@@ -361,7 +180,7 @@ local function create(job, rank)
     local due = text(now_ms + delay_ms)
     set('u', due)
     redis.call('ZADD', delayed_key, due, job.id)
-    delayed = nil
+    delayed_changed()
   end
   redis.call('HSET', record_key(job.id), unpack(fields))
   if job.payload ~= '' then
@@ -385,7 +204,7 @@ local function create(job, rank)
   return { 'new', job.id }
 end
 
--- Who is refused waits for a token of its own; who got in passes the token on while there is room.
+-- A refused caller waits for a token. A caller that got in passes its token on while there is room.
 local function pass_space_on()
   if when_full ~= 'block' then return end
   if refused > 0 then redis.call('HSET', meta_key, 'blocked', 1) end
@@ -396,7 +215,7 @@ local function pass_space_on()
   end
 end
 
--- Where this very call has been made before and joined a job.
+-- If this call has been made before and has joined a job: the reply that it got.
 local function joined_before(id)
   local rec = id and read(id, { 's', 'H', 'e' })
   if not rec then return nil end
@@ -411,10 +230,10 @@ local function enqueue(job)
     local names = redis.call('MGET', alias_key(job.id), dedup_key(job.tenant, job.hash))
     reply = joined_before(names[1])
     if reply then return reply end
-    reply, replaces, rank = settle(job, names[2])
+    reply, replaces, rank = resolve_dedup(job, names[2])
     if reply then return reply end
   end
-  -- What takes another's place is not new to the bound.
+  -- A replacement has made its room already.
   reply = not replaces and make_room(job) or nil
   if reply then return reply end
   return create(job, rank)
@@ -424,9 +243,9 @@ local replies = {}
 for i = 1, #jobs do
   local job = jobs[i]
   replies[i] = enqueue(job)
-  -- What has become no job is not kept.
+  -- A staged request that became no job goes.
   if job.payload == '' and replies[i][1] ~= 'new' then redis.call('UNLINK', staged_key(job.id)) end
-  if looks >= LOOKS_A_CALL then break end
+  if shed_cost >= SHED_COST_A_CALL then break end
 end
 if refused > 0 then add('t:refused', refused) end
 if lane_full > 0 then add('t:refused_lane', lane_full) end

@@ -6,23 +6,24 @@
 -- returns the number, -1 for a job that neither waits nor is held, -2 for an unknown one
 -- @include "lib/argument"
 -- @include "lib/record"
+-- @include "lib/rank"
 
 local rec = read(ARGV[1], { 's', 'p', 'l', 't', 'q', 'o' })
 if not sound(rec) or not rec.q then return -2 end
 if rec.s ~= 'waiting' and rec.s ~= 'held' then return -1 end
-local lane = place_of(rec)
-local p, rank = tonumber(rec.p), tonumber(rec.q)
-local aging_us = (whole(redis.call('HGET', conf_key, 'aging_ms'), 0, MOST_MS) or 30000) * 1000
-local strict = p >= URGENT or aging_us == 0
+local lane, p = place_of(rec), tonumber(rec.p)
+local rank = tonumber(rec.q) + handicap_of(p)
+
+-- How many jobs of another level are claimed before it.
+local function before_at(level)
+  local key = level_key(lane, level)
+  if is_strict(math.max(level, p)) then return level > p and redis.call('ZCARD', key) or 0 end
+  local score = string.format('%.0f', rank - handicap_of(level))
+  return redis.call('ZCOUNT', key, '-inf', level > p and score or '(' .. score)
+end
+
 local before = redis.call('ZRANK', level_key(lane, p), ARGV[1]) or 0
 for level = 0, 9 do
-  local key = level_key(lane, level)
-  if level > p and (level >= URGENT or strict) then
-    before = before + redis.call('ZCARD', key)
-  elseif level ~= p and not strict then
-    -- Where both have aged alike the higher level is first.
-    local latest = string.format('%.0f', rank + (level - p) * aging_us)
-    before = before + redis.call('ZCOUNT', key, '-inf', level > p and latest or '(' .. latest)
-  end
+  if level ~= p then before = before + before_at(level) end
 end
 return before

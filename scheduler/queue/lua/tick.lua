@@ -28,6 +28,7 @@
 -- @include "lib/limit"
 -- @include "lib/hold"
 -- @include "lib/ready"
+-- @include "lib/rank"
 -- @include "lib/order"
 -- @include "lib/walk"
 
@@ -211,7 +212,7 @@ local function last_released(held)
   local rec = id and read(id, { 's', 'p', 'l', 'q' })
   if not (sound(rec) and rec.q and rec.s == 'waiting') then return nil end
   local p = tonumber(rec.p)
-  return { p = p, rank = rec.q + bonus_of(p) }
+  return { p = p, rank = rec.q + handicap_of(p) }
 end
 
 local function release_job(id, held)

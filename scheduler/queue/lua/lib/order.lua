@@ -1,14 +1,6 @@
 -- The order of claiming: 9, then 8, then whatever has the earliest enqueue time less its level's head start.
 local CHUNK = 32
 
-local aging_us = (whole(redis.call('HGET', conf_key, 'aging_ms'), 0, MOST_MS) or 30000) * 1000
-
--- Whether a level is a class of its own: it goes before what is less urgent, whatever waits there.
-local function is_strict(p) return p >= URGENT or aging_us == 0 end
-
--- What a level adds to an enqueue time, for the rank in its class.
-local function bonus_of(p) return (9 - p) * aging_us end
-
 -- Add cursors, each of which walks one level of a place, the less urgent first. place: its name, and its lane, which is whatever
 -- the caller knows that by. Eight fields and no more: a table with nine takes twice the memory, and there are many cursors.
 -- Of a cursor that has not been read, or whose page is used up, the rank is not known (nil); of one at its end it is false.
@@ -39,7 +31,7 @@ local function rank_of(cursor)
   if cursor.rank == nil then
     if not cursor.drained then read_page(cursor) end
     local score = cursor.ids[cursor.at + 1]
-    cursor.rank = score and score + bonus_of(cursor.p) or false
+    cursor.rank = score and score + handicap_of(cursor.p) or false
   end
   return cursor.rank
 end
@@ -144,6 +136,6 @@ local function pick(cursor)
     cursor.picked = picked
   end
   picked[#picked + 1] = id
-  cursor.at, cursor.rank = at + 2, score and score + bonus_of(cursor.p)
+  cursor.at, cursor.rank = at + 2, score and score + handicap_of(cursor.p)
   return id
 end

@@ -1,4 +1,4 @@
-"""The order in which waiting jobs are claimed, as `lua/claim.lua` has it. Pure."""
+"""Why a job waits where it does, in words. Pure."""
 
 from __future__ import annotations
 
@@ -6,36 +6,28 @@ from dataclasses import dataclass
 
 from scheduler.model import URGENT, JobInfo, JobState
 from scheduler.queue.limits import RateLimit
+from scheduler.queue.rank import handicap, is_strict
 
 LOSSES_OF_A_SUSPECT = 2
-"""As `lua/lib/record.lua` has it."""
-
-
-def claim_rank(priority: int, enqueued_us: int, *, aging_us: int) -> tuple[int, int, int]:
-    """Sort key of a waiting job: what sorts first is claimed first.
-
-    `enqueued_us` is its score in its level. Below 8 a level is worth `aging_us` of waiting; 0 makes every
-    level strict. One claim in 20 goes to the oldest job that has waited past its bound instead.
-    """
-    if priority >= URGENT or aging_us == 0:
-        return 9 - priority, enqueued_us, 0
-    return 2, enqueued_us + (9 - priority) * aging_us, 9 - priority
+"""The same number as in `lua/lib/record.lua`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a job is held: the limit of its tenant, and when some of what it holds may be released."""
+    """Why a job is held."""
 
     limit: RateLimit | None
+    """The limit of its tenant; None if that has none any more."""
     look_at_ms: float | None
+    """When some of the held jobs may be released, by Redis' clock; None if nothing says so."""
 
 
 def explain_place(
     job: JobInfo, *, aging_ms: int, paused: bool, now_ms: int, hold: Hold | None = None
 ) -> str | None:
-    """Why a job that waits is at its place, in words; None for one that does not wait.
+    """Why a waiting, held or delayed job is not running yet, as a sentence; None in any other state.
 
-    `hold` belongs to a held job.
+    Pass `hold` for a held job.
     """
     if job.state is JobState.HELD:
         return _explain_hold(job, hold, now_ms)
@@ -83,9 +75,10 @@ def _rule(priority: int, aging_ms: int) -> str:
         return "priority 9 goes strictly first, the oldest before the newer"
     if priority == URGENT:
         return "priority 8 goes before all but 9, the oldest before the newer"
-    if aging_ms == 0:
+    if is_strict(priority, aging=aging_ms):
         return f"only more urgent jobs and older ones of priority {priority} go before it"
+    younger_s = handicap(priority, aging=aging_ms) / 1000
     return (
         f"8 and 9 go first; below, a level is worth {aging_ms / 1000:g} s of waiting, "
-        f"so at priority {priority} it counts as {(9 - priority) * aging_ms / 1000:g} s younger than it is"
+        f"so at priority {priority} it counts as {younger_s:g} s younger than it is"
     )
