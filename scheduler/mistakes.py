@@ -1,4 +1,4 @@
-"""pydantic's reports in the words of this package: what to give instead."""
+"""pydantic's reports in plain words: what to give instead."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BY_KIND = {
 
 
 def what_to_give(detail: ErrorDetails) -> str:
-    """What is wrong with a field, without the field's name and without its value."""
+    """Say what to give for a field, without its name and without its value."""
     kind = detail["type"]
     context: Mapping[str, Any] = detail.get("ctx", {})
     if kind in _BY_TYPE:
@@ -48,7 +48,7 @@ def what_to_give(detail: ErrorDetails) -> str:
 
 
 def alternatives(said: list[str]) -> str:
-    """One sentence of those that say what each type of a union would take."""
+    """Join what to give for each type of a union into one sentence."""
     different = list(dict.fromkeys(said))
     rest = [one.removeprefix("give ") for one in different[1:] if one.startswith("give ")]
     return " or ".join([different[0], *rest])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -15,26 +14,26 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from scheduler.errors import ConfigError
-from scheduler.settings.explaining import explain
+from scheduler.settings.explaining import explain, suggest
 from scheduler.settings.settings import ENV_PREFIX, Settings
 
 CONFIG_VARIABLE = "SCHEDULER_CONFIG"
 ROUTES_VARIABLE = "SCHEDULER_ROUTES"
 TENANTS_VARIABLE = "SCHEDULER_TENANTS"
 
-# Kubernetes sets these for a Service that happens to be called "scheduler".
+# Kubernetes sets these for a Service with the name "scheduler".
 _KUBERNETES = re.compile(r"^SCHEDULER_(SERVICE_(HOST|PORT).*|PORT(_.*)?)$")
 
 
 def load_settings(
     config: str | Path | None = None, /, *, environ: Mapping[str, str] | None = None, **overrides: Any
 ) -> Settings:
-    """Read the settings: `overrides`, over the environment, over the TOML file, over the defaults.
+    """Read the settings: `overrides` win over the environment, the environment over the TOML file.
 
-    `config` names the file; without it the variable `SCHEDULER_CONFIG` does.
+    `config` is the path of the file; by default it is in the variable `SCHEDULER_CONFIG`.
 
     Raises:
-        ConfigError: naming the setting, where it came from and what to do.
+        ConfigError: a setting is wrong or unknown, or the file cannot be read; the message names it.
     """
     environ = os.environ if environ is None else environ
     path = Path(config) if config else config_path(environ)
@@ -47,7 +46,7 @@ def load_settings(
 
 
 def config_path(environ: Mapping[str, str] | None = None) -> Path | None:
-    """The TOML file that `load_settings` reads without being told of another; None without one."""
+    """The TOML file that `load_settings` reads by default; None if `SCHEDULER_CONFIG` names none."""
     path = (os.environ if environ is None else environ).get(CONFIG_VARIABLE)
     return Path(path) if path else None
 
@@ -63,7 +62,7 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 class _Environment(EnvSettingsSource):
     def _load_env_vars(self) -> Mapping[str, str | None]:
-        # an empty variable is one that is not set, as compose files write it: ${NAME:-}
+        # Compose files write an unset variable as an empty one: ${NAME:-}
         return {name.lower(): value for name, value in self._environ.items() if value}
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -85,7 +84,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _no_json(environ: Mapping[str, str]) -> str:
-    """The first variable that is to hold JSON and does not."""
+    """The first variable that should hold JSON and does not."""
     for variable, value in sorted(environ.items()):
         name = variable.upper()
         whole = name in {ROUTES_VARIABLE, TENANTS_VARIABLE}
@@ -106,14 +105,13 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
             continue
         if name.startswith((f"{ROUTES_VARIABLE}__", f"{TENANTS_VARIABLE}__")):
             continue
-        names = [other.removeprefix(ENV_PREFIX) for other in known]
-        near = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), names, n=1)
-        hint = f"; did you mean {ENV_PREFIX}{near[0]}?" if near else "; see docs/settings.md"
+        names = {other.removeprefix(ENV_PREFIX) for other in known}
+        hint = suggest(name.removeprefix(ENV_PREFIX), names, prefix=ENV_PREFIX)
         raise ConfigError(f"{variable}: no such setting{hint}")
 
 
 def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merge mappings, the first layer winning; lists and scalars are replaced whole."""
+    """Merge mappings, the first layer winning; replace lists and scalars as a whole."""
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         _update(merged, layer)

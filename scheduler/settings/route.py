@@ -14,68 +14,85 @@ from scheduler.settings.section import Section
 
 
 class BatchSettings(Section):
-    """How long and how far inference calls are gathered. `max_size = 1` turns gathering off."""
+    """How prompts are gathered into one inference call."""
 
     max_size: int = Field(default=32, ge=1, le=1024)
+    """Prompts in one call; 1 turns batching off."""
     max_wait_ms: float = Field(default=5.0, ge=0, le=60_000)
+    """The longest time that a prompt waits for others."""
     max_tokens: int = Field(default=8192, ge=1)
+    """Estimated tokens in one call."""
 
 
 class RagSettings(Section):
-    """Retrieval over a folder of text and Markdown files: `k` passages of about `passage_words` words."""
+    """Retrieval of passages from a folder of text and Markdown files."""
 
     documents: Path
+    """The folder."""
     k: int = Field(default=4, ge=1, le=100)
+    """Passages for a prompt."""
     passage_words: int = Field(default=200, ge=20, le=5000)
+    """The approximate length of a passage."""
 
 
 class Example(Section):
     """One worked example for few-shot prompting."""
 
     user: str
+    """What the user says."""
     assistant: str
+    """The answer to it."""
 
 
 class AssembleSettings(Section):
-    """How the prompt is put together.
-
-    `template` is a Jinja2 template that sees `prompt`, `passages`, `metadata` and `examples`; `system` is the
-    system prompt; `budget_tokens` bounds the whole prompt and trims passages first.
-    """
+    """How the prompt is assembled from the request, passages and examples."""
 
     template: str | None = None
+    """A Jinja2 template over `prompt`, `passages`, `metadata` and `examples`."""
     system: str | None = None
+    """The system prompt."""
     examples: list[Example] = Field(default_factory=list)
+    """Worked examples, in order."""
     budget_tokens: int | None = Field(default=None, ge=16)
+    """A bound for the whole prompt, in estimated tokens; passages are dropped first."""
 
 
 class PostSettings(Section):
-    """What happens to the answer: white space trimmed at both ends, personal data redacted."""
+    """What happens to the answer."""
 
     trim: bool = False
+    """Remove white space at both ends of the answer."""
     redact: list[Literal["email", "phone", "card"]] = Field(default_factory=list)
+    """The kinds of personal data to remove from the answer, and from its stream."""
 
 
 STAGES = ("rag", "assemble", "inference", "post", "stream")
+"""The built-in stages, in their order."""
 
 
 class RouteSettings(Section):
-    """A model name that users ask for, and how it is served.
-
-    `fallbacks` name routes whose endpoints answer, in that order, while none of its own can.
-    `stages` is the order of the stages; a stage of your own stands in it as `"package.module:Name"`.
-    """
+    """A model name that users ask for, and how it is served."""
 
     endpoints: list[EndpointSettings] = Field(min_length=1)
+    """The servers that answer; at least one."""
     fallbacks: list[Name] = Field(default_factory=list)
+    """Routes whose endpoints answer, in this order, while none of its own can."""
     batch: BatchSettings = BatchSettings()
+    """How inference calls are batched."""
     rag: RagSettings | None = None
+    """Retrieval; None: no passages."""
     assemble: AssembleSettings = AssembleSettings()
+    """How the prompt is assembled."""
     post: PostSettings = PostSettings()
+    """What happens to the answer."""
     stages: list[str] = Field(default_factory=lambda: list(STAGES))
+    """The order of the stages; name a stage of your own as `"package.module:Name"`."""
     max_waiting: int | None = Field(default=None, ge=1)
+    """Jobs that may wait in this route, beside the queue's bound; None: the queue's bound alone."""
     max_attempts: int | None = Field(default=None, ge=1)
+    """Failures after which a job has failed for good; None: the queue's setting."""
     max_waits: int | None = Field(default=None, ge=0)
+    """How often a job may wait for its endpoints at no cost; None: the queue's setting."""
 
     @field_validator("stages")
     @classmethod
@@ -83,8 +100,8 @@ class RouteSettings(Section):
         for stage in stages:
             if stage not in STAGES and ":" not in stage:
                 raise ValueError(
-                    f"unknown stage {stage!r}; there are {', '.join(STAGES)}, "
-                    "and your own as 'package.module:Name'"
+                    f"unknown stage {stage!r}; give one of {', '.join(STAGES)}, "
+                    "or your own as 'package.module:Name'"
                 )
         built_in = [stage for stage in stages if stage in STAGES]
         if built_in != [stage for stage in STAGES if stage in built_in]:
@@ -100,8 +117,8 @@ class RouteSettings(Section):
 
     @property
     def revision(self) -> str:
-        """A hash of the settings that change the answer: `dedup_key="auto"` tells old ones from new by it."""
-        what = self.model_dump_json(
+        """A hash of the settings that change the answer; part of the key that `dedup_key="auto"` makes."""
+        settings = self.model_dump_json(
             include={
                 "rag": True,
                 "assemble": True,
@@ -110,4 +127,4 @@ class RouteSettings(Section):
                 "endpoints": {"__all__": {"backend", "model", "options"}},
             }
         )
-        return hashlib.blake2b(what.encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()

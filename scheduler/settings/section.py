@@ -1,4 +1,4 @@
-"""What all sections of the settings share: frozen, strict about names and types."""
+"""The base of all sections of the settings: immutable, and strict about names and types."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 DAY_S = 86_400.0
 MOST = 1_000_000_000
-"""Bounds of durations and of counts a minute: what is beyond them is a slip of the hand."""
+"""Bounds of durations and of counts: larger values are typing errors."""
 
 
 class Strict(BaseModel):
-    """Refuses what pydantic would take for a number or a list, and its writer did not mean."""
+    """Refuses true and false where pydantic would take them for 1 and 0."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -24,4 +24,6 @@ class Strict(BaseModel):
 
 
 class Section(Strict):
+    """One table of the file: immutable, without unknown names."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""Everything that can be set."""
+"""All settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _echo_routes() -> dict[str, RouteSettings]:
 
 
 class Settings(Strict, BaseSettings):
-    """Everything that can be set. Durations are in seconds."""
+    """All settings of a worker process and its queue."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -37,42 +37,75 @@ class Settings(Strict, BaseSettings):
     )
 
     redis_url: SecretStr = SecretStr("redis://localhost:6379")
+    """`redis://`, `rediss://`, `unix://` or `redis+sentinel://`; `embedded` starts a private server."""
     data_dir: Path | None = None
+    """Folder of the embedded server; None: it keeps nothing when it ends."""
     queue: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the queue. Queues on one Redis are independent of each other."""
     worker_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._:@-]{1,128}$")
+    """Name of this worker process in records and for `arq --check`; None: the host name."""
     log_format: Literal["auto", "json", "human"] = "auto"
+    """Format of log lines; `auto` is `human` at a terminal, else `json`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level to log. At `debug` the log may hold parts of prompts."""
 
     lease_s: float = Field(default=10.0, ge=0.5, le=3600)
+    """A claimed job goes to another worker process when its own has been silent for this long."""
     max_running: int = Field(default=256, ge=1, le=100_000)
+    """Jobs in flight in one worker process."""
     max_running_bytes: int = Field(default=128 << 20, ge=1, le=MOST)
+    """Bytes of the requests of those jobs together, as enqueued; a larger request runs alone."""
     drain_s: float = Field(default=30.0, ge=0)
+    """How long a stop waits for running jobs before it gives them back."""
     redis_wait_s: float = Field(default=10.0, ge=0)
+    """How long a worker process waits for Redis when it starts."""
     redis_timeout_s: float = Field(default=10.0, ge=0.1, le=3600)
+    """The time for a command before Redis counts as unavailable."""
     traces: bool = False
+    """Make OpenTelemetry spans, in worker processes and clients."""
     traces_per_s: float = Field(default=50.0, gt=0, le=MOST)
+    """The most jobs a second for which one worker process makes spans."""
 
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
+    """The port of the metrics, or the next of 64 that is free; 0: any free port; None: no metrics."""
     metrics_host: str = Field(default="127.0.0.1", min_length=1)
+    """The address at which the metrics are served."""
 
     max_waiting: int = Field(default=100_000, ge=1)
+    """Jobs that may wait: waiting, delayed and held."""
     when_full: Literal["reject", "shed", "block"] = "reject"
+    """At `max_waiting`: refuse the new job, shed the least urgent one, or block until there is room."""
     block_timeout_s: float = Field(default=30.0, ge=0)
+    """How long `block` waits."""
     aging_s: float = Field(default=30.0, ge=0)
+    """A waiting job below priority 8 gains one level in this time; 0: strict priorities."""
     dedup_ttl_s: float = Field(default=3600.0, ge=1)
+    """How long a finished answer serves duplicates in mode `window`."""
     result_ttl_s: float = Field(default=3600.0, ge=1, le=MAX_DURATION_S)
+    """How long a result is kept after the end of its job."""
     max_result_ttl_s: float = Field(default=7 * 86_400.0, ge=1, le=MAX_DURATION_S)
+    """The longest `result_ttl_s` that a request may ask for."""
     dead_ttl_s: float = Field(default=7 * 86_400.0, ge=1)
+    """How long a failed job is kept."""
     max_dead: int = Field(default=10_000, ge=1)
+    """Failed jobs that are kept; beyond it the oldest are dropped."""
     max_finished: int = Field(default=1_000_000, ge=1)
+    """Other ended jobs that are kept with their results; beyond it the oldest are dropped."""
     spare_bytes: int = Field(default=250_000, ge=0)
+    """Bytes of requests of cancelled, expired and shed jobs that are kept, the latest, for a requeue."""
     max_attempts: int = Field(default=3, ge=1, le=1000)
+    """Failures after which a job has failed for good."""
     max_waits: int = Field(default=1000, ge=0, le=MOST)
+    """How often a job may wait for its endpoints at no cost; then it fails as `too_many_waits`."""
     retry_base_s: float = Field(default=0.5, ge=0)
+    """The wait before the first retry; doubles with each retry, with jitter."""
     retry_cap_s: float = Field(default=30.0, ge=0)
+    """The longest wait before a retry."""
 
     routes: dict[Name, RouteSettings] = Field(default_factory=_echo_routes, min_length=1)
+    """The model names that users may ask for."""
     tenants: dict[NameOrAll, RateSettings] = Field(default_factory=dict)
+    """Rate limits by tenant; `*` is for each tenant that is not named."""
 
     @model_validator(mode="after")
     def _results_go_in_time(self) -> Settings:
@@ -87,16 +120,16 @@ class Settings(Strict, BaseSettings):
     def _known_fallbacks(self) -> Settings:
         for name, route in self.routes.items():
             for at, fallback in enumerate(route.fallbacks):
-                where = f"routes.{name}.fallbacks.{at}"
-                if fallback == name:
-                    raise ValueError(f"{where}: a route is no fallback of itself")
-                if fallback not in self.routes:
-                    raise ValueError(
-                        f"{where}: there is no route {fallback!r}; there are {', '.join(sorted(self.routes))}"
-                    )
-                if fallback in route.fallbacks[:at]:
-                    raise ValueError(f"{where}: {fallback!r} is named twice")
+                if wrong := self._wrong_fallback(name, fallback, route.fallbacks[:at]):
+                    raise ValueError(f"routes.{name}.fallbacks.{at}: {wrong}")
         return self
+
+    def _wrong_fallback(self, route: str, fallback: str, before: list[Name]) -> str:
+        if fallback == route:
+            return "a route cannot be its own fallback"
+        if fallback not in self.routes:
+            return f"there is no route {fallback!r}; give one of {', '.join(sorted(self.routes))}"
+        return f"{fallback!r} is named twice" if fallback in before else ""
 
     @field_validator("log_format", "log_level", mode="before")
     @classmethod
@@ -122,5 +155,5 @@ class Settings(Strict, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what the caller passes: `load_settings` puts file and environment together."""
+        """Take only the values that the caller passes: `load_settings` merges file and environment."""
         return (init_settings,)

@@ -141,8 +141,8 @@ WRONG_FILES = [
     ("[routes]", "routes: ", "at least one"),
     ("[routes.chat]", "routes.chat.endpoints: ", "missing"),
     ("[routes.chat]\nendpoints = []", "routes.chat.endpoints: ", "at least one"),
-    ("[routes.'a b']\nendpoints = [{ backend = 'echo' }]", "routes.a b: ", "is no name: "),
-    ("[tenants.'a b']", "tenants.a b: ", "is no name: "),
+    ("[routes.'a b']\nendpoints = [{ backend = 'echo' }]", "routes.a b: ", "give a letter or a digit"),
+    ("[tenants.'a b']", "tenants.a b: ", "give a letter or a digit"),
     ("[tenants.a]\ntokens_per_minute = 100_000_000_000", "tenants.a.tokens_per_minute: ", "1,000,000,000"),
     ("max_running = true", "max_running: ", "a number, not true or false"),
     ("[routes.chat.endpoints]\nbackend = 'x'", "routes.chat.endpoints: ", "[[routes.chat.endpoints]]"),
@@ -342,7 +342,7 @@ def test_document_gives_the_variable_and_the_default_of(name: str) -> None:
     ("fallbacks", "said"),
     [
         ('["nowhere"]', "routes.chat.fallbacks.0: there is no route 'nowhere'"),
-        ('["chat"]', "routes.chat.fallbacks.0: a route is no fallback of itself"),
+        ('["chat"]', "routes.chat.fallbacks.0: a route cannot be its own fallback"),
         ('["small", "small"]', "routes.chat.fallbacks.1: 'small' is named twice"),
     ],
 )
