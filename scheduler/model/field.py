@@ -1,4 +1,4 @@
-"""Types of the fields of requests, and the base of all models."""
+"""Types of the fields of a request, and the base of all models."""
 
 from __future__ import annotations
 
@@ -30,19 +30,15 @@ def _level(value: object) -> object:
 
 
 Text: TypeAlias = Annotated[StrictStr, AfterValidator(_utf8)]
-
 Name: TypeAlias = Annotated[StrictStr, Field(pattern=rf"^{NAME}$")]
-
 Number: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-
 Duration: TypeAlias = Annotated[
     float, BeforeValidator(_seconds), Field(strict=True, allow_inf_nan=False, le=MAX_DURATION_S)
 ]
-
 Level: TypeAlias = Annotated[StrictInt, BeforeValidator(_level), Field(ge=0, le=9)]
 
 
 class Frozen(BaseModel):
-    """Base of what crosses an edge: immutable, and strict about names."""
+    """The base of all models: immutable, without unknown fields, and silent about wrong values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

@@ -11,21 +11,30 @@ from scheduler.model.request import DEFAULT_TENANT, DedupMode
 
 
 class JobState(StrEnum):
-    """Where a job is. The last five are ends: a job in one of them changes no more."""
+    """Where a job is. A job in one of the last five states has ended, and does not change any more."""
 
     WAITING = "waiting"
+    """Ready to be claimed."""
     DELAYED = "delayed"
+    """Waits for `delay_s`, or for a retry."""
     HELD = "held"
+    """Waits because its tenant is over its limit."""
     RUNNING = "running"
+    """A worker process has claimed it."""
     DONE = "done"
+    """Ended, with a result."""
     FAILED = "failed"
+    """Ended: it failed for good."""
     CANCELLED = "cancelled"
+    """Ended: all its callers cancelled it, or one forced it."""
     EXPIRED = "expired"
+    """Ended: its deadline passed."""
     SHED = "shed"
+    """Ended: it gave up its place to a more urgent job."""
 
     @property
     def ended(self) -> bool:
-        """Whether the job has come to an end."""
+        """Whether this state is an end."""
         return self in _ENDED
 
 
@@ -33,56 +42,84 @@ _ENDED = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState
 
 
 class JobError(Frozen):
-    """Why a job, or one attempt of it, went wrong: a stable code and words for people."""
+    """Why a job, or one attempt of it, failed."""
 
     code: str
+    """A stable code, such as `worker_timeout`."""
     message: str
+    """What happened, for people."""
 
 
 class HistoryEntry(Frozen):
-    """One thing that happened to a job. `at_ms`: milliseconds since the epoch, by Redis' clock.
+    """Something that happened to a job, once or several times in a row.
 
-    What happened `count` times in a row is one entry: it tells of the last time, and `first_at_ms` when the
-    first one was.
+    Times are milliseconds since the epoch, by Redis' clock.
     """
 
     at_ms: int
+    """When it happened, the last time."""
     what: str
+    """`enqueued`, `claimed`, `retried` and so on; for an end, the state."""
     worker: str | None = None
+    """The worker process in which it happened."""
     attempt: int | None = None
+    """The attempt in which it happened, from 1."""
     detail: str | None = None
+    """Why, in words."""
     count: int = 1
+    """How many times in a row it happened."""
     first_at_ms: int | None = None
+    """When it happened the first of `count` times."""
 
 
 class JobInfo(Frozen):
-    """A job's record. Times are milliseconds since the epoch, by Redis' clock; None where there is none.
-
-    `position` is the number of jobs of its lane that would be claimed before it, while it waits; `place` says
-    in words why it is there.
-    """
+    """A job's record. Times are milliseconds since the epoch, by Redis' clock; None if there is none."""
 
     id: str
+    """The id of the job."""
     state: JobState
+    """Where the job is."""
     model: str
+    """The route."""
     priority: int
+    """0 to 9; higher is more urgent."""
     tenant: str = DEFAULT_TENANT
+    """The tenant that enqueued it."""
     position: int | None = None
+    """Jobs of its lane that would be claimed before it, while it waits."""
     place: str | None = None
+    """Why it is at that position, in words."""
     attempts: int = 0
+    """Times it has been claimed."""
     failures: int = 0
+    """Attempts that failed."""
     lost_leases: int = 0
+    """Attempts whose worker process went away."""
     max_attempts: int | None = None
+    """Failures after which it has failed for good; None: the queue's setting."""
     tickets: int = 1
+    """Callers that wait for it; it is cancelled with the last ticket."""
     joined: int = 0
+    """Duplicates that joined it."""
     hits: int = 0
+    """Duplicates that got its finished answer."""
     dedup: DedupMode | None = None
+    """Its dedup mode; None without a dedup key."""
     worker: str | None = None
+    """The worker process that claimed it last."""
     error: JobError | None = None
+    """Why it failed, or why its last attempt did."""
     reason: str | None = None
+    """Why it was cancelled, expired or shed."""
     enqueued_at_ms: int
+    """When it was enqueued."""
     due_at_ms: int | None = None
+    """When its delay ends."""
     deadline_at_ms: int | None = None
+    """When it expires."""
     started_at_ms: int | None = None
+    """When it was last claimed."""
     ended_at_ms: int | None = None
+    """When it ended."""
     history: list[HistoryEntry] = Field(default_factory=list)
+    """What happened to it, in order; empty in lists."""

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Priority(IntEnum):
-    """Names for the levels 0 to 9; higher is more urgent. Any integer from 0 to 9 is a priority."""
+    """Names for some of the levels; you may pass any integer from 0 to 9. Higher is more urgent."""
 
     BACKGROUND = 1
     LOW = 3
@@ -16,7 +16,7 @@ class Priority(IntEnum):
 
 
 URGENT = 8
-"""Priorities from here on go strictly first, and get the places that endpoints keep for them (`reserved`)."""
+"""From this priority on, jobs go strictly first and may use the places that endpoints reserve for them."""
 
 
 def is_urgent(priority: int) -> bool:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -250,10 +251,41 @@ def test_nothing_is_read_that_could_run_code(path: Path) -> None:
     assert not banned & {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
-def test_each_type_that_is_ignored_in_a_test_has_its_reason(path: Path) -> None:
-    ignored = re.findall(r"# type: ignore\[[^\]]*\](.*)", path.read_text(encoding="utf-8"))
-    assert all(reason.startswith("  # ") for reason in ignored)
+OURS = ("scheduler", "workers", "_prompt_scheduler", "benchmarks", "tests", "docs", "examples", "deploy")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for folder in OURS for path in (ROOT / folder).rglob("*.py")), ids=relative
+)
+def test_each_check_that_is_ignored_has_its_reason(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    types = re.findall(r"# type: ignore(?:\[[^\]]*\])?(.*)", text)
+    assert all(reason.startswith("  # ") for reason in types)
+    rules = re.findall(r"# noqa(?:: [A-Z]+[0-9]+(?:, ?[A-Z]+[0-9]+)*)?(.*)", text)
+    assert all(re.match(r"  \S", reason) for reason in rules)
+
+
+def undocumented(path: Path) -> Iterator[str]:
+    """Fields of models, dataclasses and enumerations that no string literal follows."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+            continue
+        for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign | ast.Assign) and not is_literal(following):
+                target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
+                if isinstance(target, ast.Name) and target.id not in {"model_config"}:
+                    yield f"{node.name}.{target.id}"
+
+
+def is_literal(node: ast.stmt | None) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+@pytest.mark.parametrize(
+    "path", [*modules(SCHEDULER / "model"), *modules(SCHEDULER / "settings")], ids=relative
+)
+def test_each_field_of_a_public_model_is_documented(path: Path) -> None:
+    assert list(undocumented(path)) == []
 
 
 def test_import_reads_no_settings_and_opens_no_connection() -> None:
