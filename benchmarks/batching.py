@@ -104,7 +104,7 @@ async def through_the_system(engine: Served, url: str, *, max_size: int, prompts
                 jobs = await client.enqueue_many(
                     [PromptRequest(prompt=text, model="tiny", stream=False, params=params) for text in texts]
                 )
-                await asyncio.gather(*(job.result(timeout_s=300) for job in jobs))  # type: ignore[union-attr]
+                await asyncio.gather(*(job.result(timeout_s=300) for job in jobs))  # type: ignore[union-attr]  # no request is invalid
 
             return LIST * await steady_rate(ask, lists_of_texts(prompts), ASKING // LIST)
     finally:
@@ -281,7 +281,7 @@ async def run(rounds: int) -> list[Rates]:
 
 def plot(rates: Sequence[Rates], path: Path) -> None:
     """Draw what each engine does alone, with batching, and without, as bars: a bare client is 100 %."""
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - only here
+    from matplotlib import pyplot as plt  # noqa: PLC0415  only here
 
     plt.rcParams |= {"svg.hashsalt": "batching", "font.size": 10}
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.8 * len(rates)), layout="constrained")

@@ -252,7 +252,7 @@ async def watch_drain(
 
 async def done_of_ours(redis: Redis) -> int:
     """How many of our jobs are done: the one field, as it is polled."""
-    return int(await redis.hget(META, "t:done") or 0)  # type: ignore[misc] # sync or async in the stubs
+    return int(await redis.hget(META, "t:done") or 0)  # type: ignore[misc]  # sync or async in the stubs
 
 
 async def until_serving(bench: Bench, n_workers: int = 1) -> None:

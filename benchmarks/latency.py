@@ -271,7 +271,7 @@ async def on_loop_of_its_own(work: Coroutine[Any, Any, T]) -> T:
     """Run it in a thread, on uvloop where that is installed: the loop that a user in a hurry has."""
     loop_factory = None
     if importlib.util.find_spec("uvloop"):
-        import uvloop  # noqa: PLC0415 - an extra
+        import uvloop  # noqa: PLC0415  an extra
 
         loop_factory = uvloop.new_event_loop
 

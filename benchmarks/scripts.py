@@ -148,7 +148,7 @@ QUICK = Sizes(tenants=5_000, lanes=1_000, jobs=20_000, events=20_000, payload_by
 def job(n: int, *, lane: str = LANE, tenant: str = "default", priority: int = 5, **fields: object) -> NewJob:
     """The n-th job of a case."""
     values = {"payload": PAYLOAD, **fields}
-    return NewJob(job_id=f"job-{n:09}", lane=lane, priority=priority, tenant=tenant, **values)  # type: ignore[arg-type]
+    return NewJob(job_id=f"job-{n:09}", lane=lane, priority=priority, tenant=tenant, **values)  # type: ignore[arg-type]  # fields of many types
 
 
 def ending(one: ClaimedJob, state: JobState, value: bytes, events: tuple[bytes, ...] = ()) -> Ending:

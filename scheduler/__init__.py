@@ -115,7 +115,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # arq looks this up; making it reads settings and looks for Redis, so it is not made at import.
     if name == "WorkerSettings":
-        from scheduler.host.worker_settings import worker_settings  # noqa: PLC0415
+        from scheduler.host.worker_settings import worker_settings  # noqa: PLC0415  it needs arq
 
         return worker_settings()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -302,7 +302,7 @@ class WorkerContract:
 
     async def _assert_idle_and_usable(self, worker: ModelWorker) -> None:
         async with asyncio.timeout(self.stop_within_s):
-            while await self.generating(worker):  # noqa: ASYNC110 - a back end has no event to wait for
+            while await self.generating(worker):  # noqa: ASYNC110  a back end has no event to wait for
                 await asyncio.sleep(0.02)
         await collect(worker, [self.generation()])
 

@@ -9,10 +9,15 @@ class Priority(IntEnum):
     """Names for some of the levels; you may pass any integer from 0 to 9. Higher is more urgent."""
 
     BACKGROUND = 1
+    """For work that can wait for everything else."""
     LOW = 3
+    """Below the usual."""
     NORMAL = 5
+    """The default."""
     HIGH = 7
+    """Above the usual; still subject to aging."""
     CRITICAL = 9
+    """Strictly first."""
 
 
 URGENT = 8

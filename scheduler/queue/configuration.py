@@ -41,25 +41,25 @@ class Configuration(QueuePart):
 
     async def settings(self) -> dict[str, str]:
         """The queue's settings that hold, as a worker process has published them."""
-        stored: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("conf"))  # type: ignore[misc]
+        stored: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("conf"))  # type: ignore[misc]  # redis-py has one type for sync and async
         return {name.decode(): value.decode("utf-8", "replace") for name, value in stored.items()}
 
     async def limits(self) -> dict[str, str]:
         """The rate limits that hold, as `Limits.fields` has them."""
-        stored: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("limits"))  # type: ignore[misc]
+        stored: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("limits"))  # type: ignore[misc]  # redis-py has one type for sync and async
         return {name.decode(): value.decode("utf-8", "replace") for name, value in stored.items()}
 
     async def format(self) -> int:
         """The format in which the queue was last written; 0 where nobody has said."""
-        stored: bytes | None = await self.redis.hget(self.keys.fixed("meta"), "format")  # type: ignore[misc]
+        stored: bytes | None = await self.redis.hget(self.keys.fixed("meta"), "format")  # type: ignore[misc]  # redis-py has one type for sync and async
         return int(stored) if stored and stored.isdigit() else 0
 
     async def routes(self) -> dict[str, dict[str, Any]]:
         """The routes that worker processes have published."""
-        raw: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("routes"))  # type: ignore[misc]
+        raw: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("routes"))  # type: ignore[misc]  # redis-py has one type for sync and async
         return {name.decode(): orjson.loads(body) for name, body in raw.items()}
 
     async def forget_routes(self, names: Sequence[str]) -> None:
         """Take routes off the list that nobody serves any more: clients refuse prompts for them then."""
         if names:
-            await self.redis.hdel(self.keys.fixed("routes"), *names)  # type: ignore[misc]
+            await self.redis.hdel(self.keys.fixed("routes"), *names)  # type: ignore[misc]  # redis-py has one type for sync and async

@@ -32,7 +32,7 @@ async def read_held_lanes(redis: Redis, keys: Keys) -> list[HeldLane]:
 
 
 async def _count(redis: Redis, keys: Keys, names: list[str]) -> list[int]:
-    bitmaps = await redis.hmget(keys.fixed("beside"), names)  # type: ignore[misc]
+    bitmaps = await redis.hmget(keys.fixed("beside"), names)  # type: ignore[misc]  # redis-py has one type for sync and async
     levels = [levels_in(bits) for bits in bitmaps]
     async with redis.pipeline(transaction=False) as pipe:
         for name, used in zip(names, levels, strict=True):

@@ -27,7 +27,7 @@ class Leases(QueuePart):
         """Return when one of the lanes may have work, or an urgent lane work of 8 or 9; or in `timeout_s`."""
         keys = [self.keys.of("urgent", lane) for lane in urgent_lanes]
         keys += [self.keys.of("wake", lane) for lane in lanes]
-        await self.redis.blpop(keys, timeout=timeout_s)  # type: ignore[misc, arg-type]
+        await self.redis.blpop(keys, timeout=timeout_s)  # type: ignore[misc, arg-type]  # redis-py has one type for sync and async
 
     async def claim(
         self,

@@ -64,15 +64,15 @@ class Submissions(QueuePart):
 
     async def wait_for_space(self, timeout_s: float) -> None:
         """Return when a full queue may have room again, or after `timeout_s`."""
-        await self.redis.blpop([self.keys.fixed("space")], timeout=timeout_s)  # type: ignore[misc, arg-type]
+        await self.redis.blpop([self.keys.fixed("space")], timeout=timeout_s)  # type: ignore[misc, arg-type]  # redis-py has one type for sync and async
 
     async def unfinished(self, lanes: Sequence[str]) -> int:
         """How many jobs of these lanes are waiting, delayed or held; those of paused lanes do not count."""
-        paused = await self.redis.smembers(self.keys.fixed("paused"))  # type: ignore[misc]
+        paused = await self.redis.smembers(self.keys.fixed("paused"))  # type: ignore[misc]  # redis-py has one type for sync and async
         counted = [f"n:{lane}" for lane in lanes if lane.encode() not in paused]
         if not counted:
             return 0
-        counts = await self.redis.hmget(self.keys.fixed("meta"), counted)  # type: ignore[misc]
+        counts = await self.redis.hmget(self.keys.fixed("meta"), counted)  # type: ignore[misc]  # redis-py has one type for sync and async
         return sum(int(count or 0) for count in counts)
 
     async def joined(self, proposed_id: str) -> str | None:
@@ -83,7 +83,7 @@ class Submissions(QueuePart):
     async def cancel(self, job_id: str, ticket: str | None = None) -> CancelReply:
         """Give a ticket back, and end the job if it was the last; without one end it whoever holds some."""
         reply: bytes = await self._scripts.run("cancel", job_id, ticket or "")
-        return reply.decode()  # type: ignore[return-value]
+        return reply.decode()  # type: ignore[return-value]  # the script returns no other word
 
 
 def _outcome(reply: list[Any]) -> EnqueueOutcome:

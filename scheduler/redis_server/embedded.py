@@ -79,7 +79,7 @@ def _candidates() -> Iterator[Path]:
 def server_version(binary: Path) -> tuple[int, ...]:
     """The version that a server binary gives, such as `(7, 0, 15)`; empty where it gives none."""
     try:
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - asks what it is
+        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603  asks what it is
     except (OSError, subprocess.SubprocessError):
         return ()
     version = re.search(r"\bv=(\d+(?:\.\d+)*)", said.stdout)
@@ -229,7 +229,7 @@ class EmbeddedServer:
         # -I and -S: it needs no site packages, and must not take scheduler/queue for the standard library's
         options = [str(binary), str(folder), kind, str(self._wanted_port)]
         command = [sys.executable, "-I", "-S", supervisor.__file__, *options]
-        subprocess.run(command, stdin=user.fileno(), stdout=log, stderr=log, cwd="/", check=False)  # noqa: S603 - our own file
+        subprocess.run(command, stdin=user.fileno(), stdout=log, stderr=log, cwd="/", check=False)  # noqa: S603  our own file
 
 
 def _url(port: int) -> str:

@@ -74,10 +74,10 @@ class SentinelUrl:
             "ssl": self.tls,
             **kept,
         }
-        sentinel = _Sentinel(  # type: ignore[no-untyped-call]
+        sentinel = _Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types for it
             self.sentinels, sentinel_kwargs={name: value for name, value in own.items() if value}
         )
-        return _Pool(  # type: ignore[no-untyped-call]
+        return _Pool(  # type: ignore[no-untyped-call]  # redis-py has no types for it
             self.service,
             sentinel,
             db=self.db,

@@ -151,21 +151,21 @@ def _spawn(binary: str, folder: Path, port: int, *, persistent: bool, keep_open:
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
     with (folder / LOG_FILE).open("ab") as log:
-        return subprocess.Popen(  # noqa: S603 - the caller chose this binary
+        return subprocess.Popen(  # noqa: S603  the caller chose this binary
             [binary, *arguments],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             pass_fds=() if keep_open is None else (keep_open,),
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - this process has one thread
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  this process has one thread
         )
 
 
 def _end_with_parent() -> None:
     """Linux: have the kernel end the server if this process is killed."""
     if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415 - needed here alone
+        import ctypes  # noqa: PLC0415  needed here alone
 
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))

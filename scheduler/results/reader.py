@@ -102,7 +102,7 @@ async def read_result(
 def _result(event: Event) -> JobResult:
     if isinstance(event, Done):
         return event.result
-    raise ended_error(event)  # type: ignore[arg-type]
+    raise ended_error(event)  # type: ignore[arg-type]  # terminal, and not Done
 
 
 async def _replay(queue: ReplayPort, job_id: str, cursor: Cursor) -> Replay:

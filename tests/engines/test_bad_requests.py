@@ -65,7 +65,7 @@ def servers(start_llama_server: StartServer, tmp_path: Path) -> list[LlamaServer
 async def test_bad_requests_fail_once_with_the_engines_words_and_open_nothing(
     valkey_url: str,
     servers: list[LlamaServer],
-    start_worker: StartWorker,  # noqa: F811
+    start_worker: StartWorker,  # noqa: F811  the fixture, by its name
 ) -> None:
     endpoints = "".join(
         f"""

@@ -29,7 +29,7 @@ def engine(request: pytest.FixtureRequest) -> tuple[str, Any]:
 
 
 @pytest.fixture
-def served(engine: tuple[str, Any], valkey_url: str, start_worker: StartWorker) -> str:  # noqa: F811
+def served(engine: tuple[str, Any], valkey_url: str, start_worker: StartWorker) -> str:  # noqa: F811  the fixture, by its name
     """A worker process with the route `chat` on the server; its Redis URL."""
     backend, server = engine
     start_worker(

@@ -23,7 +23,7 @@ def route_to(server: LlamaServer, *settings: str) -> str:
 
 
 @pytest.fixture
-def worker(valkey_url: str, llama_server: LlamaServer, start_worker: StartWorker) -> str:  # noqa: F811
+def worker(valkey_url: str, llama_server: LlamaServer, start_worker: StartWorker) -> str:  # noqa: F811  the fixture, by its name
     """A worker process with the route `chat` on the server; its Redis URL."""
     start_worker(valkey_url, toml=route_to(llama_server))
     return valkey_url
@@ -77,7 +77,7 @@ async def test_a_prompt_that_overflows_the_context_fails_alone_with_the_engines_
 async def test_a_critical_prompt_is_answered_while_others_keep_all_other_slots_busy(
     valkey_url: str,
     llama_server: LlamaServer,
-    start_worker: StartWorker,  # noqa: F811
+    start_worker: StartWorker,  # noqa: F811  the fixture, by its name
 ) -> None:
     await asyncio.to_thread(start_worker, valkey_url, toml=route_to(llama_server, "reserved = 1"))
     endless = PromptRequest(prompt="go on and on", model="chat", priority=7, params={"max_tokens": 30_000})

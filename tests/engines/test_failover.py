@@ -103,7 +103,7 @@ async def until_breaker_is(state: str, redis_url: str, endpoint: str) -> None:
 async def test_endpoint_that_is_killed_and_comes_back_loses_and_repeats_nothing(
     valkey_url: str,
     servers: list[Server],
-    start_worker: StartWorker,  # noqa: F811
+    start_worker: StartWorker,  # noqa: F811  the fixture, by its name
 ) -> None:
     for server in servers:
         server.start()

@@ -55,7 +55,7 @@ def test_it_does_what_the_async_client_does(client: Client) -> None:
 def test_it_tells_its_server_once_it_is_connected(valkey_url: str) -> None:
     client = Client(valkey_url)
     with pytest.raises(SchedulerError, match="not connected"):
-        client.redis_url  # noqa: B018
+        client.redis_url  # noqa: B018  to read it is what raises
     with client:
         assert client.redis_url == valkey_url
 

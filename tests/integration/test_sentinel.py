@@ -135,7 +135,7 @@ async def test_primary_may_die_while_prompts_run(
 async def test_check_asks_the_primary_for_the_health_of_its_worker(
     valkey_binary: Path,
     tmp_path: Path,
-    start_worker: StartWorker,  # noqa: F811
+    start_worker: StartWorker,  # noqa: F811  the fixture, by its name
 ) -> None:
     check = [sys.executable, "-m", "arq", "--check", "scheduler.WorkerSettings"]
     with sentinel_servers(valkey_binary, tmp_path) as servers:

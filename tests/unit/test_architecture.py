@@ -7,10 +7,12 @@ import re
 import socket
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from tokenize import COMMENT
 
 import pytest
 from pytest_socket import SocketConnectBlockedError
@@ -251,6 +253,7 @@ def test_nothing_is_read_that_could_run_code(path: Path) -> None:
     assert not banned & {name.split(".")[0] for name in imports(path)}
 
 
+IGNORED_WITH_REASON = re.compile(r"# (noqa: [A-Z]+\d+(, ?[A-Z]+\d+)*  |type: ignore\[[a-z, -]+\]  # )\S")
 OURS = ("scheduler", "workers", "_prompt_scheduler", "benchmarks", "tests", "docs", "examples", "deploy")
 
 
@@ -258,11 +261,12 @@ OURS = ("scheduler", "workers", "_prompt_scheduler", "benchmarks", "tests", "doc
     "path", sorted(path for folder in OURS for path in (ROOT / folder).rglob("*.py")), ids=relative
 )
 def test_each_check_that_is_ignored_has_its_reason(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    types = re.findall(r"# type: ignore(?:\[[^\]]*\])?(.*)", text)
-    assert all(reason.startswith("  # ") for reason in types)
-    rules = re.findall(r"# noqa(?:: [A-Z]+[0-9]+(?:, ?[A-Z]+[0-9]+)*)?(.*)", text)
-    assert all(re.match(r"  \S", reason) for reason in rules)
+    with tokenize.open(path) as file:
+        comments = [
+            token.string for token in tokenize.generate_tokens(file.readline) if token.type == COMMENT
+        ]
+    ignored = [comment for comment in comments if re.match(r"# (noqa|type: ignore)", comment)]
+    assert [comment for comment in ignored if not IGNORED_WITH_REASON.match(comment)] == []
 
 
 def undocumented(path: Path) -> Iterator[str]:

@@ -191,7 +191,7 @@ class OneTokenTooMany(Honest):
             if isinstance(output, Completed):
                 yield Piece(member, "more")
                 used = TokenUsage(output.usage.input_tokens, (output.usage.output_tokens or 0) + 1)
-                output = Completed(member, "length", used)  # noqa: PLW2901
+                output = Completed(member, "length", used)  # noqa: PLW2901  this wrong one replaces it
             yield output
 
 

@@ -4,8 +4,8 @@ from gevent import monkey
 
 monkey.patch_all()
 
-from produce import prompt, run_blocking  # noqa: E402 - gevent patches first
-from worker import broker, echo  # noqa: E402 - the same
+from produce import prompt, run_blocking  # noqa: E402  gevent patches first
+from worker import broker, echo  # noqa: E402  the same
 
 
 class Producer:

@@ -63,7 +63,7 @@ class Producer(Protocol):
 
 def run_async(producer: AsyncProducer) -> None:
     """Do on asyncio, with uvloop, what the command line says."""
-    import uvloop  # noqa: PLC0415 - clients that block have none
+    import uvloop  # noqa: PLC0415  clients that block have none
 
     how, n = arguments()
     print(json.dumps(uvloop.run(measured_async(producer, how, n))))

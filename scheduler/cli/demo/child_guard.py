@@ -23,11 +23,11 @@ GRACE_S = 5.0
 def run_guarded(command: list[str]) -> int:
     """Run a command until it ends or standard input does; its exit code."""
     # In a group of its own: Ctrl-C in the terminal is for the starter to hear, and to act on.
-    child = subprocess.Popen(  # noqa: S603 - the starter's own command
+    child = subprocess.Popen(  # noqa: S603  the starter's own command
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - there is no other thread yet
+        preexec_fn=_end_with_parent,  # noqa: PLW1509  there is no other thread yet
     )
     threading.Thread(target=_end_with_stdin, args=(child,), daemon=True).start()
     code = child.wait()
@@ -38,7 +38,7 @@ def run_guarded(command: list[str]) -> int:
 def _end_with_parent() -> None:
     """Linux: have the kernel end the command if this process itself is killed."""
     if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415 - needed here alone
+        import ctypes  # noqa: PLC0415  needed here alone
 
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL))

@@ -21,7 +21,7 @@ LEVELS_AT_ONCE = 500
 
 async def ready_jobs(queue: PromptQueue, state: JobState, lane: str | None) -> AsyncGenerator[JobInfo, None]:
     """Waiting or held jobs with their positions; of one lane, or of all."""
-    aging = await queue.redis.hget(queue.keys.fixed("conf"), "aging_ms")  # type: ignore[misc]  # redis-py also types the answer of a client without asyncio
+    aging = await queue.redis.hget(queue.keys.fixed("conf"), "aging_ms")  # type: ignore[misc]  # redis-py has one type for sync and async
     merged = _merged(queue, await _levels_in_use(queue, state, lane), aging_ms(aging) * 1000)
     seen: Counter[str] = Counter()
     async with aclosing(merged) as pages:
@@ -86,7 +86,7 @@ async def _levels_of(
     levels: list[_Level] = []
     for start in range(0, len(places), AT_ONCE):
         some = list(fields[start : start + AT_ONCE])
-        bitmaps = await queue.redis.hmget(queue.keys.fixed(key), some)  # type: ignore[misc]  # as above
+        bitmaps = await queue.redis.hmget(queue.keys.fixed(key), some)  # type: ignore[misc]  # redis-py has one type for sync and async
         for place, bits in zip(places[start : start + AT_ONCE], bitmaps, strict=True):
             levels += [_Level(place, priority) for priority in levels_in(bits)]
     return levels
