@@ -14,6 +14,7 @@ from scheduler.queue.records import Conflict, Enqueued
 from tests.contracts.limits_contract import acme_job, hold, open_gate, states
 from tests.contracts.queue_contract import ENDS_WITHOUT_RESULT, OnQueue, reach
 from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, event, new_job
+from tests.contracts.suspects_contract import make_suspects
 
 AGING_US = 30_000_000
 
@@ -214,7 +215,53 @@ class EdgesContract(OnQueue):
         await q.finish(job)
         assert (await q.owner("K"), await q.redis.pttl(key)) == ("another", -1)
 
+    # Wake tokens and counts
+
+    @pytest.mark.parametrize(("priority", "urgent"), [(7, 0), (8, 1), (9, 1)])
+    async def test_eight_and_nine_wake_processes_that_have_only_kept_places(
+        self, q: QueueDriver, priority: int, urgent: int
+    ) -> None:
+        await q.enqueue(new_job("a", priority))
+        assert await q.redis.llen(q.queue.keys.of("urgent", LANE)) == urgent
+
+    async def test_an_urgent_suspect_wakes_as_any_urgent_job_does(self, q: QueueDriver) -> None:
+        await make_suspects(q, "s", priority=8)
+        urgent = q.queue.keys.of("urgent", LANE)
+        await q.redis.delete(urgent, q.queue.keys.of("wake", LANE))
+        await q.tick()
+        assert await q.redis.llen(urgent) == 1
+
+    async def test_retries_and_returns_are_counted_apart(self, q: QueueDriver) -> None:
+        await q.give_back(await q.running("a"))
+        await q.give_back(await q.claim(), counts=False)
+        await q.give_back(await q.claim(), counts=False)
+        meta = await q.meta()
+        assert (meta["t:retried"], meta["t:given_back"]) == ("1", "2")
+
+    async def test_a_delayed_job_whose_record_is_damaged_counts_no_more(
+        self, q: QueueDriver, untidy: None
+    ) -> None:
+        await q.enqueue(new_job("a", delay_ms=1), *[new_job(f"j{n}") for n in range(3)])
+        await q.redis.hset(q.queue.keys.of("record", "a"), "p", "urgent")
+        await q.pass_ms(1)
+        await q.tick()
+        assert (await q.waiting(), await q.waiting(LANE)) == (3, 3)
+
     # Bounds of arguments and settings
+
+    async def test_without_settings_answers_stay_an_hour_and_dead_letters_a_week(
+        self, q: QueueDriver
+    ) -> None:
+        key = q.queue.keys.dedup("default", "K")
+        await q.finish(await q.running("a", key="K", dedup=DedupMode.WINDOW))
+        await q.finish(await q.running("b"), JobState.FAILED)
+        hour_ms, week_ms = 3_600_000, 7 * 24 * 3_600_000
+        for where, most_ms in (
+            (q.queue.keys.of("record", "a"), hour_ms),
+            (key, hour_ms),
+            (q.queue.keys.of("record", "b"), week_ms),
+        ):
+            assert most_ms - 60_000 < await q.redis.pttl(where) <= most_ms, where
 
     async def test_a_name_may_have_1024_characters_and_no_more(self, q: QueueDriver) -> None:
         await q.enqueue(new_job("a"))
@@ -258,9 +305,18 @@ class EdgesContract(OnQueue):
 
     async def test_all_places_beside_the_lanes_are_mended(self, q: QueueDriver) -> None:
         beside = q.queue.keys.fixed("beside")
-        await q.redis.hset(beside, mapping={f"{LANE} tenant{n}": 1 for n in range(5)})
+        await q.redis.hset(beside, mapping={f"{LANE} tenant{n}": 1 for n in range(200)})
         await q.tick(mend_ms=0)
+        for _ in range(20):
+            await q.tick()
         assert await q.redis.hlen(beside) == 0, "none of them has jobs"
+
+    async def test_waiting_work_is_looked_at_once_a_second(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a"))
+        await q.tick()
+        await q.enqueue(new_job("b"))
+        await q.tick()
+        assert await q.work() == 1
 
     async def test_one_call_adds_2000_entries_of_work_over_all_lanes(self, q: QueueDriver) -> None:
         lanes = ("x", "y")

@@ -108,8 +108,14 @@ local function look_after_places(begin)
   local function go_on(command, key, field, place)
     if not (place or begin) then return false end
     local members, next_place = walk(command, key, place, LANES_A_CALL)
+    local size = command == 'HSCAN' and 'HLEN' or 'ZCARD'
+    local before = #members > 0 and redis.call(size, key)
     for i = 1, #members, 2 do mend_place(members[i]) end
-    if next_place then redis.call('HSET', meta_key, field, next_place) elseif place then redis.call('HDEL', meta_key, field) end
+    if next_place then
+      redis.call('HSET', meta_key, field, place_after(next_place, before - redis.call(size, key)))
+    elseif place then
+      redis.call('HDEL', meta_key, field)
+    end
     return next_place
   end
   local beside = go_on('HSCAN', beside_key, 'beside at', under_way[1])
