@@ -33,6 +33,6 @@ def by_bytes(items: Sequence[T], size_of: Callable[[T], int]) -> list[Sequence[T
     return parts
 
 
-def optional(value: int | None) -> Argument:
-    """An argument that a script reads as not set if it is `''`."""
+def optional(value: Argument | None) -> Argument:
+    """An argument of a script; `''` says that it is not set."""
     return "" if value is None else value

@@ -17,6 +17,9 @@ RENEW_AT_ONCE = 512
 NO_OFFERS: Mapping[str, Sequence[Offer]] = {}
 NOTHING_KEPT: Mapping[str, int] = {}
 
+_TEXTS = [ClaimedJob._fields.index(name) for name in ("id", "lane", "tenant", "endpoint")]
+_SUSPECT = ClaimedJob._fields.index("suspect")
+
 
 class Leases(QueuePart):
     """What worker processes take from the queue and hold."""
@@ -133,37 +136,7 @@ class Leases(QueuePart):
 
 
 def _claimed(row: list[Any]) -> ClaimedJob:
-    (
-        job_id,
-        token,
-        attempt,
-        failures,
-        waits,
-        attempts,
-        priority,
-        lane,
-        tenant,
-        waited,
-        remaining,
-        ttl,
-        suspect,
-        endpoint,
-        payload,
-    ) = row
-    return ClaimedJob(
-        job_id.decode(),
-        token,
-        attempt,
-        failures,
-        attempts,
-        priority,
-        lane.decode(),
-        tenant.decode(),
-        waited,
-        remaining,
-        ttl,
-        payload,
-        endpoint.decode(),
-        bool(suspect),
-        waits,
-    )
+    for at in _TEXTS:
+        row[at] = row[at].decode()
+    row[_SUSPECT] = row[_SUSPECT] > 0
+    return ClaimedJob._make(row)

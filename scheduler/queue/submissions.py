@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from redis.exceptions import OutOfMemoryError
 
-from scheduler.queue.calls import STAGED_BYTES, STAGED_MS, by_bytes, optional
+from scheduler.queue.calls import STAGED_BYTES, STAGED_MS, by_bytes
 from scheduler.queue.part import QueuePart
 from scheduler.queue.records import Conflict, Enqueued, EnqueueOutcome, Full, NewJob, Reuse
 from scheduler.queue.scripts import Argument
@@ -40,20 +40,8 @@ class Submissions(QueuePart):
         staged = {job.job_id: job.payload for job in jobs if len(job.payload) > STAGED_BYTES}
         args: list[Argument] = [len(jobs)]
         for job in jobs:
-            args += (
-                job.job_id,
-                job.lane,
-                job.priority,
-                job.tenant,
-                b"" if job.job_id in staged else job.payload,
-                job.dedup_hash or "",
-                job.content_hash or "",
-                job.dedup.value,
-                optional(job.deadline_ms),
-                optional(job.delay_ms),
-                optional(job.max_attempts),
-                optional(job.result_ttl_ms),
-            )
+            row = job._replace(payload=b"") if job.job_id in staged else job
+            args += ["" if value is None else value for value in row]
         for _ in range(STAGE_AGAIN):
             for job_id, payload in staged.items():
                 await self.redis.set(self.keys.of("staged", job_id), payload, px=STAGED_MS)

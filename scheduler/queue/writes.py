@@ -93,8 +93,7 @@ class Writes(QueuePart):
     def _retry(returns: Sequence[Return]) -> Call:
         args: list[Argument] = []
         for one in returns:
-            args += (one.job_id, one.token, one.event, int(one.counts), one.delay_ms, one.error)
-            args.append(optional(one.used_tokens))
+            args += [int(value) if isinstance(value, bool) else optional(value) for value in one]
         return "retry", args
 
     @staticmethod

@@ -11,6 +11,8 @@ from scheduler.queue.configuration import FORMAT
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.keys import Keys, lua_keys
 from scheduler.queue.queue import PromptQueue
+from scheduler.queue.records import NewJob
+from scheduler.queue.rows import ROWS, in_order, lua_numbers
 from scheduler.queue.scripts import NAMES, source
 from scheduler.redis_server.connection import open_redis
 
@@ -27,6 +29,7 @@ def test_a_script_is_whole(name: str) -> None:
     text = source(name)
     assert text.startswith("#!lua")
     assert "@include" not in text
+    assert "@row" not in text
     assert "KEYS[2]" not in text
 
 
@@ -62,6 +65,25 @@ def test_a_script_makes_no_function_for_nothing(name: str) -> None:
     text = re.sub(r"--.*", "", source(name))
     defined = re.findall(r"^local function (\w+)", text, re.MULTILINE)
     assert {one for one in defined if len(re.findall(rf"\b{one}\b", text)) == 1} == set()
+
+
+def test_a_script_has_a_number_for_each_field_of_each_row() -> None:
+    defined = dict(re.findall(r"^local ([A-Z_]+) = (\d+)$", lua_numbers(), re.MULTILINE))
+    assert defined["NEW_JOB_ID"] == "0"
+    assert defined["NEW_PRIORITY"] == str(NewJob._fields.index("priority"))
+    assert defined["NEW_WIDTH"] == str(len(NewJob._fields))
+
+
+def test_the_fields_of_a_marked_table_come_into_the_order_of_their_row() -> None:
+    names = list(ROWS["claimed"])
+    lines = "".join(f"    {name} = f({name}, 'a = b'),\n" for name in reversed(names))
+    script = in_order(f'  -- @row "claimed"\n  return {{\n{lines}  }}\nend')
+    assert script == "".join(("  return {\n", *(f"    f({name}, 'a = b'),\n" for name in names), "  }\nend"))
+
+
+def test_a_marked_table_with_other_fields_than_its_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="'wanted' with other fields"):
+        in_order('-- @row "wanted"\nlocal row = {\n  lane = lane,\n}')
 
 
 def test_python_and_lua_agree_on_the_format_of_what_is_stored() -> None:

@@ -7,13 +7,12 @@
 -- ARGV[5] how many of those places are kept for priorities 8 and 9
 -- ARGV[6] 1 if the worker process runs no suspect and may take one, else 0
 -- ARGV[7] bytes of requests after which it takes no more; one job is taken in any case
--- ARGV[8…] lane, how many of it at most, how many of those places are kept for 8 and 9,
---   '' or where its jobs may go: 'endpoint room kept outstanding weight endpoint …'; …
--- returns {more, {lane, ms, endpoints, …}, {id, token, attempt, failures, waits, max_attempts or nil, priority, lane, tenant,
---   waited ms, remaining ms or nil, result ttl ms or nil, suspect (1 or 0), endpoint or '',
---   payload, '' where that has INLINE_BYTES or more: Lua would copy it four times}, …}
---   more: claimable work was left behind, 2: of priority 8 or 9, 1: below only, 0: none;
---   lanes whose work was left for want of a permit, when one comes, and the endpoints that have none
+-- ARGV[8…] a row `wanted` a lane (scheduler/queue/rows.py): the lane, how many jobs of it at most, how many of those places are
+--   kept for 8 and 9, and '' or where its jobs may go: 'endpoint room kept outstanding weight', repeated
+-- returns {more, {lane, ms, endpoints, …}, a row `claimed` for each job, …}
+--   more: claimable work was left behind, 2: of priority 8 or 9, 1: only below, 0: none
+--   lanes whose work was left for want of a permit, the ms to the next permit, and the endpoints that lack one
+--   payload: '' if it has INLINE_BYTES or more, as Lua would copy it four times
 -- @include "lib/clock"
 -- error: NEWERFORMAT, where a newer version has written the queue
 -- @include "lib/argument"
@@ -46,7 +45,7 @@ local claim_id, worker = named(1), named(2)
 local lease_ms, limit, limit_kept = argument(3, 1, MOST_MS), argument(4, 0, MOST_JOBS), argument(5, 0, MOST_JOBS)
 
 local suspects, bytes_left = argument(6, 0, 1), argument(7, 1, MOST_NUMBER)
-if (#ARGV - 7) % 4 > 0 then error('four arguments a lane') end
+if (#ARGV - 7) % WANTED_WIDTH > 0 then error('the arguments are not a row a lane') end
 
 -- A request and its bytes; '' in the place of a large one, nil where there is none.
 local function read_payload(id)
@@ -58,10 +57,23 @@ end
 
 local function entry(id, rec, token, endpoint, payload)
   local waited_ms = now_ms - math.floor(rec.q / 1000)
+  -- @row "claimed"
   return {
-    id, token, tonumber(rec.n), tonumber(rec.f or 0), tonumber(rec.W or 0), rec.a and tonumber(rec.a) or false, tonumber(rec.p), rec.l,
-    rec.t or 'default', waited_ms > 0 and waited_ms or 0, rec.x and rec.x - now_ms or false, rec.g and tonumber(rec.g) or false,
-    is_suspect(rec) and 1 or 0, endpoint, payload,
+    id = id,
+    token = token,
+    attempt = tonumber(rec.n),
+    failures = tonumber(rec.f or 0),
+    max_attempts = rec.a and tonumber(rec.a) or false,
+    priority = tonumber(rec.p),
+    lane = rec.l,
+    tenant = rec.t or 'default',
+    waited_ms = waited_ms > 0 and waited_ms or 0,
+    remaining_ms = rec.x and rec.x - now_ms or false,
+    result_ttl_ms = rec.g and tonumber(rec.g) or false,
+    payload = payload,
+    endpoint = endpoint,
+    suspect = is_suspect(rec) and 1 or 0,
+    waits = tonumber(rec.W or 0),
   }
 end
 
@@ -84,7 +96,9 @@ local before = repeated()
 if before then return before end
 
 local paused, fields = {}, { 'claims', 'suspects' }
-for i = 8, #ARGV, 4 do fields[#fields + 1], paused[#paused + 1] = 'b:' .. named(i), ARGV[i] end
+for at = 8, #ARGV, WANTED_WIDTH do
+  fields[#fields + 1], paused[#paused + 1] = 'b:' .. named(at + WANTED_LANE), ARGV[at + WANTED_LANE]
+end
 paused = #paused > 0 and redis.call('SMISMEMBER', paused_key, unpack(paused)) or paused
 local meta = redis.call('HMGET', meta_key, unpack(fields))
 local claims, any_suspects = tonumber(meta[1]) or 0, suspects > 0 and meta[2]
@@ -92,14 +106,15 @@ local claims, any_suspects = tonumber(meta[1]) or 0, suspects > 0 and meta[2]
 -- The lanes that have work, and a cursor for each of their levels.
 local lanes, cursors = {}, {}
 for i = 3, #fields do
-  local at = 8 + (i - 3) * 4
-  local name, bits = ARGV[at], tonumber(meta[i] or 0)
+  local at = 8 + (i - 3) * WANTED_WIDTH
+  local name, bits = ARGV[at + WANTED_LANE], tonumber(meta[i] or 0)
   local bits_of_suspects = any_suspects and level_bits(suspects_lane(name)) or 0
   bitmaps[name] = bits
   if (bits > 0 or bits_of_suspects > 0) and paused[i - 2] == 0 then
-    local offers = ARGV[at + 3]
+    local offers = ARGV[at + WANTED_OFFERS]
     local lane = {
-      name = name, quota = argument(at + 1, 0, MOST_NUMBER), kept = argument(at + 2, 0, MOST_NUMBER), claimed = 0, left = 0,
+      name = name, quota = argument(at + WANTED_QUOTA, 0, MOST_NUMBER), kept = argument(at + WANTED_KEPT, 0, MOST_NUMBER),
+      claimed = 0, left = 0,
       offers = offers ~= '' and parse_offers(offers), without_permit = false,
     }
     lanes[#lanes + 1] = lane

@@ -1,10 +1,9 @@
 #!lua
 -- Enqueue jobs; or join, reuse or replace the jobs that own their dedup keys. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV[1] number of jobs, at most 128; then 12 a job, '' for what is not set:
---   id, lane, priority, tenant, payload, dedup hash, content hash, dedup mode, deadline (ms from now),
---   delay (ms), max_attempts, result ttl (ms)
---   payload '': it is large and is in its staged key
+-- ARGV[1] number of jobs, at most 128
+-- ARGV[2…] a row `new` a job (scheduler/queue/rows.py), '' for what is not set. Durations are ms from now. payload '': it is large
+--   and is in its staged key
 -- returns, for each job, or for the first ones if those cost enough for one call:
 --   {'new', id} | {'joined', id} | {'exists', id} | {'conflict', id}
 --   | {'reused', id, how often that answer has been reused, its age in ms}
@@ -49,20 +48,28 @@ end
 
 -- Every job is read before the first write, so that a bad argument changes nothing.
 local function parse(at)
-  local mode, result_ttl_ms = ARGV[at + 7], optional(at + 11, 1, MOST_MS)
-  if not MODES[mode] then error('ARGV[' .. at + 7 .. '] is no mode of dedup') end
+  local mode, result_ttl_ms = ARGV[at + NEW_DEDUP], optional(at + NEW_RESULT_TTL_MS, 1, MOST_MS)
+  if not MODES[mode] then error('ARGV[' .. at + NEW_DEDUP .. '] is no mode of dedup') end
   if result_ttl_ms ~= '' then result_ttl_ms = math.min(keeping().most_ms, result_ttl_ms) end
   return {
-    id = ARGV[at], lane = known_name(at + 1), priority = argument(at + 2, 0, 9), tenant = known_name(at + 3), payload = ARGV[at + 4],
-    hash = ARGV[at + 5], content = string.sub(ARGV[at + 6], 1, CONTENT_CHARS), mode = mode,
-    deadline_ms = optional(at + 8, 0, MOST_MS), delay_ms = optional(at + 9, 0, MOST_MS),
-    max_attempts = optional(at + 10, 1, 1000), result_ttl_ms = result_ttl_ms,
+    id = ARGV[at + NEW_JOB_ID],
+    lane = known_name(at + NEW_LANE),
+    priority = argument(at + NEW_PRIORITY, 0, 9),
+    tenant = known_name(at + NEW_TENANT),
+    payload = ARGV[at + NEW_PAYLOAD],
+    hash = ARGV[at + NEW_DEDUP_HASH],
+    content = string.sub(ARGV[at + NEW_CONTENT_HASH], 1, CONTENT_CHARS),
+    mode = mode,
+    deadline_ms = optional(at + NEW_DEADLINE_MS, 0, MOST_MS),
+    delay_ms = optional(at + NEW_DELAY_MS, 0, MOST_MS),
+    max_attempts = optional(at + NEW_MAX_ATTEMPTS, 1, 1000),
+    result_ttl_ms = result_ttl_ms,
   }
 end
 
-if #ARGV ~= 1 + 12 * argument(1, 0, MOST_NUMBER) then error('twelve arguments a job') end
+if #ARGV ~= 1 + NEW_WIDTH * argument(1, 0, MOST_NUMBER) then error('the arguments are not a row a job') end
 local jobs = {}
-for at = 2, #ARGV, 12 do jobs[#jobs + 1] = parse(at) end
+for at = 2, #ARGV, NEW_WIDTH do jobs[#jobs + 1] = parse(at) end
 for i = 1, #jobs do
   local job = jobs[i]
   if job.payload == '' and redis.call('EXISTS', staged_key(job.id), record_key(job.id)) == 0 then

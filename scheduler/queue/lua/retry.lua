@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- Give running jobs back to their lanes: after a failure, or unharmed, at their own place. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV, 7 a job: job, token, retrying event JSON, 1 if it counts as a failure, delay (ms), error JSON or '',
---   tokens that the attempt has used or '' where nobody knows
--- returns, a job: 1 | 0 refused, the job is not this token's any more
+-- ARGV a row `return` a job (scheduler/queue/rows.py). event: the retrying event. counts: 1 for a failure, else 0. error: '' for
+--   none. used_tokens: '' if nobody knows
+-- returns, for each job: 1 | 0 refused: the job is no longer this token's
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"
@@ -18,21 +18,21 @@
 -- @include "lib/settle"
 
 local to_wake, delays_ms = {}, {}
-for at = 1, #ARGV, 7 do delays_ms[at] = argument(at + 4, 0, MOST_MS) end
-if #ARGV % 7 > 0 then error('seven arguments a job') end
+for at = 1, #ARGV, RETURN_WIDTH do delays_ms[at] = argument(at + RETURN_DELAY_MS, 0, MOST_MS) end
+if #ARGV % RETURN_WIDTH > 0 then error('the arguments are not a row a job') end
 
 local function give_back(at)
-  local id, token, counts = ARGV[at], ARGV[at + 1], ARGV[at + 3] == '1'
-  local delay_ms, error = delays_ms[at], ARGV[at + 5]
+  local id, token, counts = ARGV[at + RETURN_JOB_ID], ARGV[at + RETURN_TOKEN], ARGV[at + RETURN_COUNTS] == '1'
+  local delay_ms, error = delays_ms[at], ARGV[at + RETURN_ERROR]
   local rec = read(id, { 's', 'k', 'l', 'p', 't', 'q', 'x', 'f', 'n', 'o', 'w', 'y', 'v', 'c' })
   if not rec or rec.k ~= token then return 0 end
   if rec.s == 'waiting' or rec.s == 'delayed' or rec.s == 'held' then return 1 end
   if rec.s ~= 'running' or not sound(rec) or not rec.q then return 0 end
-  emit(id, ARGV, at + 2, at + 2)
+  emit(id, ARGV, at + RETURN_EVENT, at + RETURN_EVENT)
   redis.call('ZREM', leases_key, id)
   redis.call('HINCRBY', record_key(id), counts and 'f' or 'W', 1)
   if error ~= '' then redis.call('HSET', record_key(id), 'i', error) end
-  settle_usage(id, rec, whole(ARGV[at + 6], 0, MOST_NUMBER))
+  settle_usage(id, rec, whole(ARGV[at + RETURN_USED_TOKENS], 0, MOST_NUMBER))
   count_attempt(rec)
   remember(id, rec.y, counts and 'failed' or 'given_back', rec.w, rec.n, error)
   if delay_ms > 0 then
@@ -47,7 +47,7 @@ local function give_back(at)
 end
 
 local replies = {}
-for at = 1, #ARGV, 7 do replies[#replies + 1] = give_back(at) end
+for at = 1, #ARGV, RETURN_WIDTH do replies[#replies + 1] = give_back(at) end
 save_gates()
 save_counts()
 for lane in pairs(to_wake) do wake(lane) end

@@ -1,4 +1,4 @@
-"""A job's events as they are read again."""
+"""A job's events, read again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ START: Cursor = (0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A job's state and its events after a cursor, in one read.
-
-    When the job has ended and `more` is false, the last of `events` is the terminal event, made from the
-    record where the stream has gone, unless the cursor is at or past it. `last` is the newest event there is.
-    """
+    """A job's state and its events after a cursor, in one read."""
 
     state: JobState
+    """The job's state."""
     events: tuple[bytes, ...]
+    """Each a whole JSON object.
+
+    If the job has ended and `more` is false, the last one is the terminal event, made from the record if the
+    stream has gone; it is left out if the cursor is at or past it.
+    """
     last: Cursor
+    """The newest event that there is."""
     more: bool = False
+    """Whether there are more events than were read."""

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TickReport:
-    """What maintenance did, and when it is wanted again. `leader`: this process holds the lock.
-
-    `in_doubt`: it did nothing, for Redis' clock may have jumped.
-    """
+    """What one call of maintenance did."""
 
     leader: bool
+    """Whether this process holds the lock; without it nothing was done."""
     next_ms: int
+    """When to call again."""
     promoted: int = 0
+    """Delayed jobs that became due."""
     reaped: int = 0
+    """Running jobs whose leases had ended."""
     expired: int = 0
+    """Jobs whose deadlines had passed."""
     released: int = 0
+    """Held jobs that their tenants' limits let go."""
     rearmed: int = 0
+    """Lanes that were woken."""
     forgotten: int = 0
+    """Ended jobs that went."""
     in_doubt: bool = False
+    """Nothing was done, because Redis' clock may have jumped: call again at once, with `is_sure`."""

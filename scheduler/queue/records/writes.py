@@ -9,51 +9,68 @@ from scheduler.model import JobState
 
 
 class Publication(NamedTuple):
-    """Events of one attempt, with consecutive `seq` from `first_seq`, each a whole JSON object."""
+    """Events of one attempt."""
 
     job_id: str
+    """The job."""
     token: int
+    """The attempt's."""
     first_seq: int
+    """The `seq` of the first event; the others follow one by one."""
     events: tuple[bytes, ...]
+    """Each a whole JSON object."""
 
 
 class Ending(NamedTuple):
-    """The end of a job: events that are left, their `seq` consecutive from `first_seq`; and the terminal one.
+    """The end of a job: its last events, and the terminal one.
 
-    The JSON of the terminal event is `head + value + b"}"`; `value` is its result (done), its error (failed),
-    or nothing. `used_tokens` takes the place of what limits reckoned with for this attempt; None: nobody
-    knows.
+    The JSON of the terminal event is `head + value + b"}"`.
     """
 
     job_id: str
+    """The job."""
     token: int
+    """The attempt's."""
     state: JobState
+    """`done`, `failed`, `cancelled` or `expired`."""
     first_seq: int
+    """The `seq` of the first event; the others follow one by one."""
     events: tuple[bytes, ...]
+    """What is left to publish before the terminal event."""
     head: bytes
+    """The terminal event up to its value."""
     value: bytes = b""
+    """The result of a job that is done, the error of one that failed, else nothing."""
     reason: str = ""
+    """Why it ended."""
     result_ttl_ms: int = 3_600_000
+    """How long it is kept."""
     used_tokens: int | None = None
+    """What the attempt used, in place of the estimate that rate limits charged; None: unknown."""
 
 
 class Return(NamedTuple):
-    """A running job goes back: after a failure (`counts`), or given back at its own place.
-
-    `event` is the `retrying` event. `delay_ms` 0 means at once. `used_tokens` as for an `Ending`.
-    """
+    """A running job goes back to its lane: after a failure, or at no cost."""
 
     job_id: str
+    """The job."""
     token: int
+    """The attempt's."""
     event: bytes
+    """The `retrying` event."""
     counts: bool
+    """Whether the attempt counts as a failure."""
     delay_ms: int = 0
+    """When it is due again; 0: at once, at its own rank."""
     error: bytes = b""
+    """Why, JSON; empty if nothing went wrong."""
     used_tokens: int | None = None
+    """As for an `Ending`."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteOutcome:
-    """Which writes were refused because the job is not this token's any more: `(job_id, token)`."""
+    """What became of a batch of writes."""
 
     refused: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    """`(job_id, token)` of each write that was refused because the job is no longer that token's."""
