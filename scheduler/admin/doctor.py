@@ -16,14 +16,15 @@ from redis.exceptions import ResponseError
 
 from scheduler.batching import within
 from scheduler.engine.limits import limits_of
-from scheduler.engine.queue_settings import disagreements, limit_disagreements, queue_settings
+from scheduler.engine.queue_settings import disagreements, limit_disagreements
 from scheduler.engine.routes import build_endpoint, build_route, endpoint_name
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.queue import PromptQueue
-from scheduler.queue.configuration import FORMAT
 from scheduler.queue.inspection.status import read_status
 from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.reports import QueueStatus, WorkerInfo
+from scheduler.queue.shared import FORMAT
+from scheduler.queue.stored_settings import queue_settings
 from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.errors import newer_data, translated
 from scheduler.redis_server.readiness import check_server

@@ -10,9 +10,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from scheduler.errors import SchedulerError
-from scheduler.queue.configuration import FORMAT
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Cursor, Replay
+from scheduler.queue.shared import FORMAT
 from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.errors import newer_data, too_late, translated
 from scheduler.redis_server.readiness import check_server

@@ -27,7 +27,7 @@ from scheduler.engine.attempt import Attempt, Stop, run_attempt, settle
 from scheduler.engine.keeper import LeaseKeeper
 from scheduler.engine.limits import limits_of, offers_of
 from scheduler.engine.patience import Outage, Patience
-from scheduler.engine.queue_settings import disagreements, limit_disagreements, queue_settings
+from scheduler.engine.queue_settings import disagreements, limit_disagreements
 from scheduler.engine.retry import RetryPolicy, bounds_of
 from scheduler.engine.routes import (
     NO_PLACES,
@@ -63,6 +63,7 @@ from scheduler.queue.records import (
     TickReport,
     WriteOutcome,
 )
+from scheduler.queue.stored_settings import queue_settings
 from scheduler.results.subscriptions import Subscriptions
 from scheduler.results.writer import EventWriter
 from scheduler.routing import BreakerState, Endpoint

@@ -1,33 +1,8 @@
-"""The settings that are the queue's and no process's own, as worker processes publish them."""
+"""Where the settings of a process differ from those that hold for the queue."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-
-from scheduler.settings import Settings
-
-
-def queue_settings(settings: Settings) -> dict[str, str | int]:
-    """By the names that scripts know them by."""
-    conf: dict[str, str | int] = {
-        "max_waiting": settings.max_waiting,
-        "when_full": settings.when_full,
-        "aging_ms": round(settings.aging_s * 1000),
-        "dedup_ttl_ms": round(settings.dedup_ttl_s * 1000),
-        "result_ttl_ms": round(settings.result_ttl_s * 1000),
-        "max_result_ttl_ms": round(settings.max_result_ttl_s * 1000),
-        "dead_ttl_ms": round(settings.dead_ttl_s * 1000),
-        "max_dead": settings.max_dead,
-        "max_finished": settings.max_finished,
-        "spare_bytes": settings.spare_bytes,
-        "max_attempts": settings.max_attempts,
-    }
-    for name, route in settings.routes.items():
-        if route.max_waiting is not None:
-            conf[f"max_waiting:{name}"] = route.max_waiting
-        if route.max_attempts is not None:
-            conf[f"max_attempts:{name}"] = route.max_attempts
-    return conf
 
 
 def disagreements(own: Mapping[str, str | int], published: Mapping[str, str]) -> Iterator[str]:

@@ -11,9 +11,6 @@ from scheduler.queue.limits import Limits
 from scheduler.queue.part import QueuePart
 from scheduler.queue.scripts import Argument
 
-FORMAT = 1
-"""The format of what is stored, as lua/lib/format.lua has it."""
-
 NO_LIMITS = Limits()
 
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from scheduler.model import URGENT, JobInfo, JobState
 from scheduler.queue.limits import RateLimit
 from scheduler.queue.rank import handicap, is_strict
-
-LOSSES_OF_A_SUSPECT = 2
-"""The same number as in `lua/lib/record.lua`."""
+from scheduler.queue.shared import LOSSES_OF_A_SUSPECT
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ A script has a number for each field of each row, counted from 0, and the width 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from scheduler.queue.records import ClaimedJob, NewJob, Return
 
@@ -26,16 +25,10 @@ _MARKED = re.compile(
 _FIELD = re.compile(r"^(?P<indent> *)(?P<name>\w+) = (?P<value>.*)$", re.MULTILINE)
 
 
-def lua_numbers() -> str:
-    """The numbers of all fields, as definitions for a script."""
-    return "".join(f"local {name} = {number}\n" for name, number in _numbers())
-
-
-def _numbers() -> Iterator[tuple[str, int]]:
-    for row, names in ROWS.items():
-        for at, name in enumerate(names):
-            yield f"{row}_{name}".upper(), at
-        yield f"{row}_WIDTH".upper(), len(names)
+def row_numbers() -> dict[str, int]:
+    """The numbers of all fields and widths, by the names that scripts know them by."""
+    fields = {f"{row}_{name}".upper(): at for row, names in ROWS.items() for at, name in enumerate(names)}
+    return fields | {f"{row}_WIDTH".upper(): len(names) for row, names in ROWS.items()}
 
 
 def in_order(script: str) -> str:

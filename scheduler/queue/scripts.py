@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from scheduler.queue.keys import lua_keys
-from scheduler.queue.rows import in_order, lua_numbers
+from scheduler.queue.rows import in_order
+from scheduler.queue.shared import lua_constants
 
 Argument: TypeAlias = str | bytes | int
 Call: TypeAlias = tuple[str, Sequence[Argument]]
@@ -68,7 +69,7 @@ def source(name: str, *, flags: bool = True, db: int = 0) -> str:
     text = _read(name)
     first_line = _SHEBANG.match(text)
     whole = _INCLUDE.sub(lambda match: _read(match["name"]).rstrip(), _SHEBANG.sub("", text))
-    body = _used(_numbers_inlined(lua_numbers() + in_order(whole)))
+    body = _used(_numbers_inlined(lua_constants() + in_order(whole)))
     head = first_line.group() if first_line and flags else ""
     return f"{head}{lua_keys(body, db)}\n{body}"
 

@@ -7,14 +7,17 @@ from importlib import resources
 
 import pytest
 
-from scheduler.queue.configuration import FORMAT
+from scheduler.model import URGENT
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.keys import Keys, lua_keys
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import NewJob
-from scheduler.queue.rows import ROWS, in_order, lua_numbers
+from scheduler.queue.rows import ROWS, in_order, row_numbers
 from scheduler.queue.scripts import NAMES, source
+from scheduler.queue.shared import FORMAT, lua_constants
+from scheduler.queue.stored_settings import defaults, queue_settings
 from scheduler.redis_server.connection import open_redis
+from scheduler.settings import Settings
 
 LUA = resources.files("scheduler.queue").joinpath("lua")
 
@@ -68,10 +71,22 @@ def test_a_script_makes_no_function_for_nothing(name: str) -> None:
 
 
 def test_a_script_has_a_number_for_each_field_of_each_row() -> None:
-    defined = dict(re.findall(r"^local ([A-Z_]+) = (\d+)$", lua_numbers(), re.MULTILINE))
-    assert defined["NEW_JOB_ID"] == "0"
-    assert defined["NEW_PRIORITY"] == str(NewJob._fields.index("priority"))
-    assert defined["NEW_WIDTH"] == str(len(NewJob._fields))
+    numbers = row_numbers()
+    assert numbers["NEW_JOB_ID"] == 0
+    assert numbers["NEW_PRIORITY"] == NewJob._fields.index("priority")
+    assert numbers["NEW_WIDTH"] == len(NewJob._fields)
+
+
+def test_a_script_knows_what_python_and_lua_share() -> None:
+    lines = lua_constants().splitlines()
+    assert f"local FORMAT = {FORMAT}" in lines
+    assert f"local URGENT = {URGENT}" in lines
+    assert "local DEFAULT_AGING_MS = 30000" in lines
+    assert "local DEFAULT_WHEN_FULL = 'reject'" in lines
+
+
+def test_defaults_are_what_a_worker_process_without_settings_publishes() -> None:
+    assert queue_settings(Settings()) == defaults()
 
 
 def test_the_fields_of_a_marked_table_come_into_the_order_of_their_row() -> None:
@@ -84,11 +99,6 @@ def test_the_fields_of_a_marked_table_come_into_the_order_of_their_row() -> None
 def test_a_marked_table_with_other_fields_than_its_row_is_refused() -> None:
     with pytest.raises(ValueError, match="'wanted' with other fields"):
         in_order('-- @row "wanted"\nlocal row = {\n  lane = lane,\n}')
-
-
-def test_python_and_lua_agree_on_the_format_of_what_is_stored() -> None:
-    text = LUA.joinpath("lib/format.lua").read_text(encoding="utf-8")
-    assert f"local FORMAT = {FORMAT}\n" in text
 
 
 def test_lua_gets_only_the_keys_it_uses() -> None:

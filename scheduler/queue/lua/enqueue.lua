@@ -32,6 +32,7 @@
 -- @include "lib/join"
 
 local SHED_COST_A_CALL = 256
+local LEAST_RETRY_AFTER_MS, MOST_RETRY_AFTER_MS = 100, 30000
 -- 60 bits of a base64 hash are enough to tell the contents of one key apart, and keep the record short.
 local CONTENT_CHARS = 10
 
@@ -78,8 +79,8 @@ for i = 1, #jobs do
 end
 
 local conf = redis.call('HMGET', conf_key, 'max_waiting', 'when_full')
-local max_waiting = whole(conf[1], 0, MOST_NUMBER) or 100000
-local when_full = conf[2] or 'reject'
+local max_waiting = whole(conf[1], 0, MOST_NUMBER) or DEFAULT_MAX_WAITING
+local when_full = conf[2] or DEFAULT_WHEN_FULL
 local total = tonumber(redis.call('HGET', meta_key, 'n')) or 0
 local lane_totals, lane_bounds, refused, lane_full = {}, {}, 0, 0
 
@@ -98,7 +99,7 @@ end
 local function retry_after_ms(bound)
   local rate = tonumber(redis.call('HGET', meta_key, 'rate')) or 0
   if not (rate > 0) then return 1000 end
-  return math.floor(math.min(30000, math.max(100, bound / 100 / rate * 1000)))
+  return math.floor(math.min(MOST_RETRY_AFTER_MS, math.max(LEAST_RETRY_AFTER_MS, bound / 100 / rate * 1000)))
 end
 
 -- Makes room for a job, or returns a refusal. replaced: the record of the job that it replaces, if it does; it then counts only

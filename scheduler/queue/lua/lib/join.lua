@@ -61,7 +61,7 @@ end
 local function allow_attempts(id, rec, asked)
   if not rec.a and asked == '' then return end
   local own = redis.call('HMGET', conf_key, 'max_attempts:' .. rec.l, 'max_attempts')
-  local usual = whole(own[1], 1, 1000) or whole(own[2], 1, 1000) or 3
+  local usual = whole(own[1], 1, 1000) or whole(own[2], 1, 1000) or DEFAULT_MAX_ATTEMPTS
   local wanted = asked == '' and usual or asked
   if wanted > (tonumber(rec.a) or usual) then redis.call('HSET', record_key(id), 'a', text(wanted)) end
 end

@@ -5,13 +5,13 @@ local function keeping()
   if not keep_settings then
     local conf = redis.call('HMGET', conf_key, 'result_ttl_ms', 'max_result_ttl_ms', 'dead_ttl_ms', 'dedup_ttl_ms', 'max_dead', 'max_finished', 'spare_bytes')
     keep_settings = {
-      result_ms = whole(conf[1], 1, MOST_MS) or 3600000,
-      most_ms = whole(conf[2], 1, MOST_MS) or 604800000,
-      dead_ms = whole(conf[3], 1, MOST_MS) or 604800000,
-      window_ms = whole(conf[4], 1, MOST_MS) or 3600000,
-      max_dead = whole(conf[5], 0, MOST_NUMBER) or 10000,
-      max_finished = whole(conf[6], 0, MOST_NUMBER) or 1000000,
-      spare_bytes = whole(conf[7], 0, MOST_NUMBER) or 250000,
+      result_ms = whole(conf[1], 1, MOST_MS) or DEFAULT_RESULT_TTL_MS,
+      most_ms = whole(conf[2], 1, MOST_MS) or DEFAULT_MAX_RESULT_TTL_MS,
+      dead_ms = whole(conf[3], 1, MOST_MS) or DEFAULT_DEAD_TTL_MS,
+      window_ms = whole(conf[4], 1, MOST_MS) or DEFAULT_DEDUP_TTL_MS,
+      max_dead = whole(conf[5], 0, MOST_NUMBER) or DEFAULT_MAX_DEAD,
+      max_finished = whole(conf[6], 0, MOST_NUMBER) or DEFAULT_MAX_FINISHED,
+      spare_bytes = whole(conf[7], 0, MOST_NUMBER) or DEFAULT_SPARE_BYTES,
     }
   end
   return keep_settings

@@ -30,9 +30,6 @@ local function request_bytes(id)
   return type(bytes) == 'number' and bytes or 0
 end
 
--- From here on priorities go strictly first, and have places kept for them.
-local URGENT = 8
-
 local LIVE = { waiting = true, delayed = true, held = true, running = true }
 local ENDED = { done = true, failed = true, cancelled = true, expired = true, shed = true }
 
@@ -41,7 +38,6 @@ local function held_lane(lane, tenant) return lane .. ' ' .. (tenant or 'default
 
 -- A job that has lost its worker process twice may have killed it. A process runs one suspect at a time, so they wait in a
 -- lane of their own: nothing has to walk past them. No tenant is called '!'.
-local LOSSES_OF_A_SUSPECT = 2
 local function is_suspect(rec) return tonumber(rec.o or 0) >= LOSSES_OF_A_SUSPECT end
 local function suspects_lane(lane) return lane .. ' !' end
 
