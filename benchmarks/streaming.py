@@ -62,7 +62,6 @@ model = "mock"
 max_in_flight = 10_000
 """
 ECHO_DELAY_S = 0.021
-LATE_INTERVAL_MS = 100.0
 LATE_FIRST_MS = 200.0
 
 

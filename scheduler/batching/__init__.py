@@ -1,6 +1,6 @@
 """Micro-batching: gathers prompts for one endpoint into calls."""
 
-from scheduler.batching.batcher import Batcher, BatcherSnapshot, Flush
+from scheduler.batching.batcher import Batcher, Flush
 from scheduler.batching.bounded import within
 from scheduler.batching.call import Member
 from scheduler.batching.patience import CallPatience
@@ -12,7 +12,6 @@ __all__ = [
     "LONG_GENERATION_TOKENS",
     "BatchPolicy",
     "Batcher",
-    "BatcherSnapshot",
     "CallPatience",
     "CallWatcher",
     "Flush",

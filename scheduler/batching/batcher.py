@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -30,19 +29,6 @@ class Flush(NamedTuple):
     size: int
     tokens: int
     waited_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class BatcherSnapshot:
-    """Prompts gathered, prompts and calls in flight, and how many calls went so far for each reason.
-
-    Calls that try the members of a rejected list again count as running, but not as flushes.
-    """
-
-    gathered: int
-    in_flight: int
-    calls: int
-    flushes: Mapping[FlushReason, int]
 
 
 _arrived_at = attrgetter("arrived_at")
@@ -79,7 +65,6 @@ class Batcher:
         self._groups: dict[Hashable, Group] = {}
         self._gathered = 0
         self._arrivals = 0
-        self._flushes = dict.fromkeys(FlushReason, 0)
         self.at_once = 0  # how many prompts have gone alone without waiting
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn: asyncio.Handle | None = None
@@ -94,11 +79,6 @@ class Batcher:
     def gathered(self) -> int:
         """The prompts that wait for their call."""
         return self._gathered
-
-    def snapshot(self) -> BatcherSnapshot:
-        """Take the counts of this moment."""
-        runner = self._runner
-        return BatcherSnapshot(self._gathered, runner.in_flight, runner.calls, dict(self._flushes))
 
     async def run(
         self, generation: Generation, deliver: Deliver, *, tokens: int, expires_at: float | None = None
@@ -174,7 +154,6 @@ class Batcher:
     def _admit(self, member: Member) -> None:
         if member.solo and not self._groups and self._window.free_for(member.urgent):
             self.at_once += 1
-            self._flushes[FlushReason.SIZE] += 1
             self._runner.send([member])
             return
         group = self._groups.get(member.key)
@@ -245,7 +224,6 @@ class Batcher:
 
     def _send(self, members: Sequence[Member], reason: FlushReason) -> None:
         self._runner.send(members)
-        self._flushes[reason] += 1
         if self.on_flush is None:
             return
         first = members[0] if len(members) == 1 else min(members, key=_arrived_at)

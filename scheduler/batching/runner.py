@@ -70,7 +70,6 @@ class CallRunner:
         self._on_quiet = on_quiet
         self._watcher = watcher
         self._calls: set[Call] = set()
-        self._in_flight = 0
         self._closed = False
 
     @property
@@ -78,15 +77,9 @@ class CallRunner:
         """The calls that run now."""
         return len(self._calls)
 
-    @property
-    def in_flight(self) -> int:
-        """The prompts that the engine holds."""
-        return self._in_flight
-
     def send(self, members: Sequence[Member]) -> None:
         """Start a call. The window must have room for its members."""
         self._window.acquire(len(members))
-        self._in_flight += len(members)
         self._start(members)
 
     async def give_up(self, call: Call, member: Member) -> None:
@@ -275,7 +268,6 @@ class CallRunner:
     def _free(self, call: Call, member: Member) -> None:
         call.leave(member)
         if call.close(member):
-            self._in_flight -= 1
             self._window.release(1)
 
     def _end(self, call: Call, task: asyncio.Task[None] | None) -> None:

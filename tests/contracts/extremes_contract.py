@@ -44,7 +44,6 @@ EXTREMES = (
 )
 TENANT = "acme"
 ENDPOINT = "chat.0"
-WRITES_NOTHING = {"replay", "position"}
 
 
 class Scene:

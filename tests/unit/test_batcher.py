@@ -155,8 +155,7 @@ class Bench:
         return call
 
     def assert_empty(self) -> None:
-        snapshot = self.batcher.snapshot()
-        assert (snapshot.gathered, snapshot.in_flight, snapshot.calls) == (0, 0, 0)
+        assert (self.batcher.gathered, self.batcher._runner.calls) == (0, 0)
         assert self.window.in_flight == 0
 
 
@@ -407,7 +406,7 @@ async def test_full_window_makes_everything_wait() -> None:
     busy = await bench.occupy()
     answer = bench.submit("later")
     await turns()
-    assert bench.batcher.snapshot().gathered == 1
+    assert bench.batcher.gathered == 1
     assert len(bench.worker.calls) == 1
 
     busy.finish()
@@ -1212,20 +1211,6 @@ async def test_close_tries_nothing_again_when_the_engine_rejects_meanwhile() -> 
     bench.assert_empty()
 
 
-async def test_snapshot_counts_what_is_gathered_running_and_flushed() -> None:
-    bench = Bench(max_wait_ms=60_000)
-    bench.submit_many(3)
-    await bench.worker.next_call()
-    bench.submit_many(2)
-    await turns()
-
-    snapshot = bench.batcher.snapshot()
-    assert (snapshot.gathered, snapshot.in_flight, snapshot.calls) == (2, 3, 1)
-    assert snapshot.flushes[FlushReason.IDLE] == 1
-    assert sum(snapshot.flushes.values()) == 1
-    await bench.batcher.aclose()
-
-
 # Everything at once
 
 
@@ -1342,8 +1327,7 @@ async def _everything(plans: list[Plan], limit: int, policy: BatchPolicy) -> Non
         assert len(batch) == 1 or all(plans[number].kind != "solo" for number in batch)
     assert most <= limit
     assert window.in_flight == 0
-    snapshot = batcher.snapshot()
-    assert (snapshot.gathered, snapshot.in_flight, snapshot.calls) == (0, 0, 0)
+    assert (batcher.gathered, batcher._runner.calls) == (0, 0)
     assert len(asyncio.all_tasks()) == 1, "only this test's own task is left"
     await batcher.aclose()
     assert complaints == []
