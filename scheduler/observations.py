@@ -1,9 +1,8 @@
-"""What the core tells those who look on, such as metrics and traces.
+"""What the core reports to observers, such as metrics and traces.
 
-An observer is an object with a method for each kind of observation that it wants to hear of, named as the
-fields of `Observers` are. What nobody wants is not even made. Methods are called in the event loop, in the
-task in which it happened; they must be quick; an error of theirs is logged and goes no further. Moments are
-seconds on the clock of `time.monotonic`.
+Derive from `Observer` and override the methods that you want; observations that nobody wants are not made.
+Methods are called in the event loop, in the task in which something happened: keep them quick. Their errors
+are logged and go no further. Moments are in seconds on the clock of `time.monotonic`.
 """
 
 from __future__ import annotations
@@ -28,29 +27,32 @@ class Outcome(StrEnum):
     DONE = "done"
     FAILED = "failed"
     EXPIRED = "expired"
-    RETRIED = "retried"  # it failed, and the job goes on with another attempt
-    GIVEN_BACK = "given_back"  # the worker process stops
-    LOST = "lost"  # the job was cancelled, is another's now, or will be when its lease ends
+    RETRIED = "retried"
+    """It failed, and the job gets another attempt."""
+    GIVEN_BACK = "given_back"
+    """The worker process stops."""
+    LOST = "lost"
+    """The job was cancelled, belongs to another process, or will when its lease ends."""
 
 
 class AttemptWatcher(Protocol):
-    """Who follows one attempt, through its stages to its end. Must not raise."""
+    """Follows one attempt through its stages to its end. Must not raise."""
 
     def stage_began(self, stage: str) -> None:
         """The stage begins, in the task that runs it."""
         ...
 
     def stage_ended(self, stage: str, error: BaseException | None) -> None:
-        """The stage has ended, well or with an error."""
+        """The stage has ended, with an error or without."""
         ...
 
     def attempt_ended(self, seen: EndedAttempt) -> None:
-        """The same that observers hear of."""
+        """The attempt has ended, as `Observer.attempt_ended` reports it."""
         ...
 
 
 class Progress(Protocol):
-    """How far an attempt has come. Set `watcher` to follow it further."""
+    """The progress of an attempt. Set `watcher` to follow it."""
 
     request: Mapping[str, Any]
     endpoint: str
@@ -65,13 +67,13 @@ class Progress(Protocol):
 
 
 class Claimed(NamedTuple):
-    """One claim brought these jobs."""
+    """A claim brought these jobs."""
 
     jobs: Sequence[ClaimedJob]
 
 
 class AttemptBegan(NamedTuple):
-    """A job is about to enter its first stage, in the task that takes it through them."""
+    """A job is about to enter its first stage, in the task that runs its stages."""
 
     job: ClaimedJob
     progress: Progress
@@ -79,22 +81,20 @@ class AttemptBegan(NamedTuple):
 
 
 class EndedAttempt(Protocol):
-    """An attempt whose end is in Redis, or has been refused because the job is another's now.
+    """An attempt whose end is in Redis, or was refused because the job belongs to another process.
 
-    Each that has begun ends; when the process stops, what could not be written has been lost. It is the
-    engine's own record, to be read and not to be kept: what comes with every job must cost next to nothing.
-    `progress` is None where the attempt ended before its first stage. `code` is that of the error, "" without
-    one. `ended_at` is when its last stage was over.
+    Each attempt that begins also ends; if the process stops before it could write the end, the outcome is
+    `lost`. This is the engine's own record: read it at once, and do not keep it.
     """
 
     @property
     def job(self) -> ClaimedJob:
-        """What was claimed."""
+        """The job."""
         ...
 
     @property
     def progress(self) -> Progress | None:
-        """How far it has come."""
+        """Its progress; None if it ended before its first stage."""
         ...
 
     @property
@@ -104,24 +104,24 @@ class EndedAttempt(Protocol):
 
     @property
     def code(self) -> str:
-        """The code of the error."""
+        """The code of its error; empty without one."""
         ...
 
     @property
     def claimed_at(self) -> float:
-        """When it came."""
+        """When the claim brought it."""
         ...
 
     @property
     def ended_at(self) -> float:
-        """When its stages were over."""
+        """When its last stage ended."""
         ...
 
 
 class Flushed(NamedTuple):
-    """Gathered prompts have gone to an endpoint as one call.
+    """Gathered prompts went to an endpoint as one call.
 
-    Of one that goes alone and at once nothing is told: `Batcher.at_once` counts those.
+    A prompt that goes alone and at once is not reported: `Batcher.at_once` counts those.
     """
 
     endpoint: str
@@ -129,7 +129,7 @@ class Flushed(NamedTuple):
 
 
 class CallBegan(NamedTuple):
-    """A call begins, in the task that carries it out. `call` tells it from others until it has ended."""
+    """A call begins, in the task that makes it. `call` identifies it until it has ended."""
 
     call: object
     endpoint: str
@@ -139,9 +139,9 @@ class CallBegan(NamedTuple):
 
 
 class EndedCall(Protocol):
-    """A call that has ended: well, with an error, or because nobody waited for it any more (`given_up`).
+    """A call that has ended; `given_up` if nobody waited for it any more.
 
-    As `EndedAttempt`, to be read and not to be kept.
+    Read it at once, like `EndedAttempt`.
     """
 
     endpoint: str
@@ -152,35 +152,69 @@ class EndedCall(Protocol):
 
 
 class BreakerChanged(NamedTuple):
-    """An endpoint's breaker has gone to another state: closed, open, half_open."""
+    """An endpoint's breaker went to another state: closed, open, half_open."""
 
     endpoint: str
     state: str
 
 
 class Written(NamedTuple):
-    """What happened to `jobs` jobs is in Redis and published, `lag_s` after the first of it was ready."""
+    """Events and ends of `jobs` jobs are in Redis and published, `lag_s` after the first was ready."""
 
     jobs: int
     lag_s: float
 
 
 class RoundTrip(NamedTuple):
-    """Redis has answered a script of that name after `seconds`, as the event loop saw it."""
+    """Redis answered a script of this name after `seconds`, as measured in the event loop."""
 
     script: str
     seconds: float
 
 
 class Ticked(NamedTuple):
-    """One round of maintenance by this process, or a look whether another does it."""
+    """A round of maintenance by this process, or a check whether another process does it."""
 
     report: TickReport
 
 
+class Observer:
+    """Base of observers. A method that you do not override is never called."""
+
+    def claimed(self, seen: Claimed) -> None:
+        """A claim brought jobs."""
+
+    def attempt_began(self, seen: AttemptBegan) -> None:
+        """An attempt is about to begin."""
+
+    def attempt_ended(self, seen: EndedAttempt) -> None:
+        """An attempt has ended."""
+
+    def flushed(self, seen: Flushed) -> None:
+        """Gathered prompts went out as one call."""
+
+    def call_began(self, seen: CallBegan) -> None:
+        """A call to a back end begins."""
+
+    def call_ended(self, seen: EndedCall) -> None:
+        """A call to a back end has ended."""
+
+    def breaker_changed(self, seen: BreakerChanged) -> None:
+        """A breaker went to another state."""
+
+    def written(self, seen: Written) -> None:
+        """Events and ends are in Redis."""
+
+    def round_trip(self, seen: RoundTrip) -> None:
+        """Redis answered a script."""
+
+    def ticked(self, seen: Ticked) -> None:
+        """A round of maintenance is over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observers:
-    """For each kind of observation whom to call; None where nobody wants it."""
+    """The methods to call for each kind of observation; None if nobody wants it."""
 
     claimed: Callable[[Claimed], None] | None = None
     attempt_began: Callable[[AttemptBegan], None] | None = None
@@ -194,16 +228,16 @@ class Observers:
     ticked: Callable[[Ticked], None] | None = None
 
     @classmethod
-    def of(cls, observers: Iterable[object]) -> Observers:
-        """Find the methods that these have."""
+    def of(cls, observers: Iterable[Observer]) -> Observers:
+        """Find the methods that these override."""
         observers = tuple(observers)
-        return cls(
-            **{
-                kind.name: _guarded(found)
-                for kind in fields(cls)
-                if (found := [m for one in observers if (m := getattr(one, kind.name, None)) is not None])
-            }
-        )
+        wanted = {kind.name: _overridden(observers, kind.name) for kind in fields(cls)}
+        return cls(**{name: _guarded(methods) for name, methods in wanted.items() if methods})
+
+
+def _overridden(observers: Sequence[Observer], name: str) -> list[Callable[[Any], None]]:
+    methods = [getattr(one, name) for one in observers]
+    return [one for one in methods if getattr(one, "__func__", None) is not getattr(Observer, name)]
 
 
 def _guarded(methods: Sequence[Callable[[Any], None]]) -> Callable[[Any], None]:

@@ -44,6 +44,7 @@ from scheduler.logs import identify, ids_of, traced
 from scheduler.model import is_urgent
 from scheduler.observations import (
     Claimed,
+    Observer,
     Observers,
     RoundTrip,
     Ticked,
@@ -130,7 +131,7 @@ class Engine:
         redis: Redis,
         *,
         script_flags: bool = True,
-        observers: Iterable[object] = (),
+        observers: Iterable[Observer] = (),
         name: str | None = None,
         outage: Outage | None = None,
         connect: Callable[[], Redis] | None = None,

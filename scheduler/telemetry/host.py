@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from scheduler.engine import Engine
+from scheduler.observations import Observer
 from scheduler.settings import Settings
 from scheduler.telemetry.needed import needs
 
@@ -29,7 +30,7 @@ class Telemetry:
     """
 
     def __init__(self, settings: Settings, *, instance: str) -> None:
-        self.observers: list[object] = []
+        self.observers: list[Observer] = []
         self._settings = settings
         self._metrics: WorkerMetrics | None = None
         self._server: HttpServer | None = None

@@ -25,7 +25,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from scheduler.observations import AttemptBegan, CallBegan, EndedCall
+from scheduler.observations import AttemptBegan, CallBegan, EndedCall, Observer
 from scheduler.telemetry import attributes as about
 from scheduler.telemetry import conventions as names
 from scheduler.telemetry.attempt_spans import (
@@ -46,7 +46,7 @@ SAMPLED = frozenset("13579bdf")
 """Where a `traceparent` has the digit that says whether the trace is sampled, and what it is then."""
 
 
-class Traces:
+class Traces(Observer):
     """Makes the spans of one engine's jobs. `queue` is the name of its queue, `per_s` the bound."""
 
     def __init__(self, queue: str, *, per_s: float = 50.0) -> None:

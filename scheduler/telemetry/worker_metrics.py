@@ -16,6 +16,7 @@ from scheduler.observations import (
     EndedAttempt,
     EndedCall,
     Flushed,
+    Observer,
     Outcome,
     RoundTrip,
     Ticked,
@@ -68,7 +69,7 @@ class _Endpoint:
         self.waits.observe(0.0, more)
 
 
-class WorkerMetrics:
+class WorkerMetrics(Observer):
     """Counts what its engine tells, and reads the engine when prometheus-client collects.
 
     `watch` names the engine, which is made after its observers.
@@ -99,11 +100,9 @@ class WorkerMetrics:
         """Export how this engine stands."""
         self._engine = engine
 
-    # What the engine tells: see scheduler.observations.Observers
-
-    def claimed(self, what: Claimed) -> None:
+    def claimed(self, seen: Claimed) -> None:
         """Jobs have come."""
-        for job in what.jobs:
+        for job in seen.jobs:
             lane = self._lanes.get(job.lane) or self._lane(job.lane)
             lane.claimed += 1
             waits = lane.waits.get(job.priority)
@@ -111,13 +110,13 @@ class WorkerMetrics:
                 waits = lane.waits[job.priority] = self._waits.of(job.lane, str(job.priority))
             waits.observe(job.waited_ms / 1000)
 
-    def attempt_ended(self, end: EndedAttempt) -> None:
+    def attempt_ended(self, seen: EndedAttempt) -> None:
         """An attempt is over."""
-        job, progress, outcome = end.job, end.progress, end.outcome
+        job, progress, outcome = seen.job, seen.progress, seen.outcome
         lane = self._lanes.get(job.lane) or self._lane(job.lane)
         lane.outcomes[outcome] += 1
-        if end.code:
-            self._errors.add(1, job.lane, self._code(end.code))
+        if seen.code:
+            self._errors.add(1, job.lane, self._code(seen.code))
         if progress is None:
             return
         stages_ms = progress.stages_ms
@@ -129,7 +128,7 @@ class WorkerMetrics:
                 stages.observe(ms / 1000)
         if outcome is not DONE and outcome in GOES_ON:
             return
-        waited_s, claimed_at = job.waited_ms / 1000, end.claimed_at
+        waited_s, claimed_at = job.waited_ms / 1000, seen.claimed_at
         if progress.first_token_at is not None:
             lane.first_token.observe(waited_s + progress.first_token_at - claimed_at)
         if outcome is DONE:
@@ -141,36 +140,36 @@ class WorkerMetrics:
                 lane.inputs += usage.input_tokens or 0
                 lane.outputs += usage.output_tokens or 0
 
-    def flushed(self, what: Flushed) -> None:
+    def flushed(self, seen: Flushed) -> None:
         """Gathered prompts have gone."""
-        endpoint, flush = what
+        endpoint, flush = seen
         of = self._endpoints.get(endpoint) or self._endpoint(endpoint)
         of.reasons[flush.reason] += 1
         of.sizes.observe(flush.size)
         of.waits.observe(flush.waited_s)
 
-    def call_ended(self, call: EndedCall) -> None:
+    def call_ended(self, seen: EndedCall) -> None:
         """A call is over."""
-        of = self._endpoints.get(call.endpoint) or self._endpoint(call.endpoint)
-        of.results["given_up" if call.given_up else "ok" if call.error is None else "failed"] += 1
-        of.calls.observe(call.ended_at - call.began_at)
+        of = self._endpoints.get(seen.endpoint) or self._endpoint(seen.endpoint)
+        of.results["given_up" if seen.given_up else "ok" if seen.error is None else "failed"] += 1
+        of.calls.observe(seen.ended_at - seen.began_at)
 
-    def written(self, what: Written) -> None:
+    def written(self, seen: Written) -> None:
         """Events and ends are in Redis."""
-        self._event_lag.observe(what.lag_s)
+        self._event_lag.observe(seen.lag_s)
 
-    def breaker_changed(self, what: BreakerChanged) -> None:
+    def breaker_changed(self, seen: BreakerChanged) -> None:
         """An endpoint is left alone, tried, or well again."""
-        self._breaker_changes.add(1, what.endpoint, what.state)
+        self._breaker_changes.add(1, seen.endpoint, seen.state)
 
-    def round_trip(self, what: RoundTrip) -> None:
+    def round_trip(self, seen: RoundTrip) -> None:
         """Redis has answered."""
-        self._round_trips.of(what.script).observe(what.seconds)
+        self._round_trips.of(seen.script).observe(seen.seconds)
 
-    def ticked(self, what: Ticked) -> None:
+    def ticked(self, seen: Ticked) -> None:
         """Maintenance was done."""
         for work in TICK_WORK:
-            if n := getattr(what.report, work):
+            if n := getattr(seen.report, work):
                 self._tick.add(n, work)
 
     def _lane(self, name: str) -> _Lane:

@@ -15,6 +15,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 
 from scheduler import AsyncClient, Settings, load_settings
 from scheduler.engine import Engine
+from scheduler.observations import Observer
 from tests.patience import SOON_S
 from workers import registry
 from workers.base import Capabilities, Completed, EndpointConfig, Generation, Health, Output, Piece
@@ -142,7 +143,7 @@ class Room:
         self._clients: list[AsyncClient] = []
 
     async def engine(
-        self, settings: Settings | None = None, *, start: bool = True, observers: Iterable[object] = ()
+        self, settings: Settings | None = None, *, start: bool = True, observers: Iterable[Observer] = ()
     ) -> Engine:
         redis = FakeAsyncRedis(server=self.server)
         engine = Engine(settings or settings_of(), redis, script_flags=False, observers=observers)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scheduler import observations
-from scheduler.observations import Observers, Outcome
+from scheduler.observations import Observer, Observers, Outcome
 from tests.integration.engine_room import (
     Room,
     install,
@@ -25,7 +25,7 @@ from workers.base import Completed, Generation, TokenUsage
 from workers.errors import WorkerOverloaded, WorkerUnavailable
 
 
-class Notes:
+class Notes(Observer):
     """Wants to hear of all there is, and keeps it in order: what kind it is, and what was said."""
 
     def __init__(self) -> None:
@@ -179,14 +179,14 @@ async def test_a_breaker_is_heard_of_when_it_changes(room: Room) -> None:
     assert [(one.endpoint, one.state) for one in changes][:1] == [("echo.0", "open")]
 
 
-class Follower:
+class Follower(Observer):
     """Follows each attempt through its stages."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def attempt_began(self, began: observations.AttemptBegan) -> None:
-        began.progress.watcher = self
+    def attempt_began(self, seen: observations.AttemptBegan) -> None:
+        seen.progress.watcher = self
 
     def stage_began(self, stage: str) -> None:
         self.heard.append(f"{stage} began")
@@ -226,8 +226,8 @@ async def test_who_follows_an_attempt_hears_of_its_stages(
 async def test_an_observer_that_fails_stops_neither_the_job_nor_the_others(
     room: Room, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken:
-        def attempt_began(self, began: observations.AttemptBegan) -> None:
+    class Broken(Observer):
+        def attempt_began(self, seen: observations.AttemptBegan) -> None:
             raise KeyError("oh")
 
     notes = Notes()
