@@ -1480,9 +1480,10 @@ class QueueContract(OnQueue):
         assert (await q.tick("w1")).leader
 
     async def test_another_worker_process_takes_over_when_the_lock_has_gone(self, q: QueueDriver) -> None:
-        await q.tick("w1", lock_ms=40)
-        assert not (await q.tick("w2", lock_ms=40)).leader
-        await q.pass_ms(40)
+        await q.tick("w1", lock_ms=60_000)
+        assert not (await q.tick("w2", lock_ms=60_000)).leader
+        await q.redis.pexpire(q.queue.keys.fixed("leader"), 1)
+        await q.pass_ms(1)
         assert (await q.tick("w2", lock_ms=60_000)).leader
         assert not (await q.tick("w1")).leader
 
