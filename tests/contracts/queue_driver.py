@@ -227,6 +227,12 @@ class QueueDriver:
             self.queue.keys.fixed("meta"), mapping={"reap_after": 0, "tick": await self.now_ms()}
         )
 
+    async def pass_deadline(self, job_id: str) -> None:
+        """Let a job's deadline be now, whatever is done with it until then and however long that takes."""
+        now_ms = await self.now_ms()
+        await self.redis.hset(self.queue.keys.of("record", job_id), "x", now_ms)
+        await self.redis.zadd(self.queue.keys.fixed("deadlines"), {job_id: now_ms}, xx=True)
+
     async def nobody_ticked(self, for_s: float) -> None:
         """Let the last tick be that long ago."""
         await self.redis.hset(
