@@ -1,0 +1,134 @@
+"""Every Python and shell block of the README and the documentation runs, and prints what the page shows.
+
+A page is one test. Its blocks run in order and share their names. They meet a real server, in the place of
+`redis://localhost:6379`, and a worker process with the route `chat`. Python blocks may `await`, and `client`
+is an open `AsyncClient` in each. Those that define tests are run by pytest. Shell blocks share a folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import io
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler import AsyncClient
+from scheduler.redis_server.embedded import EmbeddedServer
+from tests.acceptance.conftest import wait_for_line
+from tests.documents import PAGES, Block, blocks, commands, matches
+from tests.patience import SOON_S
+
+LOCAL = "redis://localhost:6379"
+
+
+@pytest.fixture(scope="module")
+def server(valkey_binary: Path) -> Iterator[str]:
+    """The URL of a server that has a worker process with the route `chat`."""
+    with EmbeddedServer(binary=valkey_binary) as embedded:
+        routes = {"SCHEDULER_ROUTES": '{"chat": {"endpoints": [{"backend": "echo"}]}}'}
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "arq", "scheduler.WorkerSettings"],
+            env={**os.environ, "SCHEDULER_REDIS_URL": embedded.url, **routes},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            wait_for_line(worker, " serves ")
+            yield embedded.url
+        finally:
+            worker.kill()
+            worker.communicate()
+
+
+class Reader:
+    """Runs the blocks of one page."""
+
+    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
+        self._folder = folder
+        self._environ = environ
+        self._names: dict[str, Any] = {"__name__": "documents"}
+        self._loop = asyncio.Runner()
+        self._client = AsyncClient()
+
+    def __enter__(self) -> Reader:
+        self._loop.run(self._client.connect())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.run(self._client.aclose())
+        self._loop.close()
+
+    def run(self, block: Block) -> None:
+        """Run one block.
+
+        Raises:
+            AssertionError: it failed, or did not print what the page shows.
+        """
+        if block.language != "python":
+            for command, shown in commands(block):
+                _compare(self._shell(command, check=shown is None), shown)
+        elif "def test_" in block.code:
+            self._pytest(block)
+        else:
+            _compare(self._python(block), block.output)
+
+    def _python(self, block: Block) -> str:
+        source = "\n" * (block.line - 1) + block.code
+        code = compile(source, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        self._names["client"] = self._client
+        with redirect_stdout(io.StringIO()) as printed:
+            done = eval(code, self._names)  # noqa: S307  the project's own documents
+            if inspect.iscoroutine(done):
+                self._loop.run(asyncio.wait_for(done, SOON_S))
+        return printed.getvalue()
+
+    def _pytest(self, block: Block) -> None:
+        (self._folder / "test_block.py").write_text(block.code, encoding="utf-8")
+        self._shell(f"{sys.executable} -m pytest -q -p no:cacheprovider test_block.py", check=True)
+
+    def _shell(self, command: str, *, check: bool) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=self._folder,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SOON_S,
+            check=False,
+        )
+        assert done.returncode == 0 or not check, f"{command}\nexits with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+
+def _compare(printed: str, shown: str | None) -> None:
+    assert shown is None or matches(printed, shown), f"it prints:\n{printed}\nand the page shows:\n{shown}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.is_run for block in blocks(page))])
+def test_blocks_of_a_page_run(
+    page: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCHEDULER_REDIS_URL", server)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(tmp_path)
+    with Reader(tmp_path, dict(os.environ)) as reader:
+        for block in blocks(page):
+            if block.is_run:
+                try:
+                    reader.run(block._replace(code=block.code.replace(LOCAL, server)))
+                except BaseException:
+                    pytest.fail(f"{block.place}: the block fails\n{traceback.format_exc()}", pytrace=False)
