@@ -2,7 +2,8 @@
 
 A page is one test. Its blocks run in order and share their names. They meet a real server, in the place of
 `redis://localhost:6379`, and a worker process with the route `chat`. Python blocks may `await`, and `client`
-is an open `AsyncClient` in each. Those that define tests are run by pytest. Shell blocks share a folder.
+is an open `AsyncClient` in each. Those that define tests are run by pytest. Shell blocks share a folder; a
+plain command of ours runs inside the test, and says yes where it asks. The ids that pages use are there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import asyncio
 import inspect
 import io
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 import traceback
@@ -21,34 +25,49 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from scheduler import AsyncClient
+from scheduler import AsyncClient, Client, JobFailed
+from scheduler.cli.app import app
 from scheduler.redis_server.embedded import EmbeddedServer
 from tests.acceptance.conftest import wait_for_line
 from tests.documents import PAGES, Block, blocks, commands, matches
 from tests.patience import SOON_S
 
 LOCAL = "redis://localhost:6379"
+DELAYED = "01a2086a-21e2-700b-95b3-25ef702fdc8c"
+DEAD = "01a2086a-1277-74d4-9c0c-0855e4085f25"
+OURS = re.compile(r"prompt-scheduler [^|<>$`;&]*(\s#.*)?")
+ROUTES = '{"chat": {"endpoints": [{"backend": "echo", "options": {"fail_text": "forbidden"}}]}}'
 
 
 @pytest.fixture(scope="module")
 def server(valkey_binary: Path) -> Iterator[str]:
     """The URL of a server that has a worker process with the route `chat`."""
     with EmbeddedServer(binary=valkey_binary) as embedded:
-        routes = {"SCHEDULER_ROUTES": '{"chat": {"endpoints": [{"backend": "echo"}]}}'}
         worker = subprocess.Popen(
             [sys.executable, "-m", "arq", "scheduler.WorkerSettings"],
-            env={**os.environ, "SCHEDULER_REDIS_URL": embedded.url, **routes},
+            env={**os.environ, "SCHEDULER_REDIS_URL": embedded.url, "SCHEDULER_ROUTES": ROUTES},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         try:
             wait_for_line(worker, " serves ")
+            _add_jobs(embedded.url)
             yield embedded.url
         finally:
             worker.kill()
             worker.communicate()
+
+
+def _add_jobs(url: str) -> None:
+    with Client(url) as client:
+        client.enqueue("Sum up the week.", job_id=DELAYED, tenant="acme", dedup_key="week-23", delay_s=3600)
+        dead = client.enqueue("a forbidden word", job_id=DEAD)
+        with pytest.raises(JobFailed):
+            dead.result(timeout_s=SOON_S)
 
 
 class Reader:
@@ -75,13 +94,13 @@ class Reader:
         Raises:
             AssertionError: it failed, or did not print what the page shows.
         """
-        if block.language != "python":
-            for command, shown in commands(block):
-                _compare(self._shell(command, check=shown is None), shown)
-        elif "def test_" in block.code:
+        if "def test_" in block.code:
             self._pytest(block)
-        else:
+        elif block.language == "python":
             _compare(self._python(block), block.output)
+        else:
+            for command, shown in commands(block):
+                _compare(self._command(command, check=shown is None), shown)
 
     def _python(self, block: Block) -> str:
         source = "\n" * (block.line - 1) + block.code
@@ -97,20 +116,44 @@ class Reader:
         (self._folder / "test_block.py").write_text(block.code, encoding="utf-8")
         self._shell(f"{sys.executable} -m pytest -q -p no:cacheprovider test_block.py", check=True)
 
+    def _command(self, command: str, *, check: bool) -> str:
+        lines = [line for line in command.splitlines() if line.strip()]
+        if all(OURS.fullmatch(line) for line in lines):
+            return "".join(self._ours(line, check=check) for line in lines)
+        return self._shell(command, check=check)
+
+    def _ours(self, line: str, *, check: bool) -> str:
+        _, *words = shlex.split(line, comments=True)
+        done = CliRunner().invoke(app, [*words, *yes(words)])
+        assert done.exit_code == 0 or not check, f"{line}\nexits with {done.exit_code}:\n{done.output}"
+        return done.output
+
     def _shell(self, command: str, *, check: bool) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
+        process = subprocess.Popen(
+            ["bash", *(["-e"] if check else []), "-uo", "pipefail", "-c", command],
             cwd=self._folder,
             env=self._environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=SOON_S,
-            check=False,
+            start_new_session=True,
         )
-        assert done.returncode == 0 or not check, f"{command}\nexits with {done.returncode}:\n{done.stdout}"
-        return done.stdout
+        try:
+            output, _ = process.communicate(timeout=SOON_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == 0 or not check, f"{command}\nexits with {process.returncode}:\n{output}"
+        return output
+
+
+def yes(words: list[str]) -> list[str]:
+    """The option that answers what a command would ask, if it asks."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+    return ["--yes"] if any("--yes" in param.opts for param in command.params) else []
 
 
 def _compare(printed: str, shown: str | None) -> None:
@@ -124,6 +167,7 @@ def test_blocks_of_a_page_run(
     monkeypatch.setenv("SCHEDULER_REDIS_URL", server)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("CHANGES", "one line")
     monkeypatch.chdir(tmp_path)
     with Reader(tmp_path, dict(os.environ)) as reader:
         for block in blocks(page):

@@ -15,7 +15,7 @@ from scheduler.cli.app import app
 from tests.documents import PAGES, ROOT, RUNNABLE, Block, blocks, commands, matches
 
 ALL = [block for page in PAGES for block in blocks(page)]
-LANGUAGES = {*RUNNABLE, "text", "toml", "json", "mermaid", "bash"}
+LANGUAGES = {*RUNNABLE, "text", "toml", "json", "mermaid", "yaml"}
 
 
 def of(*languages: str) -> list[Any]:
@@ -40,7 +40,7 @@ def our_commands() -> list[Any]:
     found = {}
     for place, line in shell_lines():
         for part in re.split(r"[|;&]|\$\(|(?<!\S)#|[<>]", line):
-            match = re.search(r"\bprompt-scheduler (.*)", part)
+            match = re.search(r"^\s*(?:\w+=\S+ )*(?:docker compose .* )?prompt-scheduler (.*)", part)
             if match and "…" not in match[1]:
                 found[match[1].strip(" )\"'")] = place
     return [pytest.param(line, id=f"{place} {line}") for line, place in found.items()]
@@ -98,7 +98,7 @@ def test_targets_of_make_are_there() -> None:
         word
         for _, line in shell_lines()
         if line.startswith("make ")
-        for word in line.partition("#")[0].split()[1:]
+        for word in shlex.split(line, comments=True)[1:]
         if "=" not in word
     }
     assert named
