@@ -31,24 +31,24 @@ FAILURES = frozenset({Outcome.FAILED, Outcome.EXPIRED, Outcome.RETRIED})
 
 
 def epoch_offset_ns() -> int:
-    """What has to be added to a moment of `time.monotonic` to make a span's."""
+    """The offset from the clock of `time.monotonic` to that of spans, in nanoseconds."""
     return time.time_ns() - time.monotonic_ns()
 
 
 def nanoseconds(moment_s: float, offset_ns: int) -> int:
-    """A moment of `time.monotonic` as spans have it."""
+    """Convert a moment of `time.monotonic` to the clock of spans."""
     return int(moment_s * 1e9) + offset_ns
 
 
 def make_current(context: Context) -> None:
-    """Let what this task does from now on belong to a span. A task of a job's own needs no way back."""
+    """Make a span current for the rest of this task. The task is the job's own, so nothing restores it."""
     otel_context.attach(context)
 
 
 def _unraised(
     method: Callable[Concatenate[AttemptSpans, P], None],
 ) -> Callable[Concatenate[AttemptSpans, P], None]:
-    """Let no error of spans end a job."""
+    """Log errors of spans, so that none ends a job."""
 
     @wraps(method)
     def guarded(self: AttemptSpans, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -61,9 +61,9 @@ def _unraised(
 
 
 class AttemptSpans:
-    """Follows an attempt through its stages and calls; nothing of it is left open at its end.
+    """Follows an attempt through its stages and calls, and ends all of its spans with it.
 
-    `captures`: texts of prompt and answer go into the spans of calls.
+    With `captures`, the spans of calls hold the texts of prompt and answer.
     """
 
     __slots__ = (
@@ -106,13 +106,13 @@ class AttemptSpans:
         self._call: Span | None = None
         self._call_began_at = 0.0
         self._call_error: tuple[str, float] | None = None
-        # Filters hold back some of the answer until after its call: a span that is to have it waits.
+        # Filters hold back the last of the answer until its call is over: spans that capture it end later.
         self._unended: list[tuple[Span, int, str]] = []
         self._ended = False
         make_current(self._context)
-        self._tell_of_wait(seen.job, seen.claimed_at)
+        self._report_wait(seen.job, seen.claimed_at)
 
-    def _tell_of_wait(self, job: ClaimedJob, claimed_at: float) -> None:
+    def _report_wait(self, job: ClaimedJob, claimed_at: float) -> None:
         wait = self._tracer.start_span(
             names.QUEUE_WAIT_SPAN,
             context=self._context,
@@ -154,7 +154,7 @@ class AttemptSpans:
     # Calls
 
     def batch_began(self, endpoint: str, size: int) -> Span:
-        """A call with several members goes, this one among them."""
+        """Begin the span of a call with several members, of which this attempt is one."""
         return self._tracer.start_span(
             names.BATCH_SPAN + endpoint,
             context=self._stage_context,
@@ -163,9 +163,9 @@ class AttemptSpans:
         )
 
     def call_began(self, seen: CallBegan, generation: Generation, batch: Span | None) -> Span:
-        """A call goes with this attempt's prompt; `batch` is the span of all members."""
+        """Begin the span of a call with this attempt's prompt; `batch` is the span of all members."""
         began_at = time.monotonic()
-        self._end_call(began_at, "")  # the one before went wrong, or not to its end
+        self._end_call(began_at, "")  # the one before failed or was given up
         call = self._tracer.start_span(
             f"{about.operation_of(generation)} {generation.model}",
             context=self._stage_context,
@@ -183,7 +183,7 @@ class AttemptSpans:
         return call
 
     def call_ended(self, call: Span, error: str, at: float) -> None:
-        """A call is over. What it brought is not here yet, so the span ends with the stage."""
+        """Note the error of a call. Its answer has not arrived yet, so the span ends with the stage."""
         if call is self._call and error:
             self._call_error = error, at
 
@@ -212,7 +212,7 @@ class AttemptSpans:
 
     @_unraised
     def attempt_ended(self, seen: EndedAttempt) -> None:
-        """See `AttemptWatcher`. Whatever the attempt still does, its spans are over."""
+        """See `AttemptWatcher`. Nothing that the attempt does after this gets a span."""
         if self._ended:
             return
         self._on_end(self)
@@ -223,7 +223,7 @@ class AttemptSpans:
             call.set_attribute(names.GEN_AI_OUTPUT_MESSAGES, output_messages(self._progress, finish_reason))
             call.end(at_ns)
         self._end_span(seen)
-        self._progress.watcher = None  # a circle would be left to the garbage collector
+        self._progress.watcher = None  # a reference cycle would wait for the garbage collector
 
     def _end_span(self, seen: EndedAttempt) -> None:
         span = self._span
@@ -237,7 +237,7 @@ class AttemptSpans:
         span.end(self.at(seen.ended_at))
 
     def at(self, moment_s: float) -> int:
-        """A moment of `time.monotonic` on the clock of these spans."""
+        """Convert a moment of `time.monotonic` to the clock of these spans."""
         return nanoseconds(moment_s, self._offset_ns)
 
     def _now(self) -> int:

@@ -1,4 +1,4 @@
-"""What spans say of jobs and calls. No text of prompts and answers."""
+"""Attributes of spans of jobs and calls. None holds text of prompts or answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PORTS = {"http": 80, "https": 443}
 
 
 def of_job(queue: str, job: ClaimedJob) -> Attributes:
-    """What the span of an attempt says from its begin on."""
+    """Attributes that the span of an attempt has from its beginning."""
     return {
         names.MESSAGING_SYSTEM: names.SYSTEM,
         names.MESSAGING_DESTINATION_NAME: queue,
@@ -33,7 +33,7 @@ def of_job(queue: str, job: ClaimedJob) -> Attributes:
 
 @lru_cache(maxsize=256)
 def of_endpoint(endpoint: str, backend: str, base_url: str) -> Mapping[str, str | int]:
-    """Whom a call goes to: of the URL only host and port, since the rest may hold a credential."""
+    """The server of a call. Only host and port of the URL: the rest may hold a credential."""
     found: dict[str, str | int] = {names.ENDPOINT: endpoint, names.GEN_AI_PROVIDER_NAME: backend}
     try:
         parts = urlsplit(base_url)
@@ -48,12 +48,12 @@ def of_endpoint(endpoint: str, backend: str, base_url: str) -> Mapping[str, str 
 
 
 def operation_of(generation: Generation) -> str:
-    """Which of OpenTelemetry's operations a call is."""
+    """The operation that a call is, in OpenTelemetry's terms."""
     return names.TEXT_COMPLETION if generation.messages is None else names.CHAT
 
 
 def of_generation(generation: Generation) -> Attributes:
-    """What one prompt asks of the engine."""
+    """The model and parameters of a prompt."""
     found: Attributes = {
         names.GEN_AI_OPERATION_NAME: operation_of(generation),
         names.GEN_AI_REQUEST_MODEL: generation.model,
@@ -79,7 +79,7 @@ def _of_params(params: Mapping[str, Any]) -> Iterator[tuple[str, int | float | l
 
 
 def of_answer(completed: Completed) -> Attributes:
-    """How a call ended for one prompt, and what it cost."""
+    """The finish reason and the token counts of an answer."""
     usage = completed.usage
     found: Attributes = {names.GEN_AI_RESPONSE_FINISH_REASONS: [completed.finish_reason]}
     if completed.model:

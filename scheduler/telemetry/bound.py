@@ -1,4 +1,4 @@
-"""How much may be traced: spans are dear beside a short prompt, and half a trace is of no use."""
+"""A bound on the number of traces: spans cost much beside a short prompt, and half a trace is useless."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAY_EVERY_S = 60.0
 
 
 class TraceBound:
-    """Lets so many jobs a second have spans; a second's worth at once. What is beyond has none at all.
+    """Lets `per_s` jobs a second have spans, up to a second's worth at once. Jobs beyond that get none.
 
     Source: the token bucket of RFC 2697, with one rate.
     """
@@ -21,14 +21,14 @@ class TraceBound:
         self._per_s = per_s
         self._clock = clock
         self._left = self._most = max(1.0, per_s)
-        self._looked_at = self._said_at = clock()
+        self._filled_at = self._said_at = clock()
         self._left_out = 0
 
     def passes(self) -> bool:
-        """Whether one more may."""
+        """Take one from the bound; False if there is none left."""
         now = self._clock()
-        self._left = min(self._most, self._left + (now - self._looked_at) * self._per_s)
-        self._looked_at = now
+        self._left = min(self._most, self._left + (now - self._filled_at) * self._per_s)
+        self._filled_at = now
         if self._left >= 1.0:
             self._left -= 1.0
             return True
@@ -38,7 +38,7 @@ class TraceBound:
         return False
 
     def refund(self) -> None:
-        """One that passed was not sampled after all."""
+        """Give one back that was not sampled after all."""
         self._left += 1.0
 
     def _say(self, now: float) -> None:
