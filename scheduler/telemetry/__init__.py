@@ -1,1 +1,1 @@
-"""Those who look on at the work: metrics and traces. Each loads its library only when it is wanted."""
+"""Metrics and traces. Each loads its library only if the settings ask for it."""

@@ -1,6 +1,6 @@
 """The client's spans: `send <queue>` around each enqueue, whose context travels in the jobs.
 
-Only OpenTelemetry's API is used: which spans are made, and where they go, is the application's to say.
+Uses only OpenTelemetry's API: the application decides which spans are made and where they go.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class SentJob(Protocol):
-    """What is counted of a job that was sent with others."""
+    """A job that was sent together with others."""
 
     @property
     def deduplicated(self) -> bool:
-        """Whether it has joined another."""
+        """Whether it joined another job."""
         ...
 
 
 class Sending:
-    """One `send` span. `carrier` is what goes into the jobs' stored requests: a JSON object, b"" for none."""
+    """One `send` span. `carrier` is its context for the stored requests: a JSON object, or empty."""
 
     __slots__ = ("_span", "carrier")
 
     def __init__(self, span: Span) -> None:
         self._span = span
         fields: dict[str, str] = {}
-        PROPAGATOR.inject(fields)  # of the current span, which this is
+        PROPAGATOR.inject(fields)  # the current span is this one
         self.carrier = orjson.dumps(fields) if fields else b""
 
     def sent(self, job_id: str, *, deduplicated: bool, reused: bool) -> None:
-        """One job is in the queue; or it has joined another, whose answer may be there already."""
+        """Record that a job is in the queue, or has joined another job."""
         self._span.set_attributes(
             {
                 names.MESSAGING_MESSAGE_ID: job_id,
@@ -52,7 +52,7 @@ class Sending:
         )
 
     def sent_many(self, outcomes: Sequence[SentJob | SchedulerError]) -> None:
-        """Several have been answered: some may have joined others, some may have been refused."""
+        """Record the outcomes of several jobs: some may have joined others, some may have been refused."""
         refused = [outcome for outcome in outcomes if isinstance(outcome, SchedulerError)]
         joined = sum(not isinstance(one, SchedulerError) and one.deduplicated for one in outcomes)
         self._span.set_attributes({names.JOBS_DEDUPLICATED: joined, names.JOBS_REFUSED: len(refused)})
@@ -75,12 +75,12 @@ class ClientTraces:
 
     @contextmanager
     def sending(self, many: int | None = None) -> Iterator[Sending]:
-        """Around an enqueue, child of the caller's current span. `many`: of so many requests at once."""
+        """The span of an enqueue, child of the caller's current span; `many` is the number of requests."""
         attributes: dict[str, str | int] = dict(self._attributes)
         if many is not None:
             attributes[names.MESSAGING_BATCH_MESSAGE_COUNT] = many
         span = self._tracer.start_span(self._span_name, kind=SpanKind.PRODUCER, attributes=attributes)
-        # An error's words may hold words of the prompt, so the API must not record them.
+        # Messages of errors may hold text of the prompt, so the API must not record them.
         with otel.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             try:
                 yield Sending(span)

@@ -1,7 +1,7 @@
-"""Every name in our traces, in one place. OpenTelemetry's own come from the pages named beside them.
+"""Every name in the traces. OpenTelemetry's names come from the pages given beside them.
 
-Those of GenAI and of messaging are still in development there, so they are spelled here and not taken from
-`opentelemetry-semantic-conventions`, whose constants for them are no stable API and move about.
+The conventions for GenAI and messaging are still in development, and the constants for them in
+`opentelemetry-semantic-conventions` are not a stable API, so the names are spelled out here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-# How a trace travels in a job: fields of the stored request.
+# The fields of a stored request that carry a trace.
 # Source: https://www.w3.org/TR/trace-context/
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
@@ -70,14 +70,14 @@ GEN_AI_REQUEST_PARAMS: Final = MappingProxyType(
         "frequency_penalty": "gen_ai.request.frequency_penalty",
     }
 )
-"""By the names that a request has for them. `stop` is `GEN_AI_REQUEST_STOP_SEQUENCES`, always a list."""
+"""Attributes by the name of the parameter in a request. `stop` is `GEN_AI_REQUEST_STOP_SEQUENCES`, a list."""
 
 GEN_AI_OUTPUT_TYPES: Final = MappingProxyType({"json_object": "json", "json_schema": "json", "text": "text"})
-"""By the `type` of a request's `response_format`."""
+"""Output types by the `type` of a request's `response_format`."""
 
-# A back end that is no provider of OpenTelemetry's list goes by its own name: vllm, llama_cpp, echo.
+# A back end that OpenTelemetry does not list has its own name: vllm, llama_cpp, echo.
 
-# Our own.
+# Names of this package.
 LANE: Final = "prompt_scheduler.lane"
 PRIORITY: Final = "prompt_scheduler.priority"
 TENANT: Final = "prompt_scheduler.tenant"
@@ -97,7 +97,7 @@ QUEUE_WAIT_SPAN: Final = "queue wait"
 STAGE_SPAN: Final = "stage "
 BATCH_SPAN: Final = "batch "
 
-# What ended a span where no error has a code of its own.
+# The error type of a span that ended without an error that has a code.
 CANCELLED: Final = "cancelled"
 
 SCOPE: Final = "prompt_scheduler"

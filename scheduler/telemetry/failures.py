@@ -1,7 +1,4 @@
-"""How spans say that something went wrong: by a code or a class, and never by an error's words.
-
-Those may hold words of the prompt.
-"""
+"""How spans report errors: by a code or a class, never by a message, which may hold text of the prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from scheduler.telemetry import conventions as names
 
 
 def code_of(error: BaseException | None) -> str:
-    """What `error.type` says of an error: its code, else its class; "" of none."""
+    """The `error.type` of an error: its code, else its class; empty without an error."""
     if error is None:
         return ""
     if isinstance(error, asyncio.CancelledError):
@@ -23,7 +20,7 @@ def code_of(error: BaseException | None) -> str:
 
 
 def mark_failed(span: Span, code: str) -> None:
-    """Say of a span what it ended with, if that was an error."""
+    """Mark a span as failed, if there is a code."""
     if code:
         span.set_attribute(names.ERROR_TYPE, code)
         span.set_status(StatusCode.ERROR)

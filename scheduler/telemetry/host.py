@@ -1,4 +1,4 @@
-"""Puts together who looks on at the engine of a worker process, as the settings say."""
+"""Sets up the metrics and traces of a worker process by its settings."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Telemetry:
-    """Who looks on in one worker process. `start()` and `stop()` are safe to call twice.
+    """The metrics and traces of one worker process. `start()` and `stop()` are safe to call twice.
 
-    `observers` are for the engine, which is made with them; `start` gets that engine. Their libraries are
-    loaded only if the settings want them. `instance` names the process.
+    Make the engine with `observers`, and pass it to `start`. Libraries are loaded only if the settings need
+    them. `instance` names the process.
 
     Raises:
         ConfigError: an extra is not installed, or a variable of its library is wrong.
@@ -51,10 +51,10 @@ class Telemetry:
         self.observers.append(Traces(self._settings.queue, per_s=self._settings.traces_per_s))
 
     async def start(self, engine: Engine) -> None:
-        """Begin to serve what the observers and the engine know.
+        """Serve the metrics of the engine and the observers.
 
         Raises:
-            ConfigError: the metrics have no port.
+            ConfigError: no port is free for the metrics.
         """
         if self._metrics is None or self._server is not None:
             return
@@ -69,7 +69,7 @@ class Telemetry:
         logger.info("metrics are at %s", engine.metrics_url)
 
     async def stop(self) -> None:
-        """Stop serving, and send the last spans. The engine should have stopped before."""
+        """Stop serving, and send the last spans. Stop the engine first."""
         if self._server is not None:
             await self._server.stop()
         provider, self._provider = self._provider, None

@@ -1,4 +1,4 @@
-"""What was asked and answered, as OpenTelemetry wants it in `gen_ai.input.messages` and `….output.messages`.
+"""Prompts and answers in OpenTelemetry's format of `gen_ai.input.messages` and `gen_ai.output.messages`.
 
 Source: https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/gen-ai-input-messages.json
 and gen-ai-output-messages.json beside it.
@@ -21,19 +21,19 @@ Part: TypeAlias = dict[str, Any]
 
 
 def is_captured(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether somebody has asked for the text of prompts and answers in spans."""
+    """Whether the variable asks for the text of prompts and answers in spans."""
     return environ.get(CAPTURE_VARIABLE, "").strip().lower() in {"true", "span_only", "span_and_event"}
 
 
 def input_messages(generation: Generation) -> str:
-    """What the engine is given, JSON."""
+    """The messages of a prompt, as JSON."""
     if generation.messages is None:
         return _json([{"role": "user", "parts": [_text(generation.prompt or "")]}])
     return _json([_message(message) for message in generation.messages])
 
 
 def output_messages(progress: Progress, finish_reason: str) -> str:
-    """What has come, as far as it has passed the filters, JSON."""
+    """The answer as far as it has passed the filters, as JSON."""
     parts: list[Part] = []
     if reasoning := "".join(progress.reasonings):
         parts.append({"type": "reasoning", "content": reasoning})

@@ -1,4 +1,4 @@
-"""What to say where an extra is missing."""
+"""The error for a missing extra."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from scheduler.errors import ConfigError
 
 
 def needs(setting: str, extra: str, error: ImportError) -> ConfigError:
-    """The error for a setting whose libraries are not installed."""
+    """Make the error for a setting whose libraries are not installed."""
     return ConfigError(
-        f"{setting}: needs what is not installed ({error.name}): pip install 'prompt-scheduler[{extra}]'"
+        f"{setting}: needs {error.name}, which is not installed: pip install 'prompt-scheduler[{extra}]'"
     )

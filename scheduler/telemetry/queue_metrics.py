@@ -1,4 +1,4 @@
-"""The metrics of the queue: of all worker processes, the one that leads exports them."""
+"""The metrics of the queue, which one of the worker processes exports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OF_QUEUE: Mapping[Spec, Callable[[QueueStatus], float]] = {
     catalogue.WORKERS: lambda status: status.workers,
 }
 
-# None: the lane has no such figure.
+# None if the lane has no such value.
 _OF_LANE: Mapping[Spec, Callable[[LaneStatus], float | None]] = {
     catalogue.DELAYED: lambda lane: lane.delayed,
     catalogue.HELD: lambda lane: lane.held,
@@ -52,7 +52,7 @@ _OF_LANE: Mapping[Spec, Callable[[LaneStatus], float | None]] = {
 
 
 class QueueMetrics:
-    """Reads how the queue stands for a scrape, and is a collector of prometheus-client's."""
+    """Reads the status of the queue for a scrape; a collector of prometheus-client."""
 
     def __init__(self, queue: PromptQueue) -> None:
         self._queue = queue
@@ -60,7 +60,7 @@ class QueueMetrics:
         self._memory: RedisMemory | None = None
 
     async def read(self) -> None:
-        """Read anew. Six round trips, whatever the number of jobs.
+        """Read the status again: six round trips, however many jobs there are.
 
         Raises:
             redis.exceptions.RedisError, OSError: Redis did not answer.
@@ -71,11 +71,11 @@ class QueueMetrics:
         self._status = status
 
     def forget(self) -> None:
-        """Export nothing: another process leads, or Redis is away."""
+        """Export nothing: another process leads, or Redis is unavailable."""
         self._status = None
 
     def describe(self) -> Iterator[Metric]:
-        """The families, without their values: asked for when this is registered."""
+        """The families without values, for when this is registered."""
         for spec in catalogue.QUEUE:
             yield family(spec, ())
 
@@ -87,7 +87,7 @@ class QueueMetrics:
         queue = status.queue
         for spec, of_queue in _OF_QUEUE.items():
             yield family(spec, [((queue,), of_queue(status))])
-        # A level that has been left stands at zero, and does not end as it last was.
+        # A level that is empty again is exported as zero, not left at its last value.
         levels = [(lane, priority) for lane in status.lanes for priority in range(10)]
         yield family(
             catalogue.WAITING,

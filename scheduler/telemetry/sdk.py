@@ -1,7 +1,7 @@
-"""OpenTelemetry's SDK in a process that is ours, by the standard `OTEL_*` variables.
+"""Sets up OpenTelemetry's SDK in a worker process, by the standard `OTEL_*` variables.
 
-An application's process has its own. Most variables the SDK and its exporters read by themselves; here is
-what they leave to whoever puts them together.
+An application sets up its own. The SDK and its exporters read most variables themselves; the ones read here
+are those that they leave to the program.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ logger = logging.getLogger(__name__)
 
 DISTRIBUTION = "prompt-scheduler"
 STOP_S = 2.0
-"""How long a stop waits for the last spans to be sent."""
+"""How long a stop waits for the last spans."""
 
 EXPORTERS = "opentelemetry_traces_exporter"
-"""The entry points by which packages offer exporters."""
+"""The group of entry points with which packages offer exporters."""
 
 OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
 def set_up(instance: str) -> TracerProvider | None:
-    """Make the process's tracer provider; None where somebody has set one. `instance` names the process.
+    """Make the process's tracer provider; None if the program has set one. `instance` names the process.
 
     Raises:
-        ConfigError: a variable names an exporter that is not installed, or another of its variables is wrong.
+        ConfigError: a variable names an exporter that is not installed, or the exporter rejects a variable.
     """
     if not isinstance(otel.get_tracer_provider(), otel.ProxyTracerProvider):
         return None
@@ -50,7 +50,7 @@ def set_up(instance: str) -> TracerProvider | None:
 
 
 async def shut_down(provider: TracerProvider) -> None:
-    """Send what is left, for `STOP_S` seconds at most. The event loop goes on meanwhile."""
+    """Send the spans that are left, for at most `STOP_S` seconds. Does not block the event loop."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def work() -> None:
@@ -58,9 +58,9 @@ async def shut_down(provider: TracerProvider) -> None:
         try:
             loop.call_soon_threadsafe(done.set)
         except RuntimeError:
-            return  # the loop has been closed since: nobody waits
+            return  # the loop has been closed
 
-    # A thread of its own: the interpreter would wait for one of the loop's.
+    # Not one of the loop's threads: the interpreter would wait for it at the end.
     threading.Thread(target=work, name="traces-shutdown", daemon=True).start()
     try:
         async with asyncio.timeout(STOP_S):
@@ -93,7 +93,9 @@ def _otlp() -> str:
         or "http/protobuf"
     ).strip()
     if protocol not in OTLP:
-        raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} is none of {', '.join(OTLP)}")
+        raise ConfigError(
+            f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} is unknown; give one of {', '.join(OTLP)}"
+        )
     return OTLP[protocol]
 
 
@@ -103,7 +105,7 @@ def _exporter(name: str) -> SpanExporter:
         known = ", ".join(sorted(entry.name for entry in entry_points(group=EXPORTERS)))
         raise ConfigError(
             f"OTEL_TRACES_EXPORTER, OTEL_EXPORTER_OTLP_PROTOCOL: no exporter {name!r} is installed; "
-            f"there are {known}, and none"
+            f"give one of {known}, or none"
         )
     try:
         exporter: SpanExporter = found[0].load()()

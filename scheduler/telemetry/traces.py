@@ -1,4 +1,4 @@
-"""Spans of the jobs that an engine runs: an observer, as `scheduler.observations` has it.
+"""Spans of the jobs that an engine runs.
 
     process <queue>                 an attempt, child of the client's `send <queue>`
     ├── queue wait
@@ -8,8 +8,8 @@
     │   └── chat <model>
     └── stage stream
 
-A job whose `traceparent` is not sampled costs a look and gets no span. An error's words stay out of spans:
-they may hold words of the prompt.
+A job whose `traceparent` is not sampled gets no span, and costs next to nothing. Messages of errors stay out
+of spans: they may hold text of the prompt.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ from scheduler.telemetry.messages import is_captured
 PROPAGATOR = TraceContextTextMapPropagator()
 
 FLAG_AT = 54
+"""The index in a `traceparent` of the digit with the flag of a sampled trace."""
 SAMPLED = frozenset("13579bdf")
-"""Where a `traceparent` has the digit that says whether the trace is sampled, and what it is then."""
+"""The values of that digit in a sampled trace."""
 
 
 class Traces(Observer):
@@ -57,7 +58,7 @@ class Traces(Observer):
         self._span_name = f"{names.PROCESS} {queue}"
         self._live: dict[str, AttemptSpans] = {}  # by job id
         self._calls: dict[object, _Call] = {}
-        # Current in what has no trace, so that nobody below begins one of his own.
+        # Current in tasks without a trace, so that libraries in them do not begin one.
         self._unsampled = otel.set_span_in_context(NonRecordingSpan(_made_up()), NO_CONTEXT)
 
     def attempt_began(self, seen: AttemptBegan) -> None:
@@ -78,7 +79,7 @@ class Traces(Observer):
             if (spans := self._live.get(generation.request_id)) is not None
         ]
         if not traced:
-            # A call runs in the context of whoever made room for it, which may be that of another's trace.
+            # A call runs in the context of the task that made room for it, which may belong to another trace.
             if otel_context.get_current() is not self._unsampled:
                 make_current(self._unsampled)
             return
@@ -116,7 +117,7 @@ class Traces(Observer):
             self._tracer, span, seen, offset_ns, captures=self._captures, on_end=self._forget
         )
         seen.progress.watcher = spans
-        self._live[seen.job.id] = spans  # an earlier attempt may be there, lost but not yet over
+        self._live[seen.job.id] = spans  # replaces a lost attempt that is not over yet
 
     def _forget(self, spans: AttemptSpans) -> None:
         if self._live.get(spans.job_id) is spans:
@@ -124,7 +125,7 @@ class Traces(Observer):
 
 
 class _Call(NamedTuple):
-    """A call on its way: the members with a trace, and the span of all members if there are several."""
+    """A running call: its members with a trace, and the span of all members if there are several."""
 
     members: Sequence[tuple[AttemptSpans, Span]]
     batch: Span | None

@@ -1,4 +1,4 @@
-"""The metrics of one worker process: what it was told as an observer, and how its engine stands."""
+"""The metrics of one worker process: counts of what it observed, and the state of its engine."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from scheduler.routing import BreakerState, Endpoint
 from scheduler.telemetry import catalogue
 from scheduler.telemetry.tallies import Counts, Histogram, Histograms, family
 
-# An outcome after which the same job has another attempt, which will have these figures again.
+# After these outcomes the job has another attempt, which is measured from the same start.
 GOES_ON = (Outcome.RETRIED, Outcome.GIVEN_BACK)
 DONE = Outcome.DONE  # to find a member in its enum takes 40 ns
 TICK_WORK = ("promoted", "reaped", "expired", "released", "rearmed", "forgotten")
-# Codes are the error classes'; a model worker from elsewhere may make some up as it goes.
+# Codes belong to error classes; a model worker of another package may make up any number.
 MAX_CODES = 100
 OTHER = "other"
 
 
 class _Lane:
-    """What is counted of a lane, looked up once a job."""
+    """The counts of a lane, looked up once for each job."""
 
     def __init__(self, name: str, metrics: WorkerMetrics) -> None:
         self.name = name
@@ -50,7 +50,7 @@ class _Lane:
 
 
 class _Endpoint:
-    """What is counted of an endpoint, looked up once a call."""
+    """The counts of an endpoint, looked up once for each call."""
 
     def __init__(self, name: str, metrics: WorkerMetrics) -> None:
         self.sizes = metrics.batch_prompts.of(name)
@@ -58,10 +58,10 @@ class _Endpoint:
         self.calls = metrics.calls_s.of(name)
         self.reasons: dict[str, int] = dict.fromkeys(FlushReason, 0)
         self.results = dict.fromkeys(("ok", "failed", "given_up"), 0)
-        self._at_once = 0  # of those, how many have been counted
+        self._at_once = 0  # the number that was taken over last
 
     def count_at_once(self, n: int) -> None:
-        """So many prompts have gone alone and at once since this endpoint was made."""
+        """Take over the number of prompts that went alone and at once since this endpoint was made."""
         more = n - self._at_once if n >= self._at_once else n
         self._at_once = n
         self.reasons[FlushReason.SIZE] += more
@@ -70,9 +70,9 @@ class _Endpoint:
 
 
 class WorkerMetrics(Observer):
-    """Counts what its engine tells, and reads the engine when prometheus-client collects.
+    """Counts what its engine reports, and reads the engine when prometheus-client collects.
 
-    `watch` names the engine, which is made after its observers.
+    Make it before the engine, and pass the engine to `watch`.
     """
 
     def __init__(self) -> None:
@@ -97,11 +97,11 @@ class WorkerMetrics(Observer):
         self._version = version("prompt-scheduler")
 
     def watch(self, engine: Engine) -> None:
-        """Export how this engine stands."""
+        """Export the state of this engine, too."""
         self._engine = engine
 
     def claimed(self, seen: Claimed) -> None:
-        """Jobs have come."""
+        """See `Observer`."""
         for job in seen.jobs:
             lane = self._lanes.get(job.lane) or self._lane(job.lane)
             lane.claimed += 1
@@ -111,7 +111,7 @@ class WorkerMetrics(Observer):
             waits.observe(job.waited_ms / 1000)
 
     def attempt_ended(self, seen: EndedAttempt) -> None:
-        """An attempt is over."""
+        """See `Observer`."""
         job, progress, outcome = seen.job, seen.progress, seen.outcome
         lane = self._lanes.get(job.lane) or self._lane(job.lane)
         lane.outcomes[outcome] += 1
@@ -141,7 +141,7 @@ class WorkerMetrics(Observer):
                 lane.outputs += usage.output_tokens or 0
 
     def flushed(self, seen: Flushed) -> None:
-        """Gathered prompts have gone."""
+        """See `Observer`."""
         endpoint, flush = seen
         of = self._endpoints.get(endpoint) or self._endpoint(endpoint)
         of.reasons[flush.reason] += 1
@@ -149,25 +149,25 @@ class WorkerMetrics(Observer):
         of.waits.observe(flush.waited_s)
 
     def call_ended(self, seen: EndedCall) -> None:
-        """A call is over."""
+        """See `Observer`."""
         of = self._endpoints.get(seen.endpoint) or self._endpoint(seen.endpoint)
         of.results["given_up" if seen.given_up else "ok" if seen.error is None else "failed"] += 1
         of.calls.observe(seen.ended_at - seen.began_at)
 
     def written(self, seen: Written) -> None:
-        """Events and ends are in Redis."""
+        """See `Observer`."""
         self._event_lag.observe(seen.lag_s)
 
     def breaker_changed(self, seen: BreakerChanged) -> None:
-        """An endpoint is left alone, tried, or well again."""
+        """See `Observer`."""
         self._breaker_changes.add(1, seen.endpoint, seen.state)
 
     def round_trip(self, seen: RoundTrip) -> None:
-        """Redis has answered."""
+        """See `Observer`."""
         self._round_trips.of(seen.script).observe(seen.seconds)
 
     def ticked(self, seen: Ticked) -> None:
-        """Maintenance was done."""
+        """See `Observer`."""
         for work in TICK_WORK:
             if n := getattr(seen.report, work):
                 self._tick.add(n, work)
@@ -186,10 +186,10 @@ class WorkerMetrics(Observer):
         self._codes.add(code)
         return code
 
-    # What prometheus-client asks for
+    # For prometheus-client
 
     def describe(self) -> Iterator[Metric]:
-        """The families, without their values: asked for when this is registered."""
+        """The families without values, for when this is registered."""
         for spec in catalogue.WORKER:
             yield family(spec, ())
 
@@ -209,7 +209,7 @@ class WorkerMetrics(Observer):
             yield tally.collect()
 
     def _begin(self, engine: Engine) -> None:
-        """Let what can be counted stand at zero before it is: rates miss what a series begins with."""
+        """Begin series at zero before anything is counted: rates miss the first value of a series."""
         for lane in engine.routes:
             if lane not in self._lanes:
                 self._lane(lane)

@@ -173,7 +173,7 @@ def test_the_exporter_is_the_one_that_variables_name(
     ("name", "value", "words"),
     [
         ("OTEL_TRACES_EXPORTER", "zipkin", "no exporter 'zipkin' is installed"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", "'smoke' is none of http/protobuf, grpc"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", "'smoke' is unknown; give one of http/protobuf, grpc"),
     ],
 )
 def test_an_exporter_that_is_not_there_is_said(
