@@ -19,7 +19,7 @@
 -- @include "lib/keeping"
 -- @include "lib/spare"
 -- @include "lib/alias"
--- @include "lib/ending"
+-- @include "lib/conclude"
 -- @include "lib/garbage"
 -- @include "lib/limit"
 -- @include "lib/hold"
@@ -73,7 +73,7 @@ local KEPT = { record_key, payload_key, result_key, tickets_key, stream_key }
 local function audit_ended(id, rec)
   -- What has failed, or has been kept for a while, has only the rest of its time.
   local ended_ms = whole(rec.e, 0, now_ms) or now_ms
-  local keep_ms = math.max(SOON_MS, ended_ms + keep_ms_of(rec.s, rec.g) - now_ms)
+  local keep_ms = math.max(SOON_MS, ended_ms + keep_ms_of(rec.s, rec) - now_ms)
   for _, key_of in ipairs(KEPT) do
     local key = key_of(id)
     if redis.call('PTTL', key) == -1 and found('no_expiry', key) then

@@ -14,7 +14,7 @@
 -- @include "lib/keeping"
 -- @include "lib/spare"
 -- @include "lib/alias"
--- @include "lib/ending"
+-- @include "lib/conclude"
 
 local id, ticket = ARGV[1], ARGV[2]
 local rec = read(id, { 's', 'r', unpack(ENDING) })

@@ -24,7 +24,7 @@
 -- @include "lib/keeping"
 -- @include "lib/spare"
 -- @include "lib/alias"
--- @include "lib/ending"
+-- @include "lib/conclude"
 -- @include "lib/limit"
 -- @include "lib/hold"
 -- @include "lib/ready"

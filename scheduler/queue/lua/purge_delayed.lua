@@ -14,7 +14,7 @@
 -- @include "lib/keeping"
 -- @include "lib/spare"
 -- @include "lib/alias"
--- @include "lib/ending"
+-- @include "lib/conclude"
 
 local lane, only, from, chunk = ARGV[1], optional(2, 0, 9), argument(3, 0, MOST_NUMBER), argument(4, 1, MOST_JOBS)
 local ids, purged = redis.call('ZRANGE', delayed_key, text(from), text(from + chunk - 1)), 0

@@ -15,13 +15,13 @@
 -- @include "lib/limit"
 -- @include "lib/hold"
 -- @include "lib/ready"
--- @include "lib/settle"
+-- @include "lib/usage"
 
 local to_wake, delays_ms = {}, {}
 for at = 1, #ARGV, RETURN_WIDTH do delays_ms[at] = argument(at + RETURN_DELAY_MS, 0, MOST_MS) end
 if #ARGV % RETURN_WIDTH > 0 then error('the arguments are not a row a job') end
 
-local function give_back(at)
+local function return_job(at)
   local id, token, counts = ARGV[at + RETURN_JOB_ID], ARGV[at + RETURN_TOKEN], ARGV[at + RETURN_COUNTS] == '1'
   local delay_ms, error = delays_ms[at], ARGV[at + RETURN_ERROR]
   local rec = read(id, { 's', 'k', 'l', 'p', 't', 'q', 'x', 'f', 'n', 'o', 'w', 'y', 'v', 'c' })
@@ -32,8 +32,7 @@ local function give_back(at)
   redis.call('ZREM', leases_key, id)
   redis.call('HINCRBY', record_key(id), counts and 'f' or 'W', 1)
   if error ~= '' then redis.call('HSET', record_key(id), 'i', error) end
-  settle_usage(id, rec, whole(ARGV[at + RETURN_USED_TOKENS], 0, MOST_NUMBER))
-  count_attempt(rec)
+  record_usage(id, rec, whole(ARGV[at + RETURN_USED_TOKENS], 0, MOST_NUMBER))
   remember(id, rec.y, counts and 'failed' or 'given_back', rec.w, rec.n, error)
   if delay_ms > 0 then
     make_delayed(id, rec, now_ms + delay_ms)
@@ -47,7 +46,7 @@ local function give_back(at)
 end
 
 local replies = {}
-for at = 1, #ARGV, RETURN_WIDTH do replies[#replies + 1] = give_back(at) end
+for at = 1, #ARGV, RETURN_WIDTH do replies[#replies + 1] = return_job(at) end
 save_gates()
 save_counts()
 for lane in pairs(to_wake) do wake(lane) end

@@ -23,7 +23,7 @@
 -- @include "lib/keeping"
 -- @include "lib/spare"
 -- @include "lib/alias"
--- @include "lib/ending"
+-- @include "lib/conclude"
 -- @include "lib/garbage"
 -- @include "lib/limit"
 -- @include "lib/hold"

@@ -8,5 +8,5 @@ local function set_aside(id, rec, place)
   if not rec or rec.s ~= place then return end
   -- Somebody may wait for this job: it ends rather than vanishes.
   rec.n, rec.g = tonumber(rec.n) and rec.n, nil
-  close(id, rec, 'failed', 'record_damaged', error_json('record_damaged', BROKEN))
+  end_detached_job(id, rec, 'failed', 'record_damaged', error_json('record_damaged', BROKEN))
 end

@@ -1,4 +1,4 @@
--- How long, and how much, is kept of jobs that have ended. One read a script.
+-- How long ended jobs are kept, and how many of them. A script reads these settings once.
 local keep_settings
 
 local function keeping()
@@ -17,9 +17,13 @@ local function keeping()
   return keep_settings
 end
 
--- For how many ms an ended job is kept; asked_ms: what its callers have asked for, nil for the queue's own time.
-local function keep_ms_of(state, asked_ms)
+-- How long an ended job is kept, ms: the longest of what its worker process (asked_ms) and its callers (rec.g) ask for, and of
+-- mode window; without any of them the queue's result_ttl_ms.
+local function keep_ms_of(state, rec, asked_ms)
   local keep = keeping()
   if state == 'failed' then return keep.dead_ms end
-  return whole(asked_ms, 1, keep.most_ms) or math.min(keep.most_ms, keep.result_ms)
+  local asked, wanted = whole(asked_ms, 1, keep.most_ms), whole(rec.g, 1, keep.most_ms)
+  local keep_ms = asked and wanted and math.max(asked, wanted) or asked or wanted or math.min(keep.most_ms, keep.result_ms)
+  if state == 'done' and rec.m == 'window' then return math.max(keep_ms, keep.window_ms) end
+  return keep_ms
 end
