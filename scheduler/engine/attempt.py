@@ -174,7 +174,7 @@ def _tokens_of(context: PromptContext) -> int | None:
     return (usage.input_tokens or 0) + (usage.output_tokens or 0)
 
 
-def settle(attempt: Attempt, task: asyncio.Task[None]) -> None:
+def close_attempt(attempt: Attempt, task: asyncio.Task[None]) -> None:
     """The attempt's task has ended, in whatever way: see to it that the job has an end or goes back."""
     attempt.close()
     if attempt.writer.end is not None:

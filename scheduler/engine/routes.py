@@ -8,12 +8,12 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from typing import NamedTuple
 
 import orjson
 from pydantic import SecretStr
 
 from scheduler.batching import BatchPolicy, within
+from scheduler.engine.places import Places
 from scheduler.errors import ConfigError
 from scheduler.logs import traced
 from scheduler.observations import NOBODY, Observers
@@ -30,35 +30,6 @@ logger = logging.getLogger(__name__)
 LEAST_URGENT = 0
 LET_GO_S = 5.0
 """How long a model worker may take to close."""
-
-
-class Places(NamedTuple):
-    """How many more jobs may be claimed; `kept` of those places are for priorities 8 and 9."""
-
-    free: int
-    kept: int
-
-    @property
-    def for_all(self) -> int:
-        """How many jobs of any priority may be claimed."""
-        return self.free - self.kept
-
-
-NO_PLACES = Places(0, 0)
-
-
-class Room(NamedTuple):
-    """What a process may claim at one moment: of each lane, and of all together."""
-
-    lanes: Mapping[str, Places]
-    over_all: Places
-
-    def wanted_lanes(self) -> frozenset[tuple[str, bool]]:
-        """The lanes to hear of: each for work of any priority, or (True) for urgent work alone."""
-        full = not self.over_all.for_all
-        return frozenset(
-            (name, bool(full or not places.for_all)) for name, places in self.lanes.items() if places.free
-        )
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from scheduler.engine.calls import ScriptCalls
+from scheduler.engine.service import Service
+from scheduler.engine.serving import Serving
 from scheduler.queue.queue import PromptQueue
 from scheduler.routing import Endpoint
 
@@ -69,3 +73,32 @@ class Shares:
         unlimited = before is None and endpoint.max_in_flight is None
         if settled or unlimited or endpoint.share_among(processes, place) <= endpoint.share:
             endpoint.divide(processes, place)
+
+
+class Division(Service):
+    """Keeps the shares up to date, three times a lease."""
+
+    def __init__(self, shares: Shares, *, calls: ScriptCalls, serving: Serving) -> None:
+        super().__init__("shares")
+        self._shares = shares
+        self._calls = calls
+        self._serving = serving
+
+    async def run(self) -> None:
+        """Divide for ever."""
+        while True:
+            await asyncio.sleep(self._serving.settings.lease_s / 3)
+            await self._calls.until_done(self._divide)
+
+    async def _divide(self) -> None:
+        """A process that drains leaves to others the endpoints it no longer needs."""
+        serving = self._serving
+        if not serving.draining:
+            await self._shares.update(serving.endpoints)
+            return
+        needed: list[Endpoint] = []
+        idle: list[Endpoint] = []
+        for route in serving.routes.values():
+            (needed if serving.is_needed(route) else idle).extend(route.endpoints)
+        await self._shares.give_up(idle)
+        await self._shares.update(needed)

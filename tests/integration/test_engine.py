@@ -23,7 +23,10 @@ from scheduler import (
 )
 from scheduler.admin import forgive_endpoint
 from scheduler.engine import Engine
+from scheduler.engine import attempts as attempts_module
+from scheduler.engine import claimer as claimer_module
 from scheduler.engine import engine as engine_module
+from scheduler.engine import waker as waker_module
 from scheduler.queue.records import Claim, ClaimedJob
 from scheduler.stages.base import PromptContext
 from tests.conftest import accepted
@@ -61,7 +64,7 @@ class HeldClaims:
 
 
 def at_rest(engine: Engine) -> bool:
-    return engine.running == 0 and not engine._attempts and all(not r.running for r in engine.routes.values())
+    return engine.running == 0 and not engine.attempts and all(not r.running for r in engine.routes.values())
 
 
 # Starting and stopping
@@ -150,7 +153,7 @@ async def test_what_runs_may_finish_while_the_engine_stops(room: Room) -> None:
     job = await client.enqueue("one")
     call = await puppet_of(engine).next_call()
     stopping = asyncio.create_task(engine.stop(drain_s=SOON_S))
-    await until(lambda: engine._draining)
+    await until(lambda: engine.draining)
     late = await client.enqueue("too late for this engine")
     call.finish("made it")
     await stopping
@@ -166,7 +169,7 @@ async def test_a_claim_that_is_answered_after_stop_gives_its_jobs_back(room: Roo
     job = await client.enqueue("one")
     await asyncio.wait_for(held.jobs_held.wait(), SOON_S)
     stopping = asyncio.create_task(engine.stop(drain_s=0))
-    await until(lambda: engine._draining)
+    await until(lambda: engine.draining)
     held.go_on.set()
     await stopping
     info = await job.info()
@@ -175,7 +178,7 @@ async def test_a_claim_that_is_answered_after_stop_gives_its_jobs_back(room: Roo
 
 
 async def test_stopping_ends_though_redis_is_away(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "LAST_CLAIM_S", 0.05)
+    monkeypatch.setattr(claimer_module, "LAST_CLAIM_S", 0.05)
     engine = await room.engine()
     room.server.connected = False
     async with asyncio.timeout(SOON_S):
@@ -185,7 +188,7 @@ async def test_stopping_ends_though_redis_is_away(room: Room, monkeypatch: pytes
 async def test_a_stage_that_ignores_its_cancellation_does_not_hold_up_the_stop(
     room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "LET_GO_S", 0.05)
+    monkeypatch.setattr(attempts_module, "LET_GO_S", 0.05)
     entered, leave = asyncio.Event(), asyncio.Event()
 
     class Stubborn:
@@ -248,7 +251,7 @@ async def test_run_until_drained_knows_of_jobs_whose_claim_is_under_way(room: Ro
 @pytest.fixture
 def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """No wait for work runs out, so what begins was woken."""
-    monkeypatch.setattr(engine_module, "BLOCK_S", 10 * SOON_S)
+    monkeypatch.setattr(waker_module, "BLOCK_S", 10 * SOON_S)
 
 
 def two_routes(**values: Any) -> Settings:
@@ -277,11 +280,14 @@ async def test_a_lane_that_was_full_is_listened_to_again(room: Room, long_waits:
     first = await client.enqueue("x", model="narrow")
     call = await puppet_of(engine, "narrow").next_call()
     # Now it waits for work of the wide lane alone.
-    await until(lambda: engine._waker is not None and engine._waker_lanes == {("wide", False)})
+    await until(lambda: engine.claimer.waker.waits and engine.claimer.waker.lanes == {("wide", False)})
     call.finish()
     await first.result(timeout_s=SOON_S)
     await until(
-        lambda: engine._waker is not None and {lane for lane, _ in engine._waker_lanes} == {"narrow", "wide"}
+        lambda: (
+            engine.claimer.waker.waits
+            and {lane for lane, _ in engine.claimer.waker.lanes} == {"narrow", "wide"}
+        )
     )
     await client.enqueue("x", model="narrow")
     (await puppet_of(engine, "narrow").next_call()).finish()
@@ -299,11 +305,11 @@ async def test_an_urgent_job_gets_the_reserved_place_at_once_and_others_do_not(r
     for n in range(10):
         await client.enqueue(f"bulk {n}", priority=7)
     calls = [await puppet_of(engine).next_call() for _ in range(2)]
-    await until(lambda: engine._waker is not None and engine._waker_lanes == {("echo", True)})
-    claims = engine._claims
+    await until(lambda: engine.claimer.waker.waits and engine.claimer.waker.lanes == {("echo", True)})
+    claims = engine.claimer.claims
     await client.enqueue("more bulk")
     await asyncio.sleep(0.1)
-    assert engine._claims == claims, "what it has no place for does not keep it busy"
+    assert engine.claimer.claims == claims, "what it has no place for does not keep it busy"
     urgent = await client.enqueue("now", priority=8)
     call = await puppet_of(engine).next_call()
     assert call.generation.prompt == "now"
@@ -335,8 +341,8 @@ async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Roo
     client = await room.client(settings)
     await client.enqueue("keeps it busy")
     await puppet_of(full).next_call()
-    await until(lambda: full._waker is None or full._waker.done())
-    assert full._room().over_all.free == 0
+    await until(lambda: not full.claimer.waker.waits)
+    assert full.claimer.room().over_all.free == 0
     await client.enqueue("for somebody else")
     wake = client.queue.keys.of("wake", "echo")
 
@@ -346,9 +352,9 @@ async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Roo
                 await asyncio.sleep(0)
 
     # The engine has nothing to wait with now: let it have waited, and got the token.
-    full._waker = asyncio.create_task(take_token())
-    await full._waker
-    full._news.set()
+    full.claimer.waker._task = token = asyncio.create_task(take_token())
+    await token
+    full._signal.notify()
     async with asyncio.timeout(SOON_S):
         while not await client.queue.redis.llen(wake):  # type: ignore[misc]  # redis-py has one type for sync and async
             await asyncio.sleep(0)
@@ -360,7 +366,7 @@ async def test_one_job_among_many_idle_engines_wakes_one(room: Room, long_waits:
     claims = [HeldClaims(engine) for engine in engines]
     for each in claims:
         each.go_on.set()
-    await until(lambda: all(engine._waker is not None for engine in engines))
+    await until(lambda: all(engine.claimer.waker.waits for engine in engines))
     client = await room.client()
     before = sum(each.made for each in claims)
     job = await client.enqueue("one")
@@ -374,7 +380,7 @@ async def test_one_job_among_many_idle_engines_wakes_one(room: Room, long_waits:
 async def test_every_idle_engine_gets_its_share_of_a_burst_at_once(room: Room, long_waits: None) -> None:
     settings = settings_of(max_running=1, routes={"echo": puppet_route(10)})
     engines = [await room.engine(settings) for _ in range(10)]
-    await until(lambda: all(engine._waker is not None for engine in engines))
+    await until(lambda: all(engine.claimer.waker.waits for engine in engines))
     client = await room.client(settings)
     await client.enqueue_many([PromptRequest(prompt=f"p {n}") for n in range(10)])
     await until(lambda: all(engine.running == 1 for engine in engines))
@@ -403,7 +409,7 @@ async def test_requests_that_run_at_once_are_bounded_in_bytes(room: Room) -> Non
     for pair in ("01", "23"):
         calls = [await puppet_of(engine).next_call() for _ in pair]
         assert [(call.generation.prompt or "")[0] for call in calls] == list(pair)
-        assert engine._room().over_all.free == 0
+        assert engine.claimer.room().over_all.free == 0
         for call in calls:
             call.finish()
     for job in jobs:
@@ -487,7 +493,7 @@ async def test_a_control_message_of_another_job_cancels_nothing(room: Room) -> N
     engine, client = await room.engine(), await room.client()
     job = await client.enqueue("a")
     call = await puppet_of(engine).next_call()
-    (token,) = engine._attempts
+    (token,) = engine.attempts.tokens
     strangers: tuple[object, ...] = (
         {"cancel": "another", "token": token},
         {"cancel": job.id, "token": token + 1},
@@ -512,13 +518,13 @@ async def test_a_job_cancelled_between_claim_and_first_step_takes_no_place(room:
     client = await room.client()
     job = await client.enqueue("one")
     await asyncio.wait_for(held.jobs_held.wait(), SOON_S)
-    begin = engine._begin
+    begin = engine.attempts.begin
 
     def cancelled_at_once(job: ClaimedJob) -> None:
         begin(job)
-        engine._refused(job.id, job.token)
+        engine.attempts.lost(job.id, job.token)
 
-    engine._begin = cancelled_at_once
+    engine.attempts.begin = cancelled_at_once
     assert await job.cancel()
     held.go_on.set()
     await until(lambda: held.made > 1)
@@ -583,7 +589,7 @@ async def test_a_duplicate_that_joins_moves_the_deadline_of_the_running_job(
     again: dict[str, Any] = {} if deadline_s is None else {"deadline_s": deadline_s}
     twin = await client.enqueue("one", dedup_key="twin", **again)
     assert twin.deduplicated
-    (attempt,) = engine._attempts.values()
+    (attempt,) = engine.attempts
     first = attempt.expires_at
     await until(lambda: attempt.expires_at != first)
     assert attempt.context
@@ -744,7 +750,7 @@ async def test_processes_that_disagree_on_the_queue_are_told_once(
     first = await room.engine(settings_of(max_waiting=7, result_ttl_s=60.0, tenants=tenants))
     await room.engine(settings_of(max_waiting=9, result_ttl_s=90.5))
     for _ in range(3):
-        await first._mend_settings()
+        await first.published.mend()
     (said,) = [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
     assert "max_waiting is 9, and 7 here; result_ttl_s is 90.5, and 60 here" in said
     assert "tenants.acme has no limits of its own, and 5 requests and any tokens a minute here" in said

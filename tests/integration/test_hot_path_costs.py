@@ -138,7 +138,7 @@ async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
     await engine.start()
     async with AsyncClient(settings=settings) as client:
         await client.run("the first", model="echo", timeout_s=SOON_S)
-        await until(lambda: engine._will_be_woken(engine._room()))
+        await until(lambda: engine.claimer.will_be_woken(engine.claimer.room()))
         called: Counter[str] = Counter()
         run_each, run = Scripts.run_each, Scripts.run
 
@@ -153,7 +153,7 @@ async def test_a_prompt_on_an_idle_system_takes_one_claim_and_one_write(
         monkeypatch.setattr(Scripts, "run_each", counted_run_each)
         monkeypatch.setattr(Scripts, "run", counted_run)
         await client.run("the next", model="echo", timeout_s=SOON_S)
-        await until(lambda: engine._will_be_woken(engine._room()) and not engine.running)
+        await until(lambda: engine.claimer.will_be_woken(engine.claimer.room()) and not engine.running)
         monkeypatch.undo()
     await engine.stop()
     await engine.queue.redis.aclose()

@@ -23,7 +23,7 @@ from scheduler import (
     Settings,
 )
 from scheduler.engine import Engine
-from scheduler.engine import engine as engine_module
+from scheduler.engine import attempts as attempts_module
 from scheduler.queue.queue import PromptQueue
 from scheduler.stages.base import PromptContext
 from scheduler.telemetry.attempt_spans import AttemptSpans
@@ -69,7 +69,7 @@ async def start(room: Room, **values: Any) -> tuple[Engine, AsyncClient, Traces]
 
 
 async def at_rest(engine: Engine) -> None:
-    await until(lambda: not engine._attempts)
+    await until(lambda: not engine.attempts)
 
 
 async def stored(queue: PromptQueue, job_id: str) -> dict[str, Any]:
@@ -349,7 +349,7 @@ async def test_a_job_that_is_given_back_ends_with_that(room: Room, spans: Spans)
 async def test_a_job_whose_stage_does_not_let_go_ends_with_the_process(
     room: Room, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "LET_GO_S", 0.05)
+    monkeypatch.setattr(attempts_module, "LET_GO_S", 0.05)
     let_go = asyncio.Event()
 
     class Deaf:
@@ -367,7 +367,7 @@ async def test_a_job_whose_stage_does_not_let_go_ends_with_the_process(
     engine, client, traces = await start(room, routes={"echo": puppet_route(stages=stages)})
     await client.enqueue("one")
     await until(lambda: len(spans.begun) > 3)
-    (attempt,) = engine._attempts.values()
+    (attempt,) = engine.attempts
     await engine.stop(drain_s=0)
     assert outcome_of(spans.one(PROCESS)) == ("lost", "UNSET", None)
     spans.assert_none_is_open()
@@ -537,7 +537,7 @@ async def test_many_requests_are_one_send_whose_context_all_jobs_have(room: Room
 async def test_a_refused_enqueue_is_an_error_without_words(room: Room, spans: Spans) -> None:
     client = await room.client(traced(max_waiting=1))
     engine = await room.engine(traced(max_waiting=1), start=False)
-    await engine._publish_settings()
+    await engine.published.publish()
     await client.enqueue(MARKER, dedup_key="key")
     with pytest.raises(DedupConflict):
         await client.enqueue(f"other {MARKER}", dedup_key="key")

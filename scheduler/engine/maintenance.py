@@ -1,0 +1,70 @@
+"""The maintenance of the queue, by whichever process holds the lock."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable
+
+from scheduler.engine.calls import ScriptCalls
+from scheduler.engine.service import Service
+from scheduler.observations import Observers, Ticked
+from scheduler.queue.queue import PromptQueue
+from scheduler.queue.records import TickReport
+
+
+class MaintenanceLoop(Service):
+    """Calls `tick` whenever it is due. `leads`: this process holds the lock and does the maintenance."""
+
+    def __init__(
+        self, worker: str, *, queue: PromptQueue, calls: ScriptCalls, lease_ms: int, observers: Observers
+    ) -> None:
+        super().__init__("tick")
+        self._worker = worker
+        self._queue = queue
+        self._calls = calls
+        self._lease_ms = lease_ms
+        self._lock_ms = min(2000, max(500, lease_ms // 4))
+        self._observers = observers
+        self._ticked_at: float | None = None  # when a tick was last answered, by `_boottime_s`
+        self.leads = False
+
+    async def run(self) -> None:
+        """Tick for ever."""
+        while True:
+            report = await self._tick()
+            if report.in_doubt:
+                report = await self._tick(is_sure=True)
+            self.leads = report.leader
+            if (observe := self._observers.ticked) is not None:
+                observe(Ticked(report))
+            # Processes that wait for the lock spread out: fifty idle ones must not ask all at once.
+            spread_ms = 0.0 if report.leader else random.random() * self._lock_ms
+            await asyncio.sleep((max(report.next_ms, 1) + spread_ms) / 1000)
+
+    async def _tick(self, *, is_sure: bool = False) -> TickReport:
+        outage = self._calls.outage
+
+        def tick() -> Awaitable[TickReport]:
+            silent_s = None if self._ticked_at is None else _boottime_s() - self._ticked_at
+            call = self._queue.tick(
+                self._worker,
+                lease_ms=self._lease_ms,
+                lock_ms=self._lock_ms,
+                silent_ms=None if silent_s is None else round(silent_s * 1000),
+                is_sure=is_sure,
+                away_ms=outage.untold_ms,
+            )
+            return self._calls.timed("tick", call)
+
+        report = await self._calls.until_done(tick)
+        outage.told()
+        if not report.in_doubt:
+            self._ticked_at = _boottime_s()
+        return report
+
+
+def _boottime_s() -> float:
+    """A clock that nobody sets and that runs while the machine sleeps, as Redis' does."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

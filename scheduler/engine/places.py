@@ -1,0 +1,52 @@
+"""How many jobs a process may claim at one moment. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+CLAIM_AT_ONCE = 64
+"""The most jobs of one claim: few enough that Redis works while the process does, many for one round trip."""
+
+
+class Places(NamedTuple):
+    """How many more jobs may be claimed; `kept` of those places are for priorities 8 and 9."""
+
+    free: int
+    kept: int
+
+    @property
+    def for_all(self) -> int:
+        """How many jobs of any priority may be claimed."""
+        return self.free - self.kept
+
+
+NO_PLACES = Places(0, 0)
+
+
+class Room(NamedTuple):
+    """What a process may claim at one moment: from each lane, and from all lanes together."""
+
+    lanes: Mapping[str, Places]
+    over_all: Places
+
+    def wanted_lanes(self) -> frozenset[tuple[str, bool]]:
+        """The lanes to wait for: each for work of any priority, or (True) for urgent work alone."""
+        full = not self.over_all.for_all
+        return frozenset(
+            (name, bool(full or not places.for_all)) for name, places in self.lanes.items() if places.free
+        )
+
+
+def room_in(lanes: Mapping[str, Places], *, running: int, max_running: int, kept: int) -> Room:
+    """The room of a process that runs `running` jobs and whose endpoints keep `kept` places for the urgent.
+
+    At most half of the process is kept for the urgent.
+    """
+    if not any(places.free for places in lanes.values()):
+        return Room(lanes, NO_PLACES)
+    free = min(max_running - running, CLAIM_AT_ONCE)
+    for_all = min(free, max(0, max_running - min(kept, max_running // 2) - running))
+    if not any(places.for_all for places in lanes.values()):
+        for_all = 0
+    return Room(lanes, Places(free, free - for_all))

@@ -1,0 +1,72 @@
+"""The settings of the queue and its routes, as this process publishes them to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+from scheduler.engine.calls import ScriptCalls
+from scheduler.engine.queue_settings import disagreements, limit_disagreements
+from scheduler.engine.routes import describe_routes
+from scheduler.engine.service import Service
+from scheduler.engine.serving import Serving
+from scheduler.queue.inspection.workers import read_workers
+from scheduler.queue.queue import PromptQueue
+from scheduler.queue.stored_settings import queue_settings
+
+logger = logging.getLogger(__name__)
+
+
+class PublishedSettings(Service):
+    """Publishes the settings, and once a lease checks that Redis still has them."""
+
+    def __init__(self, *, queue: PromptQueue, calls: ScriptCalls, serving: Serving) -> None:
+        super().__init__("settings")
+        self._queue = queue
+        self._calls = calls
+        self._serving = serving
+        self._logged = ""  # the disagreements that the log has
+
+    async def run(self) -> None:
+        """Check once a lease."""
+        while True:
+            await asyncio.sleep(self._serving.settings.lease_s)
+            await self._calls.until_done(self.mend)
+
+    async def publish(self) -> None:
+        """Publish the settings, for clients, administrators and scripts."""
+        serving = self._serving
+        await self._queue.configure(
+            conf=queue_settings(serving.settings),
+            routes=describe_routes(serving.routes, max_result_ttl_s=serving.settings.max_result_ttl_s),
+            limits=serving.limits,
+        )
+
+    async def mend(self) -> None:
+        """Publish again what Redis has lost, with its data perhaps; log where other processes disagree."""
+        serving = self._serving
+        own, published = queue_settings(serving.settings), await self._queue.settings()
+        own_limits, limits = serving.limits.fields(), await self._queue.limits()
+        routes = await self._queue.routes()
+        lost = not own.keys() <= published.keys() or bool(published.get("limits") and not limits)
+        if lost or not serving.routes.keys() <= routes.keys():
+            await self.publish()
+            return
+        self._log("; ".join([*disagreements(own, published), *limit_disagreements(own_limits, limits)]))
+
+    def _log(self, differences: str) -> None:
+        if differences and differences != self._logged:
+            logger.warning(
+                "another worker process has published other settings of this queue, and they hold for all: "
+                "%s. Give all processes the same settings",
+                differences,
+            )
+        self._logged = differences
+
+    async def withdraw(self, gone: Collection[str]) -> None:
+        """Unpublish routes that this process no longer serves, unless another does."""
+        if not gone:
+            return
+        served = {name for worker in await read_workers(self._queue) for name in worker.routes}
+        await self._queue.forget_routes([name for name in gone if name not in served])
