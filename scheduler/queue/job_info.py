@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import orjson
 
 from scheduler.model import DEFAULT_TENANT, DedupMode, HistoryEntry, JobError, JobInfo, JobState
 
-FIELDS = list("spltqbdmjHxuanfowceri")
+FIELDS = list("spltqRbdmjHxuanfowceri")
 """The fields of a record, a letter each, whose values `make_job_info` takes in this order."""
 
 HISTORY = "y"
@@ -53,7 +53,7 @@ def make_job_info(
             worker=record.get("w"),
             error=None if state is JobState.DONE else _error(record.get("i")),
             reason=record.get("r"),
-            enqueued_at_ms=int(record["b"]) if "b" in record else int(record["q"]) // 1000,
+            enqueued_at_ms=_enqueued_at_ms(record),
             due_at_ms=_number(record.get("u")),
             deadline_at_ms=_number(record.get("x")),
             started_at_ms=_number(record.get("c")),
@@ -64,6 +64,12 @@ def make_job_info(
     if history is None:
         return info
     return info.model_copy(update={"history": _history(info, history)})
+
+
+def _enqueued_at_ms(record: Mapping[str, str]) -> int:
+    """Stored only if it differs from when the job became ready; and that only if the rank does not say it."""
+    stored = record.get("b") or record.get("R")
+    return int(stored) if stored else int(record["q"]) // 1000
 
 
 def _number(value: str | None) -> int | None:

@@ -567,6 +567,29 @@ class QueueContract(OnQueue):
         await q.enqueue(new_job("b", 7, key="K", dedup=DedupMode.REPLACE))
         assert await q.claimed_ids() == ["b", "seven"]
 
+    async def test_a_replacement_waits_from_its_own_enqueue(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a", key="K"))
+        await q.backdate("a", 42)
+        before = await q.now_ms()
+        await q.enqueue(new_job("b", key="K", dedup=DedupMode.REPLACE))
+        info = await read_job(q.queue, "b")
+        assert info is not None
+        assert info.enqueued_at_ms >= before
+        assert (await q.claim()).waited_ms < 42_000
+
+    async def test_a_replacement_that_is_requeued_keeps_its_enqueue(self, q: QueueDriver) -> None:
+        await q.enqueue(new_job("a", key="K"))
+        await q.backdate("a", 42)
+        await q.enqueue(new_job("b", key="K", dedup=DedupMode.REPLACE))
+        enqueued = await read_job(q.queue, "b")
+        await q.queue.cancel("b")
+        assert await q.queue.requeue("b") == "waiting"
+        again = await read_job(q.queue, "b")
+        assert enqueued is not None
+        assert again is not None
+        assert again.enqueued_at_ms == enqueued.enqueued_at_ms
+        assert (await q.claim()).waited_ms < 42_000
+
     async def test_replacing_a_delayed_job_starts_its_own_delay(self, q: QueueDriver) -> None:
         await q.enqueue(new_job("a", key="K", delay_ms=10_000))
         await q.enqueue(new_job("b", key="K", delay_ms=50_000, dedup=DedupMode.REPLACE))

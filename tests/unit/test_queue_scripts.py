@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
 from scheduler.model import URGENT
 from scheduler.queue.dedup import dedup_hash
+from scheduler.queue.job_info import FIELDS, HISTORY
 from scheduler.queue.keys import Keys, lua_keys
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import NewJob
@@ -146,3 +148,14 @@ def test_dedup_keys_of_different_tenants_differ() -> None:
 def test_a_dedup_hash_is_short_whatever_the_key() -> None:
     assert {len(dedup_hash(key)) for key in ("", "sky", "x" * 10_000, "é")} == {20}
     assert dedup_hash("sky") != dedup_hash("sea")
+
+
+def test_the_fields_of_a_record_are_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("## What is stored")[1].split("\n## ")[0]
+    documented = re.findall(r"^\| `(\w)` \|", section, re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    text = re.sub(r"--.*", "", "".join(source(name) for name in NAMES))
+    used = set(re.findall(r"\brec\.(\w)\b|'(\w)'", text))
+    assert {name for pair in used for name in pair if name.isalpha()} == set(documented)
+    assert {*FIELDS, HISTORY} <= set(documented)

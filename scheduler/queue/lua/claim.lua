@@ -56,7 +56,7 @@ local function read_payload(id)
 end
 
 local function entry(id, rec, token, endpoint, payload)
-  local waited_ms = now_ms - math.floor(rec.q / 1000)
+  local waited_ms = now_ms - ready_ms(rec)
   -- @row "claimed"
   return {
     id = id,

@@ -161,8 +161,9 @@ end
 local function create(job, rank)
   local delay_ms = job.delay_ms == '' and 0 or job.delay_ms
   local is_delayed = delay_ms > 0
-  -- A delayed job ages from when it is due.
-  if is_delayed or not rank then rank = unique_us() + delay_ms * 1000 end
+  -- A delayed job takes over no rank: it ages from when it is due.
+  local takes_over = rank and not is_delayed
+  if not takes_over then rank = unique_us() + delay_ms * 1000 end
   local state = is_delayed and 'delayed' or ready_state(job.lane, job.tenant)
   local fields = { 's', state, 'p', job.priority, 'l', job.lane, 'q', text(rank) }
   local function set(name, value)
@@ -170,7 +171,11 @@ local function create(job, rank)
     fields[#fields + 1] = value
   end
   if job.tenant ~= 'default' then set('t', job.tenant) end
-  if math.abs(rank / 1000 - now_ms) > 1 then set('b', text(now_ms)) end
+  if takes_over then
+    set('R', text(now_ms))
+  elseif math.abs(rank / 1000 - now_ms) > 1 then
+    set('b', text(now_ms))
+  end
   if job.hash ~= '' then
     set('d', job.hash)
     if job.content ~= job.hash then set('h', job.content) end

@@ -16,7 +16,7 @@
 -- @include "lib/ready"
 
 local id, request = ARGV[1], ARGV[2]
-local rec = read(id, { 's', 'p', 'l', 't', 'd', 'r', 'n', 'k', 'y', 'q', 'b' })
+local rec = read(id, { 's', 'p', 'l', 't', 'd', 'r', 'n', 'k', 'y', 'q', 'R', 'b' })
 if not sound(rec) then return 'not_found' end
 if not ENDED[rec.s] or rec.s == 'done' then return rec.s end
 if redis.call('EXISTS', payload_key(id)) == 0 then return 'payload_lost' end
@@ -31,9 +31,9 @@ redis.call('ZREM', finished_key, id)
 redis.call('PERSIST', record_key(id))
 redis.call('PERSIST', payload_key(id))
 redis.call('DEL', stream_key(id), result_key(id), tickets_key(id))
-redis.call('HDEL', record_key(id), 'f', 'W', 'o', 'e', 'r', 'i', 'z', 'x', 'u', 'j', 'w', 'c')
+redis.call('HDEL', record_key(id), 'f', 'W', 'o', 'e', 'r', 'i', 'z', 'x', 'u', 'j', 'w', 'c', 'R')
 remember(id, rec.y, 'requeued', nil, rec.n, rec.s .. ': ' .. (rec.r or '') .. (request ~= '' and '; edited' or ''))
-local enqueued_ms = rec.b or text(math.floor((rec.q or now_us) / 1000))
+local enqueued_ms = rec.b or text(rec.q and ready_ms(rec) or now_ms)
 rec.x, rec.q = nil, unique_us()
 redis.call('HSET', record_key(id), 'q', text(rec.q), 'b', enqueued_ms, 'k', text(next_token()))
 save_us()

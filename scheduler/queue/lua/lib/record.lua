@@ -1,10 +1,4 @@
--- A job's record is a small hash with short names, so that it stays a listpack:
---   s state   p priority  l lane   t tenant (absent: default)   q rank: enqueued or due, us   b enqueued, ms, where q is not
---   d dedup hash   h start of the content hash, where it differs   m dedup mode, where not until_finished   j how many joined
---   H hits: how many got the finished answer
---   x deadline, ms   u due, ms   a max_attempts   g result ttl, ms
---   n attempts   f failures   W waits: attempts that were given back at no cost   o lost leases   k token   w worker   c claimed, ms   v limited endpoint that it may use
---   e ended, ms   r reason   i error, JSON   z seq of the terminal event   y history, JSON without its brackets
+-- A job's record is a small hash with short names, so that it stays a listpack. docs/architecture.md has the table of its fields.
 
 -- The named fields of a job, or nil where there is no record that can be read.
 local function read(id, names)
@@ -15,7 +9,7 @@ local function read(id, names)
   return rec
 end
 
--- All fields of a job: less work than naming many, most of which are not there.
+-- All fields of a job: faster than naming many that are mostly absent.
 local function read_all(id)
   local flat = redis.pcall('HGETALL', record_key(id))
   if flat.err or #flat == 0 then return nil end
@@ -24,16 +18,19 @@ local function read_all(id)
   return rec
 end
 
--- How long a job's request is; 0 where it has none.
+-- The length of a job's request, bytes; 0 without one.
 local function request_bytes(id)
   local bytes = redis.pcall('STRLEN', payload_key(id))
   return type(bytes) == 'number' and bytes or 0
 end
 
+-- When a job became ready to run, ms. A rank says so too, unless the job took over another's.
+local function ready_ms(rec) return tonumber(rec.R) or math.floor(rec.q / 1000) end
+
 local LIVE = { waiting = true, delayed = true, held = true, running = true }
 local ENDED = { done = true, failed = true, cancelled = true, expired = true, shed = true }
 
--- The jobs of a tenant that a limit holds back stand in a lane of their own. No name has a space.
+-- The jobs of a tenant that a limit holds back wait in a lane of their own. No name has a space.
 local function held_lane(lane, tenant) return lane .. ' ' .. (tenant or 'default') end
 
 -- A job that has lost its worker process twice may have killed it. A process runs one suspect at a time, so they wait in a
@@ -44,16 +41,16 @@ local function suspects_lane(lane) return lane .. ' !' end
 local function is_held(lane) return string.find(lane, ' [^!]') ~= nil end
 local function lane_of(place) return string.match(place, '^%S+') or place end
 
--- The lane in which a job stands that waits or is held.
+-- The place of a waiting or held job: its lane, or a lane beside that.
 local function place_of(rec)
   if rec.s == 'held' then return held_lane(rec.l, rec.t) end
   return is_suspect(rec) and suspects_lane(rec.l) or rec.l
 end
 
--- Fields that other scripts or Python take for whole numbers.
-local NUMBERS = { 'q', 'x', 'u', 'n', 'f', 'W', 'o', 'a', 'g', 'k', 'b', 'c', 'e', 'j', 'H' }
+-- Fields that other scripts or Python read as whole numbers.
+local NUMBERS = { 'q', 'R', 'x', 'u', 'n', 'f', 'W', 'o', 'a', 'g', 'k', 'b', 'c', 'e', 'j', 'H' }
 
--- Whether those fields that have been read are as the queue writes them, so that nothing fails on them half-way.
+-- Whether the fields that were read are as the queue writes them, so that no script fails on them half-way.
 local function sound(rec)
   if not (rec and rec.l and (LIVE[rec.s] or ENDED[rec.s])) then return false end
   if not (rec.p and string.find(rec.p, '^%d$')) then return false end
