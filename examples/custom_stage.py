@@ -1,6 +1,6 @@
-"""Two stages of one's own: one that changes the prompt, and one that changes the answer while it streams.
+"""Two custom stages: one changes the prompt, the other changes the answer while it streams.
 
-They are named in the settings of a route, each at its place among the others:
+Name them in the settings of a route, in the order in which they run:
 
     [routes.chat]
     stages = [
@@ -8,7 +8,7 @@ They are named in the settings of a route, each at its place among the others:
       "inference", "custom_stage:Signature", "post", "stream",
     ]
 
-Run this file to see them at work on an engine that repeats the prompt: `python examples/custom_stage.py`.
+Run this file to see them work with an engine that repeats the prompt: `python examples/custom_stage.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from workers.base import Completed, Piece
 
 
 class AnswerLanguage:
-    """Asks for an answer in the language that `metadata["language"]` names."""
+    """Asks for an answer in the language given by `metadata["language"]`."""
 
     name = "answer_language"
 
     async def run(self, context: PromptContext) -> None:
-        """Add the wish to the prompt, or to the conversation as a message of the system."""
+        """Add the request to the prompt, or to the conversation as a system message."""
         language = (context.request.get("metadata") or {}).get("language")
         if not language:
             return
@@ -39,7 +39,7 @@ class AnswerLanguage:
 
 
 class Signature:
-    """Ends each answer with the model that gave it. Made with the settings of its route."""
+    """Ends each answer with the name of its model. Takes the settings of its route."""
 
     name = "signature"
 
@@ -47,15 +47,15 @@ class Signature:
         self._model = route.endpoints[0].model or route.endpoints[0].backend
 
     def open(self, context: PromptContext) -> None:
-        """Called right before inference: put this job's filter in place."""
+        """Called right before inference: add a filter for this job."""
         context.filters.append(_Append(f"\n-- {self._model}"))
 
     async def run(self, context: PromptContext) -> None:
-        """Nothing to do after inference: the post stage lets all filters say their last."""
+        """Nothing to do after inference: the post stage flushes all filters."""
 
 
 class _Append:
-    """A filter is one job's own, so it may keep what it needs from one piece of text to the next."""
+    """A filter belongs to one job, so it may keep state between pieces of text."""
 
     def __init__(self, ending: str) -> None:
         self._ending = ending
@@ -80,7 +80,7 @@ class _Repeat:
 
 
 class _Print:
-    """Stands in for the publishing of results."""
+    """Stands in for publishing results."""
 
     name = "stream"
 
@@ -89,7 +89,7 @@ class _Print:
 
 
 async def main() -> None:
-    """Take one prompt through a pipeline with both stages."""
+    """Run one prompt through a pipeline with both stages."""
     stages = [
         "custom_stage:AnswerLanguage",
         "assemble",

@@ -1,4 +1,4 @@
-"""Enqueue a prompt and print its answer as it comes.
+"""Enqueue a prompt and print its answer as it streams.
 
 Start a worker process first: prompt-scheduler dev
 """
@@ -10,7 +10,7 @@ from scheduler import AsyncClient, Delta, Priority
 
 
 async def main(redis_url: str) -> None:
-    """Ask, stream, and show what it took."""
+    """Ask, stream the answer, and print what it took."""
     async with AsyncClient(redis_url) as client:
         job = await client.enqueue("Why is the sky blue?", priority=Priority.HIGH, dedup_key="sky")
         async for event in job.events():

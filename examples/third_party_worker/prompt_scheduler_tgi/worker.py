@@ -42,7 +42,7 @@ class TgiWorker:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Plain prompts, one a call. For chats TGI speaks OpenAI's protocol: use the backend `openai`."""
+        """Plain prompts, one for each call. For chats, TGI speaks OpenAI's protocol: use the backend `openai`."""
         return Capabilities(lists=False, chat=False)
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
@@ -56,7 +56,7 @@ class TgiWorker:
         return outputs if generation.stream else whole(outputs)
 
     async def health(self) -> Health:
-        """Ready when the server says that it can generate."""
+        """Ready if the server says that it can generate."""
         try:
             await self._endpoint.get_bytes("/health")
             info = await self._info()
@@ -65,7 +65,7 @@ class TgiWorker:
         return Health(ready=True, models=tuple(name for name in (info.get("model_id"),) if name))
 
     async def capacity(self) -> int | None:
-        """How many requests it takes before it answers 429."""
+        """How many requests it accepts before it answers 429."""
         try:
             most = (await self._info()).get("max_concurrent_requests")
         except WorkerError:
@@ -73,7 +73,7 @@ class TgiWorker:
         return most if isinstance(most, int) and most > 0 else None
 
     async def load(self) -> Load | None:
-        """What its metrics say."""
+        """Running and waiting prompts, from its metrics."""
         return await load_of(
             self._endpoint, "/metrics", running="tgi_batch_current_size", waiting="tgi_queue_size"
         )
@@ -88,7 +88,7 @@ class TgiWorker:
 
 
 class _Reader:
-    """Reads the events of one answer: a token each, and the details with the last."""
+    """Reads the events of one answer: one token each, and the details with the last one."""
 
     total = 1
 
@@ -116,7 +116,7 @@ class _Reader:
 
 
 def _parameters(generation: Generation) -> dict[str, Any]:
-    """TGI refuses what would change nothing: a temperature of 0, a `top_p` of 1. It stops at a list."""
+    """TGI refuses values without effect (a temperature of 0, a `top_p` of 1), and takes `stop` as a list."""
     parameters: dict[str, Any] = {"details": True}
     set_parameters(parameters, generation, names=_NAMES, ours=_OURS, counts=("best_of",))
     if parameters.get("temperature") == 0:
@@ -131,6 +131,6 @@ def _parameters(generation: Generation) -> dict[str, Any]:
 
 
 def _error_class(refusal: Refusal) -> type[WorkerError]:
-    if refusal.status == 424:  # "Request failed during generation": the engine's mistake, not the prompt's
+    if refusal.status == 424:  # "Request failed during generation": the engine failed, not the prompt
         return WorkerUnavailable
     return error_class(refusal)

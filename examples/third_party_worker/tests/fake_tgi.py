@@ -1,6 +1,6 @@
-"""Speaks TGI's protocol without a model: it says the words of a prompt in circles.
+"""A server that speaks TGI's protocol without a model: it repeats the words of the prompt.
 
-`python fake_tgi.py` serves it on a port of its own and prints the URL.
+`python fake_tgi.py` serves it on a free port and prints the URL.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class FakeTgi:
-    """`generating` counts the prompts at work; `script`, where set, is what a prompt is answered with."""
+    """`generating` counts running prompts; `script`, if set, is the answer to every prompt."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -84,7 +84,7 @@ def chunk(said: dict[str, Any]) -> bytes:
 
 @asynccontextmanager
 async def fake_tgi() -> AsyncIterator[FakeTgi]:
-    """Let one listen on loopback."""
+    """Serve one on loopback."""
     fake = FakeTgi()
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""The promises of every model worker, and what is TGI's own. No test needs a TGI server."""
+"""The contract of every model worker, and TGI's own features. No test needs a TGI server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def worker(server: FakeTgi) -> AsyncIterator[TgiWorker]:
 
 
 class TestTgiWorker(WorkerContract):
-    """Everything that prompt-scheduler expects of a worker."""
+    """The contract suite."""
 
     @pytest.fixture
     async def worker(self, server: FakeTgi) -> AsyncIterator[TgiWorker]:
