@@ -42,7 +42,7 @@ class TgiWorker:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Plain prompts, one for each call. For chats, TGI speaks OpenAI's protocol: use the backend `openai`."""
+        """Plain prompts, one a call. For chats, TGI speaks OpenAI's protocol: use the backend `openai`."""
         return Capabilities(lists=False, chat=False)
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
