@@ -19,8 +19,9 @@ from workers.anthropic_messages import chat_fields, format_fields, tool_fields
 from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
 from workers.calls import answers, set_parameters, whole
 from workers.errors import ContextOverflow, RequestRejected, WorkerConfigError, WorkerError
-from workers.headers import has_credentials
-from workers.http import HttpEndpoint, check_base_url, check_key
+from workers.headers import check_key, has_credentials
+from workers.http import HttpEndpoint
+from workers.network import check_base_url
 from workers.openai_wire import model_names
 from workers.options import count_option, refuse_unknown_options, text_option
 from workers.refusals import Refusal, error_class

@@ -47,6 +47,28 @@ def own_headers(config: EndpointConfig) -> dict[str, str]:
     return dict(config.headers)
 
 
+def bearer(config: EndpointConfig) -> dict[str, str]:
+    """The header that carries the API key; none without a key.
+
+    Raises:
+        WorkerConfigError: the key cannot stand in a header.
+    """
+    return {"Authorization": f"Bearer {check_key(config.api_key)}"} if config.api_key else {}
+
+
+def check_key(key: str) -> str:
+    """The key, once it is known to fit into a header.
+
+    Raises:
+        WorkerConfigError: it does not.
+    """
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise WorkerConfigError(
+            "api_key: has characters that no API key has, a line end perhaps; check api_key_env"
+        )
+    return key
+
+
 def has_credentials(config: EndpointConfig) -> bool:
     """Whether a header of the endpoint's settings stands for the API key."""
     return any(name.lower() in _CREDENTIALS for name in config.headers)

@@ -18,10 +18,10 @@ import httpx
 import orjson
 
 from workers.base import EndpointConfig
+from workers.connections import Connections
 from workers.encodings import decoded, unreadable_encoding
 from workers.errors import (
     RequestRejected,
-    WorkerConfigError,
     WorkerError,
     WorkerProtocolError,
     WorkerTimeout,
@@ -29,17 +29,14 @@ from workers.errors import (
 )
 from workers.event_stream import MAX_BODY_BYTES, EventStream
 from workers.headers import own_headers, secrets_of
-from workers.lanes import Lanes
-from workers.network import MAX_PORT, proxy_of, tls_context
+from workers.network import check_base_url, proxy_of
 from workers.refusals import Refusal, Translator, error_class, json_of, read_refusal, refusal_in_answer
 from workers.time_limits import TimeLimit, TimeLimits, now
+from workers.transport import CONNECT_TIMEOUT_S, KEEPALIVE_S, client_factory, send
 
-CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 5.0
 MAX_ERROR_BYTES = 64 * 1024
 
-# Servers close idle connections (llama-server after 5 s); let go of them before they do.
-_KEEPALIVE_S = 4.0
 _NOTHING = httpx.ByteStream(b"")
 # The words of a refusal come with its head, or are not worth a wait.
 _REFUSAL_S = 5.0
@@ -67,14 +64,15 @@ class HttpEndpoint:
         self._limits = TimeLimits(config)
         self._translate = translate
         self.url = url
-        self._headers = httpx.Headers(
-            {"Accept-Encoding": "identity", "Content-Type": "application/json", **(headers or {})}
-        )
-        self._headers.update(own_headers(config))
-        self._query = dict(config.query)
-        self._tls = tls_context(httpx.URL(url), config.environ)
         self._proxy = proxy_of(httpx.URL(url), config.environ)
-        self._lanes = Lanes(self._client, idle_s=_KEEPALIVE_S, clock=time.monotonic)
+        make_client = client_factory(
+            url,
+            headers=_headers(config, headers),
+            query=config.query,
+            environ=config.environ,
+            proxy=self._proxy,
+        )
+        self._connections = Connections(make_client, idle_s=KEEPALIVE_S, clock=time.monotonic)
 
     async def get(self, path: str) -> Any:
         """GET some JSON, such as a server's state, within `PROBE_TIMEOUT_S`.
@@ -133,7 +131,7 @@ class HttpEndpoint:
 
     async def aclose(self) -> None:
         """Close all connections. Safe to call twice."""
-        await self._lanes.aclose()
+        await self._connections.aclose()
 
     def error(self, refusal: Refusal) -> WorkerError:
         """The error that a refusal is, in the server's own words."""
@@ -169,21 +167,6 @@ class HttpEndpoint:
         message = f"{self._name}: {limit.message}"
         return WorkerTimeout(message, log_text=message)
 
-    def _client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=self.url,
-            headers=self._headers,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            transport=_Transport(
-                query=self._query,
-                limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEPALIVE_S),
-                verify=self._tls,
-                proxy=self._proxy and self._proxy.proxy,
-                trust_env=False,
-            ),
-            trust_env=False,
-        )
-
     @asynccontextmanager
     async def _answer(
         self,
@@ -194,7 +177,7 @@ class HttpEndpoint:
         headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[httpx.Response, None]:
         """The response to a request, with its head read, if it is a good one."""
-        async with self._lanes.one() as client:
+        async with self._connections.one() as client:
             request = client.build_request(method, path, content=content, headers=headers)
             response = await self._send(client, request, limit)
             try:
@@ -216,7 +199,7 @@ class HttpEndpoint:
     ) -> httpx.Response:
         try:
             async with asyncio.timeout_at(limit.at):
-                return await _send_where_it_is_heard(client, request)
+                return await send(client, request)
         except TimeoutError:
             raise self.timed_out(limit) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -275,107 +258,12 @@ class HttpEndpoint:
         return text
 
 
-class _Transport(httpx.AsyncHTTPTransport):
-    """Adds the endpoint's query on the way out: httpx logs URLs, and the query may hold a secret."""
-
-    def __init__(self, *, query: Mapping[str, str], **options: Any) -> None:
-        super().__init__(**options)
-        self._query = query
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if self._query:
-            url = request.url.copy_merge_params(self._query)
-            request = httpx.Request(
-                request.method,
-                url,
-                headers=request.headers,
-                stream=request.stream,
-                extensions=request.extensions,
-            )
-        return await super().handle_async_request(request)
-
-
-class _Route:
-    """Notes on what connection a request went. httpcore calls it for each step of its work."""
-
-    def __init__(self) -> None:
-        self._connected = False
-        self._sent = False
-
-    @property
-    def used_before(self) -> bool:
-        """Whether the request went to a connection that was there before."""
-        return self._sent and not self._connected
-
-    async def __call__(self, step: str, _: Any) -> None:
-        if step.endswith("connect_tcp.started"):
-            self._connected = True
-        elif step.endswith("send_request_headers.started"):
-            self._sent = True
-
-
-def check_base_url(base_url: str) -> str:
-    """The URL without a slash at its end, once it is known to be usable.
-
-    Raises:
-        WorkerConfigError: it is not, and why.
-    """
-    if not base_url:
-        raise WorkerConfigError("base_url: is missing; give the server's URL, such as http://127.0.0.1:8080")
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise WorkerConfigError(f"base_url: is no URL: {error}") from None
-    if url.userinfo:
-        raise WorkerConfigError(
-            "base_url: holds credentials; put the key into a variable and name it in api_key_env"
-        )
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise WorkerConfigError(f"base_url: {base_url!r} must begin with http:// or https:// and a host")
-    if url.query or url.fragment:
-        raise WorkerConfigError(
-            f"base_url: {base_url!r} must have no query and no fragment; query = {{ … }} adds one"
-        )
-    if url.port is not None and not 0 < url.port <= MAX_PORT:
-        raise WorkerConfigError(f"base_url: {base_url!r} has no port from 1 to {MAX_PORT}")
-    return str(url).rstrip("/")
-
-
-def bearer(config: EndpointConfig) -> dict[str, str]:
-    """The header that carries the API key; none without a key.
-
-    Raises:
-        WorkerConfigError: the key cannot stand in a header.
-    """
-    return {"Authorization": f"Bearer {check_key(config.api_key)}"} if config.api_key else {}
-
-
-def check_key(key: str) -> str:
-    """The key, once it is known to fit into a header.
-
-    Raises:
-        WorkerConfigError: it does not.
-    """
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise WorkerConfigError(
-            "api_key: has characters that no API key has, a line end perhaps; check api_key_env"
-        )
-    return key
-
-
-async def _send_where_it_is_heard(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-    """Send a request, again where it met an idle connection that the server has meanwhile closed.
-
-    What goes to a connection that is new is sent once.
-    """
-    while True:
-        route = _Route()
-        request.extensions["trace"] = route
-        try:
-            return await client.send(request, stream=True)
-        except (httpx.NetworkError, httpx.RemoteProtocolError):
-            if not route.used_before:
-                raise
+def _headers(config: EndpointConfig, adapters: Mapping[str, str] | None) -> httpx.Headers:
+    """The headers of every request: the endpoint's settings win over the adapter's."""
+    headers = httpx.Headers({"Accept-Encoding": "identity", "Content-Type": "application/json"})
+    headers.update(adapters or {})
+    headers.update(own_headers(config))
+    return headers
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:

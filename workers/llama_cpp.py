@@ -40,8 +40,11 @@ from workers.calls import (
 from workers.counts import token_count
 from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
 from workers.finish_reasons import UNKNOWN
-from workers.http import HttpEndpoint, bearer, check_base_url
-from workers.openai_answer import ChatReader, model_name
+from workers.headers import bearer
+from workers.http import HttpEndpoint
+from workers.network import check_base_url
+from workers.openai_chat_answer import ChatReader
+from workers.openai_content import model_name
 from workers.openai_wire import OURS, chat_body, model_names
 from workers.optional_fields import OptionalFields
 from workers.options import refuse_unknown_options

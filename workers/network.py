@@ -40,6 +40,33 @@ class ProxyRoute:
     proxy: httpx.Proxy = field(repr=False)
 
 
+def check_base_url(base_url: str) -> str:
+    """The URL without a slash at its end, once it is known to be usable.
+
+    Raises:
+        WorkerConfigError: it is not, and why.
+    """
+    if not base_url:
+        raise WorkerConfigError("base_url: is missing; give the server's URL, such as http://127.0.0.1:8080")
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise WorkerConfigError(f"base_url: is no URL: {error}") from None
+    if url.userinfo:
+        raise WorkerConfigError(
+            "base_url: holds credentials; put the key into a variable and name it in api_key_env"
+        )
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise WorkerConfigError(f"base_url: {base_url!r} must begin with http:// or https:// and a host")
+    if url.query or url.fragment:
+        raise WorkerConfigError(
+            f"base_url: {base_url!r} must have no query and no fragment; query = {{ … }} adds one"
+        )
+    if url.port is not None and not 0 < url.port <= MAX_PORT:
+        raise WorkerConfigError(f"base_url: {base_url!r} has no port from 1 to {MAX_PORT}")
+    return str(url).rstrip("/")
+
+
 def proxy_of(url: httpx.URL, environ: Mapping[str, str]) -> ProxyRoute | None:
     """The proxy by which a URL is reached; None: directly, as all of this machine is.
 

@@ -17,10 +17,11 @@ import httpx
 from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
 from workers.calls import AnswerReader, answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
 from workers.errors import RequestRejected, WorkerConfigError, WorkerError
-from workers.headers import has_credentials
-from workers.http import HttpEndpoint, bearer, check_base_url, check_key
-from workers.network import is_loopback
-from workers.openai_answer import ChatReader, CompletionReader
+from workers.headers import bearer, check_key, has_credentials
+from workers.http import HttpEndpoint
+from workers.network import check_base_url, is_loopback
+from workers.openai_chat_answer import ChatReader
+from workers.openai_completion_answer import CompletionReader
 from workers.openai_wire import (
     OURS,
     chat_body,

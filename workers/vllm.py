@@ -30,8 +30,11 @@ from workers.calls import (
     whole,
 )
 from workers.errors import RequestRejected, WorkerError
-from workers.http import HttpEndpoint, bearer, check_base_url
-from workers.openai_answer import ChatReader, CompletionReader
+from workers.headers import bearer
+from workers.http import HttpEndpoint
+from workers.network import check_base_url
+from workers.openai_chat_answer import ChatReader
+from workers.openai_completion_answer import CompletionReader
 from workers.openai_wire import (
     OURS,
     chat_body,

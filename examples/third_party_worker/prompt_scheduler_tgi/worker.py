@@ -23,7 +23,8 @@ from workers import (
     WorkerUnavailable,
 )
 from workers.calls import answers, refuse_tools, set_parameters, whole
-from workers.http import HttpEndpoint, bearer
+from workers.headers import bearer
+from workers.http import HttpEndpoint
 from workers.options import refuse_unknown_options
 from workers.prometheus import load_of
 from workers.refusals import Refusal, error_class

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from workers.lanes import Lanes
+from workers.connections import Connections
 
 
 class Clients:
@@ -16,7 +16,7 @@ class Clients:
     def __init__(self) -> None:
         self.made: list[httpx.AsyncClient] = []
         self.now = 0.0
-        self.lanes = Lanes(self.make, idle_s=4.0, clock=lambda: self.now)
+        self.connections = Connections(self.make, idle_s=4.0, clock=lambda: self.now)
 
     def make(self) -> httpx.AsyncClient:
         self.made.append(httpx.AsyncClient(trust_env=False))
@@ -33,21 +33,21 @@ def clients() -> Clients:
 
 
 async def test_calls_at_the_same_time_have_a_client_each_and_later_ones_reuse_them(clients: Clients) -> None:
-    async with clients.lanes.one() as first, clients.lanes.one() as second:
+    async with clients.connections.one() as first, clients.connections.one() as second:
         assert first is not second
-    async with clients.lanes.one() as again:
+    async with clients.connections.one() as again:
         assert again is first, "the one that came back last"
     assert len(clients.made) == 2
-    await clients.lanes.aclose()
+    await clients.connections.aclose()
 
 
 async def test_client_that_was_idle_for_long_is_closed_when_another_comes_back(clients: Clients) -> None:
-    async with clients.lanes.one():
-        async with clients.lanes.one():
+    async with clients.connections.one():
+        async with clients.connections.one():
             pass
         clients.now = 5.0
     assert clients.closed == [False, True]
-    await clients.lanes.aclose()
+    await clients.connections.aclose()
 
 
 async def test_client_of_a_call_that_fails_or_is_cancelled_is_closed_and_not_lent_again(
@@ -55,18 +55,18 @@ async def test_client_of_a_call_that_fails_or_is_cancelled_is_closed_and_not_len
 ) -> None:
     for error in (ValueError, asyncio.CancelledError):
         with pytest.raises(error):
-            async with clients.lanes.one():
+            async with clients.connections.one():
                 raise error
-    async with clients.lanes.one():
+    async with clients.connections.one():
         assert clients.closed == [True, True, False]
-    await clients.lanes.aclose()
+    await clients.connections.aclose()
 
 
 async def test_closing_closes_all_and_those_in_use_when_they_come_back(clients: Clients) -> None:
-    async with clients.lanes.one():
-        async with clients.lanes.one():
+    async with clients.connections.one():
+        async with clients.connections.one():
             pass
-        await clients.lanes.aclose()
-        await clients.lanes.aclose()
+        await clients.connections.aclose()
+        await clients.connections.aclose()
         assert clients.closed == [False, True]
     assert clients.closed == [True, True]

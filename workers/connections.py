@@ -1,7 +1,7 @@
-"""HTTP clients of one connection each, as many as there are calls.
+"""HTTP clients of one connection each, as many as there are concurrent calls.
 
-One client with a pool of them would do, but httpcore looks at all connections of a pool for each request, at
-the idle ones with a system call and all others each: with 256 of them a request takes 15 ms of CPU.
+One client with a pool would do, but for each request httpcore goes through every connection of its pool, with
+a system call for each idle one: with 256 of them a request takes 15 ms of CPU.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 import httpx
 
 
-class Lanes:
-    """Lends clients that `make` makes; the one used last goes first.
+class Connections:
+    """Lends clients made by `make`; the most recently used one goes first.
 
-    A client that has been idle for `idle_s` by `clock` is closed when another comes back.
+    When a client comes back, the one that has been idle longest is closed if it has been idle for more than
+    `idle_s` seconds by `clock`.
     """
 
     def __init__(
@@ -30,10 +31,10 @@ class Lanes:
 
     @asynccontextmanager
     async def one(self) -> AsyncGenerator[httpx.AsyncClient, None]:
-        """A client that nobody else uses meanwhile. It is closed, and not lent again, after an exception.
+        """Lend a client exclusively. After an exception it is closed and not lent again.
 
-        httpcore can lose count of a connection whose request is cancelled: its pool takes it for busy ever
-        after, and the next request would wait for it in vain.
+        httpcore can lose count of a connection whose request is cancelled: its pool counts it as busy from
+        then on, and the next request would wait for it in vain.
         """
         client = self._idle.pop()[1] if self._idle else self._make()
         try:
@@ -42,14 +43,14 @@ class Lanes:
             await client.aclose()
             raise
         self._idle.append((self._clock(), client))
-        await (self.aclose() if self._closed else self._close_the_longest_idle())
+        await (self.aclose() if self._closed else self._close_longest_idle())
 
     async def aclose(self) -> None:
-        """Close all clients, those in use when they come back. Safe to call twice."""
+        """Close all clients; those in use are closed when they come back. Safe to call twice."""
         self._closed = True
         while self._idle:
             await self._idle.pop()[1].aclose()
 
-    async def _close_the_longest_idle(self) -> None:
+    async def _close_longest_idle(self) -> None:
         if self._clock() - self._idle[0][0] > self._idle_s:
             await self._idle.popleft()[1].aclose()

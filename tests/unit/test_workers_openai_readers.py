@@ -13,7 +13,8 @@ from workers import Completed, MemberFailed, Output, Piece
 from workers.calls import MALFORMED, AnswerReader, ReportedError
 from workers.counts import MAX_TOKENS
 from workers.finish_reasons import UNKNOWN
-from workers.openai_answer import ChatReader, CompletionReader
+from workers.openai_chat_answer import ChatReader
+from workers.openai_completion_answer import CompletionReader
 
 KEYS = st.sampled_from(
     [

@@ -1,0 +1,39 @@
+"""The content of messages and deltas of OpenAI's form: text, reasoning, and the name of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_REASONING_TYPES = frozenset({"thinking", "reasoning", "reasoning_text", "thought"})
+_TEXTS = ("text", "content", "output_text", "refusal", "thinking", "reasoning", "summary")
+_MAX_NAME_CHARS = 512
+
+
+def model_name(said: Any) -> str | None:
+    """A name that may stand in a result; None where it is none."""
+    return said[:_MAX_NAME_CHARS] if isinstance(said, str) and said else None
+
+
+def split_reasoning(content: Any) -> tuple[str, str]:
+    """The text and the thoughts in some content: text, a list of parts, or nothing.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not content or isinstance(content, str):
+        return content or "", ""
+    if isinstance(content, bool):
+        raise TypeError("is no text")
+    if isinstance(content, int | float):
+        return str(content), ""
+    if isinstance(content, Mapping):
+        return _split_part(content)
+    parts = [split_reasoning(part) for part in content]
+    return "".join(text for text, _ in parts), "".join(thoughts for _, thoughts in parts)
+
+
+def _split_part(part: Mapping[str, Any]) -> tuple[str, str]:
+    content = next((part[key] for key in _TEXTS if part.get(key)), None)
+    text, thoughts = split_reasoning(content)
+    return ("", text + thoughts) if part.get("type") in _REASONING_TYPES else (text, thoughts)
