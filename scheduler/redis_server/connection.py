@@ -80,6 +80,10 @@ class TimedPipeline(Pipeline):
         """Forget what is in it. A connection that cannot be told to watch no more is closed."""
         if self.connection is not None and not self.connection.is_connected:
             self.watching = False
+        if not self.watching:
+            # Nothing is sent, so there is nothing to limit; redis-py comes here twice for each execution.
+            await super().reset()  # type: ignore[no-untyped-call]  # redis-py has no types for it
+            return
         try:
             async with asyncio.timeout(self.timeout_s):
                 await super().reset()  # type: ignore[no-untyped-call]  # redis-py has no types for it
