@@ -121,29 +121,40 @@ class Keys:
         return tenant or DEFAULT_TENANT, dedup_hash
 
 
-def lua_keys(source: str, db: int = 0) -> str:
-    """The same spelling for a script: definitions of those of the names that `source` uses.
+_LUA_KEY = re.compile(r"\b(?P<name>[a-z]+)_key\b(?:\((?P<ident>[^(),]+)\))?")
 
-    `KEYS[1]` is the queue's prefix. A fixed key is a string, `meta_key`; others are functions:
-    `record_key(id)`. A script cannot ask for the number of its database, so its text has it.
+_LEVEL_KEY = (
+    "local function level_key(lane, p) return prefix .. 'w:' .. string.char(48 + p) .. ':' .. lane end\n"
+)
+_DEDUP_KEY = (
+    "local function dedup_key(tenant, hash) return prefix .. 'd:' .. hash"
+    f" .. ((tenant or '{DEFAULT_TENANT}') == '{DEFAULT_TENANT}' and '' or ':' .. tenant) end\n"
+)
+
+
+def lua_keys(source: str, db: int = 0) -> str:
+    """The same spelling for a script: `source` with its keys spelled out.
+
+    `KEYS[1]` is the queue's prefix. `meta_key` is a fixed key, `record_key(id)` one of many. They are spelled
+    out where they stand: in every call Lua makes each function of a script anew, and links it to each outer
+    name that it uses. A script cannot ask for the number of its database, so its text has it.
+
+    Raises:
+        ValueError: a key that takes an id has none, or the other way round.
     """
-    lines = ["local prefix = KEYS[1]"]
-    for name, suffix in _suffixes(db).items():
-        if suffix.endswith(":"):
-            line = f"local function {name}_key(id) return prefix .. '{suffix}' .. id end"
-        else:
-            line = f"local {name}_key = prefix .. '{suffix}'"
-        lines.append(line)
-    lines.append(
-        "local function level_key(lane, p) return prefix .. 'w:' .. string.char(48 + p) .. ':' .. lane end"
-    )
-    lines.append(
-        "local function dedup_key(tenant, hash) return prefix .. 'd:' .. hash"
-        f" .. ((tenant or '{DEFAULT_TENANT}') == '{DEFAULT_TENANT}' and '' or ':' .. tenant) end"
-    )
-    used = set(re.findall(r"\b\w+_key\b", source)) | {"prefix"}
-    return "\n".join(
-        line
-        for line in lines
-        if used & set(re.findall(r"\b\w+_key\b|\bprefix\b", line.split("=")[0].split(" return")[0]))
-    )
+    suffixes = _suffixes(db)
+
+    def spelled(match: re.Match[str]) -> str:
+        suffix, ident = suffixes.get(match["name"]), match["ident"]
+        if suffix is None:
+            return match.group()
+        if suffix.endswith(":") != bool(ident):
+            raise ValueError(
+                f"{match.group()}: give a job's key its id, as `record_key(id)`, and a fixed one none"
+            )
+        return f"(prefix .. '{suffix}' .. {ident})" if ident else f"(prefix .. '{suffix}')"
+
+    head = "local prefix = KEYS[1]\n"
+    head += _LEVEL_KEY if "level_key(" in source else ""
+    head += _DEDUP_KEY if "dedup_key(" in source else ""
+    return head + _LUA_KEY.sub(spelled, source)

@@ -71,7 +71,7 @@ def source(name: str, *, flags: bool = True, db: int = 0) -> str:
     whole = _INCLUDE.sub(lambda match: _read(match["name"]).rstrip(), _SHEBANG.sub("", text))
     body = _used(_numbers_inlined(lua_constants() + in_order(whole)))
     head = first_line.group() if first_line and flags else ""
-    return f"{head}{lua_keys(body, db)}\n{body}"
+    return head + lua_keys(body, db)
 
 
 def _numbers_inlined(body: str) -> str:

@@ -54,7 +54,7 @@ def ask(limit: RateLimit, arrivals: list[Arrival]) -> list[int]:
     library = resources.files("scheduler.queue").joinpath("lua", "lib", "limit.lua").read_text()
     body = SCRIPT.format(library=library)
     args = [str(value) for one in arrivals for value in (one.at_us, one.estimate, one.used)]
-    script = f"{lua_keys(body)}\n{body}"
+    script = lua_keys(body)
 
     async def run() -> list[bytes]:
         async with fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer()) as redis:

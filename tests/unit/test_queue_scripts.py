@@ -57,7 +57,7 @@ def test_enqueue_is_refused_without_memory() -> None:
 def test_keys_are_spelled_only_in_python(name: str) -> None:
     body = LUA.joinpath(f"{name}.lua").read_text(encoding="utf-8")
     assert "prefix .." not in body
-    assert "KEYS[1] .." not in body
+    assert "prefix .." not in body
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,9 +103,23 @@ def test_a_marked_table_with_other_fields_than_its_row_is_refused() -> None:
         in_order('-- @row "wanted"\nlocal row = {\n  lane = lane,\n}')
 
 
-def test_lua_gets_only_the_keys_it_uses() -> None:
-    text = lua_keys("return redis.call('GET', record_key(id) .. meta_key)")
-    assert re.findall(r"\b(\w+_key)\b", text) == ["meta_key", "record_key"]
+def test_a_script_has_its_keys_spelled_out_where_it_uses_them() -> None:
+    text = lua_keys("f(record_key(tickets[i]), meta_key) other_key(1) level_key('a', 1)")
+    assert text.endswith(
+        "\nf((prefix .. 'j:' .. tickets[i]), (prefix .. 'meta')) other_key(1) level_key('a', 1)"
+    )
+    assert re.findall(r"local function (\w+)", text) == ["level_key"]
+
+
+@pytest.mark.parametrize("wrong", ["{ record_key }", "meta_key(id)"])
+def test_a_key_of_the_wrong_kind_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="give a job's key its id"):
+        lua_keys(wrong)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_script_names_a_key_that_is_not_spelled_out(name: str) -> None:
+    assert set(re.findall(r"\b\w+_key\b", re.sub(r"--.*", "", source(name)))) <= {"level_key", "dedup_key"}
 
 
 @pytest.mark.parametrize(

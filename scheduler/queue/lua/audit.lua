@@ -68,14 +68,12 @@ local function bring_home(id, rec)
   end
 end
 
-local KEPT = { record_key, payload_key, result_key, tickets_key, stream_key }
-
 local function audit_ended(id, rec)
   -- What has failed, or has been kept for a while, has only the rest of its time.
   local ended_ms = whole(rec.e, 0, now_ms) or now_ms
   local keep_ms = math.max(SOON_MS, ended_ms + keep_ms_of(rec.s, rec) - now_ms)
-  for _, key_of in ipairs(KEPT) do
-    local key = key_of(id)
+  local kept_keys = { record_key(id), payload_key(id), result_key(id), tickets_key(id), stream_key(id) }
+  for _, key in ipairs(kept_keys) do
     if redis.call('PTTL', key) == -1 and found('no_expiry', key) then
       redis.call('PEXPIRE', key, text(keep_ms))
     end
