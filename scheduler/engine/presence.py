@@ -9,14 +9,14 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-import orjson
-
 from scheduler.engine.attempts import Attempts
 from scheduler.engine.calls import ScriptCalls
 from scheduler.engine.permits import Permits
+from scheduler.engine.routes import Route
 from scheduler.engine.service import Service
 from scheduler.engine.serving import Serving
 from scheduler.queue.queue import PromptQueue
+from scheduler.queue.worker_report import RouteReport, WorkerReport, encode_report
 from scheduler.routing import BreakerState, Endpoint
 
 AGAIN_S = 0.5
@@ -69,36 +69,31 @@ class Presence(Service):
 
     async def renew(self, leases: Sequence[tuple[str, int]]) -> list[int | Literal["lost"] | None]:
         """Report to Redis and renew these leases; the replies are those of `PromptQueue.renew`."""
-        self.last_report = self._report()
+        self.last_report = encode_report(self._report())
         return await self._calls.timed(
             "renew",
             self._queue.renew(self._worker, leases, lease_ms=self._serving.lease_ms, about=self.last_report),
         )
 
-    def _report(self) -> bytes:
+    def _report(self) -> WorkerReport:
         serving = self._serving
-        return orjson.dumps(
-            {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "started_at_ms": self._started_at_ms,
-                "running": self._attempts.running,
-                "max_running": serving.settings.max_running,
-                "draining": serving.draining,
-                "metrics_url": self.metrics_url,
-                "routes": {
-                    name: {
-                        "running": route.running,
-                        "stages": {stage: gate.running for stage, gate in route.pipeline.gates.items()},
-                        "endpoints": [
-                            {
-                                **endpoint.describe(),
-                                "permit_in_s": self._permits.wait_s(name, endpoint.name),
-                            }
-                            for endpoint in route.endpoints
-                        ],
-                    }
-                    for name, route in serving.routes.items()
-                },
-            }
+        return WorkerReport(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at_ms=self._started_at_ms,
+            running=self._attempts.running,
+            max_running=serving.settings.max_running,
+            draining=serving.draining,
+            metrics_url=self.metrics_url,
+            routes={name: self._report_route(route) for name, route in serving.routes.items()},
+        )
+
+    def _report_route(self, route: Route) -> RouteReport:
+        return RouteReport(
+            running=route.running,
+            stages={stage: gate.running for stage, gate in route.pipeline.gates.items()},
+            endpoints=tuple(
+                endpoint.report(permit_in_s=self._permits.wait_s(route.name, endpoint.name))
+                for endpoint in route.endpoints
+            ),
         )

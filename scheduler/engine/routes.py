@@ -91,7 +91,7 @@ class Route:
         await self.pipeline.start()
         for endpoint in self.endpoints:
             endpoint.on_change = partial(on_change, endpoint)
-            endpoint.tell(observers)
+            endpoint.observe_with(observers)
             monitor = EndpointMonitor(endpoint)
             self._monitors.append(monitor)
             await monitor.start()

@@ -1,47 +1,35 @@
-"""What all worker processes together say of the endpoints that they use."""
+"""The endpoints of a queue, summed over the worker processes that use them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
-from scheduler.queue.reports import EndpointStatus, WorkerInfo
+from scheduler.queue.reports import EndpointStatus
+from scheduler.queue.worker_report import EndpointReport, WorkerReport
 
 
-def summarize(workers: Sequence[WorkerInfo]) -> list[EndpointStatus]:
-    """One report an endpoint, by name."""
-    said: dict[str, list[dict[str, Any]]] = {}
+def summarize(workers: Sequence[WorkerReport]) -> list[EndpointStatus]:
+    """One status an endpoint, by name."""
+    reports: defaultdict[str, list[EndpointReport]] = defaultdict(list)
     for worker in workers:
         for route in worker.routes.values():
-            for one in route.get("endpoints", ()):
-                said.setdefault(one.get("name", "?"), []).append(one)
-    return [_summary(name, said[name]) for name in sorted(said)]
+            for one in route.endpoints:
+                reports[one.name].append(one)
+    return [_summary(name, reports[name]) for name in sorted(reports)]
 
 
-def _summary(name: str, said: Sequence[dict[str, Any]]) -> EndpointStatus:
+def _summary(name: str, reports: Sequence[EndpointReport]) -> EndpointStatus:
     return EndpointStatus(
         name=name,
-        backend=str(said[0].get("backend", "")),
-        workers=len(said),
-        in_flight=sum(_whole(one.get("in_flight")) for one in said),
-        limit=sum(_whole(one.get("limit")) for one in said),
-        max_in_flight=max(filter(None, (one.get("max_in_flight") for one in said)), default=None),
-        reserved=sum(_whole(one.get("reserved")) for one in said),
-        breakers=dict(Counter(str(one.get("breaker", "closed")) for one in said)),
-        usable_in_s=min(_seconds(one.get("usable_in_s")) for one in said),
-        permit_in_s=max(_seconds(one.get("permit_in_s")) for one in said),
-        last_error=next(_words(said), ""),
+        backend=reports[0].backend,
+        workers=len(reports),
+        in_flight=sum(one.in_flight for one in reports),
+        limit=sum(one.limit for one in reports),
+        max_in_flight=max((one.max_in_flight for one in reports if one.max_in_flight), default=None),
+        reserved=sum(one.reserved for one in reports),
+        breakers=dict(Counter(one.breaker for one in reports)),
+        usable_in_s=min(one.usable_in_s for one in reports),
+        permit_in_s=max(one.permit_in_s for one in reports),
+        last_error=next((one.last_error for one in reports if one.last_error), ""),
     )
-
-
-def _words(said: Sequence[dict[str, Any]]) -> Iterator[str]:
-    return (str(one["last_error"]) for one in said if one.get("last_error"))
-
-
-def _seconds(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from scheduler.model import DedupMode, Frozen, JobState
+from scheduler.queue.worker_report import WorkerReport
 
 
 class LaneStatus(Frozen):
@@ -121,19 +120,10 @@ class DedupKey(Frozen):
     expires_in_s: float | None = None
 
 
-class WorkerInfo(Frozen):
-    """A live worker process, as it last described itself. `leader`: it does the queue's maintenance.
-
-    `routes` has, for each route it serves, the jobs running in it, in each stage and at each endpoint.
-    """
+class WorkerInfo(WorkerReport):
+    """A live worker process: its latest report, and what Redis knows of it."""
 
     id: str
-    host: str = ""
-    pid: int = 0
-    started_at_ms: int = 0
-    running: int = 0
-    max_running: int = 0
-    draining: bool = False
+    """Its unique name."""
     leader: bool = False
-    metrics_url: str = ""
-    routes: dict[str, Any] = Field(default_factory=dict)
+    """Whether it does the queue's maintenance."""

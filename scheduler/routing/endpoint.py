@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scheduler.batching import Batcher, BatchPolicy, CallPatience, Flush, Member, Window
+from scheduler.batching import Batcher, BatchPolicy, Flush, Member, Window
 from scheduler.model import is_urgent
 from scheduler.observations import NOBODY, BreakerChanged, CallBegan, Flushed, Observers
+from scheduler.queue.worker_report import EndpointReport
 from scheduler.routing.breaker import Breaker, BreakerState
+from scheduler.routing.call_patience import call_patience
+from scheduler.routing.endpoint_call import EndpointCall
 from scheduler.routing.limit import AdaptiveLimit, share_of
+from scheduler.routing.pause import Pause
+from scheduler.routing.recent_failures import RecentFailures
 from scheduler.settings import EndpointSettings
 from workers.base import ModelWorker
 from workers.errors import (
@@ -29,49 +32,20 @@ logger = logging.getLogger(__name__)
 
 UNKNOWN_CEILING = 256
 UNKNOWN_START = 8
-"""Where neither the settings nor the back end say how much it holds, this is tried at first."""
-
-MAX_PAUSE_S = 3600.0
-"""The longest wait that a back end can ask for."""
-
-OVERLOAD_PAUSE_S, MAX_OVERLOAD_PAUSE_S = 0.25, 30.0
-"""Pauses of one that does not say how long it is overloaded: the unit, which doubles, and the bound."""
-
-EARLY_S = 0.001
-"""A timer that was early is set again for so long at least."""
-
-FAILURE_HALVES_S = 5.0
-"""In a choice of endpoints a call that has failed weighs as one on its way, and half as much after this."""
-
-REFUSAL_WEIGHS = 0.25
-"""The same of a request that was refused: it may be at fault, or an endpoint that refuses them all."""
+"""The ceiling, and the first limit, while neither the settings nor the back end give `max_in_flight`."""
 
 MAX_ERROR_CHARS = 200
-
-
-class _Call:
-    """A call on its way: when it began, the breaker's state then, and whether the window was full."""
-
-    __slots__ = ("began_at", "ended_at", "endpoint", "epoch", "error", "full", "given_up")
-
-    def __init__(self, endpoint: str, epoch: int, began_at: float, full: bool) -> None:
-        self.endpoint = endpoint
-        self.epoch = epoch
-        self.began_at = self.ended_at = began_at
-        self.full = full
-        self.error: Exception | None = None
-        self.given_up = False
 
 
 class Endpoint:
     """One base URL that serves a route in this process.
 
-    `max_in_flight` prompts, over all processes, of which this one has a share; below it the limit adapts.
-    The breaker leaves the endpoint alone while it fails, a pause while it has asked for one. `on_change` is
-    called when any of it has changed. `model` is the endpoint's own name for the model. `shared` is false
-    for what lives in this process alone and is divided with nobody; others have nothing until `divide`.
-    `reserved` of the `max_in_flight` are for urgent prompts: others come only while more places are free.
-    `identity` tells it from others for sessions: unlike the name, it stays when others come or go.
+    It holds at most `max_in_flight` prompts over all processes, of which this one has a share; below the
+    share the limit adapts. It gets no prompts while its breaker is open, or during a pause that it has asked
+    for. `on_change` is called when any of this changes. `model` is the endpoint's own name for the model.
+    `shared` is false for an endpoint inside this process; all others get nothing before `divide`.
+    `reserved` places are for urgent prompts: others come only while more places are free. `identity` is
+    what sessions hash: unlike the name, it stays when other endpoints are added or removed.
     """
 
     def __init__(
@@ -97,10 +71,10 @@ class Endpoint:
         self.rate_limited = settings.is_limited
         self.on_change: Callable[[], None] = lambda: None
         self._observers = NOBODY
+        self.in_doubt = asyncio.Event()  # the breaker suspects it, or is open: check the back end
         self.breaker = Breaker(
-            settings.breaker, clock=clock, on_change=self._breaker_changed, on_suspicion=self._suspected
+            settings.breaker, clock=clock, on_change=self._breaker_changed, on_suspicion=self.in_doubt.set
         )
-        self.in_doubt = asyncio.Event()  # it is suspected, or open: somebody has to check the back end
         self.last_error = ""
         self._why = ""  # the same, without what the back end has said: that may repeat a prompt
         self._left_alone = False
@@ -111,10 +85,8 @@ class Endpoint:
             self.share, start=None if max_in_flight else UNKNOWN_START, clock=clock
         )
         self.limit = self._adaptive.value  # prompts that this process lets it hold while it is well
-        self._paused_until = 0.0
-        self._overloads = 0  # one after the other, without a word of how long to wait
-        self._failures, self._failed_at = 0.0, 0.0  # what failed calls weigh, as of then
-        self._resume: asyncio.TimerHandle | None = None
+        self._pause = Pause(clock, on_over=self._changed)
+        self._failures = RecentFailures(clock)
         self.window = Window(max(1, self.limit))
         self._fit()
         self.batcher = Batcher(
@@ -123,14 +95,14 @@ class Endpoint:
             self.window,
             clock=clock,
             watcher=self,
-            patience=_patience(settings, streams=worker.capabilities.streaming),
+            patience=call_patience(settings, streams=worker.capabilities.streaming),
         )
 
     # What it may hold
 
     @property
     def max_in_flight(self) -> int | None:
-        """The most prompts over all processes; None while nobody has said."""
+        """The most prompts over all processes; None while unknown."""
         return self._max_in_flight
 
     @property
@@ -139,7 +111,7 @@ class Endpoint:
         return self.share_among(self._processes, self._place)
 
     def share_among(self, processes: int, place: int) -> int:
-        """What the share of the process at `place` is among so many; 0 among none."""
+        """The share of the process at `place`, from 0, among `processes`; 0 among none."""
         return self._part_of(self._total, processes, place)
 
     @property
@@ -174,9 +146,7 @@ class Endpoint:
 
         Else the one that fails at once would always look the least busy, and get what the others could do.
         """
-        if not self._failures:
-            return self.outstanding
-        return self.outstanding + self._failures_weigh(self._clock())
+        return self.outstanding + self._failures.weight
 
     @property
     def room(self) -> int:
@@ -190,23 +160,23 @@ class Endpoint:
     @property
     def admits(self) -> bool:
         """Whether a prompt may be given to it now, if only to wait there for a place."""
-        return self.limit > 0 and self.breaker.admits and not self.paused
+        return self.limit > 0 and self.breaker.admits and not self._pause.lasts
 
     @property
     def paused(self) -> bool:
         """Whether it has asked to be left alone for a while that is not over."""
-        return self._paused_until > 0 and self._clock() < self._paused_until
+        return self._pause.lasts
 
     @property
     def usable_in_s(self) -> float:
-        """When it is worth while to look again, in seconds; 0 for now."""
-        at = self._paused_until
+        """Seconds until it may be used again; 0 for now."""
+        at = self._pause.until
         if self.breaker.state is BreakerState.OPEN:
             at = max(at, self.breaker.probe_at)
         return max(0.0, at - self._clock())
 
     def holds(self, max_in_flight: int) -> None:
-        """Take what the back end says that it can hold; the settings go before it."""
+        """The back end reports how many prompts it can hold; the settings take precedence."""
         if self.settings.max_in_flight is None and max_in_flight != self._max_in_flight:
             logger.info("endpoint %s holds %d prompts at once", self.name, max_in_flight)
             self._max_in_flight = max_in_flight
@@ -226,52 +196,30 @@ class Endpoint:
         self._set_limit()
 
     def pause(self, wait_s: float) -> None:
-        """Give it nothing for a while, as it has asked."""
-        wait_s = min(wait_s, MAX_PAUSE_S)
-        if wait_s <= 0:
-            return
-        until = self._clock() + wait_s
-        if until <= self._paused_until:
-            return
-        self._paused_until = until
-        if self._resume is not None:
-            self._resume.cancel()
-        self._resume = asyncio.get_running_loop().call_later(wait_s, self._pause_over)
-        self._turn_away()
-        self._changed()
+        """Give it nothing for `wait_s` seconds, as it has asked."""
+        if self._pause.begin(wait_s):
+            self._turn_away()
+            self._changed()
 
     def end_pause(self) -> None:
-        """Give it prompts again, whatever it has asked for."""
-        if not self.paused:
-            return
-        self._paused_until = 0.0
-        if self._resume is not None:
-            self._resume.cancel()
-        self._changed()
-
-    def _pause_over(self) -> None:
-        """Tell of the end of a pause. The timers of a busy event loop may be early by some milliseconds."""
-        left_s = self._paused_until - self._clock()
-        if left_s <= 0:
-            self._resume = None
+        """Give it prompts again before the pause that it asked for is over."""
+        if self._pause.end():
             self._changed()
-        else:
-            self._resume = asyncio.get_running_loop().call_later(max(left_s, EARLY_S), self._pause_over)
 
-    # What happens to its calls: see batching.runner.CallWatcher
+    # Its calls: see batching.runner.CallWatcher
 
-    def call_began(self, members: Sequence[Member] = ()) -> _Call:
-        """A call goes."""
-        call = _Call(self.name, self.breaker.begin(), self._clock(), self._is_full)
+    def call_began(self, members: Sequence[Member] = ()) -> EndpointCall:
+        """A call begins."""
+        call = EndpointCall(self.name, self.breaker.begin(), self._clock(), self._is_full)
         if (tell := self._observers.call_began) is not None:
             settings, prompts = self.settings, [member.generation for member in members]
             tell(CallBegan(call, self.name, settings.backend, settings.base_url, prompts))
         return call
 
     def call_given_up(self, call: Any) -> None:
-        """Nobody waits for a call any more: it says nothing about the endpoint."""
+        """Nobody waits for the call any more; that says nothing about the endpoint."""
         call.given_up = True
-        self._tell_of_end(call)
+        self._report_end(call)
 
     @property
     def _is_full(self) -> bool:
@@ -285,84 +233,65 @@ class Endpoint:
         return window.free == 0 or (window.free <= window.kept and proven)
 
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
-        """A call has ended, well or with an error."""
+        """A call has ended, with an error or without."""
         call.error = error
-        self._tell_of_end(call)
+        self._report_end(call)
         if isinstance(error, WorkerOverloaded):
             self._adaptive.overloaded(call.began_at)
             self._set_limit()
-            self.pause(self._wait_of(call, error))
+            self.pause(self._pause.overload_s(call.began_at, error.retry_after_s))
         elif error is None:
-            self._overloads = 0
+            self._pause.succeeded()
             self._adaptive.succeeded(prompts, full=call.full)
             self._set_limit()
         ok = error is None or isinstance(error, WorkerOverloaded | RequestRejected)
         if error is not None and not ok:
             self.failed(str(error), log_text=error.log_text or error.code)
-        self._weigh(error)
+        self._failures.record(error)
         self.breaker.record(call.epoch, ok=ok)
         if isinstance(error, ModelNotFound):
             self.breaker.suspect()
 
     def checked(self, *, well: bool) -> None:
-        """It was given a prompt that is known to be good, while it was suspected or half open."""
+        """It was given a prompt that is known to be good, while suspected or half open."""
         self.breaker.checked(well=well)
         if well:
-            self._failures = 0.0  # they were the requests' fault, or are over
+            self._failures.clear()  # they were the requests' fault, or are over
 
-    def _weigh(self, error: WorkerError | None) -> None:
-        """Note how a call went, for the next choice among endpoints; an overload has a pause of its own."""
-        if error is None:
-            self._failures = self._failures / 2 if self._failures > 1 else 0.0
-        elif not isinstance(error, WorkerOverloaded):
-            now, weight = self._clock(), REFUSAL_WEIGHS if isinstance(error, RequestRejected) else 1.0
-            self._failures, self._failed_at = self._failures_weigh(now) + weight, now
-
-    def _failures_weigh(self, now: float) -> float:
-        return self._failures * math.pow(0.5, (now - self._failed_at) / FAILURE_HALVES_S)
-
-    def _tell_of_end(self, call: _Call) -> None:
+    def _report_end(self, call: EndpointCall) -> None:
         if (tell := self._observers.call_ended) is not None:
             call.ended_at = self._clock()
             tell(call)
 
     def failed(self, words: str, *, log_text: str | None = None) -> None:
-        """It has failed, for administrators in these `words`; `log_text` is what a log may have of them."""
+        """It has failed. Administrators see `words`; a log gets `log_text`, which repeats no prompt."""
         self.last_error = words[:MAX_ERROR_CHARS]
         self._why = (words if log_text is None else log_text)[:MAX_ERROR_CHARS]
 
-    def _wait_of(self, call: _Call, error: WorkerOverloaded) -> float:
-        """How long to leave it alone: as it says, else longer each time that it says it anew."""
-        if error.retry_after_s is not None and error.retry_after_s >= 0:
-            return error.retry_after_s
-        if call.began_at >= self._paused_until:  # others went before it said so for the first time
-            self._overloads += 1
-        return random.uniform(0.5, 1.0) * min(MAX_OVERLOAD_PAUSE_S, OVERLOAD_PAUSE_S * 2.0**self._overloads)
-
-    def describe(self) -> dict[str, Any]:
+    def report(self, *, permit_in_s: float = 0.0) -> EndpointReport:
         """What administrators see of it. No key, no address."""
-        return {
-            "name": self.name,
-            "backend": self.settings.backend,
-            "in_flight": self.window.in_flight,
-            "gathered": self.batcher.gathered,
-            "limit": self.limit,
-            "max_in_flight": self._max_in_flight,
-            "reserved": self.reserved,
-            "breaker": self.breaker.state.value,
-            "usable_in_s": round(self.usable_in_s, 1),
-            "last_error": self.last_error,
-        }
+        return EndpointReport(
+            name=self.name,
+            backend=self.settings.backend,
+            in_flight=self.window.in_flight,
+            gathered=self.batcher.gathered,
+            limit=self.limit,
+            max_in_flight=self._max_in_flight,
+            reserved=self.reserved,
+            breaker=self.breaker.state.value,
+            usable_in_s=round(self.usable_in_s, 1),
+            permit_in_s=permit_in_s,
+            last_error=self.last_error,
+        )
 
-    def tell(self, observers: Observers) -> None:
-        """Let observers hear of its calls, batches and breaker."""
+    def observe_with(self, observers: Observers) -> None:
+        """Report calls, batches and breaker changes to these observers."""
         self._observers = observers
         self.batcher.on_flush = self._flushed if observers.flushed is not None else None
 
     async def aclose(self) -> None:
         """Abort its calls and close its connections. Safe to call twice."""
-        if self._resume is not None:
-            self._resume.cancel()
+        self._pause.cancel()
         await self.batcher.aclose()
         await self.worker.aclose()
 
@@ -392,9 +321,6 @@ class Endpoint:
         self._fit()
         self._changed()
 
-    def _suspected(self) -> None:
-        self.in_doubt.set()
-
     def _turn_away(self) -> None:
         """Let the prompts that are gathered here go elsewhere, at no cost: to send them now is of no use."""
         self.batcher.turn_away(
@@ -420,14 +346,3 @@ class Endpoint:
 
     def _changed(self) -> None:
         self.on_change()
-
-
-def _patience(settings: EndpointSettings, *, streams: bool) -> CallPatience:
-    """The limits of its calls. One that does not stream has nothing to show before it is done."""
-    whole_s = settings.timeout_s
-    return CallPatience(
-        first_s=min(settings.first_token_timeout_s, whole_s) if streams else whole_s,
-        next_s=min(settings.idle_timeout_s, whole_s),
-        whole_s=whole_s,
-        total_s=math.inf if settings.total_timeout_s is None else settings.total_timeout_s,
-    )

@@ -19,6 +19,7 @@ from scheduler.queue.inspection.status import read_status
 from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.limits import RateLimit
 from scheduler.queue.records import NewJob
+from scheduler.queue.worker_report import RouteReport
 from tests.contracts.queue_driver import LANE, QueueDriver, drain, new_job
 
 
@@ -334,5 +335,5 @@ async def test_workers_describe_themselves(q: QueueDriver) -> None:
     await q.tick("w1")
     first, second = await read_workers(q.queue)
     assert (first.id, first.pid, first.host, first.running, first.leader) == ("w1", 12, "box", 3, True)
-    assert first.routes == {"chat": {}}
+    assert first.routes == {"chat": RouteReport()}
     assert (second.id, second.leader, second.host) == ("w2", False, "")

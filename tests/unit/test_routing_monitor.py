@@ -319,7 +319,7 @@ async def test_endpoint_that_does_not_serve_its_model_takes_no_prompts(
         await asyncio.sleep(0.05)  # it is asked several times
     assert not one.admits
     assert caplog.text.count("it does not serve the model large, but small") == 1
-    assert "does not serve the model large" in one.describe()["last_error"]
+    assert "does not serve the model large" in one.report().last_error
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
 from scheduler.cli.admin.common import AsJson
@@ -18,6 +16,7 @@ from scheduler.cli.session import Session, run, session
 from scheduler.queue.inspection.clock import read_clock_ms
 from scheduler.queue.inspection.workers import read_workers
 from scheduler.queue.reports import WorkerInfo
+from scheduler.queue.worker_report import RouteReport
 
 app = typer.Typer(help="Worker processes.", no_args_is_help=True)
 
@@ -51,9 +50,9 @@ async def _workers(at: Session) -> tuple[list[WorkerInfo], int]:
 
 
 def _routes(worker: WorkerInfo) -> str:
-    return "  ".join(f"{route}: {_route(about)}" for route, about in worker.routes.items())
+    return "  ".join(f"{name}: {_route(route)}" for name, route in worker.routes.items())
 
 
-def _route(about: dict[str, Any]) -> str:
-    endpoints = (f"{one['name']} {one['in_flight']}/{one['limit']}" for one in about.get("endpoints", ()))
-    return f"{about.get('running', 0)} ({', '.join(endpoints)})"
+def _route(route: RouteReport) -> str:
+    endpoints = (f"{one.name} {one.in_flight}/{one.limit}" for one in route.endpoints)
+    return f"{route.running} ({', '.join(endpoints)})"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import orjson
-
 from scheduler.queue.inspection.clock import ask_clock, clock_us
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.reports import WorkerInfo
+from scheduler.queue.worker_report import decode_report
 
 
 async def read_workers(queue: PromptQueue) -> list[WorkerInfo]:
@@ -27,10 +26,6 @@ async def read_workers(queue: PromptQueue) -> list[WorkerInfo]:
     ]
 
 
-def _worker_info(worker: str, about: bytes | None, *, leads: bool) -> WorkerInfo:
-    try:
-        said = orjson.loads(about or b"{}")
-        known = {name: said[name] for name in WorkerInfo.model_fields if name in said}
-        return WorkerInfo(**{**known, "id": worker, "leader": leads})
-    except (ValueError, TypeError):
-        return WorkerInfo(id=worker, leader=leads)
+def _worker_info(worker: str, stored: bytes | None, *, leads: bool) -> WorkerInfo:
+    report = decode_report(stored)
+    return WorkerInfo(**dict(report), id=worker, leader=leads)
