@@ -102,19 +102,11 @@ def test_modules_of_the_current_folder_are_found(
         assert process.returncode == 0, out
 
 
-@pytest.mark.parametrize("program", ["README.md", "examples/quickstart.py"])
-def test_the_first_program_runs_as_it_stands(
-    tmp_path: Path, valkey_url: str, start_worker: StartWorker, program: str
-) -> None:
+def test_the_quickstart_runs_as_it_stands(tmp_path: Path, valkey_url: str, start_worker: StartWorker) -> None:
     start_worker(valkey_url)
-    text = (ROOT / program).read_text(encoding="utf-8")
-    if program == "README.md":
-        (text,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "first.py").write_text(text, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "first.py", *([valkey_url] if program != "README.md" else [])],
+        [sys.executable, str(ROOT / "examples" / "quickstart.py"), valkey_url],
         cwd=tmp_path,
-        env={**os.environ, "SCHEDULER_REDIS_URL": valkey_url},
         capture_output=True,
         text=True,
         check=False,
