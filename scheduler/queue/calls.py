@@ -8,10 +8,10 @@ from typing import TypeVar
 from scheduler.queue.scripts import Argument
 
 CALL_BYTES = 1 << 20
-"""The requests or events that one script call may carry: Lua takes some ms to copy more."""
+"""Requests or events that one script call may carry, bytes: Lua takes some ms to copy more."""
 
 STAGED_BYTES = 256 << 10
-"""A larger request or result goes to Redis ahead of its script: a plain SET copies it once."""
+"""A larger request or result, bytes, goes to Redis ahead of its script: a plain SET copies it once."""
 
 STAGED_MS = 60_000
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def by_bytes(items: Sequence[T], size_of: Callable[[T], int]) -> list[Sequence[T]]:
-    """The same in parts that may share a call; a large one is a part of its own."""
+    """Items in parts that fit a call each; a large item is a part of its own."""
     parts: list[Sequence[T]] = []
     began = size = 0
     for at, item in enumerate(items):

@@ -1,4 +1,4 @@
-"""Settings, limits and routes, as worker processes publish them."""
+"""The settings, limits and routes that worker processes publish."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_LIMITS = Limits()
 
 
 class Configuration(QueuePart):
-    """Settings, limits and routes, as worker processes publish them."""
+    """The settings, limits and routes that worker processes publish."""
 
     async def configure(
         self,
@@ -26,8 +26,8 @@ class Configuration(QueuePart):
     ) -> None:
         """Publish the queue's settings, its limits, and the routes that a worker process serves.
 
-        What others have said of routes that it does not serve stays. Its tenants take the place of all
-        others: they are the queue's, and no process's own.
+        Routes that only other processes serve stay as they are. The limits of tenants belong to the queue:
+        they replace those published before.
         """
         groups: list[Mapping[str, Argument | float]] = [conf, routes, limits.fields()]
         args: list[Argument] = [len(group) for group in groups]
@@ -37,17 +37,17 @@ class Configuration(QueuePart):
         await self._scripts.run("configure", *args)
 
     async def settings(self) -> dict[str, str]:
-        """The queue's settings that hold, as a worker process has published them."""
+        """The settings in force, as a worker process published them."""
         stored: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("conf"))  # type: ignore[misc]  # redis-py has one type for sync and async
         return {name.decode(): value.decode("utf-8", "replace") for name, value in stored.items()}
 
     async def limits(self) -> dict[str, str]:
-        """The rate limits that hold, as `Limits.fields` has them."""
+        """The rate limits in force, as `Limits.fields` has them."""
         stored: dict[bytes, bytes] = await self.redis.hgetall(self.keys.fixed("limits"))  # type: ignore[misc]  # redis-py has one type for sync and async
         return {name.decode(): value.decode("utf-8", "replace") for name, value in stored.items()}
 
     async def format(self) -> int:
-        """The format in which the queue was last written; 0 where nobody has said."""
+        """The format in which the queue was last written; 0 if no process has published one."""
         stored: bytes | None = await self.redis.hget(self.keys.fixed("meta"), "format")  # type: ignore[misc]  # redis-py has one type for sync and async
         return int(stored) if stored and stored.isdigit() else 0
 
@@ -57,6 +57,6 @@ class Configuration(QueuePart):
         return {name.decode(): orjson.loads(body) for name, body in raw.items()}
 
     async def forget_routes(self, names: Sequence[str]) -> None:
-        """Take routes off the list that nobody serves any more: clients refuse prompts for them then."""
+        """Take routes off the list that nobody serves any more; clients then refuse prompts for them."""
         if names:
             await self.redis.hdel(self.keys.fixed("routes"), *names)  # type: ignore[misc]  # redis-py has one type for sync and async

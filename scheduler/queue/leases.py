@@ -1,4 +1,4 @@
-"""What worker processes take from the queue and hold."""
+"""What worker processes take from the queue: jobs, and the leases that they hold on them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SUSPECT = ClaimedJob._fields.index("suspect")
 
 
 class Leases(QueuePart):
-    """What worker processes take from the queue and hold."""
+    """What worker processes take from the queue: jobs, and the leases that they hold on them."""
 
     async def wait_for_work(
         self, lanes: Sequence[str], timeout_s: float, *, urgent_lanes: Sequence[str] = ()
     ) -> None:
-        """Return when one of the lanes may have work, or an urgent lane work of 8 or 9; or in `timeout_s`."""
+        """Return when a lane may have work, or an urgent lane work of 8 or 9, or after `timeout_s`."""
         keys = [self.keys.of("urgent", lane) for lane in urgent_lanes]
         keys += [self.keys.of("wake", lane) for lane in lanes]
         await self.redis.blpop(keys, timeout=timeout_s)  # type: ignore[misc, arg-type]  # redis-py has one type for sync and async
@@ -46,23 +46,27 @@ class Leases(QueuePart):
         offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
         max_bytes: int = CLAIM_BYTES,
     ) -> Claim:
-        """Lease the best ready jobs: at most `limit`, of each lane at most what `lanes` says.
+        """Lease the jobs that are next, over several lanes.
 
-        Name at most `LANES_A_CLAIM` lanes.
+        A claim id makes the call repeatable: the same id brings the same jobs.
 
-        It takes no more once their requests have `max_bytes` together, but one in any case. Of those whose
-        requests have gone before they were read, cancelled most likely, nothing is told.
+        Args:
+            claim_id: a fresh id for each claim.
+            worker: the name of the worker process.
+            lanes: how many jobs of each lane at most; name at most `LANES_A_CLAIM` lanes.
+            limit: how many jobs in all at most.
+            lease_ms: how long the leases hold.
+            kept: how many of the `limit` places are kept for priorities 8 and 9.
+            lanes_kept: the same for the places of each lane.
+            suspects: whether a suspect may come, since a process runs one at a time.
+            offers: for lanes with a limited endpoint, the endpoints that may take jobs now. Each job gets
+                the permit of the least busy one by weight that has one, or stays in its lane.
+            max_bytes: take no more jobs once their requests reach this; one comes in any case.
 
-        `kept` of the `limit`, and of each lane's places those in `lanes_kept`, are for priorities 8 and 9.
-
-        Jobs that may have killed a worker process are *suspects*; a process may run one at a time, so say in
-        `suspects` whether it runs none.
-
-        For lanes with a limited endpoint, `offers` has those that may take jobs now: every job gets the
-        permit of the least busy one by weight that has one, or stays where it is.
+        A job whose request is deleted before it is read, most likely by a cancel, is left out.
         """
         places = min(limit, CLAIM_CHUNK)
-        # What goes beyond one claim is kept first.
+        # Places beyond one claim are the first that are kept.
         kept = max(0, kept - (limit - places))
         args: list[Argument] = [
             claim_id,
@@ -88,7 +92,7 @@ class Leases(QueuePart):
         return Claim(jobs, more=more > 0, more_urgent=more > 1, without_permit=without)
 
     async def _with_payloads(self, jobs: Sequence[ClaimedJob]) -> tuple[ClaimedJob, ...]:
-        """The same jobs with the requests that are too large for a script's reply."""
+        """The same jobs, with the requests that are too large for a script's reply."""
         large = [job.id for job in jobs if not job.payload]
         if not large:
             return tuple(jobs)
@@ -100,30 +104,32 @@ class Leases(QueuePart):
         return tuple(job for job in whole if job.payload)
 
     async def take_permit(self, job: ClaimedJob, endpoint: str) -> int | Literal["lost"]:
-        """Let an attempt move on to another endpoint: 0, or in how many ms that has a permit for it.
+        """Take a permit of another endpoint for a running attempt.
 
-        "lost": the job is not this token's any more. What the first endpoint was charged stays.
+        Returns 0 if it has it, else the ms until that endpoint has one; "lost" if the job is no longer this
+        token's. What the first endpoint was charged stays charged.
         """
         reply = int(await self._scripts.run("take_permit", job.id, job.token, endpoint))
         return "lost" if reply < 0 else reply
 
     async def renew(
-        self, worker: str, held: Sequence[tuple[str, int]], *, lease_ms: int, about: bytes
+        self, worker: str, leases: Sequence[tuple[str, int]], *, lease_ms: int, about: bytes
     ) -> list[int | Literal["lost"] | None]:
-        """Renew the leases of all jobs that a worker process holds, and say that it lives.
+        """Renew the leases that a worker process holds, and report that it is alive.
 
-        Returns, for each `(job_id, token)`: ms to its deadline, None without one, or "lost".
+        `about` describes the process, JSON. Returns, for each `(job_id, token)`: the ms to the deadline, None
+        without one, or "lost" if the job is no longer this token's.
         """
         replies: list[int] = []
-        for at in range(0, max(1, len(held)), RENEW_AT_ONCE):
-            jobs = [part for job in held[at : at + RENEW_AT_ONCE] for part in job]
+        for at in range(0, max(1, len(leases)), RENEW_AT_ONCE):
+            jobs = [part for job in leases[at : at + RENEW_AT_ONCE] for part in job]
             replies += await self._scripts.run("renew", worker, lease_ms, about, *jobs)
         return ["lost" if reply == -2 else None if reply == -1 else reply for reply in replies]
 
     async def attend(self, worker: str, endpoints: Sequence[str], *, holds_ms: int) -> list[tuple[int, int]]:
-        """Say that a worker process uses these endpoints for `holds_ms`; 0: no more.
+        """Report that a worker process uses these endpoints for the next `holds_ms`; 0: not any more.
 
-        Returns, for each: how many worker processes use it, and the place of this one among them, from 0.
+        Returns, for each endpoint: how many worker processes use it, and the index of this one, from 0.
         """
         if not endpoints:
             return []
@@ -131,7 +137,7 @@ class Leases(QueuePart):
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     async def forget_worker(self, worker: str) -> None:
-        """Take a worker process that has stopped off the list, and let go of the maintenance lock."""
+        """Take a stopped worker process off the list, and release its maintenance lock."""
         await self._scripts.run("forget_worker", worker)
 
 

@@ -31,12 +31,17 @@ class Maintenance(QueuePart):
     ) -> TickReport:
         """Do the maintenance that is due, if this worker process holds the lock or can take it.
 
-        At most `chunk` jobs of each kind in a call, which says when the next is wanted.
-
-        `silent_ms`: how long ago, by its own clock, it had the reply to its last tick; by that a jump of
-        Redis' clock is known. Where the report is `in_doubt`, call again at once, with `is_sure`. `away_ms`:
-        for how long Redis has just been away for this process; leases that ended for want of it are no
-        reason to suspect their jobs.
+        Args:
+            worker: the name of the worker process.
+            lease_ms: how long leases hold.
+            lock_ms: how long the lock holds.
+            chunk: how many jobs of each kind at most.
+            mend_ms: how often counts and bitmaps are made anew.
+            silent_ms: how long ago, by its own clock, it got the reply to its last tick; None: never.
+                It reveals a jump of Redis' clock.
+            is_sure: call again with this, at once, if the report is `in_doubt`.
+            away_ms: for how long Redis has just been away for this process. Jobs whose leases ended for that
+                do not become suspects.
         """
         jobs = (worker, lock_ms, lease_ms, chunk, optional(silent_ms), int(is_sure), away_ms)
         calls: list[Call] = [("tick", jobs), ("tend", (worker, mend_ms))]
@@ -51,10 +56,10 @@ class Maintenance(QueuePart):
     async def audit(
         self, looks: Sequence[tuple[bytes, bytes]], *, repair: bool = False
     ) -> list[tuple[str, str]]:
-        """Look at some of what is in Redis; `looks` are pairs that the script `audit` explains.
+        """Check parts of what is in Redis. The script `audit` explains the pairs in `looks`.
 
-        A step is `AUDIT_CHUNK` of them; one round trip for all. Returns pairs: what is wrong, and where. With
-        `repair` it has been mended.
+        One round trip; `AUDIT_CHUNK` pairs a script call. Returns pairs: what is wrong, and where. With
+        `repair` it is mended as well.
         """
         words = [word for look in looks for word in look]
         steps = range(0, len(words), 2 * AUDIT_CHUNK)

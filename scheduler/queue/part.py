@@ -1,4 +1,4 @@
-"""What every part of the queue needs: Redis, the keys, the scripts."""
+"""What all parts of the queue share: Redis, the keys, the scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scheduler.queue.scripts import Scripts
 
 
 class QueuePart:
-    """The jobs of one queue on one Redis.
+    """A part of the queue's methods, on one Redis.
 
     `redis` must not decode responses. `script_flags` is false for a server that does not know `#!lua`.
     """

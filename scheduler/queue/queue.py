@@ -1,4 +1,4 @@
-"""The queue: one method a script, bytes in and typed values out. No policy, no retries, no asyncio tasks."""
+"""The queue: one method per script, bytes in, typed values out. No policy, no retries, no asyncio tasks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class PromptQueue(Submissions, Leases, Writes, Replays, Operations, Configuratio
     """The jobs of one queue on one Redis.
 
     Every method is one atomic step on the server and may be sent twice. It raises the errors of redis-py:
-    callers that face users translate them.
+    code that faces users translates them.
     """
 
     async def load(self) -> None:
-        """Send the scripts to the server ahead of their first use."""
+        """Load all scripts into the server, ahead of their first use."""
         await self._scripts.load()
 
     @property
     def control_channel(self) -> str:
-        """The pub/sub channel on which worker processes hear of cancelled jobs."""
+        """The pub/sub channel that tells worker processes which jobs were cancelled."""
         return self.keys.fixed("control")

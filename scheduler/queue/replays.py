@@ -1,4 +1,4 @@
-"""What has become of a job."""
+"""Reads a job's events, its request and its position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPLAY_LIMIT = 1000
 
 
 class Replays(QueuePart):
-    """What has become of a job."""
+    """Reads a job's events, its request and its position."""
 
     async def replay(self, job_id: str, after: Cursor = START, limit: int = REPLAY_LIMIT) -> Replay | None:
         """A job's state and its events after a cursor; None for an unknown job."""
@@ -28,21 +28,21 @@ class Replays(QueuePart):
     async def replay_many(
         self, wanted: Sequence[tuple[str, Cursor]], limit: int = REPLAY_LIMIT
     ) -> list[Replay | ResponseError | None]:
-        """The same for many jobs, in one round trip; in its place why one cannot be read."""
+        """The same for many jobs, in one round trip; an error stands for a job that cannot be read."""
         calls: list[Call] = [("replay", (job_id, token, seq, limit)) for job_id, (token, seq) in wanted]
         replies = await self._scripts.run_each(calls)
         return [reply if isinstance(reply, ResponseError) else _replay(reply) for reply in replies]
 
     async def position(self, job_id: str) -> int | None:
-        """How many jobs of its lane would be claimed before it; None if it neither waits nor is held.
+        """How many jobs of its lane would be claimed before this one; None if it neither waits nor is held.
 
-        For a held job: how many of its tenant that are held in this lane.
+        For a held job: how many of its tenant's held jobs in the lane.
         """
         reply = int(await self._scripts.run("position", job_id))
         return reply if reply >= 0 else None
 
     async def request(self, job_id: str) -> bytes | None:
-        """The stored request of a job, JSON; None where it has none any more."""
+        """The stored request of a job, JSON; None if it has gone."""
         stored: bytes | None = await self.redis.get(self.keys.of("payload", job_id))
         return stored
 
@@ -51,7 +51,7 @@ def _replay(reply: list[Any]) -> Replay | None:
     if not reply:
         return None
     state, token, seq, more, *events = reply
-    if more == 2:  # put together here, and not by copies in the script
+    if more == 2:  # joined here, because the script would copy it
         *events, head, result = events
         events.append(b"".join((head, result, b"}")))
     return Replay(JobState(state.decode()), tuple(events), (int(token), int(seq)), more=more == 1)

@@ -1,4 +1,4 @@
-"""Loads the Lua scripts and runs them by their hash."""
+"""Loads the Lua scripts, and runs them by their hashes."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ NAMES = (
 
 @cache
 def source(name: str, *, flags: bool = True, db: int = 0) -> str:
-    """The text of a script as the server gets it: its includes put in, its keys and channels spelled out.
+    """The text of a script as the server gets it: with its includes, keys, channels and shared numbers.
 
-    Of the includes it has what it uses: Lua makes every function anew in each call.
+    It has only what it uses of its includes, because Lua creates every function again in each call.
 
     Without `flags` the `#!lua` line is left out, for a server that does not know it.
     """
@@ -75,7 +75,7 @@ def source(name: str, *, flags: bool = True, db: int = 0) -> str:
 
 
 def _numbers_inlined(body: str) -> str:
-    """The same with numbers in the place of their names: Lua takes 200 names at most."""
+    """The same with numbers in place of their names: Lua allows 200 local names."""
     numbers = {match["name"]: match["value"] for match in _NUMBER.finditer(body)}
     if not numbers:
         return body
@@ -84,7 +84,7 @@ def _numbers_inlined(body: str) -> str:
 
 
 def _used(body: str) -> str:
-    """The same without functions and constants of the script's outermost level that it has no use for."""
+    """The same without the top-level functions and constants that it does not use."""
     definitions = {_defined(match): match.group() for match in _DEFINITION.finditer(body)}
     reached: set[str] = set()
     named = _words(_DEFINITION.sub("", body)) & definitions.keys()
@@ -127,9 +127,9 @@ class Scripts:
             await pipe.execute()
 
     async def run(self, name: str, *args: Argument) -> Any:
-        """Run one script; where the server does not have it, load them all and send this one as it is.
+        """Run one script. If the server does not have it, load all scripts and send this one in full.
 
-        Not by its hash again: the server may lose them at any moment, by SCRIPT FLUSH or a failover.
+        Not by its hash again: SCRIPT FLUSH or a failover may lose the scripts at any moment.
         """
         try:
             return await self._redis.execute_command(*self._by_hash(name, args))
@@ -156,9 +156,9 @@ class Scripts:
         return replies
 
     async def run_each(self, calls: Sequence[Call]) -> list[Any]:
-        """The same, with an error in the place of the reply of the script that failed.
+        """The same, with an error in place of the reply of a script that failed.
 
-        Every script may be repeated, so where the server lacked one they are all sent again.
+        If the server lacked one, all are sent again: every script may be repeated.
         """
         replies = await self._send([self._by_hash(*call) for call in calls])
         if any(isinstance(reply, NoScriptError) for reply in replies):

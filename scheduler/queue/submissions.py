@@ -1,4 +1,4 @@
-"""Jobs on their way into the queue, as clients send them."""
+"""What clients send: jobs, and tickets that they give back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CancelReply: TypeAlias = Literal["cancelled", "ticket_returned", "ended", "not_f
 
 
 class Submissions(QueuePart):
-    """Jobs on their way into the queue, as clients send them."""
+    """What clients send: jobs, and tickets that they give back."""
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueOutcome]:
-        """Put jobs into their lanes; one outcome each, in order. At most `ENQUEUE_CHUNK` at once.
+        """Enqueue at most `ENQUEUE_CHUNK` jobs; one outcome each, in order.
 
-        Where they are large it takes more than one call: when one fails, those of the calls before it are in.
+        Large jobs take more than one call. If one fails, the jobs of the calls before it are in the queue.
         """
         outcomes: list[EnqueueOutcome] = []
         for some in by_bytes(jobs, lambda job: len(job.payload)):
@@ -36,7 +36,7 @@ class Submissions(QueuePart):
         return outcomes
 
     async def _enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueOutcome]:
-        """The outcomes of the first of these jobs, of all where that is not too much for a call."""
+        """Enqueue jobs in one call. Returns outcomes, of the first ones if those cost enough for a call."""
         staged = {job.job_id: job.payload for job in jobs if len(job.payload) > STAGED_BYTES}
         args: list[Argument] = [len(jobs)]
         for job in jobs:
@@ -48,14 +48,14 @@ class Submissions(QueuePart):
             replies = await self._scripts.run("enqueue", *args)
             if replies[0][0] != b"unstaged":
                 return [_outcome(reply) for reply in replies]
-        raise OutOfMemoryError("Redis did not keep a large request for as long as it took to enqueue it")
+        raise OutOfMemoryError("Redis dropped a large request before it could be enqueued")
 
     async def wait_for_space(self, timeout_s: float) -> None:
-        """Return when a full queue may have room again, or after `timeout_s`."""
+        """Return when a full queue may have room again, at the latest after `timeout_s`."""
         await self.redis.blpop([self.keys.fixed("space")], timeout=timeout_s)  # type: ignore[misc, arg-type]  # redis-py has one type for sync and async
 
     async def unfinished(self, lanes: Sequence[str]) -> int:
-        """How many jobs of these lanes are waiting, delayed or held; those of paused lanes do not count."""
+        """How many jobs of these lanes are waiting, delayed or held; paused lanes count as empty."""
         paused = await self.redis.smembers(self.keys.fixed("paused"))  # type: ignore[misc]  # redis-py has one type for sync and async
         counted = [f"n:{lane}" for lane in lanes if lane.encode() not in paused]
         if not counted:
@@ -64,12 +64,12 @@ class Submissions(QueuePart):
         return sum(int(count or 0) for count in counts)
 
     async def joined(self, proposed_id: str) -> str | None:
-        """The job that a caller joined who had proposed this id for its own; None if nobody did."""
+        """The job that the caller with this proposed id has joined; None if it has joined none."""
         job_id: bytes | None = await self.redis.get(self.keys.of("alias", proposed_id))
         return None if job_id is None else job_id.decode()
 
     async def cancel(self, job_id: str, ticket: str | None = None) -> CancelReply:
-        """Give a ticket back, and end the job if it was the last; without one end it whoever holds some."""
+        """Give a ticket back; the last one ends the job. Without a ticket, end the job at once."""
         reply: bytes = await self._scripts.run("cancel", job_id, ticket or "")
         return reply.decode()  # type: ignore[return-value]  # the script returns no other word
 

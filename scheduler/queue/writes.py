@@ -55,19 +55,19 @@ class Writes(QueuePart):
         return WriteOutcome(frozenset(refused))
 
     async def _stage_results(self, endings: Sequence[Ending]) -> tuple[Sequence[Ending], dict[int, Ending]]:
-        """Ends without their large results, which have gone ahead; and those whole, by token."""
+        """Send large results ahead. Returns the endings without those, and the whole ones by token."""
         if all(len(end.value) <= STAGED_BYTES for end in endings):
             return endings, {}
         staged: dict[int, Ending] = {}
         for end in endings:
             if end.state is JobState.DONE and len(end.value) > STAGED_BYTES:
-                with suppress(OutOfMemoryError):  # what a full server does not take ahead the script brings
+                with suppress(OutOfMemoryError):  # a full server still takes the result from the script
                     await self.redis.set(self.keys.of("staged", end.job_id), end.value, px=STAGED_MS)
                     staged[end.token] = end
         return [end._replace(value=b"") if end.token in staged else end for end in endings], staged
 
     async def _end_whole(self, staged: dict[int, Ending], token: int) -> bool:
-        """End a job in one call after all; whether that was accepted."""
+        """End a job in one call because its staged result has gone. Returns whether that was accepted."""
         end = staged.pop(token, None)
         if end is None:
             return False
@@ -107,7 +107,7 @@ class Writes(QueuePart):
 
 
 def _parted(endings: Sequence[Ending]) -> tuple[list[Publication], Sequence[Ending]]:
-    """Ends without the events that would make a call too large, and those events, which go before them."""
+    """Part endings that are too large for a call: their events go first, as publications."""
     large = {end.token for end in endings if _size_of_end(end) > CALL_BYTES and end.events}
     if not large:
         return [], endings
@@ -123,7 +123,7 @@ def _parted(endings: Sequence[Ending]) -> tuple[list[Publication], Sequence[Endi
 
 
 def _cut(publication: Publication) -> Sequence[Publication]:
-    """Parts of a publication that is too large for a call."""
+    """A publication in parts that each fit a call."""
     if _size_of_events(publication) <= CALL_BYTES:
         return (publication,)
     parts: list[Publication] = []

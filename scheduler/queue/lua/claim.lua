@@ -1,12 +1,11 @@
 #!lua flags=allow-oom
--- Lease the best jobs that are ready, over several lanes, one suspect among them at most; park those whose tenant has used
--- what it may.
--- May be repeated with the same claim id.
+-- Lease the jobs that are next, over several lanes, at most one suspect among them; hold those whose tenant has used up its
+-- limit. May be repeated with the same claim id.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] claim id  ARGV[2] worker process  ARGV[3] lease, ms  ARGV[4] how many jobs at most
 -- ARGV[5] how many of those places are kept for priorities 8 and 9
--- ARGV[6] 1 if the worker process runs no suspect and may take one, else 0
--- ARGV[7] bytes of requests after which it takes no more; one job is taken in any case
+-- ARGV[6] 1 if the worker process may take a suspect, because it runs none; else 0
+-- ARGV[7] take no more jobs once their requests have this many bytes; one is taken in any case
 -- ARGV[8…] a row `wanted` a lane (scheduler/queue/rows.py): the lane, how many jobs of it at most, how many of those places are
 --   kept for 8 and 9, and '' or where its jobs may go: 'endpoint room kept outstanding weight', repeated
 -- returns {more, {lane, ms, endpoints, …}, a row `claimed` for each job, …}
@@ -14,7 +13,7 @@
 --   lanes whose work was left for want of a permit, the ms to the next permit, and the endpoints that lack one
 --   payload: '' if it has INLINE_BYTES or more, as Lua would copy it four times
 -- @include "lib/clock"
--- error: NEWERFORMAT, where a newer version has written the queue
+-- error: NEWERFORMAT, if a newer version has written the queue
 -- @include "lib/argument"
 -- @include "lib/format"
 -- @include "lib/record"
@@ -47,7 +46,7 @@ local lease_ms, limit, limit_kept = argument(3, 1, MOST_MS), argument(4, 0, MOST
 local suspects, bytes_left = argument(6, 0, 1), argument(7, 1, MOST_NUMBER)
 if (#ARGV - 7) % WANTED_WIDTH > 0 then error('the arguments are not a row a lane') end
 
--- A request and its bytes; '' in the place of a large one, nil where there is none.
+-- A request and its bytes; '' in place of a large one, nil without one.
 local function read_payload(id)
   local payload = redis.pcall('GETRANGE', payload_key(id), 0, INLINE_BYTES - 1)
   if type(payload) ~= 'string' or payload == '' then return nil end
@@ -77,7 +76,7 @@ local function entry(id, rec, token, endpoint, payload)
   }
 end
 
--- The reply to this very claim may have been lost.
+-- The reply to this claim may have been lost: the same jobs, if it has been made before.
 local function repeated()
   local before = redis.call('GET', claimed_key(worker))
   if not before or string.sub(before, 1, #claim_id + 1) ~= claim_id .. '\n' then return nil end
@@ -148,10 +147,10 @@ local function starved()
   return chosen
 end
 
--- A name that a reply can carry and a claim can remember.
+-- Whether a reply can carry a name, and a claim remember it.
 local function plain(name) return string.find(name, '^[!-~]*$') end
 
--- Whether a job can run: nil, or what it has to become. Reads only.
+-- nil if a job can run, else why not. It only reads.
 local function hindrance(job)
   local rec = job.rec
   if not (sound(rec) and rec.q and rec.s == 'waiting' and place_of(rec) == job.place and tonumber(rec.p) == job.p
@@ -165,16 +164,16 @@ local function hindrance(job)
   if not job.payload then return 'payload_lost' end
 end
 
--- Look at every record before the first write; what cannot run makes place for the next.
+-- Every record is read before the first write. If a job cannot run, the next one gets its chance.
 local runnable, hindered, no_permit = {}, {}, {}
 
-local function look_at(cursor)
+local function consider(cursor)
   local lane = cursor.place.lane
   local offer, wait_ms, without
   if lane.offers then
     offer, wait_ms, without = lane.offers.choose(cursor.p)
     if not offer then
-      -- The less urgent have no more places to go to than the more urgent.
+      -- Less urgent jobs have no more endpoints to go to than more urgent ones.
       if cursor.p >= URGENT then lane.quota = 0 else lane.kept = math.huge end
       if wait_ms then lane.without_permit = { wait_ms, without } end
       return
@@ -202,11 +201,11 @@ end
 while #runnable < limit and #hindered < MAX_HINDERED and (bytes_left > 0 or #runnable == 0) do
   local cursor = (claims + #runnable + 1) % STARVED_EVERY == 0 and starved() or best(order, wanted)
   if not cursor then break end
-  look_at(cursor)
+  consider(cursor)
 end
 
--- Whether work is left is known before the levels change under the cursors. Suspects that are left wake nobody: whoever has
--- done with one claims again, and tick tells the others.
+-- Find out whether work is left before the levels change under the cursors. Suspects that are left wake nobody: the process that
+-- finishes one claims again, and tick wakes the others.
 local more = 0
 for i = 1, #cursors do
   local cursor = cursors[i]
@@ -217,7 +216,7 @@ for i = 1, #cursors do
   end
 end
 
--- The first write: where the counter of tokens is damaged, nothing has happened yet.
+-- The first write: if the counter of tokens is damaged, nothing has happened yet.
 local last_token = 0
 if #runnable > 0 then
   last_token = redis.call('HINCRBY', meta_key, 'token', #runnable)

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Publish the queue's settings and limits, and the routes that a worker process serves. What others have said of routes that it
--- does not serve stays; its tenants take the place of all others. May be repeated.
+-- Publish the queue's settings and limits, and the routes that a worker process serves. Routes that only other processes serve stay
+-- as they are; the limits of tenants replace all that were there. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] how many settings  ARGV[2] how many routes  ARGV[3] how many limits  ARGV[4…] those, in that order: name, value, …
 -- returns 1
--- error: NEWERFORMAT, where a newer version has written the queue
+-- error: NEWERFORMAT, if a newer version has written the queue
 -- @include "lib/argument"
 -- @include "lib/format"
 
@@ -26,7 +26,7 @@ if #ARGV ~= 3 + 2 * (n_conf + n_routes + n_limits) then error('the number of arg
 local conf, routes, limits = take(n_conf), take(n_routes), take(n_limits)
 
 local before, limits_before = as_map(redis.call('HGETALL', conf_key)), as_map(redis.call('HGETALL', limits_key))
-check_format(redis.call('HGET', meta_key, 'format')) -- what has another type fails here, if at all
+check_format(redis.call('HGET', meta_key, 'format')) -- a key of another type fails here, before the first write
 local of_others = {}
 for _, name in ipairs(redis.call('HKEYS', routes_key)) do
   if not routes[name] then
@@ -71,9 +71,9 @@ put_all(conf_key, conf)
 put_all(routes_key, routes)
 put_all(limits_key, limits)
 for subject, limit in pairs(limits) do
-  -- What was used under another limit says nothing under this one.
+  -- Use under another limit does not count under this one.
   if (limits_before[subject] or limit) ~= limit then redis.call('DEL', bucket_key(subject)) end
 end
--- Held jobs may have to wait no more: tick looks at all of them.
+-- Held jobs may be free to run now: tick examines all of them.
 if changed then redis.call('HSET', meta_key, 'limits changed', '0 0') end
 return 1

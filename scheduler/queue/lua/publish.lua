@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
 -- Append events to streams and publish them, fenced by tokens. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV, again and again: job, token, seq of the first event, number of events, the events, JSON
--- returns, a job: 1 | 0 refused, the job is not this token's any more
+-- ARGV, repeated: job, token, seq of the first event, number of events, the events, JSON
+-- returns, for each publication: 1 | 0 refused: the job is no longer this token's
 -- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/event"
 
 local FIELDS = { 's', 'k' }
 
--- The last seq of a token that is in the stream: this write may be a repetition. 0 if there is none.
+-- The last seq of a token in the stream, 0 if there is none: the write may be a repetition.
 local function last_seq(id, token)
   local newest = redis.pcall('LINDEX', stream_key(id), -1)
   local last_token, seq = token_and_seq(type(newest) == 'string' and newest or '')

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Cancel waiting and held jobs of a lane, the least urgent level and the last in it first; where there are very many held lanes,
--- those of some of them. One bounded chunk a call.
+-- Cancel waiting and held jobs of a lane, the least urgent level first and its last jobs first; if there are very many held lanes,
+-- the jobs of some of them. One bounded chunk a call.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] lane  ARGV[2] priority, '' for every level  ARGV[3] how many at most
--- ARGV[4] from where to look through the held lanes, '' at first
--- returns {how many were cancelled, from where to go on, '' at the end}
+-- ARGV[4] where to go on in the held lanes, '' at first
+-- returns {how many were cancelled, where to go on, '' at the end}
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"

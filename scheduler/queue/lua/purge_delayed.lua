@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Cancel delayed jobs of a lane, the soonest due first. One bounded chunk a call.
 -- KEYS[1] prefix of the queue's keys
--- ARGV[1] lane  ARGV[2] priority, '' for every level  ARGV[3] from which delayed job on to look, 0 at first  ARGV[4] at how many
--- returns {from where to go on, -1 at the end; how many were cancelled}
+-- ARGV[1] lane  ARGV[2] priority, '' for every level  ARGV[3] the first delayed job to read, from 0  ARGV[4] how many to read
+-- returns {where to go on, -1 at the end; how many were cancelled}
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Renew all leases of a worker process, and say that it lives. May be repeated.
+-- Renew all leases of a worker process, and record that it is alive. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV[1] worker process  ARGV[2] lease, ms  ARGV[3] what it says of itself, JSON  ARGV[4…] job, token, …
--- returns, a job: -2 lost (it is not this token's any more) | -1 held, no deadline | ms to its deadline
+-- ARGV[1] worker process  ARGV[2] lease, ms  ARGV[3] its description of itself, JSON  ARGV[4…] job, token, …
+-- returns, for each job: -2 lost: the job is no longer this token's | -1 renewed, no deadline | ms to its deadline
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"

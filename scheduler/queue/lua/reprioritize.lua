@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Change the priority of a job that has not ended; it keeps its enqueue time. May be repeated.
+-- Change the priority of a job that has not ended; it keeps its rank. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job  ARGV[2] priority, 0 to 9
--- returns the job's state, 'not_found' where there is none
+-- returns the job's state, or 'not_found'
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Let a job that ended without a result run again, with its failures forgotten. May be repeated.
+-- Run a job again that ended without a result; its failures are forgotten. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV[1] job  ARGV[2] another request, JSON, in the place of its own; '' for its own
+-- ARGV[1] job  ARGV[2] another request, JSON; '' for its own
 -- returns 'waiting' | 'held' | the job's state if it cannot be requeued | 'not_found' | 'payload_lost'
 -- @include "lib/clock"
 -- @include "lib/argument"
@@ -21,7 +21,7 @@ if not sound(rec) then return 'not_found' end
 if not ENDED[rec.s] or rec.s == 'done' then return rec.s end
 if redis.call('EXISTS', payload_key(id)) == 0 then return 'payload_lost' end
 if request ~= '' then
-  -- Its dedup key stands for what it asked for before.
+  -- Its dedup key belongs to its former request.
   redis.call('SET', payload_key(id), request)
   redis.call('HDEL', record_key(id), 'd', 'h', 'm', 'H')
   rec.d = nil

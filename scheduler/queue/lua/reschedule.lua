@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Let a delayed job become due at another time, or now. May be repeated.
+-- Make a delayed job due at another time, or now. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job  ARGV[2] delay from now, ms; 0: now
 -- returns 'delayed' | 'waiting' | 'held' | the state of a job that is not delayed | 'not_found'
@@ -17,7 +17,7 @@ local id, delay_ms = ARGV[1], argument(2, 0, MOST_MS)
 local rec = read(id, { 's', 'p', 'l', 't', 'q', 'x', 'o', 'n', 'u', 'y' })
 if not sound(rec) or not rec.q then return 'not_found' end
 if rec.s ~= 'delayed' then return rec.s end
--- A retry keeps its enqueue time; another job ages from when it is due.
+-- A retry keeps its rank; another job ages from when it is due.
 if not rec.n then
   rec.q = text(unique_us() + delay_ms * 1000)
   redis.call('HSET', record_key(id), 'q', rec.q)

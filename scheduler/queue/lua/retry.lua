@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Give running jobs back to their lanes: after a failure, or unharmed, at their own place. May be repeated.
+-- Give running jobs back to their lanes, at their own ranks: after a failure, or at no cost. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV a row `return` a job (scheduler/queue/rows.py). event: the retrying event. counts: 1 for a failure, else 0. error: '' for
 --   none. used_tokens: '' if nobody knows

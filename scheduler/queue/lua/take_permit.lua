@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Let a running attempt move on to another endpoint, if that has a permit left. May be repeated.
+-- Take a permit of another endpoint for a running attempt. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job  ARGV[2] token  ARGV[3] endpoint
--- returns 0 taken, or the endpoint has no limit | in how many ms a permit comes | -1 refused, the job is not this token's any more
+-- returns 0: taken, or the endpoint has no limit | the ms until a permit comes | -1 refused: the job is no longer this token's
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"

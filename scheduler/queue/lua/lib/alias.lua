@@ -1,5 +1,5 @@
--- The id that a joined caller proposed names the job that it joined, for as long as that is known.
-local ALIASES_A_JOB = 1000 -- so that the end of a job takes no time for them; those beyond serve a call that comes again
+-- The id that a joined caller proposed names the job that it joined, as long as that is stored.
+local ALIASES_A_JOB = 1000 -- a bound on what the end of a job has to do; more aliases live briefly, for calls that are repeated
 local BRIEF_MS = 60000
 
 -- known: how many callers have joined the job, or got its answer again, before this one.

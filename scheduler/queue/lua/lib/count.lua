@@ -1,4 +1,4 @@
--- How many jobs the bound counts, and totals; gathered in a script and written once by save_counts().
+-- The counts of jobs that bounds refer to, and totals: gathered in a script, and written once by save_counts().
 local gathered = {}
 
 local function add(field, n) gathered[field] = (gathered[field] or 0) + n end
@@ -11,7 +11,7 @@ end
 local function save_counts()
   local freed = (gathered['n'] or 0) < 0
   for field, n in pairs(gathered) do
-    -- A count that is damaged or full is not worth the rest of what a script has to do.
+    -- A damaged or full count must not stop the rest of the script.
     if n ~= 0 then redis.pcall('HINCRBY', meta_key, field, text(n)) end
   end
   gathered = {}

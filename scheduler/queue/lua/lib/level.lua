@@ -4,10 +4,10 @@ local function has_level(bits, p)
   return bits % (2 * bit) >= bit
 end
 
--- Bitmaps as this script last read or wrote them: it alone changes them while it runs.
+-- Bitmaps as this script last read or wrote them: nobody else changes them while it runs.
 local bitmaps = {}
 
--- The lanes beside a lane, of which there may be as many as tenants, have their bitmaps in a hash of their own.
+-- There may be as many lanes beside a lane as tenants, so their bitmaps have a hash of their own.
 local function is_beside(lane) return string.find(lane, ' ', 1, true) end
 
 local function level_bits(lane)
@@ -19,7 +19,7 @@ local function level_bits(lane)
   return bitmaps[lane]
 end
 
--- The lanes beside a lane are forgotten when they are empty.
+-- A lane beside a lane is forgotten when it is empty.
 local function put_bits(lane, bits)
   bitmaps[lane] = bits
   if not is_beside(lane) then
@@ -33,7 +33,7 @@ local function put_bits(lane, bits)
     if is_held(lane) then
       redis.call('ZADD', limited_key, 'NX', text(now_ms), lane)
     else
-      -- So that a claim looks for suspects where there may be some, and not in every lane; tick takes it back.
+      -- Claims look for suspects only if this says that there may be some; tend takes it back.
       redis.call('HSET', meta_key, 'suspects', '1')
     end
   end
@@ -51,7 +51,7 @@ local function enter_level(lane, p, id, rank)
   set_level(lane, p, true)
 end
 
--- ids: at most what unpack takes. more: whether others are there, where the caller knows it.
+-- ids: at most as many as unpack takes. more: whether others are left, if the caller knows it.
 local function leave_level(lane, p, ids, more)
   local key = level_key(lane, p)
   redis.call('ZREM', key, unpack(ids))
@@ -59,7 +59,7 @@ local function leave_level(lane, p, ids, more)
   if not more then set_level(lane, p, false) end
 end
 
--- Enter first: a held lane that is empty in between would be forgotten.
+-- Enters first: a held lane would be forgotten if it were empty in between.
 local function move_level(lane, from, to, id, rank)
   enter_level(lane, to, id, rank)
   leave_level(lane, from, { id })

@@ -1,9 +1,9 @@
--- The order of claiming: 9, then 8, then whatever has the earliest enqueue time less its level's head start.
+-- Walks the levels of many places in the order of claiming, see lib/rank.
 local CHUNK = 32
 
--- Add cursors, each of which walks one level of a place, the less urgent first. place: its name, and its lane, which is whatever
--- the caller knows that by. Eight fields and no more: a table with nine takes twice the memory, and there are many cursors.
--- Of a cursor that has not been read, or whose page is used up, the rank is not known (nil); of one at its end it is false.
+-- Adds a cursor for each level in use of a place, the less urgent first. place: a table with its name, and what the caller needs.
+-- A cursor has eight fields and no more: a table with nine takes twice the memory, and there are many cursors.
+-- Its rank is nil before it is read and when its page is used up, and false at the end of its level.
 local NONE = {}
 local function open_cursors(cursors, place, bits)
   local p = 0
@@ -16,7 +16,7 @@ local function open_cursors(cursors, place, bits)
   end
 end
 
--- How many jobs of a level are read at first; then as many again as were picked.
+-- How many jobs of a level the first page has. Later pages have as many as were picked so far.
 local first_chunk = 1
 
 local function read_page(cursor)
@@ -26,7 +26,7 @@ local function read_page(cursor)
   cursor.at, cursor.drained = 1, #cursor.ids < 2 * chunk
 end
 
--- The rank of the next job of a level, false where there is none.
+-- The rank of the next job of a level with its handicap; false if there is none.
 local function rank_of(cursor)
   if cursor.rank == nil then
     if not cursor.drained then read_page(cursor) end
@@ -36,7 +36,7 @@ local function rank_of(cursor)
   return cursor.rank
 end
 
--- Whether there is more in a level than was picked; nil where it takes a look.
+-- Whether a level has more jobs than were picked; nil if that takes a command to know.
 local function known_more(cursor)
   if cursor.ids[cursor.at] then return true end
   if cursor.drained then return false end
@@ -55,8 +55,9 @@ local function leave_picked(cursors)
   end
 end
 
--- The cursors of one class in the order of their next jobs, a binary heap: a claim over many lanes looks at few of them for
--- each job; of equal ranks the higher level goes first. It is kept by a floor that a cursor's rank may have left upwards since: that is seen when it comes to the top.
+-- The cursors of one class in the order of their next jobs, as a binary heap, so that a claim over many lanes visits few of them
+-- for each job. Of equal ranks the higher level goes first. The heap orders cursors by a floor, a lower bound of their ranks; when
+-- a cursor comes to the top, its floor is brought up to its rank.
 local function sift_down(heap, at)
   local cursor, last = heap[at], #heap
   local floor, p = cursor.floor, cursor.p
@@ -80,14 +81,14 @@ local function drop_first(heap)
   if last > 2 then sift_down(heap, 1) end
 end
 
--- The order of the jobs before all cursors. wanted: how many are wanted in all, and so how many to read at first.
+-- An order over the jobs of all cursors. wanted: how many jobs are wanted in all; the first pages follow from it.
 local function make_order(cursors, wanted)
   first_chunk = math.min(CHUNK, math.max(1, math.ceil(2 * wanted / math.max(1, #cursors))))
   return { cursors = cursors, next_p = 9, heap = {} }
 end
 
--- Go on to the next class, with those of its cursors that fits(cursor) takes.
-local function go_on(order, fits)
+-- Open the next class, with its cursors that fits(cursor) accepts.
+local function open_class(order, fits)
   local cursors, heap, highest = order.cursors, order.heap, order.next_p
   local lowest = is_strict(highest) and highest or 0
   for i = 1, #cursors do
@@ -100,21 +101,21 @@ local function go_on(order, fits)
   order.next_p = lowest - 1
 end
 
--- Whether all cursors have been looked at, and the rank of none is less.
+-- Whether all classes are open and no cursor has a lower rank.
 local function none_before(order, rank)
   local first = order.heap[1]
   return order.next_p < 0 and not (first and first.floor < rank)
 end
 
--- The cursor whose next job is to be claimed first, of those that fits(cursor) takes. What does not fit once will not later, so
--- its level is not read.
+-- The cursor whose next job is to be claimed first, of those that fits(cursor) accepts. A cursor that does not fit will not fit
+-- later either, so its level is not read.
 local function best(order, fits)
   local heap = order.heap
   while true do
     local cursor = heap[1]
     if not cursor then
       if order.next_p < 0 then return nil end
-      go_on(order, fits)
+      open_class(order, fits)
     elseif cursor.rank == cursor.floor then
       if fits(cursor) then return cursor end
       drop_first(heap)
@@ -127,7 +128,7 @@ local function best(order, fits)
   end
 end
 
--- Take the next job of a level; the caller takes those that were picked from the level at the end.
+-- Pick the next job of a level. leave_picked() takes the picked jobs out of their levels at the end.
 local function pick(cursor)
   local ids, at, picked = cursor.ids, cursor.at, cursor.picked
   local id, score = ids[at], ids[at + 3]

@@ -1,5 +1,5 @@
--- A job that can run goes (back) to its lane, at the place that its rank gives it; or is held, where its tenant has
--- used what it may, or has jobs that are held and were there before.
+-- A job that can run enters its lane by its rank. It is held instead if its tenant has used up its limit, or has earlier jobs that
+-- are held.
 local function ready_state(lane, tenant)
   local gate = tenant_gate(tenant)
   if not gate or (gate.passable() and level_bits(held_lane(lane, tenant)) == 0) then return 'waiting' end

@@ -1,5 +1,5 @@
--- One token a lane at most: whoever takes it and leaves claimable work behind passes it on. A lane with work of 8 or 9 has
--- another one, for the worker processes that have no places left but those they keep for it.
+-- A lane has at most one wake token. The process that takes it passes it on if it leaves claimable work behind. A lane with work of
+-- 8 or 9 has another one, for processes whose only free places are kept for such work.
 local function has_urgent(lane) return level_bits(lane) >= 2 ^ URGENT or level_bits(suspects_lane(lane)) >= 2 ^ URGENT end
 
 local function leave_token(key)
@@ -8,7 +8,7 @@ local function leave_token(key)
   return true
 end
 
--- Wake somebody for a lane that is not paused. urgent: whether there is work of 8 or 9, where the caller knows it.
+-- Wake a process for a lane that is not paused. urgent: whether there is work of 8 or 9, if the caller knows it.
 local function rouse(lane, urgent)
   if urgent == nil then urgent = has_urgent(lane) end
   if urgent then leave_token(urgent_key(lane)) end
