@@ -54,7 +54,7 @@ async def client(room: Room) -> AsyncClient:
     [
         ({"prompt": ""}, "prompt", "is empty"),
         ({"prompt": " \n "}, "prompt", "is empty"),
-        ({"prompt": "x" * 1_000_001}, "prompt", "1,000,001 characters; at most 1,000,000"),
+        ({"prompt": "x" * 1_000_001}, "prompt", "1,000,001 characters; give at most 1,000,000"),
         ({}, "prompt", "either prompt or messages"),
         ({"prompt": "x", "model": "gpt-7"}, "model", "no route 'gpt-7'; there are: echo"),
         ({"prompt": "x", "priority": 11}, "priority", "give 9 or less"),
