@@ -1,5 +1,5 @@
-"""What installed entry points name: the command line and the pytest plugin.
+"""The targets of installed entry points: the command line and the pytest plugin.
 
-The packages `scheduler` and `workers` have names that others take, too. This one has a name of its own, so
-that an entry point can say that one of them is somebody else's before it imports it.
+Other packages may also be called `scheduler` or `workers`. This package has a name of its own, so that an
+entry point can report such a clash before it imports one of them.
 """

@@ -1,4 +1,4 @@
-"""Importing this makes sure that `scheduler` and `workers` are ours."""
+"""Checks at import that `scheduler` and `workers` belong to prompt-scheduler."""
 
 from _prompt_scheduler.names import check
 

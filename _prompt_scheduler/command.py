@@ -8,18 +8,18 @@ from types import FrameType
 
 
 def main() -> None:
-    """Run the command line, or say whose `scheduler` or `workers` is in its way."""
+    """Run the command line, or report another package called `scheduler` or `workers`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave_at_once)
-    from _prompt_scheduler.names import clash, leave  # noqa: PLC0415  it imports more than this does
+    from _prompt_scheduler.names import clash, leave  # noqa: PLC0415  after the handler: the import takes a moment
 
     if message := clash():
         leave(message)
-    from scheduler.__main__ import main as run  # noqa: PLC0415  only once it is known to be ours
+    from scheduler.__main__ import main as run  # noqa: PLC0415  after the check
 
     run()
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C while the packages are still being imported, which takes a moment."""
+    """Handle Ctrl-C during the imports, which take a moment."""
     os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""Finds out whether `scheduler` and `workers` are ours, without importing them."""
+"""Checks whether `scheduler` and `workers` belong to prompt-scheduler, without importing them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-# How the first file of each begins: another package of that name may have been installed over ours.
+# How the first file of each begins: another package of that name may have been installed over it.
 BEGINNINGS = {"scheduler": b'"""prompt-scheduler:', "workers": b'"""Model workers:'}
 NAMES = tuple(BEGINNINGS)
 
@@ -15,7 +15,7 @@ _HERE = Path(__file__).parent.parent
 
 
 def clash() -> str | None:
-    """What is wrong and what to do about it, in one line; None where both names are ours."""
+    """Describe a clash and what to do about it in one line; None if both names are prompt-scheduler's."""
     for name in NAMES:
         found = _found(name)
         if found is None:
@@ -34,12 +34,13 @@ def clash() -> str | None:
 
 
 def check() -> None:
-    """Make sure that both names are ours; called before `scheduler` imports anything of `workers`.
+    """Check both names; called before `scheduler` imports anything of `workers`.
 
-    In a process that arq or `python -m` has started, the line takes the place of a traceback.
+    In a process that arq or `python -m` started, a clash ends the process with one line instead of a
+    traceback.
 
     Raises:
-        ImportError: one is not.
+        ImportError: another package has one of the names.
     """
     message = clash()
     if message is None:
@@ -50,7 +51,7 @@ def check() -> None:
 
 
 def leave(message: str) -> None:
-    """End the process with a line."""
+    """End the process with one line."""
     print(f"prompt-scheduler: {message}", file=sys.stderr)  # noqa: T201  logging is not set up yet
     raise SystemExit(2)
 
@@ -59,12 +60,12 @@ def _begins(file: Path, beginning: bytes) -> bool:
     try:
         with file.open("rb") as opened:
             return opened.read(len(beginning)) == beginning
-    except OSError:  # there is compiled code alone
+    except OSError:  # there is only compiled code
         return True
 
 
 def _found(name: str) -> Path | None:
-    """The folder of a package, or the file of a module, that an import would give."""
+    """The folder of the package, or the file of the module, that an import would find."""
     module = sys.modules.get(name)
     origin = _origin(module) if module is not None else _spec_origin(name)
     if origin is None:

@@ -1,7 +1,7 @@
-"""pytest finds the fixture `prompt_client` here.
+"""The fixture `prompt_client`.
 
-Every pytest of the environment loads this, also where a project has a `scheduler` or `workers` of its own:
-nothing is imported before a test asks for the fixture.
+Every pytest in the environment loads this plugin, even in a project with a `scheduler` or `workers` of its
+own: it imports nothing before a test asks for the fixture.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def prompt_client() -> Iterator[Client]:
-    """A client whose prompts an engine in this process runs, on fakeredis, with the route `echo`."""
-    from _prompt_scheduler.names import clash  # noqa: PLC0415  a pytest that starts loads nothing more
+    """A client with an engine in this process, on fakeredis, with the route `echo`."""
+    from _prompt_scheduler.names import clash  # noqa: PLC0415  not before a test asks for it
 
     if message := clash():
         pytest.fail(f"prompt_client: {message}", pytrace=False)

@@ -1,8 +1,8 @@
-"""How jobs of arq are stored: as JSON, errors included. For arq's `job_serializer` and `job_deserializer`.
+"""Stores arq's jobs, results and errors as JSON: for its `job_serializer` and `job_deserializer`.
 
-An error is an object with its `code` and `message`, and what else it says (`reason`, `job_id`, `field`, …).
-`decode` makes the error of it again, so that `await job.result()` raises it. Without `decode`, as where only
-orjson reads it, arq raises `arq.jobs.SerializationError`, whose first argument is that object.
+An error is an object with its `code`, its `message` and its attributes (`reason`, `job_id`, `field`, …).
+`decode` makes the error again, so that `await job.result()` raises it. If you deserialize with orjson alone,
+arq raises `arq.jobs.SerializationError` with that object as its first argument.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import orjson
 from scheduler.errors import error_fields, error_from
 
 _TYPES = {"f": str, "a": list, "k": dict, "t": int | None, "et": int}
-"""Of a job or a result: the function, its arguments by place and by name, the try, when enqueued, ms."""
+"""The function, its positional and named arguments, the try, and the time of the enqueue in ms."""
 
 
 def encode(value: Any) -> bytes:
-    """What arq stores of a job or a result."""
+    """Encode a job or a result."""
     return orjson.dumps(value, default=_error)
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """What arq has stored. arq logs the `repr` of arguments: prompts stay out of it.
+    """Decode a job or a result. The `repr` of requests, which arq logs, hides their content.
 
     Raises:
-        ValueError: it cannot be arq's.
+        ValueError: the data is not a job or a result of arq.
     """
     job: dict[str, Any] = _checked(orjson.loads(data))
     if isinstance(job.get("a"), list):
@@ -36,7 +36,7 @@ def decode(data: bytes) -> dict[str, Any]:
         job["k"] = {name: _Unsaid(one) if isinstance(one, dict) else one for name, one in job["k"].items()}
     result = job.get("r")
     if job.get("s") is False and isinstance(result, dict):
-        # What arq stores of an aborted job, and what its Job.abort waits for.
+        # arq stores this for an aborted job, and its Job.abort waits for it.
         aborted = result.get("code") == asyncio.CancelledError.__name__
         job["r"] = asyncio.CancelledError() if aborted else error_from(result)
     return job
@@ -44,15 +44,15 @@ def decode(data: bytes) -> dict[str, Any]:
 
 def _checked(job: Any) -> dict[str, Any]:
     if not isinstance(job, dict):
-        raise ValueError("it is no JSON object; is it arq's, with this serializer?")
+        raise ValueError("not a JSON object; did arq write it with this serializer?")
     for name, type_ in _TYPES.items():
         if name in job and not isinstance(job[name], type_):
-            raise ValueError(f"{name}: it has a wrong type")
+            raise ValueError(f"{name}: has a wrong type")
     return job
 
 
 class _Unsaid(dict[str, Any]):
-    """A request as arq shows it in its log: not at all."""
+    """A request that arq does not show in its log."""
 
     def __repr__(self) -> str:
         return "…"

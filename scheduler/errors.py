@@ -1,30 +1,30 @@
-"""Errors that callers of the scheduler meet.
+"""Errors of the scheduler's public functions.
 
     SchedulerError
     ├── InvalidRequest         a field of a request is wrong; `field` names it
-    │   └── UnknownModel       no route of that name
-    ├── ConfigError            settings, a template or a stage are wrong
+    │   └── UnknownModel       no route has that name
+    ├── ConfigError            a setting, a template or a stage is wrong
     ├── DedupConflict          the dedup key is in use for other content
-    ├── QueueFull              the bound is reached; `retry_after_s`
+    ├── QueueFull              the queue is full; try again after `retry_after_s`
     ├── NoTicket               cancelling needs a ticket of the job, or force=True
-    ├── JobNotFound            no job of that id, or its record has expired
+    ├── JobNotFound            no job has that id, or its record has expired
     ├── InvalidTransition      the job's state does not allow this
-    ├── ResultTimeout          the job had not ended in time; it goes on
-    ├── BadRecord              what Redis holds of a job cannot be read
+    ├── ResultTimeout          the job did not end in time; it keeps running
+    ├── BadRecord              the stored data of a job cannot be read
     ├── UnknownKind            the job asks for a kind of work that this version does not do
     ├── RedisError
-    │   ├── RedisUnavailable   no server at the URL
+    │   ├── RedisUnavailable   no server answers at the URL
     │   ├── RedisAuthError     wrong password, or the ACL forbids a command
-    │   ├── RedisTooOld        the server lacks something that is used
+    │   ├── RedisTooOld        the server lacks a feature that is needed
     │   ├── RedisOutOfMemory   maxmemory is reached; enqueues are refused
     │   └── NewerData          a newer version of this package has written the queue
     └── JobEnded               the job ended without a result
-        ├── JobFailed          attempts used up, or an error that no retry can mend
+        ├── JobFailed          attempts used up, or an error that a retry cannot fix
         ├── JobCancelled
         ├── JobExpired
         └── JobShed
 
-Each class has a stable `code`, the HTTP status a gateway would answer, and whether the same call may
+Each class has a stable `code`, the HTTP status for a gateway (`http_status`), and whether the same call may
 succeed later (`retryable`).
 """
 
@@ -38,12 +38,15 @@ class SchedulerError(Exception):
     """Base of all errors of this package."""
 
     code: ClassVar[str] = "scheduler_error"
+    """A stable name of the class."""
     http_status: ClassVar[int] = 500
+    """The status with which a gateway answers."""
     retryable: ClassVar[bool] = False
+    """Whether the same call may succeed later."""
 
 
 class InvalidRequest(SchedulerError, ValueError):
-    """A request cannot be accepted; `field` names what is wrong with it."""
+    """A request is not valid; `field` names the field, if there is one to name."""
 
     code = "invalid_request"
     http_status = 422
@@ -54,7 +57,7 @@ class InvalidRequest(SchedulerError, ValueError):
 
 
 class UnknownModel(InvalidRequest):
-    """No route has the model name that was asked for."""
+    """No route has the requested model name."""
 
     code = "unknown_model"
     http_status = 404
@@ -64,13 +67,13 @@ class UnknownModel(InvalidRequest):
 
 
 class ConfigError(SchedulerError, ValueError):
-    """The configuration is wrong; the message names the setting and what to change."""
+    """The configuration is wrong; the message names the setting and says what to change."""
 
     code = "config_error"
 
 
 class DedupConflict(SchedulerError):
-    """The dedup key already names a job with other content."""
+    """The dedup key is in use by job `job_id`, which has other content."""
 
     code = "dedup_conflict"
     http_status = 409
@@ -81,7 +84,7 @@ class DedupConflict(SchedulerError):
 
 
 class QueueFull(SchedulerError):
-    """The queue holds as many jobs as it may; try again after `retry_after_s` seconds."""
+    """The queue is full; try again after `retry_after_s` seconds."""
 
     code = "queue_full"
     http_status = 429
@@ -93,7 +96,7 @@ class QueueFull(SchedulerError):
 
 
 class NoTicket(SchedulerError):
-    """This handle holds no ticket of the job, so it may cancel it only with force=True."""
+    """This handle has no ticket of the job, so it can cancel the job only with force=True."""
 
     code = "no_ticket"
     http_status = 409
@@ -107,14 +110,14 @@ class JobNotFound(SchedulerError, LookupError):
 
 
 class InvalidTransition(SchedulerError):
-    """The job's state does not allow what was asked for."""
+    """The job's state does not allow this operation."""
 
     code = "invalid_transition"
     http_status = 409
 
 
 class ResultTimeout(SchedulerError, TimeoutError):
-    """The job had not ended in time. It has not been cancelled."""
+    """The job did not end in time. It has not been cancelled."""
 
     code = "result_timeout"
     http_status = 504
@@ -122,26 +125,26 @@ class ResultTimeout(SchedulerError, TimeoutError):
 
 
 class BadRecord(SchedulerError):
-    """What Redis holds of a job cannot be read."""
+    """The stored data of a job cannot be read."""
 
     code = "bad_record"
 
 
 class UnknownKind(SchedulerError):
-    """The job asks for a kind of work that this version does not do; a newer client has enqueued it."""
+    """The job asks for a kind of work that this version does not know; a newer client enqueued it."""
 
     code = "unknown_kind"
 
 
 class RedisError(SchedulerError):
-    """Redis could not do what was asked."""
+    """Redis failed to run a command."""
 
     code = "redis_error"
     http_status = 503
 
 
 class RedisUnavailable(RedisError, ConnectionError):
-    """Nothing answers at the Redis URL."""
+    """No server answers at the Redis URL, or it takes no commands for now."""
 
     code = "redis_unavailable"
     retryable = True
@@ -154,26 +157,26 @@ class RedisAuthError(RedisError):
 
 
 class RedisTooOld(RedisError):
-    """The Redis server lacks a feature that is used; 7.0 is the oldest that will do."""
+    """The Redis server lacks a feature that is needed; use 7.0 or later."""
 
     code = "redis_too_old"
 
 
 class RedisOutOfMemory(RedisError):
-    """Redis has reached its maxmemory and refuses new jobs."""
+    """Redis has reached its maxmemory and refuses writes."""
 
     code = "redis_out_of_memory"
     retryable = True
 
 
 class NewerData(RedisError):
-    """A newer version of this package has written the queue, in a format that this one does not know."""
+    """A newer version of this package wrote the queue, in a format that this version does not know."""
 
     code = "newer_data"
 
 
 class JobEnded(SchedulerError):
-    """The job ended without a result. `reason` is machine-readable, the message is for people."""
+    """Job `job_id` ended without a result, after `attempts` attempts. `reason` is for programs."""
 
     code = "job_ended"
     state: ClassVar[str] = ""
@@ -219,7 +222,7 @@ class JobShed(JobEnded):
 
 
 def error_fields(error: BaseException) -> dict[str, Any]:
-    """An error as JSON values: `code`, `message`, and what else it says, such as `reason` or `field`."""
+    """Turn an error into JSON values: `code`, `message`, and its attributes, such as `reason` or `field`."""
     more = vars(error) if isinstance(error, SchedulerError) else {}
     said = {name: value for name, value in more.items() if isinstance(value, str | int | float | None)}
     message = str(error).encode("utf-8", "backslashreplace").decode()
@@ -227,7 +230,7 @@ def error_fields(error: BaseException) -> dict[str, Any]:
 
 
 def error_from(fields: Mapping[str, Any]) -> SchedulerError:
-    """The error that such fields are of. Of a class that is not known here it is a `SchedulerError`."""
+    """Make the error of such fields again; a plain `SchedulerError` if the code is unknown."""
     code, message = str(fields.get("code", "")), str(fields.get("message", ""))
     kind = next((one for one in _kinds(SchedulerError) if one.code == code), None)
     if kind is None:

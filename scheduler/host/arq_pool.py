@@ -1,4 +1,4 @@
-"""arq's connections to Redis: what arq asks for waits until Redis takes it, as everything else does."""
+"""arq's connections to Redis, which wait while Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from scheduler.engine.patience import Outage, Patience
 from scheduler.redis_server.connection import TimedPipeline, TimedRedis
 from scheduler.redis_server.errors import passes
 
-# The last command of a process that ends.
 GOODBYE_S = 2.0
+"""How long the last command of a process may take."""
 
 _PSETEX_WHEN_FULL = "#!lua flags=allow-oom\nreturn redis.call('PSETEX', KEYS[1], ARGV[1], ARGV[2])"
 
 
-class PatientArqRedis(TimedRedis, ArqRedis):  # type: ignore[misc]  # arq's base is redis-py's client, too
-    """arq ends with the first error of Redis that reaches it, and takes the prompts that run along.
+class PatientArqRedis(TimedRedis, ArqRedis):  # type: ignore[misc]  # both derive from redis-py's client
+    """Keeps temporary errors of Redis from arq, whose process would end with the first one.
 
-    So none does that passes. What arq sends may be sent twice: a job of its own then runs again.
+    Commands of arq may be sent twice: one of its jobs then runs again.
     """
 
     def __init__(self, pool: ConnectionPool, *, outage: Outage, timeout_s: float, **options: Any) -> None:
@@ -46,7 +46,7 @@ class PatientArqRedis(TimedRedis, ArqRedis):  # type: ignore[misc]  # arq's base
         return pipe
 
     async def psetex(self, name: Any, time_ms: Any, value: Any) -> Any:
-        """Write arq's health check: it must not lapse, nor hold arq up, while Redis is full."""
+        """Write arq's health check, which must not expire or block arq while Redis is full."""
         run = super().execute_command
 
         async def once() -> Any:
@@ -61,7 +61,7 @@ class PatientArqRedis(TimedRedis, ArqRedis):  # type: ignore[misc]  # arq's base
         return await self._patience.until_done(once)
 
     async def delete(self, *names: Any) -> Any:
-        """Take arq's health check away, as the process ends. It lapses by itself soon where that fails."""
+        """Delete arq's health check at the end of the process. If that fails, it expires soon."""
         with suppress(redis_errors.RedisError, OSError):
             async with asyncio.timeout(GOODBYE_S):
                 return await super().execute_command("DEL", *names)
@@ -76,7 +76,7 @@ class _PatientPipeline(TimedPipeline):
         self._watched: tuple[Any, ...] = ()
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Run what is in it; what is watched by a connection that has gone may have changed."""
+        """Run the commands. If the connection was lost, watched keys count as changed."""
         execute, was_watching = super().execute, self.watching
         commands, is_explicit = self.command_stack, self.explicit_transaction
 
@@ -92,7 +92,7 @@ class _PatientPipeline(TimedPipeline):
         return await self.patience.until_done(once)
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run a command after WATCH, or that; where the connection has gone, watch anew before."""
+        """Run WATCH or a command after it; watch again first if the connection was lost."""
         run = super().immediate_execute_command
         watched = args[1:] if args[0] == "WATCH" else self._watched
 
@@ -109,6 +109,6 @@ class _PatientPipeline(TimedPipeline):
         return reply
 
     async def reset(self) -> None:
-        """Forget what is in it."""
+        """Drop the commands."""
         self._watched = ()
         await super().reset()

@@ -1,4 +1,4 @@
-"""arq's worker, in a process that must not end with it: beside it run prompts that arq knows nothing of."""
+"""arq's worker in a process that must not end with it, since it also runs prompts outside of arq."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ AGAIN_S = 1.0
 
 
 class EnduringWorker(Worker):
-    """Goes on after what would end arq: an entry that is no job, a key of another type."""
+    """Continues after errors that would end arq: an entry that is not a job, a key of another type."""
 
-    _said = ""  # the failure that lasts, and has been logged
+    _said = ""  # the current failure, which has been logged
 
     async def _poll_iteration(self) -> None:
         try:
@@ -26,13 +26,15 @@ class EnduringWorker(Worker):
         except Exception as error:
             level = logging.DEBUG if str(error) == self._said else logging.ERROR
             self._said = str(error)
-            logger.log(level, "arq's part of the process failed; it goes on", exc_info=traced(error, logger))
+            logger.log(
+                level, "arq's part of the process failed; it continues", exc_info=traced(error, logger)
+            )
             await asyncio.sleep(AGAIN_S)
         else:
             self._said = ""
 
     async def _cancel_aborted_jobs(self) -> None:
-        """Cancel those that are to be aborted. Not in a transaction, as arq does: a full Redis refuses it."""
+        """Cancel aborted jobs. Without arq's transaction, which a full Redis refuses."""
         if not self.job_tasks:
             return
         asked = {job_id.decode() for job_id in await self.pool.zrange(abort_jobs_ss, 0, -1)}
@@ -43,7 +45,7 @@ class EnduringWorker(Worker):
             await self.pool.zrem(abort_jobs_ss, *aborted)
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Start those that are due. An entry that is no job of arq's would be first again the next time."""
+        """Start the jobs that are due. Removes an entry that is not a job: it would come first again."""
         for job_id in job_ids:
             before = self.job_counter
             try:
@@ -52,6 +54,6 @@ class EnduringWorker(Worker):
                 if self.job_counter > before:
                     self._release_sem_dec_counter_on_complete()
                 logger.error(
-                    "an entry of arq's queue is no job, and is taken out", exc_info=traced(error, logger)
+                    "removed an entry of arq's queue that is not a job", exc_info=traced(error, logger)
                 )
                 await self.pool.zrem(self.queue_name, job_id)

@@ -90,11 +90,11 @@ class WorkerProcess:
         )
 
     def _reload(self) -> None:
-        if self._reloader is not None:  # else it is only starting, with the settings as they are
+        if self._reloader is not None:  # else the process is still starting, with the new settings
             self._reloader.reload_soon()
 
     def _lose_server(self) -> None:
-        logger.error("the embedded server has ended, and with it this worker process; start it again")
+        logger.error("the embedded server has ended, so this worker process ends; start it again")
         os._exit(1)
 
     def _take_signals(self, main: asyncio.Task[Any] | None) -> None:
@@ -104,14 +104,17 @@ class WorkerProcess:
 
     def _on_signal(self, number: signal.Signals, main: asyncio.Task[Any] | None) -> None:
         if self._stopping is not None:
-            logger.warning("%s again: leaving at once; what runs comes back when its lease ends", number.name)
+            logger.warning(
+                "%s again: leaving at once; running jobs return to the queue when their leases end",
+                number.name,
+            )
             self._end_server()
             os._exit(1)
-        logger.info("%s: no more claims; once more to leave at once", number.name)
+        logger.info("%s: no more claims; send it again to leave at once", number.name)
         self._stopping = asyncio.create_task(self._stop(main))
 
     async def _stop(self, main: asyncio.Task[Any] | None) -> None:
-        """Drain, then end arq's main task: its own handler has been seen to skip on_shutdown."""
+        """Drain, then end arq's main task: arq's own handler can skip on_shutdown."""
         try:
             await self._stop_services()
         finally:
@@ -120,7 +123,7 @@ class WorkerProcess:
                 main.cancel()
 
     def _leave(self) -> None:
-        """arq deletes its health check on the way out, which does not end while Redis is away."""
+        """Leave without arq: it deletes its health check at the end, and waits for Redis to do so."""
         logger.warning("arq has not ended within %g s; leaving without it", FAREWELL_S)
         self._end_server()
         os._exit(0)
@@ -149,9 +152,9 @@ class WorkerProcess:
 
 
 def _collect_garbage_less_often() -> None:
-    """Python's collector takes a quarter of the time of a busy worker process with its usual thresholds.
+    """Raise the thresholds of Python's collector, which would take a quarter of a busy process's time.
 
-    Jobs come and go by the thousand and leave hardly a cycle behind; what has been imported stays.
+    Thousands of jobs come and go and leave hardly any cycles; imported modules stay.
     """
     gc.freeze()
     gc.set_threshold(25_000, 20, 20)

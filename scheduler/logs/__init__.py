@@ -1,7 +1,7 @@
-"""Log lines: JSON for machines, short lines for people; with the ids of the attempt that they come from.
+"""Log lines, as JSON or short for people, with the ids of the attempt that they come from.
 
-An exception that foreign code raised is logged by its type and the places that it came through. Its words
-stay out: they may repeat a prompt or a key. At the level debug they are there.
+Exceptions of foreign code are logged with their type and stack. Their messages, which may repeat a prompt or
+a key, appear only at the level debug.
 
     an attempt ── speak_of(job) ──▶ context variable ──▶ formatter or IdFilter ──▶ job, tenant, attempt, trace
 """

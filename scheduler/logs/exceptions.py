@@ -1,4 +1,4 @@
-"""Exceptions in a log: their types and the way they came; their words only where somebody asks for them."""
+"""Exceptions in a log: type and stack, and the message only at the level debug."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ MAX_GROUPED = 16
 
 
 def traced(error: BaseException, logger: logging.Logger) -> BaseException:
-    """What may stand as `exc_info` of an exception that foreign code raised, whatever formats it then.
+    """The `exc_info` for an exception of foreign code, safe for any formatter.
 
-    That is the exception where `logger` speaks at the level debug, else one without its words.
+    The exception itself if `logger` is at the level debug, else a stand-in without its message.
     """
     return error if logger.isEnabledFor(logging.DEBUG) else wordless(error)
 
 
 def wordless(error: BaseException, *, _depth: int = 0) -> BaseException:
-    """A stand-in for an exception: its type's name, where it came through and its causes, and no words."""
+    """Make a stand-in for an exception: its type name, stack and causes, without messages."""
     made: BaseException
     if isinstance(error, BaseExceptionGroup) and _depth < MAX_CAUSES:
         members = error.exceptions[:MAX_GROUPED]
@@ -37,9 +37,9 @@ def wordless(error: BaseException, *, _depth: int = 0) -> BaseException:
 
 
 def describe_error(error: BaseException, *, words: bool = False, _depth: int = 0) -> dict[str, Any]:
-    """An exception as JSON values: `type`, `frames` (the last is where it was raised), `cause`, `errors`.
+    """Describe an exception in JSON values: `type`, `frames` (the last raised it), `cause`, `errors`.
 
-    `words` adds its `message`.
+    With `words`, also its `message`.
     """
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -72,7 +72,7 @@ def error_of(record: logging.LogRecord) -> BaseException | None:
 
 
 def text_of(value: object) -> str:
-    """`str`, whatever it raises."""
+    """`str(value)`, even if that raises."""
     try:
         return str(value)
     except Exception:

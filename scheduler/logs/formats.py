@@ -19,9 +19,9 @@ _DIM, _YELLOW, _RED, _PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line. What is no field of it, such as an `extra` of another name, is left out.
+    """One JSON object a line. Leaves out an `extra` that is not one of the fields.
 
-    `words`: the messages of exceptions are to be there, too.
+    With `words`, it shows messages of exceptions, too.
     """
 
     def __init__(self, *, words: bool = False) -> None:
@@ -29,7 +29,7 @@ class JsonFormatter(logging.Formatter):
         self.words = words
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end. Raises nothing, whatever the record is."""
+        """Format a record, without a line end. Never raises."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields: dict[str, Any] = {
             "time": time.replace("+00:00", "Z"),
@@ -48,9 +48,9 @@ class JsonFormatter(logging.Formatter):
 
 
 class HumanFormatter(logging.Formatter):
-    """A short line for people: time, level, message, and the ids at the end; below it what an exception says.
+    """A short line for people: time, level, message and ids; below it an exception with its stack.
 
-    `words`: the messages of exceptions are to be there, too.
+    With `words`, it shows messages of exceptions, too.
     """
 
     def __init__(self, *, words: bool = False, colour: bool = False) -> None:
@@ -59,7 +59,7 @@ class HumanFormatter(logging.Formatter):
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line and those below it, without their end. Raises nothing, whatever the record is."""
+        """Format a record, without a line end. Never raises."""
         time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
         level = self._in(_level_colour(record.levelno), f"{record.levelname:<7}")
         ids = ids_in(record)
@@ -94,7 +94,7 @@ def _lines_of(error: Mapping[str, Any], before: str = "") -> list[str]:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # somebody's __str__, or arguments that do not fit
+    except Exception:  # an argument's __str__ raises, or arguments do not fit
         return f"{text_of(record.msg)} (its arguments do not fit)"
 
 

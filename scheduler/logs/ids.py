@@ -1,4 +1,4 @@
-"""Whom a log line is about: the process, and the attempt of a job in whose task it is made."""
+"""The ids of a log line: of the process, and of the attempt in whose task it is made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Job(Protocol):
 
 
 class AttemptIds:
-    """What the log lines of one attempt have in common. Without the job: open connections keep it alive."""
+    """The ids in the log lines of one attempt. Holds no job: connections would keep it alive."""
 
     __slots__ = ("attempt", "job", "tenant", "traceparent")
 
@@ -38,7 +38,7 @@ class AttemptIds:
         self.traceparent: object = None
 
     def fields(self) -> dict[str, object]:
-        """The ids by the names that they have in a log line."""
+        """The ids by their names in a log line."""
         ids: dict[str, object] = {"job": self.job, "tenant": self.tenant, "attempt": self.attempt}
         return ids | trace_ids(self.traceparent)
 
@@ -48,40 +48,40 @@ _attempt: ContextVar[AttemptIds | None] = ContextVar("log_attempt", default=None
 
 
 def speak_of(job: _Job) -> AttemptIds:
-    """Let what is logged from here on, in this task and those that it makes, have the ids of this attempt."""
+    """Add the ids of this attempt to all that this task, and tasks that it makes, log from now on."""
     ids = AttemptIds(job)
     _attempt.set(ids)
     return ids
 
 
 def speak_for(ids: AttemptIds | None) -> None:
-    """The same with ids that there are already; None: what is logged from here on is about no one job."""
+    """Do the same with existing ids; with None, lines from now on belong to no job."""
     _attempt.set(ids)
 
 
 def attempt_ids() -> AttemptIds | None:
-    """The ids of the attempt that this code runs for, if it runs for one alone."""
+    """The ids of the attempt that this code runs for; None if it runs for none, or for several."""
     return _attempt.get()
 
 
 def identify(**ids: str) -> None:
-    """Let what is logged from here on, in this task and those that it makes, have `queue` and `worker`."""
+    """Add `queue` and `worker` to all that this task, and tasks that it makes, log from now on."""
     _process.set(ids)
 
 
 def ids_of(job: _Job) -> dict[str, object]:
-    """The `extra` of a line about a job, where it is not logged from the job's own attempt."""
+    """The `extra` for a line about a job that is logged outside the job's attempt."""
     return {"job": job.id, "tenant": job.tenant, "attempt": job.attempt}
 
 
 def trace_ids(traceparent: object) -> dict[str, object]:
-    """The ids in a W3C `traceparent`; empty if it is none."""
+    """The ids in a W3C `traceparent`; empty if the value is not one."""
     found = _TRACEPARENT.fullmatch(traceparent) if isinstance(traceparent, str) else None
     return {"trace_id": found[1], "span_id": found[2]} if found else {}
 
 
 def ids_in(record: logging.LogRecord) -> dict[str, object]:
-    """The ids that there are for a record: its own, else those of the task that made it."""
+    """The ids of a record: its own, else those of the task that made it."""
     own = {name: value for name in IDS if (value := getattr(record, name, None)) not in (None, "")}
     attempt = _attempt.get()
     # A line about another job must not be given the rest of the ids of this one.
@@ -91,9 +91,9 @@ def ids_in(record: logging.LogRecord) -> dict[str, object]:
 
 
 class IdFilter(logging.Filter):
-    """Gives records the ids as attributes: for a handler of your own, so that a format may say `%(job)s`.
+    """Sets the ids as attributes of records, so that the format of your own handler can use `%(job)s`.
 
-    Ids that there are not are empty. On a `QueueHandler` it keeps them for the thread that writes.
+    Unknown ids are empty. Put it on a `QueueHandler` to keep the ids for the thread that writes.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Makes loggers speak, in a process whose logging nobody else has set up."""
+"""Sets up logging in a process where nothing else has."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 OURS = ("scheduler", "workers")
 HOSTED = (*OURS, "arq")
-"""The loggers that `log_level` is for. All others, httpx for one, are heard from WARNING on."""
+"""The loggers that `log_level` applies to. All others, such as httpx, start at WARNING."""
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """The one through which all speak where logging is ours."""
+    """The handler of `set_up`, which identifies logging that this package has set up."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
-        """The stream is gone, and nobody is there to be told."""
+        """Ignore a stream that is gone: there is nowhere to report it."""
 
 
 def set_up(log_format: LogFormat, log_level: LogLevel, *, stream: TextIO | None = None) -> None:
-    """Let all loggers speak in one format on standard error (or `stream`).
+    """Log in one format to standard error, or to `stream`, for a process of the scheduler's own.
 
-    Ours and arq's do so from `log_level` on, others from WARNING on or a level that they have themselves. For
-    a process that is the scheduler's own, and whose logging nobody else has set up.
+    Loggers of this package and of arq start at `log_level`, others at WARNING or at a level of their own.
     """
     stream = sys.stderr if stream is None else stream
     handler = _Handler(stream)
@@ -46,7 +45,7 @@ def set_up(log_format: LogFormat, log_level: LogLevel, *, stream: TextIO | None 
 
 
 def is_ours() -> bool:
-    """Whether it was `set_up` that made loggers speak in this process."""
+    """Whether `set_up` has set up the logging of this process."""
     return _handler() is not None
 
 
@@ -55,7 +54,7 @@ def _handler() -> _Handler | None:
 
 
 def change_level(log_level: LogLevel) -> None:
-    """Let loggers speak from another level on, where it was `set_up` that made them speak."""
+    """Change the level, if `set_up` has set up the logging."""
     handler = _handler()
     if handler is None:
         return

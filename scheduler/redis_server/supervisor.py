@@ -1,14 +1,14 @@
-"""The small process that stands between a private Redis server and those who use it.
+"""The small process between a private Redis server and its users.
 
-It starts the server as its child and stops it when the last user has gone, whichever way: every user holds a
-connection to this process, and the kernel closes it even for one that was killed. `embedded.py` runs this
-file by its path, in an interpreter without site packages, so it imports the standard library only.
+It starts the server as its child and stops it when the last user has gone, however that ended: every user has
+a connection to this process, which the kernel closes even for a killed one. `embedded.py` runs this file by
+its path, in an interpreter without site packages, so it imports only the standard library.
 
     usage: python -I -S supervisor.py BINARY FOLDER shared|private        standard input: the first user
 
-A user reads one line of JSON, `{"port": …}`, and leaves by shutting down its side; when the connection
-closes, the user has been let go, and if it was the last, the server has ended. In a shared folder
-`server.json` names the socket for further users, and `server.lock` is held while a server may write there.
+A user reads one line of JSON, `{"port": …}`, and leaves by shutting down its side. Then this process closes
+the connection; for the last user it ends the server before that. In a shared folder `server.json` names the
+socket for further users, and `server.lock` is held while a server may write there.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class StartError(Exception):
 def supervise(
     binary: str, folder: Path, *, shared: bool, port: int, first_user: socket.socket, signals: socket.socket
 ) -> None:
-    """Run a server in `folder` until it ends or nobody uses it. A private folder is removed afterwards.
+    """Run a server in `folder` until it ends or has no users. Removes a private folder afterwards.
 
-    It listens on `port` if that is free; 0: on any. `signals` gives the numbers of the signals that came.
+    The server listens on `port` if that is free; 0: on any. Numbers of signals arrive on `signals`.
 
     Raises:
         StartError: the folder is in use, or the server did not start.
@@ -82,7 +82,7 @@ def supervise(
 
 
 def _hold_lock(folder: Path) -> int:
-    """Wait for a predecessor that is about to end, then keep others from starting a server here."""
+    """Wait for a server that is about to end, then keep others from starting one in this folder."""
     lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     give_up_at = time.monotonic() + LOCK_TIMEOUT_S
     while True:
@@ -100,7 +100,7 @@ def _hold_lock(folder: Path) -> int:
 
 
 def _clean_up_after_killed(state: Path) -> None:
-    """Remove the socket of a predecessor that could not do it itself."""
+    """Remove the socket that a killed predecessor left."""
     try:
         stale = Path(json.loads(state.read_text(encoding="utf-8"))["socket"])
         stale.unlink()
@@ -117,9 +117,9 @@ def launch(
     keep_open: int | None = None,
     pick_port: Callable[[], int] | None = None,
 ) -> tuple[Server, int]:
-    """Start the server and wait until it answers; try another port where somebody else was faster.
+    """Start the server and wait until it answers; try another port if this one was taken meanwhile.
 
-    The server inherits `keep_open`: a lock on it stands even if this process is killed.
+    The server inherits `keep_open`, so that a lock on it outlives this process.
 
     Raises:
         StartError: it ended, or did not answer in time.
@@ -172,7 +172,7 @@ def _end_with_parent() -> None:
 
 
 def _first(port: int) -> Iterator[int]:
-    """The port that is wanted, if any is, and free ones after it."""
+    """The wanted port first, if any, then free ones."""
     if port:
         yield port
     while True:
@@ -186,7 +186,7 @@ def _free_port() -> int:
 
 
 def _wait_until_ready(server: Server, port: int) -> bool:
-    """Whether the server got as far as taking commands. Loading a long append-only file may take its time."""
+    """Whether the server takes commands. Loading a long append-only file takes a while."""
     give_up_at = time.monotonic() + ANSWER_TIMEOUT_S
     while server.poll() is None:
         info = _info(port)
@@ -201,7 +201,7 @@ def _wait_until_ready(server: Server, port: int) -> bool:
 
 
 def _info(port: int) -> dict[str, str]:
-    """What INFO says; empty while there is no answer."""
+    """The reply to INFO; empty without an answer."""
     try:
         with (
             socket.create_connection((HOST, port), timeout=1.0) as connection,
@@ -216,7 +216,7 @@ def _info(port: int) -> dict[str, str]:
 
 
 def _listen(folder: Path, address: Path) -> socket.socket:
-    """Open the socket for further users; not beside the data, whose path may be too long for a socket."""
+    """Open the socket for further users; not beside the data: that path may be too long for a socket."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(str(address))
@@ -239,16 +239,16 @@ def _serve_users(
     signals: socket.socket,
     greeting: bytes,
 ) -> None:
-    """Greet users and let them go; return when the last leaves, the server has ended or a SIGTERM came.
+    """Greet users and let them leave; return when the last one leaves, the server ends or SIGTERM arrives.
 
-    The last one stays in `users`: its connection closes with this process, and says that the server is down.
+    The last user stays in `users`: its connection closes with this process, when the server is down.
     """
     with selectors.DefaultSelector() as selector:
 
         def admit(user: socket.socket) -> None:
             users.add(user)
             selector.register(user, selectors.EVENT_READ)
-            with contextlib.suppress(OSError):  # gone already: its connection is about to say so
+            with contextlib.suppress(OSError):  # it has gone: its connection will close
                 user.sendall(greeting)
 
         selector.register(signals, selectors.EVENT_READ)
@@ -273,7 +273,7 @@ def _serve_users(
 
 
 def _wake_on_signals() -> socket.socket:
-    """A socket that gets the numbers of SIGTERM and SIGCHLD. Ctrl-C and a closed terminal are not for us."""
+    """Make a socket that gets the numbers of SIGTERM and SIGCHLD. Ignores Ctrl-C and a closed terminal."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach())
@@ -285,7 +285,7 @@ def _wake_on_signals() -> socket.socket:
 
 
 def _stop(server: Server, *, saves: bool) -> None:
-    """End the server; at once where there is nothing to write down."""
+    """End the server; kill it if there is nothing to save."""
     if saves:
         server.terminate()
     else:

@@ -125,7 +125,7 @@ def test_a_worker_ends_with_its_embedded_server(tmp_path: Path) -> None:
             os.kill(int(server.info("server")["process_id"]), signal.SIGKILL)
         out, _ = process.communicate(timeout=40)
     assert process.returncode == 1
-    assert "the embedded server has ended, and with it this worker process; start it again" in out
+    assert "the embedded server has ended, so this worker process ends; start it again" in out
     assert "Traceback" not in out
 
 
