@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/images, from real runs: the demo half-way, and `admin top` on a busy queue.
+"""Make the images in docs/images from real runs: the demo halfway through, and `admin top` on a busy queue.
 
 Run it from a checkout: python docs/make_images.py [demo] [top]
 """
@@ -34,7 +34,7 @@ TOP_WIDTH = 100
 LOOKS = 40
 TICK_S = 0.02
 
-# Endpoints that answer slowly, one that nobody listens at, and a limit that holds a tenant back.
+# Slow endpoints, one that nobody listens on, and a limit that holds a tenant's jobs.
 WORKERS = """
 when_full = "shed"
 max_waiting = 2000
@@ -74,7 +74,7 @@ A_SECOND = {"chat": 22, "code": 8, "summarize": 3}
 
 
 def make_demo() -> RenderableType:
-    """Run the demo; what it showed when 40 of 100 jobs were done."""
+    """Run the demo, and return what it showed when 40 of 100 jobs were done."""
     drawn: list[tuple[int, RenderableType]] = []
     draw = view.draw
 
@@ -92,12 +92,12 @@ def make_demo() -> RenderableType:
 
 
 def make_top() -> RenderableType:
-    """Keep a queue busy for some time; what `admin top` then shows."""
+    """Keep a queue busy for a while, and return what `admin top` then shows."""
     return Group(*top_view.draw(asyncio.run(watch_busy_queue()), width=TOP_WIDTH))
 
 
 async def watch_busy_queue() -> Frame:
-    """Two worker processes, three lanes and those who send to them; the last of some looks."""
+    """Run two worker processes and senders for three lanes, and return the last of several frames."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedServer() as server:
         async with AsyncClient(server.url) as client, AsyncExitStack() as stack:
             for _ in range(2):
@@ -120,7 +120,7 @@ async def watch_busy_queue() -> Frame:
 
 @asynccontextmanager
 async def worker(folder: Path, url: str) -> AsyncIterator[None]:
-    """A worker process, until this is left."""
+    """Run a worker process while the context is open."""
     config = folder / "scheduler.toml"
     config.write_text(WORKERS, encoding="utf-8")
     environ = {"SCHEDULER_CONFIG": str(config), "SCHEDULER_REDIS_URL": url, "SCHEDULER_DRAIN_S": "0.1"}
@@ -130,7 +130,7 @@ async def worker(folder: Path, url: str) -> AsyncIterator[None]:
 
 
 def request(lane: str, *, repeats: bool = False, **fields: Any) -> PromptRequest:
-    """Some words for a lane, at one of its priorities. `repeats`: they may have been said before."""
+    """A few words for a lane, at one of its priorities. `repeats`: they may be a duplicate."""
     words = f"{random.randrange(1500)} " + " ".join(["word"] * 12)
     key = {"dedup_key": words} if repeats else {}
     return PromptRequest.parse(
@@ -139,7 +139,7 @@ def request(lane: str, *, repeats: bool = False, **fields: Any) -> PromptRequest
 
 
 async def keep_sending(client: AsyncClient) -> None:
-    """Prompts as people send them: now more, now fewer. Runs until it is cancelled."""
+    """Send prompts at a varying rate until cancelled."""
     for tick in itertools.count():
         tide = 1 + 0.8 * math.sin(tick * TICK_S / 3)
         await client.enqueue_many(
@@ -159,7 +159,7 @@ MADE: Mapping[str, tuple[Callable[[], RenderableType], int, str]] = {
 
 
 def main() -> None:
-    """Make the images that are named, or all."""
+    """Make the named images, or all of them."""
     wanted = sys.argv[1:] or list(MADE)
     if unknown := set(wanted) - set(MADE):
         raise SystemExit(f"no image {', '.join(sorted(unknown))}; there are: {', '.join(MADE)}")

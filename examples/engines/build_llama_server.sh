@@ -3,11 +3,10 @@
 #
 #   usage: build_llama_server.sh DEST        leaves DEST/bin/llama-server
 #
-# It takes four to eight minutes on two cores. Run again, it finds the binary and ends at once; interrupted, it
-# leaves nothing behind. The build is small and quick to make, for tests and for trying things out: no GPU, little
-# optimisation, no TLS, no web page.
+# Takes four to eight minutes on two cores. If the binary exists, exits at once; if interrupted, leaves nothing
+# behind. The build is small and quick, for tests and experiments: no GPU, little optimisation, no TLS, no web UI.
 #
-# Needs a C++ compiler, Python 3 with venv, and the network for PyPI. cmake and ninja come from PyPI where they
+# Needs a C++ compiler, Python 3 with venv, and the network for PyPI. cmake and ninja come from PyPI if they
 # are missing. PYTHON, CXX, CC, JOBS and TMPDIR are honoured.
 set -eu
 

