@@ -16,13 +16,13 @@ import httpx
 
 from workers.anthropic_answer import MessageReader
 from workers.anthropic_messages import chat_fields, format_fields, tool_fields
-from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
-from workers.calls import answers, set_parameters, whole
+from workers.base import Capabilities, EndpointConfig, Generation, Output
+from workers.calls import set_parameters, whole
 from workers.errors import ContextOverflow, RequestRejected, WorkerConfigError, WorkerError
 from workers.headers import check_key, has_credentials
 from workers.http import HttpEndpoint
+from workers.http_worker import HttpWorker
 from workers.network import check_base_url
-from workers.openai_wire import model_names
 from workers.options import count_option, refuse_unknown_options, text_option
 from workers.refusals import Refusal, error_class
 
@@ -32,7 +32,6 @@ MAX_TOKENS = 4096
 OPTIONS = ("beta", "max_tokens")
 
 _MESSAGES = "/v1/messages"
-_MODELS = "/v1/models"
 _NAMES = {"stop": "stop_sequences"}
 _KNOWN = frozenset({"max_tokens", "stop", "temperature", "top_k", "top_p"})
 # Source: https://docs.anthropic.com/en/api/errors
@@ -51,7 +50,7 @@ _STATUSES = {
 _OURS = frozenset({"messages", "model", "stream", "system", "tools", "tool_choice"})
 
 
-class AnthropicWorker:
+class AnthropicWorker(HttpWorker):
     """The adapter to Anthropic or a server that is compatible with it.
 
     `base_url` is the server's root, a `/v1` at its end is taken off; without one it is that of
@@ -64,13 +63,12 @@ class AnthropicWorker:
 
     def __init__(self, config: EndpointConfig) -> None:
         refuse_unknown_options(config, OPTIONS)
-        self._model = config.model
         self._max_tokens = count_option(config, "max_tokens") or MAX_TOKENS
         base_url = check_base_url(
             config.base_url or config.environ.get("ANTHROPIC_BASE_URL") or BASE_URL
         ).removesuffix("/v1")
         beta = text_option(config, "beta")
-        self._endpoint = HttpEndpoint(
+        endpoint = HttpEndpoint(
             config,
             engine="anthropic",
             base_url=base_url,
@@ -81,6 +79,7 @@ class AnthropicWorker:
             },
             translate=_error_class,
         )
+        super().__init__(endpoint, model=config.model)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -88,33 +87,11 @@ class AnthropicWorker:
         return Capabilities(lists=False, streaming=True, chat=True, tools=True, priority=False)
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
-        """Run one generation; see `ModelWorker.generate`."""
+        """Run one generation; see `GenerationWorker.generate`."""
         if len(batch) > 1:
             raise ValueError("takes one generation in a call")
-        outputs = answers(self._endpoint, _MESSAGES, self._body(batch[0]), MessageReader())
+        outputs = self._answers(_MESSAGES, self._body(batch[0]), MessageReader(), batch[0])
         return outputs if batch[0].stream else whole(outputs)
-
-    async def health(self) -> Health:
-        """Ready when the server takes our key. One that has no list of models is taken to be."""
-        try:
-            models = await model_names(self._endpoint, _MODELS)
-        except RequestRejected:
-            models = ()
-        except WorkerError as error:
-            return Health(ready=False, detail=str(error))
-        return Health(ready=True, models=models)
-
-    async def capacity(self) -> int | None:
-        """None: it does not say."""
-        return None
-
-    async def load(self) -> Load | None:
-        """None: it does not say."""
-        return None
-
-    async def aclose(self) -> None:
-        """Close connections. Safe to call twice."""
-        await self._endpoint.aclose()
 
     def _body(self, generation: Generation) -> dict[str, Any]:
         for name in generation.params:

@@ -23,32 +23,23 @@ from workers.base import (
     EndpointConfig,
     Generation,
     Health,
-    Load,
     Output,
     Piece,
     TokenUsage,
 )
-from workers.calls import (
-    answers,
-    answers_at_once,
-    is_short,
-    refuse_chats_in_a_list,
-    refuse_tools,
-    set_parameters,
-    whole,
-)
+from workers.calls import refuse_tools, set_parameters
 from workers.counts import token_count
 from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
 from workers.finish_reasons import UNKNOWN
 from workers.headers import bearer
 from workers.http import HttpEndpoint
+from workers.http_worker import EngineWorker
 from workers.network import check_base_url
 from workers.openai_chat_answer import ChatReader
 from workers.openai_content import model_name
-from workers.openai_wire import OURS, chat_body, model_names
+from workers.openai_wire import OURS, chat_body
 from workers.optional_fields import OptionalFields
 from workers.options import refuse_unknown_options
-from workers.prometheus import load_of
 from workers.refusals import Refusal, error_class
 
 MAX_SLOTS = 65_536
@@ -96,17 +87,19 @@ _OURS = OURS | {"response_fields"}
 _COUNTS = ("n", "n_cmpl")
 
 
-class LlamaCppWorker:
+class LlamaCppWorker(EngineWorker):
     """The adapter to one llama-server. It takes no options.
 
-    `base_url` is the server's root; a `/v1` at its end is taken off.
+    `base_url` is the server's root; a `/v1` at its end is taken off. Start the server with `--metrics` if the
+    worker is to know its load.
     """
+
+    running_metric = "llamacpp:requests_processing"
+    waiting_metric = "llamacpp:requests_deferred"
 
     def __init__(self, config: EndpointConfig) -> None:
         refuse_unknown_options(config, ())
-        self._model = config.model
-        self._optional = OptionalFields("response_fields", "stream_options")
-        self._endpoint = HttpEndpoint(
+        endpoint = HttpEndpoint(
             config,
             engine="llama.cpp",
             base_url=check_base_url(config.base_url).removesuffix("/v1"),
@@ -115,26 +108,19 @@ class LlamaCppWorker:
             headers={"Connection": "close", **bearer(config)},
             translate=_error_class,
         )
+        optional = OptionalFields("response_fields", "stream_options")
+        super().__init__(endpoint, model=config.model, optional=optional)
 
     @property
     def capabilities(self) -> Capabilities:
         """All but priorities: its queue knows none."""
         return Capabilities(lists=True, streaming=True, chat=True, tools=True, priority=False)
 
-    def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
-        """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
-        refuse_chats_in_a_list(batch)
-        first = batch[0]
-        if first.messages is None and not first.stream and is_short(first):
-            return self._complete_at_once(batch)
-        outputs = self._complete(batch) if first.messages is None else self._chat(first)
-        return outputs if first.stream else whole(outputs)
-
     async def health(self) -> Health:
         """Ready when the model is loaded and the server takes our key."""
         try:
             await self._endpoint.get("/health")
-            models = await model_names(self._endpoint, "/v1/models")
+            models = await self._models()
             await self._settings()
         except WorkerError as error:
             return Health(ready=False, detail=str(error))
@@ -148,19 +134,6 @@ class LlamaCppWorker:
             return None
         return slots if isinstance(slots, int) and 0 < slots <= MAX_SLOTS else None
 
-    async def load(self) -> Load | None:
-        """What its metrics say; None where it was started without --metrics."""
-        return await load_of(
-            self._endpoint,
-            "/metrics",
-            running="llamacpp:requests_processing",
-            waiting="llamacpp:requests_deferred",
-        )
-
-    async def aclose(self) -> None:
-        """Close connections. Safe to call twice."""
-        await self._endpoint.aclose()
-
     async def _settings(self) -> Mapping[str, Any]:
         """The server's account of itself. Unlike its health, it is shown only to those who have the key."""
         try:
@@ -172,12 +145,12 @@ class LlamaCppWorker:
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
         reader = _CompletionReader(len(batch))
-        return answers(self._endpoint, _COMPLETION, body, reader, optional=self._optional)
+        return self._answers(_COMPLETION, body, reader, batch[0])
 
     def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = {**self._completion_body(batch), "stream": False}
         reader = _CompletionReader(len(batch))
-        return answers_at_once(self._endpoint, _COMPLETION, body, reader, _as_list, optional=self._optional)
+        return self._answers_at_once(_COMPLETION, body, reader, _as_list, batch[0])
 
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         first = batch[0]
@@ -196,7 +169,7 @@ class LlamaCppWorker:
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
         self._set_parameters(body, generation, _OWN_NAMES)
-        return answers(self._endpoint, _CHAT, body, ChatReader(), optional=self._optional)
+        return self._answers(_CHAT, body, ChatReader(), generation)
 
     def _set_parameters(self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]) -> None:
         body["model"] = self._model or generation.model

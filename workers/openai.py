@@ -14,21 +14,16 @@ from typing import Any
 
 import httpx
 
-from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
-from workers.calls import AnswerReader, answers, refuse_chats_in_a_list, refuse_tools, set_parameters, whole
-from workers.errors import RequestRejected, WorkerConfigError, WorkerError
+from workers.base import Capabilities, EndpointConfig, Generation, Health, Output
+from workers.calls import refuse_chats_in_a_list, refuse_tools, set_parameters, whole
+from workers.errors import WorkerConfigError
 from workers.headers import bearer, check_key, has_credentials
 from workers.http import HttpEndpoint
+from workers.http_worker import HttpWorker
 from workers.network import check_base_url, is_loopback
 from workers.openai_chat_answer import ChatReader
 from workers.openai_completion_answer import CompletionReader
-from workers.openai_wire import (
-    OURS,
-    chat_body,
-    completion_body,
-    model_names,
-    request_id_header,
-)
+from workers.openai_wire import OURS, chat_body, completion_body
 from workers.optional_fields import OptionalFields
 from workers.options import flag_option, refuse_unknown_options, text_option
 
@@ -50,7 +45,7 @@ _OPENAI_CHAT_NAMES = {"max_tokens": "max_completion_tokens"}  # their newer mode
 _SYNONYMS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
-class OpenAIWorker:
+class OpenAIWorker(HttpWorker):
     """The adapter to OpenAI or a server that is compatible with it.
 
     `base_url` is what the SDK takes: the URL that `/chat/completions` is appended to. One without a path gets
@@ -61,6 +56,9 @@ class OpenAIWorker:
     counts the usage for; `stream_options`, ask for the usage by them (default true).
     """
 
+    models_path = "/models"
+    request_id_header = "X-Client-Request-Id"
+
     def __init__(self, config: EndpointConfig) -> None:
         refuse_unknown_options(config, OPTIONS)
         self._completions = flag_option(config, "completions", default=False)
@@ -68,18 +66,18 @@ class OpenAIWorker:
         if self._lists and not self._completions:
             raise WorkerConfigError("options.lists: needs completions = true; a chat takes no list")
         self._stream_options = flag_option(config, "stream_options", default=True)
-        self._optional = OptionalFields("stream_options", synonyms=_SYNONYMS)
-        self._model = config.model
         base_url = _base_url(config)
         config = replace(config, api_key=_api_key(config, base_url))
         self._azure = _is_azure(base_url)
         self._chat_names = _OPENAI_CHAT_NAMES if _is_openai(base_url) else {}
-        self._endpoint = HttpEndpoint(
+        endpoint = HttpEndpoint(
             config,
             engine="openai",
             base_url=base_url,
             headers={**(_azure_key if self._azure else bearer)(config), **_account(config, base_url)},
         )
+        optional = OptionalFields("stream_options", synonyms=_SYNONYMS)
+        super().__init__(endpoint, model=config.model, optional=optional)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -87,7 +85,7 @@ class OpenAIWorker:
         return Capabilities(lists=self._lists, streaming=True, chat=True, tools=True, priority=False)
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
-        """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
+        """Run a batch; see `GenerationWorker.generate`. Any error fails the batch as a whole."""
         refuse_chats_in_a_list(batch)
         first = batch[0]
         plain = self._completions and first.messages is None
@@ -95,28 +93,9 @@ class OpenAIWorker:
         return outputs if first.stream else whole(outputs)
 
     async def health(self) -> Health:
-        """Ready when the server takes our key. One that has no list of models is taken to be."""
-        try:
-            models = await model_names(self._endpoint, "/models")
-        except RequestRejected:
-            models = ()
-        except WorkerError as error:
-            return Health(ready=False, detail=str(error))
-        if self._azure:  # it lists models, and is asked by the names of deployments
-            models = ()
-        return Health(ready=True, models=models, warnings=self._optional.warnings)
-
-    async def capacity(self) -> int | None:
-        """None: it does not say."""
-        return None
-
-    async def load(self) -> Load | None:
-        """None: it does not say."""
-        return None
-
-    async def aclose(self) -> None:
-        """Close connections. Safe to call twice."""
-        await self._endpoint.aclose()
+        """As for every server; Azure lists models and is asked for deployments, so its list is left out."""
+        health = await super().health()
+        return replace(health, models=()) if self._azure else health
 
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
@@ -134,12 +113,6 @@ class OpenAIWorker:
         if not self._stream_options:
             del body["stream_options"]
         set_parameters(body, generation, names=names, ours=OURS)
-
-    def _answers(
-        self, path: str, body: Mapping[str, Any], reader: AnswerReader, generation: Generation
-    ) -> AsyncGenerator[Output, None]:
-        headers = request_id_header("X-Client-Request-Id", generation)
-        return answers(self._endpoint, path, body, reader, headers=headers, optional=self._optional)
 
 
 def _base_url(config: EndpointConfig) -> str:

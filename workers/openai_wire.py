@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workers.base import Generation
-from workers.calls import MALFORMED
-from workers.http import HttpEndpoint
 
 OURS = frozenset({"messages", "model", "prompt", "stream", "stream_options"})
 """The fields of a request that only the adapter sets."""
 
-_MAX_ID_CHARS = 512
 _ANTHROPICS = frozenset({"cache_control", "is_error"})
 
 
@@ -55,24 +52,3 @@ def completion_body(batch: Sequence[Generation]) -> dict[str, Any]:
     if batch[0].response_format is not None:
         body["response_format"] = batch[0].response_format
     return body
-
-
-def request_id_header(name: str, generation: Generation) -> dict[str, str]:
-    """The header that tells the server our id of a request; none where the id cannot stand in a header."""
-    request_id = generation.request_id
-    if request_id and request_id.isascii() and request_id.isprintable() and len(request_id) <= _MAX_ID_CHARS:
-        return {name: request_id}
-    return {}
-
-
-async def model_names(endpoint: HttpEndpoint, path: str) -> tuple[str, ...]:
-    """The names of the models that the server lists; none where its list has another form.
-
-    Raises:
-        WorkerError: it gave none.
-    """
-    answer = await endpoint.get(path)
-    try:
-        return tuple(str(model["id"]) for model in answer["data"])
-    except MALFORMED:
-        return ()

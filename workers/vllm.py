@@ -19,39 +19,24 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from workers.base import Capabilities, EndpointConfig, Generation, Health, Load, Output
-from workers.calls import (
-    answers,
-    answers_at_once,
-    is_short,
-    refuse_chats_in_a_list,
-    refuse_tools,
-    set_parameters,
-    whole,
-)
+from workers.base import Capabilities, EndpointConfig, Generation, Health, Output
+from workers.calls import refuse_tools, set_parameters
 from workers.errors import RequestRejected, WorkerError
 from workers.headers import bearer
 from workers.http import HttpEndpoint
+from workers.http_worker import EngineWorker
 from workers.network import check_base_url
 from workers.openai_chat_answer import ChatReader
 from workers.openai_completion_answer import CompletionReader
-from workers.openai_wire import (
-    OURS,
-    chat_body,
-    completion_body,
-    model_names,
-    request_id_header,
-)
+from workers.openai_wire import OURS, chat_body, completion_body
 from workers.optional_fields import OptionalFields
 from workers.options import flag_option, refuse_unknown_options
-from workers.prometheus import load_of
 from workers.vllm_priority import says_priority, shows_priority
 
 OPTIONS = ("priority", "stream_options", "try_priority")
 
 _CHAT = "/v1/chat/completions"
 _COMPLETION = "/v1/completions"
-_REQUEST_ID = "X-Request-Id"
 _OURS = OURS | {"priority"}
 _NORMAL = 5
 
@@ -61,7 +46,7 @@ NO_PRIORITIES = (
 )
 
 
-class VllmWorker:
+class VllmWorker(EngineWorker):
     """The adapter to one vLLM server.
 
     `base_url` is the server's root; a `/v1` at its end is taken off. Without `api_key_env` the key is that of
@@ -72,72 +57,48 @@ class VllmWorker:
     idle and does not say (default true).
     """
 
+    request_id_header = "X-Request-Id"
+    running_metric = "vllm:num_requests_running"
+    waiting_metric = "vllm:num_requests_waiting"
+
     def __init__(self, config: EndpointConfig) -> None:
         refuse_unknown_options(config, OPTIONS)
         self._priority = flag_option(config, "priority", default=True)
         self._try_priority = flag_option(config, "try_priority", default=True)
         self._stream_options = flag_option(config, "stream_options", default=True)
-        self._optional = OptionalFields("stream_options", "return_token_ids", "priority")
         self._minds_priority: bool | None = None
-        self._model = config.model
         config = replace(config, api_key=config.api_key or config.environ.get("VLLM_API_KEY"))
-        self._endpoint = HttpEndpoint(
+        endpoint = HttpEndpoint(
             config,
             engine="vllm",
             base_url=check_base_url(config.base_url).removesuffix("/v1"),
             headers=bearer(config),
         )
+        optional = OptionalFields("stream_options", "return_token_ids", "priority")
+        super().__init__(endpoint, model=config.model, optional=optional)
 
     @property
     def capabilities(self) -> Capabilities:
         """All, priorities by option."""
         return Capabilities(lists=True, streaming=True, chat=True, tools=True, priority=self._priority)
 
-    def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
-        """Run a batch; see `ModelWorker.generate`. Any error fails the batch as a whole."""
-        refuse_chats_in_a_list(batch)
-        first = batch[0]
-        if first.messages is None and not first.stream and is_short(first):
-            return self._complete_at_once(batch)
-        outputs = self._complete(batch) if first.messages is None else self._chat(first)
-        return outputs if first.stream else whole(outputs)
-
     async def health(self) -> Health:
         """Ready when the engine lives and the server takes our key; warns of a server without priorities."""
         try:
             with suppress(RequestRejected):  # a proxy that passes on only /v1
                 await self._endpoint.get_bytes("/health")
-            models = await model_names(self._endpoint, "/v1/models")
+            models = await self._models()
         except WorkerError as error:
             self._minds_priority = None  # it may come back with other settings
             return Health(ready=False, detail=str(error))
         warnings = (*self._optional.warnings, *await self._warnings(models))
         return Health(ready=True, models=models, warnings=warnings, exclusive=True)
 
-    async def capacity(self) -> int | None:
-        """None: vLLM does not say."""
-        return None
-
-    async def load(self) -> Load | None:
-        """What its metrics say, summed over its engines."""
-        return await load_of(
-            self._endpoint,
-            "/metrics",
-            running="vllm:num_requests_running",
-            waiting="vllm:num_requests_waiting",
-        )
-
-    async def aclose(self) -> None:
-        """Close connections. Safe to call twice."""
-        await self._endpoint.aclose()
-
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
         if len(batch) > 1 and self._stream_options:
             body["stream_options"]["continuous_usage_stats"] = True
-        reader = CompletionReader(len(batch))
-        headers = request_id_header(_REQUEST_ID, batch[0])
-        return answers(self._endpoint, _COMPLETION, body, reader, headers=headers, optional=self._optional)
+        return self._answers(_COMPLETION, body, CompletionReader(len(batch)), batch[0])
 
     def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
@@ -146,11 +107,8 @@ class VllmWorker:
         if len(batch) > 1:
             body["return_token_ids"] = True
         reader = CompletionReader(len(batch))
-        headers = request_id_header(_REQUEST_ID, batch[0])
         events = _members if len(batch) > 1 else _alone
-        return answers_at_once(
-            self._endpoint, _COMPLETION, body, reader, events, headers=headers, optional=self._optional
-        )
+        return self._answers_at_once(_COMPLETION, body, reader, events, batch[0])
 
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         refuse_tools(batch[0])
@@ -161,8 +119,7 @@ class VllmWorker:
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
         self._set_parameters(body, [generation])
-        headers = request_id_header(_REQUEST_ID, generation)
-        return answers(self._endpoint, _CHAT, body, ChatReader(), headers=headers, optional=self._optional)
+        return self._answers(_CHAT, body, ChatReader(), generation)
 
     def _set_parameters(self, body: dict[str, Any], batch: Sequence[Generation]) -> None:
         body["model"] = self._model or batch[0].model

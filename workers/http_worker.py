@@ -1,0 +1,149 @@
+"""What model workers over HTTP have in common."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from workers.base import Generation, Health, Load, Output
+from workers.calls import (
+    MALFORMED,
+    AnswerReader,
+    answers,
+    answers_at_once,
+    is_short,
+    refuse_chats_in_a_list,
+    whole,
+)
+from workers.errors import RequestRejected, WorkerError
+from workers.http import HttpEndpoint
+from workers.optional_fields import NO_OPTIONAL_FIELDS, OptionalFields
+from workers.prometheus import load_of
+
+_MAX_ID_CHARS = 512
+
+
+class HttpWorker:
+    """The base of an adapter to a server over HTTP: health by the list of models, calls, and closing.
+
+    `model` is the endpoint's own name for the model, `optional` the fields that requests can do without.
+    """
+
+    models_path: ClassVar[str] = "/v1/models"
+    """Where the server lists its models."""
+
+    request_id_header: ClassVar[str | None] = None
+    """The header that carries the id of a request; None if the server takes none."""
+
+    def __init__(
+        self,
+        endpoint: HttpEndpoint,
+        *,
+        model: str | None = None,
+        optional: OptionalFields = NO_OPTIONAL_FIELDS,
+    ) -> None:
+        self._endpoint = endpoint
+        self._model = model
+        self._optional = optional
+
+    async def health(self) -> Health:
+        """Ready when the server accepts the key. A server without a list of models counts as ready."""
+        try:
+            models = await self._models()
+        except RequestRejected:
+            models = ()
+        except WorkerError as error:
+            return Health(ready=False, detail=str(error))
+        return Health(ready=True, models=models, warnings=self._optional.warnings)
+
+    async def capacity(self) -> int | None:
+        """None: the server does not say."""
+        return None
+
+    async def load(self) -> Load | None:
+        """None: the server does not say."""
+        return None
+
+    async def aclose(self) -> None:
+        """Close connections. Safe to call twice."""
+        await self._endpoint.aclose()
+
+    async def _models(self) -> tuple[str, ...]:
+        """The names of the models that the server lists; empty if its list has another form.
+
+        Raises:
+            WorkerError: the server gave no list.
+        """
+        answer = await self._endpoint.get(self.models_path)
+        try:
+            return tuple(str(model["id"]) for model in answer["data"])
+        except MALFORMED:
+            return ()
+
+    def _answers(
+        self, path: str, body: Mapping[str, Any], reader: AnswerReader, generation: Generation
+    ) -> AsyncGenerator[Output, None]:
+        headers = self._request_headers(generation)
+        return answers(self._endpoint, path, body, reader, headers=headers, optional=self._optional)
+
+    def _answers_at_once(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        reader: AnswerReader,
+        events: Callable[[Any], Iterable[Mapping[str, Any]]],
+        generation: Generation,
+    ) -> AsyncGenerator[Output, None]:
+        headers = self._request_headers(generation)
+        return answers_at_once(
+            self._endpoint, path, body, reader, events, headers=headers, optional=self._optional
+        )
+
+    def _request_headers(self, generation: Generation) -> dict[str, str]:
+        """The header with the id of a request; none if the id cannot stand in a header."""
+        name, value = self.request_id_header, generation.request_id
+        if not name or not value or len(value) > _MAX_ID_CHARS:
+            return {}
+        return {name: value} if value.isascii() and value.isprintable() else {}
+
+
+class EngineWorker(HttpWorker):
+    """The base of an adapter to an engine of your own, which takes lists of plain prompts and has metrics.
+
+    Answers are streamed on the wire even if the request wants them whole, so that a cancelled call stops and
+    the time limits between tokens hold. Short plain completions wanted whole are the exception
+    (`SHORT_TOKENS`): for them a stream costs the server more than the answer.
+    """
+
+    running_metric: ClassVar[str]
+    """The gauge of prompts that the engine is running."""
+
+    waiting_metric: ClassVar[str]
+    """The gauge of prompts that wait inside the engine."""
+
+    def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        """Run a batch; see `GenerationWorker.generate`. Any error fails the batch as a whole."""
+        refuse_chats_in_a_list(batch)
+        first = batch[0]
+        if first.messages is None and not first.stream and is_short(first):
+            return self._complete_at_once(batch)
+        outputs = self._complete(batch) if first.messages is None else self._chat(first)
+        return outputs if first.stream else whole(outputs)
+
+    async def load(self) -> Load | None:
+        """What the engine's metrics say; None if it has none."""
+        return await load_of(
+            self._endpoint, "/metrics", running=self.running_metric, waiting=self.waiting_metric
+        )
+
+    def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        """Plain prompts, streamed."""
+        raise NotImplementedError
+
+    def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+        """Short plain prompts, not streamed."""
+        raise NotImplementedError
+
+    def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        """One chat, streamed."""
+        raise NotImplementedError
