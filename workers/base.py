@@ -1,11 +1,8 @@
-"""The port between the scheduler and a back end.
+"""The ports between the scheduler and back ends: `ModelWorker`, and one port for each kind of work.
 
-A model worker takes a *batch* of generations and yields *outputs*, each naming its member by index. It
-translates the wire and nothing else: no retries, no queueing, no choice of endpoint.
-
-To cancel a call, close the iterator (or cancel the task that reads it): the worker then drops the
-connection, and the back end stops generating. There is no cancelling of one member after dispatch; whoever
-reads the outputs simply ignores that member.
+A model worker is the adapter to one endpoint of one kind of back end. It translates the wire and nothing
+else: no retries, no queueing, no choice of endpoint. `ModelWorker` holds what the scheduler asks of every
+model worker, and `GenerationWorker` adds text generation. Another kind of work gets a port of its own.
 """
 
 from __future__ import annotations
@@ -19,71 +16,82 @@ from workers.errors import WorkerError
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One prompt for a back end. Exactly one of `prompt` and `messages` is set.
-
-    `params` holds the sampling parameters by their OpenAI names (`max_tokens`, `temperature`, `top_p`,
-    `stop`, `seed`, …), only those the user set. `extra_body` goes into the engine's request as it is.
-    `priority` is the scheduler's, 0 to 9, higher is more urgent: an adapter turns it into the engine's
-    polarity.
-    """
+    """One prompt for a back end. Exactly one of `prompt` and `messages` is set."""
 
     model: str
+    """The model's name on the back end, unless the endpoint sets its own."""
     prompt: str | None = None
+    """A plain prompt."""
     messages: tuple[Mapping[str, Any], ...] | None = None
+    """A chat, in OpenAI's form."""
     params: Mapping[str, Any] = field(default_factory=dict)
+    """The sampling parameters that the user set, by OpenAI's names: `max_tokens`, `temperature`, `stop`, …"""
     tools: tuple[Mapping[str, Any], ...] = ()
+    """The tools that the model may call, in OpenAI's form."""
     tool_choice: str | Mapping[str, Any] | None = None
+    """Which tool to call, in OpenAI's form."""
     response_format: Mapping[str, Any] | None = None
+    """The form of the answer, as OpenAI writes it: text, a JSON object, a JSON schema."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields to put into the request to the engine unchanged."""
     priority: int = 5
+    """The scheduler's priority, 0 to 9; higher is more urgent. The adapter converts it for the engine."""
     stream: bool = True
+    """Whether to yield text as it comes; otherwise long answers come in one piece a second."""
     request_id: str = ""
+    """The job's id, for the server's log."""
 
 
 # Outputs are made for every token: a named tuple costs a third of a frozen dataclass.
 
 
 class TokenUsage(NamedTuple):
-    """Tokens of one member. None means that the engine did not say."""
+    """The tokens of one member. None means that the engine did not say."""
 
     input_tokens: int | None = None
+    """Tokens of the prompt, cached ones included."""
     output_tokens: int | None = None
+    """Tokens of the answer, reasoning included."""
     cached_tokens: int | None = None
+    """Tokens of the prompt that came from the engine's cache."""
     reasoning_tokens: int | None = None
+    """Tokens of the reasoning."""
 
 
 class Piece(NamedTuple):
-    """Some text, reasoning or tool-call fragments that the engine has produced for one member.
-
-    `tool_calls` are OpenAI's streamed fragments:
-    `{"index": 0, "id": …, "function": {"name": …, "arguments": …}}`.
-    """
+    """Text, reasoning or fragments of tool calls for one member. At least one of them is not empty."""
 
     member: int
+    """The member's index in the batch."""
     text: str = ""
+    """The next part of the answer."""
     reasoning: str = ""
+    """The next part of the reasoning."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
+    """OpenAI's streamed fragments: `{"index": 0, "id": …, "function": {"name": …, "arguments": …}}`."""
 
 
 class Completed(NamedTuple):
-    """One member has ended well. What it said is the sum of its pieces.
-
-    `finish_reason` is OpenAI's: stop, length, tool_calls or content_filter; or unknown, where the engine gave
-    none that is known. `model` is the name that the engine gave.
-    """
+    """One member has ended well. Its answer is the sum of its pieces."""
 
     member: int
+    """The member's index in the batch."""
     finish_reason: str
+    """OpenAI's stop, length, tool_calls or content_filter; unknown if the engine gave no known reason."""
     usage: TokenUsage = TokenUsage()
+    """The tokens of this member alone."""
     model: str | None = None
+    """The model's name as the engine reports it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemberFailed:
-    """One member has ended badly while others of the batch go on."""
+    """One member has failed; the others of the batch continue."""
 
     member: int
+    """The member's index in the batch."""
     error: WorkerError
+    """Why it failed."""
 
 
 Output: TypeAlias = Piece | Completed | MemberFailed
@@ -91,75 +99,63 @@ Output: TypeAlias = Piece | Completed | MemberFailed
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a back end can do.
-
-    `lists`: several plain prompts with equal parameters may share one call. `chat`, `tools`, `streaming`,
-    `priority`: the engine knows them.
-    """
+    """What a back end that generates can do."""
 
     lists: bool = False
+    """Several plain prompts with equal parameters may share one call."""
     streaming: bool = True
+    """Answers come in pieces."""
     chat: bool = True
+    """It takes messages."""
     tools: bool = False
+    """It calls tools."""
     priority: bool = False
+    """Its own queue respects priorities."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a probe found: `ready` for work, the `models` it serves (empty: unknown), and why not when not.
-
-    `exclusive`: it takes no other name for a model than those; many servers take aliases, or any name.
-    `warnings` say what will not work as asked for although the back end is ready, a sentence each.
-    """
+    """The result of a probe."""
 
     ready: bool
+    """Whether the back end can take work."""
     models: tuple[str, ...] = ()
+    """The models that it serves. Empty: unknown."""
     detail: str = ""
+    """Why it is not ready."""
     warnings: tuple[str, ...] = ()
+    """What will not work as configured although the back end is ready; one sentence each."""
     exclusive: bool = False
+    """It accepts no model names other than `models`. Many servers accept aliases, or any name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a back end says of its own work, whoever sent it: prompts that `running`, and `waiting` in it."""
+    """The work in a back end, from all its clients."""
 
     running: int
+    """Prompts that it is running."""
     waiting: int
+    """Prompts in its own queue."""
 
 
 @runtime_checkable
 class ModelWorker(Protocol):
-    """The adapter to one endpoint of one kind of back end."""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this back end can do; constant for the life of the worker."""
-        ...
-
-    def generate(self, batch: Sequence[Generation]) -> AsyncIterator[Output]:
-        """Run a batch; yield pieces as they come and exactly one `Completed` or `MemberFailed` a member.
-
-        More than one member only when `capabilities.lists` and all are plain prompts that differ in nothing
-        but `prompt`, `priority` and `request_id`.
-
-        Raises:
-            WorkerError: the call failed as a whole; every member without an end has failed with it.
-        """
-        ...
+    """What every model worker has, whatever its kind of work."""
 
     async def health(self) -> Health:
         """Ask the back end whether it can take work. Never raises `WorkerError`: trouble is `ready=False`."""
         ...
 
     async def capacity(self) -> int | None:
-        """How many prompts the back end says it can hold at once (llama.cpp: its slots).
+        """How many prompts the back end says it can run at once (llama.cpp: its slots).
 
         None: it does not say, or cannot be asked now. Never raises `WorkerError`.
         """
         ...
 
     async def load(self) -> Load | None:
-        """What the back end has to do at this moment.
+        """The work that the back end has at this moment.
 
         None: it does not say, or cannot be asked now. Never raises `WorkerError`.
         """
@@ -170,27 +166,60 @@ class ModelWorker(Protocol):
         ...
 
 
+@runtime_checkable
+class GenerationWorker(ModelWorker, Protocol):
+    """A model worker that generates text: it takes a batch of generations and yields outputs.
+
+    To cancel a call, close the iterator or cancel the task that reads it. The worker then drops the
+    connection, and the back end stops generating. A single member cannot be cancelled after dispatch: ignore
+    its outputs.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this back end can do. Constant for the life of the worker."""
+        ...
+
+    def generate(self, batch: Sequence[Generation]) -> AsyncIterator[Output]:
+        """Run a batch: yield pieces as they come, and one `Completed` or `MemberFailed` for each member.
+
+        A batch has more than one member only if `capabilities.lists` is true and all members are plain
+        prompts that differ only in `prompt`, `priority` and `request_id`.
+
+        Raises:
+            WorkerError: the call failed as a whole; every member without an end has failed with it.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
-    """What a model worker is made from: one base URL and how to talk to it.
+    """What a model worker of any kind is made from: one base URL and how to talk to it.
 
-    `headers` and `query` go with every request, over the adapter's own; they may hold secrets.
-    `first_token_timeout_s` bounds the wait for the first output of an answer that is streamed,
-    `idle_timeout_s` that for each of the next, `timeout_s` any wait, also that for a whole answer;
-    `total_timeout_s` a whole call, if it is set. `options` are
-    settings of that kind of worker alone (echo: `delay_s`, `failure_rate`, …). `environ` holds the process's
-    environment variables, for the ones that the back end's own SDK reads (`OPENAI_API_KEY`).
+    Times are in seconds.
     """
 
     backend: str
+    """The name of the adapter."""
     base_url: str = ""
+    """The server's URL. Some adapters have a default."""
     model: str | None = None
+    """The model's name on that server. None: the one that each request names."""
     api_key: str | None = field(default=None, repr=False)
+    """The API key."""
     timeout_s: float = 120.0
+    """Limit of any single wait for the server, including the wait for an answer that is not streamed."""
     first_token_timeout_s: float = 30.0
+    """Limit of the wait for the first output of a streamed answer."""
     idle_timeout_s: float = 60.0
+    """Limit of the wait for each further output."""
     total_timeout_s: float | None = None
+    """Limit of a whole call. None: no limit."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Headers of every request; they win over the adapter's own. They may hold secrets."""
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Query parameters of every request. They may hold secrets."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of this adapter alone (echo: `delay_s`, `failure_rate`, …)."""
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The process's environment variables, for those that the back end's own SDK reads (`OPENAI_API_KEY`)."""

@@ -1,8 +1,8 @@
-"""What every model worker promises, as a pytest suite.
+"""What a model worker promises, as pytest suites: one for each kind of work.
 
-An adapter is done when this passes:
+Your adapter is done when its suite passes. For text generation:
 
-    class TestMyWorker(WorkerContract):
+    class TestMyWorker(GenerationContract):
         @pytest.fixture
         async def worker(self):
             worker = MyWorker(EndpointConfig(backend="mine", base_url=...))
@@ -25,7 +25,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from workers.base import Completed, Generation, MemberFailed, ModelWorker, Output, Piece
+from workers.base import Completed, Generation, GenerationWorker, MemberFailed, ModelWorker, Output, Piece
 from workers.errors import WorkerError, WorkerTimeout, WorkerUnavailable
 
 _FINISH_REASONS = {"stop", "length", "tool_calls", "content_filter", "unknown"}
@@ -33,7 +33,7 @@ _FINISH_REASONS = {"stop", "length", "tool_calls", "content_filter", "unknown"}
 
 @dataclass(slots=True)
 class Answer:
-    """What one member of a batch got."""
+    """The outputs of one member of a batch."""
 
     pieces: list[Piece] = field(default_factory=list)
     end: Completed | MemberFailed | None = None
@@ -45,7 +45,7 @@ class Answer:
 
     @property
     def completed(self) -> Completed:
-        """The good end.
+        """The `Completed` of the member.
 
         Raises:
             WorkerError: the member has failed.
@@ -56,15 +56,15 @@ class Answer:
         return self.end
 
 
-def start(worker: ModelWorker, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
+def start(worker: GenerationWorker, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
     """Run a batch; closing what this returns must cancel it."""
     outputs = worker.generate(batch)
     assert hasattr(outputs, "aclose"), "generate() must return an iterator that can be closed"
     return cast("AsyncGenerator[Output, None]", outputs)
 
 
-async def collect(worker: ModelWorker, batch: Sequence[Generation]) -> list[Answer]:
-    """Run a batch to its end and hold the port's rules about the order of outputs against it."""
+async def collect(worker: GenerationWorker, batch: Sequence[Generation]) -> list[Answer]:
+    """Run a batch to its end, and check that its outputs come in the order that the port demands."""
     answers = [Answer() for _ in batch]
     async with aclosing(start(worker, batch)) as outputs:
         async for output in outputs:
@@ -81,37 +81,22 @@ async def collect(worker: ModelWorker, batch: Sequence[Generation]) -> list[Answ
     return answers
 
 
-class WorkerContract:
-    """Subclass it, give it the fixture `worker`, and set what does not suit your back end."""
+class ModelWorkerContract:
+    """What every model worker promises, whatever its kind of work.
+
+    The suite of a kind of work derives from it. Give your subclass the fixture `worker`.
+    """
 
     pytestmark = pytest.mark.asyncio
 
-    model: ClassVar[str] = "tiny"
-    #: Prompts of different lengths, each good for an answer of at least `answer_tokens`.
-    prompts: ClassVar[tuple[str, ...]] = (
-        "one two three four five six seven eight nine ten",
-        "red green blue yellow black white grey pink orange brown violet teal",
-        "north south east west up down left right in out on off here there",
-    )
-    #: How long answers may become, in tokens; more than one and fewer than the prompts' words.
-    answer_tokens: ClassVar[int] = 6
-    #: A prompt, and how long its answer may become, that keep the back end at work until stopped.
-    endless_prompt: ClassVar[str] = "again and again"
-    endless_tokens: ClassVar[int] = 100_000
-    #: Whether `sampling` makes the back end say the same thing twice.
-    deterministic: ClassVar[bool] = True
-    sampling: ClassVar[dict[str, Any]] = {"temperature": 0.0, "seed": 1}
-    #: How long the back end may take to notice that a call was cancelled.
-    stop_within_s: ClassVar[float] = 5.0
-
     @pytest.fixture
-    def worker(self) -> ModelWorker:
+    def worker(self) -> Any:
         """A worker on a back end that is up. Close it after the test."""
         raise NotImplementedError("give your subclass a fixture `worker`")
 
     @pytest.fixture
-    def unreachable_worker(self) -> ModelWorker | None:
-        """A worker on an address where nobody listens; None where there is no such thing."""
+    def unreachable_worker(self) -> Any:
+        """A worker on an address where nobody listens; None if there is no such thing."""
         return None
 
     @pytest.fixture
@@ -121,19 +106,76 @@ class WorkerContract:
             yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
     @pytest.fixture
-    def silent_worker(self) -> ModelWorker | None:
+    def silent_worker(self) -> Any:
         """A worker with `timeout_s` of half a second, on a back end that takes calls and never answers.
 
-        Make it from `silent_url` where it speaks HTTP; None where a back end cannot be silent.
+        Make it from `silent_url` if it speaks HTTP; None if a back end cannot be silent.
         """
         return None
 
+    async def test_health_is_ready(self, worker: ModelWorker) -> None:
+        health = await worker.health()
+        assert health.ready
+        assert all(health.warnings), "a warning says something"
+
+    async def test_capacity_is_unknown_or_some(self, worker: ModelWorker) -> None:
+        capacity = await worker.capacity()
+        assert capacity is None or capacity >= 1
+
+    async def test_load_is_unknown_or_counts(self, worker: ModelWorker) -> None:
+        load = await worker.load()
+        assert load is None or min(load.running, load.waiting) >= 0
+
+    async def test_back_end_that_is_away_is_not_ready_and_says_why(
+        self, unreachable_worker: ModelWorker | None
+    ) -> None:
+        if unreachable_worker is None:
+            pytest.skip("the back end cannot be away")
+        health = await unreachable_worker.health()
+        assert not health.ready
+        assert health.detail, "health must say why it is not ready"
+        assert await unreachable_worker.capacity() is None
+        assert await unreachable_worker.load() is None
+        await unreachable_worker.aclose()
+
+    async def test_closing_twice_is_safe(self, worker: ModelWorker) -> None:
+        await worker.aclose()
+        await worker.aclose()
+
+
+class GenerationContract(ModelWorkerContract):
+    """What a model worker that generates promises.
+
+    Subclass it, give the subclass the fixture `worker`, and override whatever does not suit your back end.
+    """
+
+    model: ClassVar[str] = "tiny"
+    """The name of a model that the back end serves."""
+    prompts: ClassVar[tuple[str, ...]] = (
+        "one two three four five six seven eight nine ten",
+        "red green blue yellow black white grey pink orange brown violet teal",
+        "north south east west up down left right in out on off here there",
+    )
+    """Prompts of different lengths, each with an answer of at least `answer_tokens`."""
+    answer_tokens: ClassVar[int] = 6
+    """`max_tokens` of most tests: more than one, and fewer than the words of each prompt."""
+    endless_prompt: ClassVar[str] = "again and again"
+    """A prompt with an answer of `endless_tokens`, which keeps the back end busy until it is stopped."""
+    endless_tokens: ClassVar[int] = 100_000
+    """`max_tokens` for `endless_prompt`."""
+    deterministic: ClassVar[bool] = True
+    """Whether the back end gives the same answer twice with `sampling`."""
+    sampling: ClassVar[dict[str, Any]] = {"temperature": 0.0, "seed": 1}
+    """Parameters of every request."""
+    stop_within_s: ClassVar[float] = 5.0
+    """How long the back end may take to notice that a call was cancelled, in seconds."""
+
     def refused(self) -> Generation | None:
-        """A request that the back end refuses; None where it takes everything."""
+        """A request that the back end refuses; None if it refuses nothing."""
         return None
 
-    async def generating(self, worker: ModelWorker) -> int | None:
-        """How many prompts the back end is working on, asked past the worker; None: nobody can tell."""
+    async def generating(self, worker: GenerationWorker) -> int | None:
+        """How many prompts the back end is running, by its own count; None if you cannot find out."""
         return None
 
     def generation(self, prompt: str | None = None, *, stream: bool = True, **changes: Any) -> Generation:
@@ -143,24 +185,26 @@ class WorkerContract:
         return replace(plain, **changes)
 
     def endless(self) -> Generation:
-        """A prompt whose answer goes on until it is stopped."""
+        """A prompt whose answer continues until it is stopped."""
         params = {"max_tokens": self.endless_tokens, **self.sampling}
         return self.generation(self.endless_prompt, params=params)
 
     @pytest.mark.parametrize("stream", [True, False])
-    async def test_answer_is_text_and_then_one_good_end(self, worker: ModelWorker, stream: bool) -> None:
+    async def test_answer_is_text_and_then_one_good_end(self, worker: GenerationWorker, stream: bool) -> None:
         (answer,) = await collect(worker, [self.generation(stream=stream)])
         assert answer.text
         assert answer.completed.finish_reason in _FINISH_REASONS
 
-    async def test_streaming_brings_the_answer_in_several_pieces(self, worker: ModelWorker) -> None:
+    async def test_streaming_brings_the_answer_in_several_pieces(self, worker: GenerationWorker) -> None:
         if not worker.capabilities.streaming:
             pytest.skip("the back end does not stream")
         (answer,) = await collect(worker, [self.generation()])
         assert len(answer.pieces) > 1
 
     @pytest.mark.parametrize("stream", [True, False])
-    async def test_streamed_or_whole_the_answer_is_the_same(self, worker: ModelWorker, stream: bool) -> None:
+    async def test_streamed_or_whole_the_answer_is_the_same(
+        self, worker: GenerationWorker, stream: bool
+    ) -> None:
         if not self.deterministic:
             pytest.skip("the back end is not deterministic")
         (first,) = await collect(worker, [self.generation()])
@@ -169,7 +213,7 @@ class WorkerContract:
 
     @pytest.mark.parametrize("stream", [True, False])
     async def test_max_tokens_ends_the_answer_with_reason_length(
-        self, worker: ModelWorker, stream: bool
+        self, worker: GenerationWorker, stream: bool
     ) -> None:
         (answer,) = await collect(worker, [self.generation(stream=stream)])
         assert answer.completed.finish_reason == "length"
@@ -177,7 +221,7 @@ class WorkerContract:
 
     @pytest.mark.parametrize("stream", [True, False])
     async def test_members_of_a_list_get_their_own_answers_and_usage(
-        self, worker: ModelWorker, stream: bool
+        self, worker: GenerationWorker, stream: bool
     ) -> None:
         if not worker.capabilities.lists:
             pytest.skip("the back end takes no lists")
@@ -195,7 +239,7 @@ class WorkerContract:
             assert [answer.text for answer in together] == [answer.text for answer in alone]
 
     @pytest.mark.parametrize("stream", [True, False])
-    async def test_chat_is_answered(self, worker: ModelWorker, stream: bool) -> None:
+    async def test_chat_is_answered(self, worker: GenerationWorker, stream: bool) -> None:
         if not worker.capabilities.chat:
             pytest.skip("the back end has no chat")
         messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": self.prompts[0]})
@@ -204,7 +248,7 @@ class WorkerContract:
         assert answer.completed.finish_reason == "length"
         assert answer.completed.usage.input_tokens != 0
 
-    async def test_concurrent_calls_do_not_mix(self, worker: ModelWorker) -> None:
+    async def test_concurrent_calls_do_not_mix(self, worker: GenerationWorker) -> None:
         batches = [[self.generation(prompt)] for prompt in self.prompts for _ in range(3)]
         together = await asyncio.gather(*(collect(worker, batch) for batch in batches))
         for batch, (answer,) in zip(batches, together, strict=True):
@@ -212,14 +256,16 @@ class WorkerContract:
             assert answer.completed.usage.input_tokens == alone.completed.usage.input_tokens
             assert answer.text == alone.text or not self.deterministic
 
-    async def test_closing_the_iterator_stops_the_back_end(self, worker: ModelWorker) -> None:
+    async def test_closing_the_iterator_stops_the_back_end(self, worker: GenerationWorker) -> None:
         outputs = start(worker, [self.endless()])
         await anext(outputs)
         await outputs.aclose()
         await self._assert_idle_and_usable(worker)
 
     @pytest.mark.parametrize("waits", ["in the worker", "in its own work"])
-    async def test_cancelling_the_reader_stops_the_back_end(self, worker: ModelWorker, waits: str) -> None:
+    async def test_cancelling_the_reader_stops_the_back_end(
+        self, worker: GenerationWorker, waits: str
+    ) -> None:
         began = asyncio.Event()
 
         async def read() -> None:
@@ -239,11 +285,11 @@ class WorkerContract:
         assert reader.cancelled(), "the worker swallowed the cancellation"
         await self._assert_idle_and_usable(worker)
 
-    async def test_an_iterator_that_was_never_read_can_be_closed(self, worker: ModelWorker) -> None:
+    async def test_an_iterator_that_was_never_read_can_be_closed(self, worker: GenerationWorker) -> None:
         await start(worker, [self.generation()]).aclose()
         await collect(worker, [self.generation()])
 
-    async def test_refused_request_is_a_final_error(self, worker: ModelWorker) -> None:
+    async def test_refused_request_is_a_final_error(self, worker: GenerationWorker) -> None:
         if (generation := self.refused()) is None:
             pytest.skip("the back end refuses nothing")
         with pytest.raises(WorkerError) as caught:
@@ -252,22 +298,17 @@ class WorkerContract:
         await collect(worker, [self.generation()])
 
     async def test_back_end_that_is_away_is_a_retryable_error(
-        self, unreachable_worker: ModelWorker | None
+        self, unreachable_worker: GenerationWorker | None
     ) -> None:
         if unreachable_worker is None:
             pytest.skip("the back end cannot be away")
         with pytest.raises(WorkerUnavailable):
             _ = (await collect(unreachable_worker, [self.generation()]))[0].completed
-        health = await unreachable_worker.health()
-        assert not health.ready
-        assert health.detail, "health must say why it is not ready"
-        assert await unreachable_worker.capacity() is None
-        assert await unreachable_worker.load() is None
         await unreachable_worker.aclose()
 
     @pytest.mark.parametrize("stream", [True, False])
     async def test_back_end_that_never_answers_is_a_timeout(
-        self, silent_worker: ModelWorker | None, stream: bool
+        self, silent_worker: GenerationWorker | None, stream: bool
     ) -> None:
         if silent_worker is None:
             pytest.skip("the back end cannot be silent")
@@ -279,32 +320,15 @@ class WorkerContract:
             _ = call.result()[0].completed
         await silent_worker.aclose()
 
-    async def test_health_is_ready(self, worker: ModelWorker) -> None:
-        health = await worker.health()
-        assert health.ready
-        assert all(health.warnings), "a warning says something"
-
-    async def test_capacity_is_unknown_or_some(self, worker: ModelWorker) -> None:
-        capacity = await worker.capacity()
-        assert capacity is None or capacity >= 1
-
-    async def test_load_is_unknown_or_counts(self, worker: ModelWorker) -> None:
-        load = await worker.load()
-        assert load is None or min(load.running, load.waiting) >= 0
-
-    async def test_worker_has_the_port(self, worker: ModelWorker) -> None:
-        assert isinstance(worker, ModelWorker)
+    async def test_worker_has_the_port(self, worker: GenerationWorker) -> None:
+        assert isinstance(worker, GenerationWorker)
         assert worker.capabilities == worker.capabilities
 
-    async def test_closing_twice_is_safe(self, worker: ModelWorker) -> None:
-        await worker.aclose()
-        await worker.aclose()
-
-    async def _assert_idle_and_usable(self, worker: ModelWorker) -> None:
+    async def _assert_idle_and_usable(self, worker: GenerationWorker) -> None:
         async with asyncio.timeout(self.stop_within_s):
             while await self.generating(worker):  # noqa: ASYNC110  a back end has no event to wait for
                 await asyncio.sleep(0.02)
         await collect(worker, [self.generation()])
 
 
-__all__ = ["Answer", "WorkerContract", "collect", "start"]
+__all__ = ["Answer", "GenerationContract", "ModelWorkerContract", "collect", "start"]

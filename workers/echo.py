@@ -94,7 +94,7 @@ class EchoWorker:
         return Capabilities(lists=True, streaming=True, chat=True, tools=False, priority=False)
 
     async def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
-        """Run a batch; see `ModelWorker.generate`. Members speak in turns, a word each."""
+        """Run a batch; see `GenerationWorker.generate`. Members speak in turns, a word each."""
         stream = batch[0].stream
         end = _End(self._total if stream else min(self._total, self._whole, key=_seconds))
         await _pause(self._first_delay_s, self._first, end)

@@ -1,69 +1,109 @@
-"""From a backend's name to its model worker.
+"""From a backend's name to its model worker, for each kind of work.
 
-Built-in workers are imported when they are first asked for. Others come from installed packages, by the entry
-point group `prompt_scheduler.workers`: its value is a callable that takes an `EndpointConfig`.
+Built-in workers are imported on first use. Others come from installed packages, by an entry point whose value
+is a callable that takes an `EndpointConfig`. Each kind of work has its own registry with its own group of
+entry points, so a backend can have one adapter for each kind.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeAlias, cast
+from typing import Any, Generic, TypeVar, cast
 
-from workers.base import EndpointConfig, ModelWorker
+from workers.base import EndpointConfig, GenerationWorker, ModelWorker
 from workers.errors import UnknownBackend, WorkerConfigError
-
-ENTRY_POINT_GROUP = "prompt_scheduler.workers"
 
 _OURS = frozenset({"scheduler", "workers"})
 
-WorkerFactory: TypeAlias = Callable[[EndpointConfig], ModelWorker]
+WorkerT = TypeVar("WorkerT", bound=ModelWorker)
 
-_BUILT_IN = {
-    "anthropic": "workers.anthropic:AnthropicWorker",
-    "echo": "workers.echo:EchoWorker",
-    "llama_cpp": "workers.llama_cpp:LlamaCppWorker",
-    "openai": "workers.openai:OpenAIWorker",
-    "vllm": "workers.vllm:VllmWorker",
-}
+
+class Registry(Generic[WorkerT]):
+    """The backends that do one kind of work.
+
+    `port` is the protocol of their workers, `group` the entry point group of installed packages, and
+    `built_in` maps the names of our own backends to `module:name`.
+    """
+
+    def __init__(self, port: type[WorkerT], *, group: str, built_in: Mapping[str, str]) -> None:
+        self.group = group
+        self._port = port
+        self._built_in = built_in
+
+    def backends(self) -> tuple[str, ...]:
+        """The names of all backends, in alphabetical order: the built-in and the installed ones."""
+        return tuple(sorted(self._built_in.keys() | entry_points(group=self.group).names))
+
+    def make(self, config: EndpointConfig) -> WorkerT:
+        """Make the model worker that `config.backend` names.
+
+        Raises:
+            UnknownBackend: there is no backend of that name.
+            WorkerConfigError: the configuration does not suit it, or its package cannot be loaded.
+        """
+        worker = self._factory(config.backend)(config)
+        if not isinstance(worker, self._port):
+            raise WorkerConfigError(
+                f"backend: {config.backend!r} made an object of type {type(worker).__name__}, "
+                f"which is not a {self._port.__name__}"
+            )
+        return worker
+
+    def _factory(self, backend: str) -> Callable[[EndpointConfig], Any]:
+        # A built-in name cannot be taken over by a package that happens to be installed.
+        if target := self._built_in.get(backend):
+            module, name = target.split(":")
+            return cast("Callable[[EndpointConfig], Any]", getattr(import_module(module), name))
+        installed = entry_points(group=self.group, name=backend)
+        if not installed:
+            raise UnknownBackend(self._unknown(backend))
+        return _load(next(iter(installed)))
+
+    def _unknown(self, backend: str) -> str:
+        known = self.backends()
+        near = difflib.get_close_matches(backend.lower().replace("-", "_").replace(".", "_"), known, n=1)
+        hint = f"did you mean {near[0]!r}? There" if near else "there"
+        return (
+            f"backend: no model worker is called {backend!r}; {hint} are {', '.join(known)}; "
+            f"a package adds its own with the entry point group {self.group}"
+        )
+
+
+GENERATION = Registry(
+    GenerationWorker,  # type: ignore[type-abstract]  # a port is a protocol; it is only checked against
+    group="prompt_scheduler.workers",
+    built_in={
+        "anthropic": "workers.anthropic:AnthropicWorker",
+        "echo": "workers.echo:EchoWorker",
+        "llama_cpp": "workers.llama_cpp:LlamaCppWorker",
+        "openai": "workers.openai:OpenAIWorker",
+        "vllm": "workers.vllm:VllmWorker",
+    },
+)
+"""The backends that generate text."""
 
 
 def known_backends() -> tuple[str, ...]:
-    """Names that `make_worker` accepts, in alphabetical order: the built-in and the installed ones."""
-    return tuple(sorted(_BUILT_IN.keys() | entry_points(group=ENTRY_POINT_GROUP).names))
+    """The names that `make_worker` accepts, in alphabetical order: the built-in and the installed ones."""
+    return GENERATION.backends()
 
 
-def make_worker(config: EndpointConfig) -> ModelWorker:
+def make_worker(config: EndpointConfig) -> GenerationWorker:
     """Make the model worker that `config.backend` names.
 
     Raises:
-        UnknownBackend: there is none of that name.
+        UnknownBackend: there is no backend of that name.
         WorkerConfigError: the configuration does not suit it, or its package cannot be loaded.
     """
-    worker = _factory(config.backend)(config)
-    if not isinstance(worker, ModelWorker):
-        raise WorkerConfigError(
-            f"backend: {config.backend!r} made a {type(worker).__name__}, which is no ModelWorker"
-        )
-    return worker
+    return GENERATION.make(config)
 
 
-def _factory(backend: str) -> WorkerFactory:
-    # A built-in name cannot be taken over by a package that happens to be installed.
-    if target := _BUILT_IN.get(backend):
-        module, name = target.split(":")
-        return cast("WorkerFactory", getattr(import_module(module), name))
-    installed = entry_points(group=ENTRY_POINT_GROUP, name=backend)
-    if not installed:
-        raise UnknownBackend(_unknown(backend))
-    return _load(next(iter(installed)))
-
-
-def _load(entry_point: EntryPoint) -> WorkerFactory:
+def _load(entry_point: EntryPoint) -> Callable[[EndpointConfig], Any]:
     try:
-        return cast("WorkerFactory", entry_point.load())
+        return cast("Callable[[EndpointConfig], Any]", entry_point.load())
     except Exception as error:
         package = entry_point.dist.name if entry_point.dist else "unknown"
         taken = entry_point.module.partition(".")[0]
@@ -72,13 +112,3 @@ def _load(entry_point: EntryPoint) -> WorkerFactory:
             f"backend: {entry_point.name!r} ({entry_point.value} of package {package}) cannot be loaded: "
             f"{type(error).__name__}: {error}{hint}"
         ) from error
-
-
-def _unknown(backend: str) -> str:
-    known = known_backends()
-    near = difflib.get_close_matches(backend.lower().replace("-", "_").replace(".", "_"), known, n=1)
-    hint = f"did you mean {near[0]!r}? There" if near else "there"
-    return (
-        f"backend: no model worker is called {backend!r}; {hint} are {', '.join(known)}; "
-        f"a package adds its own with the entry point group {ENTRY_POINT_GROUP}"
-    )

@@ -16,7 +16,7 @@ from scheduler.batching.policy import BatchPolicy, Cut, FlushReason, ration, sha
 from scheduler.batching.runner import CallRunner, CallWatcher
 from scheduler.batching.window import Window
 from scheduler.logs import traced
-from workers.base import Completed, Generation, ModelWorker
+from workers.base import Completed, Generation, GenerationWorker
 from workers.errors import WorkerError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Batcher:
 
     def __init__(
         self,
-        worker: ModelWorker,
+        worker: GenerationWorker,
         policy: BatchPolicy,
         window: Window,
         *,

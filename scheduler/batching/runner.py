@@ -15,7 +15,7 @@ from scheduler.batching.call import Call, Member
 from scheduler.batching.patience import CallPatience
 from scheduler.batching.window import Window
 from scheduler.logs import speak_for
-from workers.base import Completed, ModelWorker, Output, Piece
+from workers.base import Completed, GenerationWorker, Output, Piece
 from workers.errors import RequestRejected, WorkerError, WorkerFailed
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class CallRunner:
 
     def __init__(
         self,
-        worker: ModelWorker,
+        worker: GenerationWorker,
         window: Window,
         *,
         on_quiet: Callable[[], None],

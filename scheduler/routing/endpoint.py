@@ -19,7 +19,7 @@ from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.routing.pause import Pause
 from scheduler.routing.recent_failures import RecentFailures
 from scheduler.settings import EndpointSettings
-from workers.base import ModelWorker
+from workers.base import GenerationWorker
 from workers.errors import (
     ModelNotFound,
     RequestRejected,
@@ -54,7 +54,7 @@ class Endpoint:
         name: str,
         model: str,
         settings: EndpointSettings,
-        worker: ModelWorker,
+        worker: GenerationWorker,
         batch: BatchPolicy,
         max_in_flight: int | None = None,
         shared: bool = True,

@@ -28,9 +28,9 @@ from workers import (
     ContextOverflow,
     EndpointConfig,
     Generation,
+    GenerationWorker,
     MemberFailed,
     ModelNotFound,
-    ModelWorker,
     Piece,
     RequestRejected,
     TokenUsage,
@@ -43,7 +43,7 @@ from workers import (
     WorkerTimeout,
     WorkerUnavailable,
 )
-from workers.contract import WorkerContract, collect
+from workers.contract import GenerationContract, collect
 from workers.openai import OpenAIWorker
 
 CHAT = Generation("gpt", messages=({"role": "user", "content": "hello"},))
@@ -77,31 +77,31 @@ def text(index: int, said: object, finish_reason: str | None = None, **more: Any
     return {"model": "gpt-1", "choices": [choice], **more}
 
 
-class TestOpenAIWorker(WorkerContract):
+class TestOpenAIWorker(GenerationContract):
     options: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture
-    async def worker(self) -> AsyncIterator[ModelWorker]:
+    async def worker(self) -> AsyncIterator[GenerationWorker]:
         async with listening(OpenAIServer()) as self.server:
             worker = make(self.server, options=self.options)
             yield worker
             await worker.aclose()
 
     @pytest.fixture
-    def unreachable_worker(self) -> ModelWorker:
+    def unreachable_worker(self) -> GenerationWorker:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         return OpenAIWorker(EndpointConfig("openai", f"http://127.0.0.1:{port}"))
 
     @pytest.fixture
-    def silent_worker(self, silent_url: str) -> ModelWorker:
+    def silent_worker(self, silent_url: str) -> GenerationWorker:
         return OpenAIWorker(EndpointConfig("openai", silent_url, timeout_s=0.5))
 
     def refused(self) -> Generation:
         return self.generation(params={"temperature": "hot"})
 
-    async def generating(self, worker: ModelWorker) -> int:
+    async def generating(self, worker: GenerationWorker) -> int:
         return self.server.generating
 
 

@@ -28,10 +28,10 @@ from workers import (
     ContextOverflow,
     EndpointConfig,
     Generation,
+    GenerationWorker,
     Load,
     MemberFailed,
     ModelNotFound,
-    ModelWorker,
     Piece,
     RequestRejected,
     TokenUsage,
@@ -43,7 +43,7 @@ from workers import (
     WorkerProtocolError,
     WorkerUnavailable,
 )
-from workers.contract import WorkerContract, collect, start
+from workers.contract import GenerationContract, collect, start
 from workers.vllm import NO_PRIORITIES, VllmWorker
 
 PROMPT = Generation("tiny", prompt="hello")
@@ -77,29 +77,29 @@ def text(index: int, said: str, finish_reason: str | None = None, *tokens: int) 
     return {"model": "tiny", "choices": [choice], "usage": usage}
 
 
-class TestVllmWorker(WorkerContract):
+class TestVllmWorker(GenerationContract):
     @pytest.fixture
-    async def worker(self) -> AsyncIterator[ModelWorker]:
+    async def worker(self) -> AsyncIterator[GenerationWorker]:
         async with listening(OpenAIServer()) as self.server:
             worker = VllmWorker(EndpointConfig("vllm", self.server.base_url))
             yield worker
             await worker.aclose()
 
     @pytest.fixture
-    def unreachable_worker(self) -> ModelWorker:
+    def unreachable_worker(self) -> GenerationWorker:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         return VllmWorker(EndpointConfig("vllm", f"http://127.0.0.1:{port}"))
 
     @pytest.fixture
-    def silent_worker(self, silent_url: str) -> ModelWorker:
+    def silent_worker(self, silent_url: str) -> GenerationWorker:
         return VllmWorker(EndpointConfig("vllm", silent_url, timeout_s=0.5))
 
     def refused(self) -> Generation:
         return self.generation(params={"temperature": "hot"})
 
-    async def generating(self, worker: ModelWorker) -> int:
+    async def generating(self, worker: GenerationWorker) -> int:
         return self.server.generating
 
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from tests.patience import SOON_S
-from workers import Generation, ModelWorker, WorkerError
+from workers import Generation, GenerationWorker, WorkerError
 from workers.contract import start
 
 Script: TypeAlias = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -146,12 +146,12 @@ def event(content: Any) -> bytes:
     return b"data: " + orjson.dumps(content) + b"\n\n"
 
 
-async def outputs_of(worker: ModelWorker, *batch: Generation) -> list[Any]:
+async def outputs_of(worker: GenerationWorker, *batch: Generation) -> list[Any]:
     async with aclosing(start(worker, batch)) as outputs:
         return [output async for output in outputs]
 
 
-async def error_of(worker: ModelWorker, *batch: Generation) -> WorkerError:
+async def error_of(worker: GenerationWorker, *batch: Generation) -> WorkerError:
     with pytest.raises(WorkerError) as caught:
         await outputs_of(worker, *batch)
     return caught.value

@@ -11,8 +11,8 @@ import pytest
 from tests.engines.test_llama_cpp_worker import requests_processing
 from tests.engines.test_vllm_worker import running
 from workers.anthropic import AnthropicWorker
-from workers.base import EndpointConfig, Generation, ModelWorker
-from workers.contract import WorkerContract
+from workers.base import EndpointConfig, Generation, GenerationWorker
+from workers.contract import GenerationContract
 
 if TYPE_CHECKING:
     from tests.engines.conftest import LlamaServer, VllmServer
@@ -24,17 +24,17 @@ def make_worker(base_url: str) -> AnthropicWorker:
     return AnthropicWorker(EndpointConfig("anthropic", base_url, model="tiny"))
 
 
-class _Contract(WorkerContract):
+class _Contract(GenerationContract):
     stop_within_s = 3.0
     endless_tokens = 3900  # fits the context of both
     sampling: ClassVar[dict[str, Any]] = {"temperature": 0.0}  # it knows no seed
 
     @pytest.fixture
-    def silent_worker(self, silent_url: str) -> ModelWorker:
+    def silent_worker(self, silent_url: str) -> GenerationWorker:
         return AnthropicWorker(EndpointConfig("anthropic", silent_url, timeout_s=0.5))
 
     @pytest.fixture
-    def unreachable_worker(self) -> ModelWorker:
+    def unreachable_worker(self) -> GenerationWorker:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -46,23 +46,23 @@ class _Contract(WorkerContract):
 
 class TestAnthropicWorkerOnLlamaServer(_Contract):
     @pytest.fixture
-    async def worker(self, llama_server: LlamaServer) -> AsyncIterator[ModelWorker]:
+    async def worker(self, llama_server: LlamaServer) -> AsyncIterator[GenerationWorker]:
         self.server = llama_server
         worker = make_worker(llama_server.base_url)
         yield worker
         await worker.aclose()
 
-    async def generating(self, worker: ModelWorker) -> int:
+    async def generating(self, worker: GenerationWorker) -> int:
         return await requests_processing(self.server)
 
 
 class TestAnthropicWorkerOnVllm(_Contract):
     @pytest.fixture
-    async def worker(self, vllm_server: VllmServer) -> AsyncIterator[ModelWorker]:
+    async def worker(self, vllm_server: VllmServer) -> AsyncIterator[GenerationWorker]:
         self.server = vllm_server
         worker = make_worker(vllm_server.base_url)
         yield worker
         await worker.aclose()
 
-    async def generating(self, worker: ModelWorker) -> int:
+    async def generating(self, worker: GenerationWorker) -> int:
         return await running(self.server)

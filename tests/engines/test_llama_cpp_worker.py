@@ -12,8 +12,8 @@ import httpx
 import orjson
 import pytest
 
-from workers.base import EndpointConfig, Generation, ModelWorker
-from workers.contract import WorkerContract, collect, start
+from workers.base import EndpointConfig, Generation, GenerationWorker
+from workers.contract import GenerationContract, collect, start
 from workers.errors import ContextOverflow, RequestRejected, WorkerAuthError, WorkerTimeout
 from workers.llama_cpp import LlamaCppWorker
 
@@ -44,32 +44,32 @@ async def worker(llama_server: LlamaServer) -> AsyncIterator[LlamaCppWorker]:
     await worker.aclose()
 
 
-class TestLlamaCppWorker(WorkerContract):
+class TestLlamaCppWorker(GenerationContract):
     # Filling a context takes the tiny model some ten seconds: an end within three is a cancellation.
     stop_within_s = 3.0
 
     @pytest.fixture
-    async def worker(self, llama_server: LlamaServer) -> AsyncIterator[ModelWorker]:
+    async def worker(self, llama_server: LlamaServer) -> AsyncIterator[GenerationWorker]:
         self.server = llama_server
         worker = make_worker(llama_server)
         yield worker
         await worker.aclose()
 
     @pytest.fixture
-    def unreachable_worker(self) -> ModelWorker:
+    def unreachable_worker(self) -> GenerationWorker:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         return LlamaCppWorker(EndpointConfig("llama_cpp", f"http://127.0.0.1:{port}"))
 
     @pytest.fixture
-    def silent_worker(self, silent_url: str) -> ModelWorker:
+    def silent_worker(self, silent_url: str) -> GenerationWorker:
         return LlamaCppWorker(EndpointConfig("llama_cpp", silent_url, timeout_s=0.5))
 
     def refused(self) -> Generation:
         return self.generation(params={"temperature": "hot"})
 
-    async def generating(self, worker: ModelWorker) -> int:
+    async def generating(self, worker: GenerationWorker) -> int:
         return await requests_processing(self.server)
 
 

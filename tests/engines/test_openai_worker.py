@@ -10,8 +10,8 @@ import pytest
 
 from tests.engines.test_llama_cpp_worker import requests_processing
 from tests.engines.test_vllm_worker import running
-from workers.base import EndpointConfig, Generation, ModelWorker
-from workers.contract import WorkerContract, collect
+from workers.base import EndpointConfig, Generation, GenerationWorker
+from workers.contract import GenerationContract, collect
 from workers.openai import OpenAIWorker
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ def make_worker(base_url: str, **options: Any) -> OpenAIWorker:
     return OpenAIWorker(EndpointConfig("openai", base_url, model="tiny", options=options))
 
 
-class _Contract(WorkerContract):
+class _Contract(GenerationContract):
     stop_within_s = 3.0
     endless_tokens = 3900  # fits the context of both
 
     @pytest.fixture
-    def silent_worker(self, silent_url: str) -> ModelWorker:
+    def silent_worker(self, silent_url: str) -> GenerationWorker:
         return OpenAIWorker(EndpointConfig("openai", silent_url, timeout_s=0.5))
 
     @pytest.fixture
-    def unreachable_worker(self) -> ModelWorker:
+    def unreachable_worker(self) -> GenerationWorker:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -42,7 +42,7 @@ class _Contract(WorkerContract):
 
 class TestOpenAIWorkerOnLlamaServer(_Contract):
     @pytest.fixture
-    async def worker(self, llama_server: LlamaServer) -> AsyncIterator[ModelWorker]:
+    async def worker(self, llama_server: LlamaServer) -> AsyncIterator[GenerationWorker]:
         self.server = llama_server
         worker = make_worker(llama_server.base_url)
         yield worker
@@ -51,13 +51,13 @@ class TestOpenAIWorkerOnLlamaServer(_Contract):
     def refused(self) -> Generation:
         return self.generation(params={"temperature": "hot"})
 
-    async def generating(self, worker: ModelWorker) -> int:
+    async def generating(self, worker: GenerationWorker) -> int:
         return await requests_processing(self.server)
 
 
 class TestOpenAIWorkerOnVllm(_Contract):
     @pytest.fixture
-    async def worker(self, vllm_server: VllmServer) -> AsyncIterator[ModelWorker]:
+    async def worker(self, vllm_server: VllmServer) -> AsyncIterator[GenerationWorker]:
         self.server = vllm_server
         worker = make_worker(vllm_server.base_url)
         yield worker
@@ -66,7 +66,7 @@ class TestOpenAIWorkerOnVllm(_Contract):
     def refused(self) -> Generation:
         return self.generation(params={"temperature": -1})
 
-    async def generating(self, worker: ModelWorker) -> int:
+    async def generating(self, worker: GenerationWorker) -> int:
         return await running(self.server)
 
 
@@ -74,7 +74,7 @@ class TestLegacyCompletionsOnVllm(TestOpenAIWorkerOnVllm):
     """Plain prompts as they are."""
 
     @pytest.fixture
-    async def worker(self, vllm_server: VllmServer) -> AsyncIterator[ModelWorker]:
+    async def worker(self, vllm_server: VllmServer) -> AsyncIterator[GenerationWorker]:
         self.server = vllm_server
         worker = make_worker(vllm_server.base_url, completions=True)
         yield worker

@@ -12,9 +12,9 @@ import httpx
 import orjson
 import pytest
 
-from workers.base import EndpointConfig, Generation, ModelWorker
+from workers.base import EndpointConfig, Generation, GenerationWorker
 from workers.calls import SHORT_TOKENS
-from workers.contract import WorkerContract, collect, start
+from workers.contract import GenerationContract, collect, start
 from workers.errors import ContextOverflow, RequestRejected
 from workers.vllm import VllmWorker
 
@@ -57,32 +57,32 @@ async def worker(vllm_server: VllmServer) -> AsyncIterator[VllmWorker]:
     await worker.aclose()
 
 
-class TestVllmWorker(WorkerContract):
+class TestVllmWorker(GenerationContract):
     stop_within_s = 3.0
     endless_tokens = 3900  # of a context of 4,096
 
     @pytest.fixture
-    async def worker(self, vllm_server: VllmServer) -> AsyncIterator[ModelWorker]:
+    async def worker(self, vllm_server: VllmServer) -> AsyncIterator[GenerationWorker]:
         self.server = vllm_server
         worker = make_worker(vllm_server)
         yield worker
         await worker.aclose()
 
     @pytest.fixture
-    def unreachable_worker(self) -> ModelWorker:
+    def unreachable_worker(self) -> GenerationWorker:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         return VllmWorker(EndpointConfig("vllm", f"http://127.0.0.1:{port}"))
 
     @pytest.fixture
-    def silent_worker(self, silent_url: str) -> ModelWorker:
+    def silent_worker(self, silent_url: str) -> GenerationWorker:
         return VllmWorker(EndpointConfig("vllm", silent_url, timeout_s=0.5))
 
     def refused(self) -> Generation:
         return self.generation(params={"temperature": -1})
 
-    async def generating(self, worker: ModelWorker) -> int:
+    async def generating(self, worker: GenerationWorker) -> int:
         return await running(self.server)
 
 

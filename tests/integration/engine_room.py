@@ -108,7 +108,7 @@ class Puppet:
 def install_puppet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the backend `puppet` known as an installed package would."""
     install(monkeypatch, "puppet_package", Puppet=Puppet)
-    puppet = EntryPoint("puppet", "puppet_package:Puppet", registry.ENTRY_POINT_GROUP)
+    puppet = EntryPoint("puppet", "puppet_package:Puppet", registry.GENERATION.group)
 
     def entry_points(**which: Any) -> EntryPoints:
         return EntryPoints([puppet]).select(**which)

@@ -1,4 +1,4 @@
-"""The contract suite itself: an honest worker passes it, and who breaks one promise fails the test for it."""
+"""The contract suite itself: an honest worker passes; a worker that breaks a promise fails its test."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from workers.base import (
     Capabilities,
     Completed,
     Generation,
+    GenerationWorker,
     Health,
     Load,
     MemberFailed,
-    ModelWorker,
     Output,
     Piece,
     TokenUsage,
 )
-from workers.contract import WorkerContract, start
+from workers.contract import GenerationContract, start
 from workers.errors import RequestRejected, WorkerTimeout, WorkerUnavailable
 
 REFUSED = "say nothing"
@@ -78,7 +78,7 @@ class Honest:
         self.closed = True
 
 
-class HonestContract(WorkerContract):
+class HonestContract(GenerationContract):
     """The suite, as a user would set it up for `Honest`."""
 
     stop_within_s = 0.05
@@ -86,7 +86,7 @@ class HonestContract(WorkerContract):
     def refused(self) -> Generation:
         return self.generation(REFUSED)
 
-    async def generating(self, worker: ModelWorker) -> int:
+    async def generating(self, worker: GenerationWorker) -> int:
         assert isinstance(worker, Honest)
         return worker.running
 
@@ -408,9 +408,13 @@ async def test_worker_that_waits_for_ever_is_found(cheat: type[Honest], said: st
     assert said in await failure_of("test_back_end_that_never_answers_is_a_timeout", silent_worker=cheat())
 
 
-@pytest.mark.parametrize("cheat", [AwayWithABug, AwayAndReady, AwayWithoutAWord, AwayWithRoom, AwayWithLoad])
-async def test_a_broken_promise_of_who_is_away_is_found(cheat: type[Honest]) -> None:
-    await failure_of("test_back_end_that_is_away_is_a_retryable_error", unreachable_worker=cheat())
+async def test_wrong_error_of_a_worker_that_is_away_is_found() -> None:
+    await failure_of("test_back_end_that_is_away_is_a_retryable_error", unreachable_worker=AwayWithABug())
+
+
+@pytest.mark.parametrize("cheat", [AwayAndReady, AwayWithoutAWord, AwayWithRoom, AwayWithLoad])
+async def test_wrong_report_of_a_worker_that_is_away_is_found(cheat: type[Honest]) -> None:
+    await failure_of("test_back_end_that_is_away_is_not_ready_and_says_why", unreachable_worker=cheat())
 
 
 async def failure_of(test: str, **fixtures: Honest) -> str:

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, EntryPoints
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pytest
 
 import workers.registry
 from workers import (
     EndpointConfig,
+    GenerationWorker,
+    Health,
+    Load,
     ModelWorker,
     UnknownBackend,
     WorkerConfigError,
     known_backends,
     make_worker,
 )
+from workers.contract import ModelWorkerContract
 from workers.echo import EchoWorker
 from workers.llama_cpp import LlamaCppWorker
+from workers.registry import Registry
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
-    group = workers.registry.ENTRY_POINT_GROUP
+    group = workers.registry.GENERATION.group
     installed = EntryPoints(EntryPoint(name, value, group) for name, value in values.items())
     monkeypatch.setattr(workers.registry, "entry_points", installed.select)
 
 
-def make_installed(config: EndpointConfig) -> ModelWorker:
+def make_installed(config: EndpointConfig) -> GenerationWorker:
     return EchoWorker(config)
 
 
@@ -80,8 +86,62 @@ def test_package_that_takes_our_name_is_told_whose_it_is(monkeypatch: pytest.Mon
 
 def test_what_is_no_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, mine=f"{__name__}:make_nothing")
-    with pytest.raises(WorkerConfigError, match="no ModelWorker"):
+    with pytest.raises(WorkerConfigError, match="type NoneType, which is not a GenerationWorker"):
         make_worker(EndpointConfig("mine"))
+
+
+class Ranker:
+    """A model worker of another kind of work: it puts texts in order."""
+
+    async def rank(self, texts: Sequence[str]) -> list[str]:
+        return sorted(texts)
+
+    async def health(self) -> Health:
+        return Health(ready=True)
+
+    async def capacity(self) -> int | None:
+        return None
+
+    async def load(self) -> Load | None:
+        return None
+
+    async def aclose(self) -> None:
+        pass
+
+
+@runtime_checkable
+class RankingWorker(ModelWorker, Protocol):
+    async def rank(self, texts: Sequence[str]) -> list[str]: ...
+
+
+RANKING = Registry(
+    RankingWorker,  # type: ignore[type-abstract]  # it is only checked against
+    group="prompt_scheduler.workers.ranking",
+    built_in={"by_name": f"{__name__}:make_ranker", "echo": "workers.echo:EchoWorker"},
+)
+
+
+def make_ranker(config: EndpointConfig) -> Ranker:
+    return Ranker()
+
+
+class TestRanker(ModelWorkerContract):
+    """What every model worker promises holds for another kind of work as it is."""
+
+    @pytest.fixture
+    def worker(self) -> RankingWorker:
+        return RANKING.make(EndpointConfig("by_name"))
+
+
+async def test_each_kind_of_work_has_backends_of_its_own() -> None:
+    assert RANKING.backends() == ("by_name", "echo")
+    assert await RANKING.make(EndpointConfig("by_name")).rank(["b", "a"]) == ["a", "b"]
+    assert "by_name" not in known_backends()
+
+
+def test_worker_of_another_kind_of_work_is_refused() -> None:
+    with pytest.raises(WorkerConfigError, match="type EchoWorker, which is not a RankingWorker"):
+        RANKING.make(EndpointConfig("echo"))
 
 
 def test_key_is_in_no_repr() -> None:

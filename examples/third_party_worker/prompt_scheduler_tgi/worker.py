@@ -47,7 +47,7 @@ class TgiWorker:
         return Capabilities(lists=False, chat=False)
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
-        """Run one prompt; see `ModelWorker.generate`."""
+        """Run one prompt; see `GenerationWorker.generate`."""
         (generation,) = batch
         refuse_tools(generation)
         if generation.prompt is None:

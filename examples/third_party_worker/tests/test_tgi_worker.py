@@ -20,7 +20,7 @@ from workers import (
     WorkerUnavailable,
     make_worker,
 )
-from workers.contract import WorkerContract, collect
+from workers.contract import GenerationContract, collect
 
 PROMPT = Generation("tiny", prompt="one two three", params={"max_tokens": 2})
 
@@ -38,7 +38,7 @@ async def worker(server: FakeTgi) -> AsyncIterator[TgiWorker]:
     await worker.aclose()
 
 
-class TestTgiWorker(WorkerContract):
+class TestTgiWorker(GenerationContract):
     """The contract suite."""
 
     @pytest.fixture
