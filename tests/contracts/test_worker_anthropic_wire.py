@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 import pytest
 
-from tests.contracts.wire import DONE, FakeServer, answer, error_of, listening, outputs_of, stream
+from tests.contracts.wire import DONE, FakeServer, answer, error_of, outputs_of, stream
 from workers import (
     Completed,
     ContextOverflow,
@@ -32,19 +31,6 @@ from workers.anthropic_answer import MessageReader
 
 PROMPT = Generation("claude", prompt="Why?")
 TOOL = {"type": "function", "function": {"name": "sky", "description": "d", "parameters": {"type": "object"}}}
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    async with listening(FakeServer()) as fake:
-        yield fake
-
-
-@pytest.fixture
-async def worker(server: FakeServer) -> AsyncIterator[AnthropicWorker]:
-    worker = make(server)
-    yield worker
-    await worker.aclose()
 
 
 def make(server: FakeServer, **config: Any) -> AnthropicWorker:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -16,7 +15,6 @@ from tests.contracts.wire import (
     answer,
     error_of,
     event,
-    listening,
     outputs_of,
     stream,
     write_chunk,
@@ -51,17 +49,8 @@ CHAT = Generation("tiny", messages=({"role": "user", "content": "hello"},))
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    async with listening(FakeServer()) as fake:
-        yield fake
-
-
-@pytest.fixture
-async def worker(server: FakeServer) -> AsyncIterator[LlamaCppWorker]:
-    worker = LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url))
-    yield worker
-    await worker.aclose()
+def make(server: FakeServer, **config: Any) -> LlamaCppWorker:
+    return LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url, **config))
 
 
 def token(member: int, text: str) -> dict[str, Any]:
@@ -452,7 +441,7 @@ async def test_server_that_hangs_up_or_talks_nonsense_is_unavailable(
 
 
 def worker_with(server: FakeServer, **limits: Any) -> LlamaCppWorker:
-    return LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url, **limits))
+    return make(server, **limits)
 
 
 @pytest.mark.parametrize("generation", [PROMPT, CHAT])
@@ -618,7 +607,7 @@ async def test_load_of_a_server_without_metrics_is_unknown(
 
 async def test_key_goes_into_the_header_and_into_no_message(server: FakeServer) -> None:
     server.script = answer(401, {"error": {"message": "Incorrect API key: sk-secret"}})
-    worker = LlamaCppWorker(EndpointConfig("llama_cpp", server.base_url, api_key="sk-secret"))
+    worker = make(server, api_key="sk-secret")
     error = await error_of(worker, PROMPT)
     assert type(error) is WorkerAuthError
     assert "sk-secret" not in str(error)

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.contracts.openai_wire import CHAT, PROMPT, delta, make
 from tests.contracts.wire import (
     DONE,
     FakeServer,
@@ -24,10 +25,10 @@ from tests.contracts.wire import (
     stream,
     write_chunk,
 )
+from tests.patience import SOON_S
 from workers import (
     Completed,
     ContextOverflow,
-    EndpointConfig,
     Generation,
     MemberFailed,
     Piece,
@@ -41,24 +42,8 @@ from workers import (
 )
 from workers.openai import OpenAIWorker
 
-CHAT = Generation("gpt", messages=({"role": "user", "content": "hello"},))
-PROMPT = Generation("gpt", prompt="hello")
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
 COUNTS = TokenUsage(3, 2)
-SOON_S = 30
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    async with listening(FakeServer()) as fake:
-        yield fake
-
-
-@pytest.fixture
-async def worker(server: FakeServer) -> AsyncIterator[OpenAIWorker]:
-    worker = make(server)
-    yield worker
-    await worker.aclose()
 
 
 @pytest.fixture
@@ -66,14 +51,6 @@ async def completing(server: FakeServer) -> AsyncIterator[OpenAIWorker]:
     worker = make(server, options={"completions": True, "lists": True})
     yield worker
     await worker.aclose()
-
-
-def make(server: FakeServer, **config: Any) -> OpenAIWorker:
-    return OpenAIWorker(EndpointConfig("openai", server.base_url, **config))
-
-
-def delta(finish_reason: Any = None, **content: Any) -> dict[str, Any]:
-    return {"model": "gpt-1", "choices": [{"index": 0, "delta": content, "finish_reason": finish_reason}]}
 
 
 def choice(**fields: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.contracts.openai_server import OpenAIServer
+from tests.contracts.openai_wire import CHAT, PROMPT, delta, make
 from tests.contracts.wire import (
     DONE,
     FakeServer,
@@ -21,6 +21,7 @@ from tests.contracts.wire import (
     listening,
     outputs_of,
     stream,
+    unused_url,
     write_chunk,
 )
 from workers import (
@@ -46,30 +47,7 @@ from workers import (
 from workers.contract import GenerationContract, collect
 from workers.openai import OpenAIWorker
 
-CHAT = Generation("gpt", messages=({"role": "user", "content": "hello"},))
-PROMPT = Generation("gpt", prompt="hello")
 KEY = {"OPENAI_API_KEY": "sk-secret"}
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    async with listening(FakeServer()) as fake:
-        yield fake
-
-
-@pytest.fixture
-async def worker(server: FakeServer) -> AsyncIterator[OpenAIWorker]:
-    worker = make(server)
-    yield worker
-    await worker.aclose()
-
-
-def make(server: FakeServer, **config: Any) -> OpenAIWorker:
-    return OpenAIWorker(EndpointConfig("openai", server.base_url, **config))
-
-
-def delta(finish_reason: str | None = None, **content: Any) -> dict[str, Any]:
-    return {"model": "gpt-1", "choices": [{"index": 0, "delta": content, "finish_reason": finish_reason}]}
 
 
 def text(index: int, said: object, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
@@ -89,10 +67,7 @@ class TestOpenAIWorker(GenerationContract):
 
     @pytest.fixture
     def unreachable_worker(self) -> GenerationWorker:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        return OpenAIWorker(EndpointConfig("openai", f"http://127.0.0.1:{port}"))
+        return OpenAIWorker(EndpointConfig("openai", unused_url()))
 
     @pytest.fixture
     def silent_worker(self, silent_url: str) -> GenerationWorker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -22,6 +21,7 @@ from tests.contracts.wire import (
     listening,
     outputs_of,
     stream,
+    unused_url,
 )
 from workers import (
     Completed,
@@ -58,17 +58,8 @@ vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="capacit
 """
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    async with listening(FakeServer()) as fake:
-        yield fake
-
-
-@pytest.fixture
-async def worker(server: FakeServer) -> AsyncIterator[VllmWorker]:
-    worker = VllmWorker(EndpointConfig("vllm", server.base_url))
-    yield worker
-    await worker.aclose()
+def make(server: FakeServer, **config: Any) -> VllmWorker:
+    return VllmWorker(EndpointConfig("vllm", server.base_url, **config))
 
 
 def text(index: int, said: str, finish_reason: str | None = None, *tokens: int) -> dict[str, Any]:
@@ -81,16 +72,13 @@ class TestVllmWorker(GenerationContract):
     @pytest.fixture
     async def worker(self) -> AsyncIterator[GenerationWorker]:
         async with listening(OpenAIServer()) as self.server:
-            worker = VllmWorker(EndpointConfig("vllm", self.server.base_url))
+            worker = make(self.server)
             yield worker
             await worker.aclose()
 
     @pytest.fixture
     def unreachable_worker(self) -> GenerationWorker:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        return VllmWorker(EndpointConfig("vllm", f"http://127.0.0.1:{port}"))
+        return VllmWorker(EndpointConfig("vllm", unused_url()))
 
     @pytest.fixture
     def silent_worker(self, silent_url: str) -> GenerationWorker:
@@ -192,7 +180,7 @@ async def test_field_that_a_proxy_refuses_is_left_out_from_then_on(
 
 async def test_stream_options_are_not_sent_by_option(server: FakeServer) -> None:
     server.script = stream(text(0, "a", "stop"), text(1, "b", "stop"), DONE)
-    worker = VllmWorker(EndpointConfig("vllm", server.base_url, options={"stream_options": False}))
+    worker = make(server, options={"stream_options": False})
     await outputs_of(worker, PROMPT, PROMPT)
     assert "stream_options" not in server.bodies[0]
     await worker.aclose()
@@ -292,7 +280,7 @@ async def test_more_urgent_prompts_have_lower_numbers_and_normal_is_zero(
 
 async def test_priority_is_left_out_by_option(server: FakeServer) -> None:
     server.script = stream(text(0, "", "stop"), DONE)
-    worker = VllmWorker(EndpointConfig("vllm", server.base_url, options={"priority": False}))
+    worker = make(server, options={"priority": False})
     await outputs_of(worker, PROMPT)
     assert "priority" not in server.bodies[0]
     assert not worker.capabilities.priority
@@ -488,7 +476,7 @@ async def test_health_warns_of_a_server_that_says_it_knows_no_priorities(
 ) -> None:
     async with listening(InformingServer()) as server:
         server.info = info
-        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        worker = make(server)
         health = await worker.health()
         assert health.ready
         assert health.models == ("tiny",)
@@ -499,7 +487,7 @@ async def test_health_warns_of_a_server_that_says_it_knows_no_priorities(
 @pytest.mark.parametrize("priorities", [True, False])
 async def test_health_finds_out_by_a_trial_whether_urgent_prompts_overtake(priorities: bool) -> None:
     async with scheduling(SchedulingServer(slots=8, priorities=priorities)) as server:
-        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        worker = make(server)
         assert (await worker.health()).warnings == (() if priorities else (NO_PRIORITIES,))
         asked = server.asked
         assert asked
@@ -510,7 +498,7 @@ async def test_health_finds_out_by_a_trial_whether_urgent_prompts_overtake(prior
 
 async def test_trial_takes_a_larger_crowd_where_nobody_has_to_wait() -> None:
     async with scheduling(SchedulingServer(slots=40, priorities=False)) as server:
-        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        worker = make(server)
         assert (await worker.health()).warnings == (NO_PRIORITIES,)
         assert max(body.get("n", 1) for body in server.bodies if body) == 1024
         await worker.aclose()
@@ -518,7 +506,7 @@ async def test_trial_takes_a_larger_crowd_where_nobody_has_to_wait() -> None:
 
 async def test_trial_leaves_a_server_alone_that_has_work() -> None:
     async with scheduling(SchedulingServer(slots=8, priorities=False)) as server:
-        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        worker = make(server)
         async with aclosing(
             start(worker, [Generation("tiny", prompt="a", params={"max_tokens": 10**6})])
         ) as work:
@@ -531,7 +519,7 @@ async def test_trial_leaves_a_server_alone_that_has_work() -> None:
 @pytest.mark.parametrize("option", ["priority", "try_priority"])
 async def test_trial_is_left_out_by_option(option: str) -> None:
     async with scheduling(SchedulingServer(slots=8, priorities=False)) as server:
-        worker = VllmWorker(EndpointConfig("vllm", server.base_url, options={option: False}))
+        worker = make(server, options={option: False})
         assert (await worker.health()).warnings == ()
         assert server.asked == 0
         await worker.aclose()
@@ -540,7 +528,7 @@ async def test_trial_is_left_out_by_option(option: str) -> None:
 async def test_trial_that_takes_too_long_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.vllm_priority.TRIAL_TIMEOUT_S", 0.01)
     async with scheduling(SchedulingServer(slots=1, priorities=False)) as server:
-        worker = VllmWorker(EndpointConfig("vllm", server.base_url))
+        worker = make(server)
         health = await worker.health()
         assert health.ready
         assert health.warnings == ()

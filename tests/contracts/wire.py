@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -107,6 +108,13 @@ async def listening(fake: ServerT) -> AsyncIterator[ServerT]:
     listener.close()
     await asyncio.wait_for(asyncio.gather(*fake.connections), SOON_S)
     await listener.wait_closed()
+
+
+def unused_url() -> str:
+    """A URL on loopback where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def answer(status: int, body: Any, *headers: str) -> Script:
