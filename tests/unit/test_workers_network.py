@@ -1,4 +1,4 @@
-"""By which proxy a server is reached, and whose certificates are believed."""
+"""Addresses, the proxy to take, and the certificates to trust."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trustme
 
 from workers import network
 from workers.errors import WorkerConfigError
-from workers.network import is_loopback, proxy_of, tls_context
+from workers.network import check_base_url, is_loopback, proxy_of, tls_context
 
 PROXY = "http://proxy.example:3128"
 
@@ -203,3 +203,21 @@ def test_a_file_without_certificates_is_named_by_its_variable(tmp_path: Path) ->
             file.write_text("" if file.stem == "empty" else "no certificate")
         with pytest.raises(WorkerConfigError, match=f"^SSL_CERT_FILE: {file} cannot be used"):
             tls_context(HTTPS, {"SSL_CERT_FILE": str(file)})
+
+
+@pytest.mark.parametrize(
+    ("base_url", "said"),
+    [
+        ("", "is missing"),
+        ("127.0.0.1:8080", "must begin with http"),
+        ("http://", "must begin with http"),
+        ("http://user:s3cret@host", "holds credentials"),
+        ("http://host/?a=1", "no query"),
+        ("http://host:99999", "port from 1 to 65535"),
+        ("http://host:0", "port from 1 to 65535"),
+    ],
+)
+def test_address_that_cannot_be_one_is_refused_at_the_start(base_url: str, said: str) -> None:
+    with pytest.raises(WorkerConfigError, match=rf"^base_url: .*{said}") as caught:
+        check_base_url(base_url)
+    assert "s3cret" not in str(caught.value)
