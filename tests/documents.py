@@ -1,7 +1,8 @@
 """The code blocks of the README and the documentation, as tests read them.
 
-A comment in front of a block says what to do with it: `<!-- not run: REASON -->`, or `<!-- output -->` if it
-shows what the block before it prints.
+A comment in front of a block says what to do with it: `<!-- not run: REASON -->`; `<!-- output -->` if it
+shows what the block before it prints; `<!-- example output -->` if its commands are run but their output is
+not compared, because it depends on what is in the queue.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PAGES = sorted(
 )
 RUNNABLE = ("python", "sh", "console")
 
-_COMMENT = re.compile(r"<!--\s*(not run|output)\s*(?::\s*(.*?))?\s*-->", re.DOTALL)
+_COMMENT = re.compile(r"<!--\s*(not run|output|example output)\s*(?::\s*(.*?))?\s*-->", re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -40,6 +41,9 @@ class Block(NamedTuple):
     """Why it is not run; None if it is run."""
     output: str | None = None
     """What it prints, with `…` for whatever differs from run to run; None if the page does not show it."""
+
+    is_example: bool = False
+    """Whether it runs, and may print something else."""
 
     @property
     def place(self) -> str:
@@ -61,7 +65,8 @@ def blocks(page: str) -> tuple[Block, ...]:
         if kind == "output":
             found[-1] = found[-1]._replace(output=block.code)
         else:
-            found.append(block._replace(not_run=reason if kind == "not run" else None))
+            not_run = reason if kind == "not run" else None
+            found.append(block._replace(not_run=not_run, is_example=kind == "example output"))
     return tuple(found)
 
 
@@ -82,7 +87,7 @@ def commands(block: Block) -> list[tuple[str, str | None]]:
         return [(block.code, block.output)]
     _, *parts = re.split(r"^\$ ", block.code, flags=re.MULTILINE)
     split = [part.partition("\n") for part in parts]
-    return [(command, output) for command, _, output in split]
+    return [(command, None if block.is_example else output) for command, _, output in split]
 
 
 def matches(output: str, shown: str) -> bool:
