@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from scheduler.errors import SchedulerError
 from scheduler.queue.queue import PromptQueue
-from scheduler.queue.records import Cursor, Replay
+from scheduler.queue.records import Cursor, EnqueueOutcome, NewJob, Replay
 from scheduler.queue.shared import FORMAT
 from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.errors import newer_data, too_late, translated
@@ -84,6 +84,11 @@ class Connection:
                     raise too_late(limit_s) from None
             else:
                 return
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> Sequence[EnqueueOutcome]:
+        """Enqueue at most `ENQUEUE_CHUNK` jobs, when it is this call's turn."""
+        async with self.commands() as queue:
+            return await queue.enqueue(jobs)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[tuple[ReplayPort, Subscriptions]]:

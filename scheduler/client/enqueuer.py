@@ -43,7 +43,7 @@ class Enqueuer:
         self._routes = KnownRoutes(settings, self._read_routes)
         self._space_waits = asyncio.Semaphore(MAX_SPACE_WAITS)
         self._single_jobs: Coalescer[NewJob, EnqueueOutcome] = Coalescer(
-            self._send_now, chunk=ENQUEUE_CHUNK, size=lambda job: len(job.payload)
+            connection.enqueue, chunk=ENQUEUE_CHUNK, size=lambda job: len(job.payload)
         )
 
     async def enqueue(self, request: PromptRequest, trace: bytes = b"") -> Job:
@@ -120,11 +120,7 @@ class Enqueuer:
         """Send a chunk as it is, a single job together with those of other callers."""
         if len(jobs) == 1:
             return [await self._single_jobs.ask(jobs[0])]
-        return await self._send_now(jobs)
-
-    async def _send_now(self, jobs: Sequence[NewJob]) -> Sequence[EnqueueOutcome]:
-        async with self._connection.commands() as queue:
-            return await queue.enqueue(jobs)
+        return await self._connection.enqueue(jobs)
 
     async def _wait_for_space(self, limit_s: float) -> None:
         try:
