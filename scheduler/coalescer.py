@@ -1,4 +1,4 @@
-"""What is asked for within a turn of the event loop shares round trips."""
+"""Calls made within one turn of the event loop share round trips."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 
 MAX_BYTES = 8 << 20
+"""The most that one round trip carries, unless a single item is larger."""
 
 
 class Chunks(Generic[Item]):
-    """Gathers what shares a call: at most `most` items with `MAX_BYTES` in all, or one that has more."""
+    """Gathers items that share a call: at most `most` items and `MAX_BYTES`, or one item that is larger."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -22,7 +23,7 @@ class Chunks(Generic[Item]):
         self.left: list[Item] = []
 
     def add(self, item: Item, size: int) -> Sequence[Item]:
-        """Returns the whole chunk before it where it has no room there, else nothing; the rest is `left`."""
+        """Add an item. Returns the chunk before it if that is full, else nothing; `left` has the rest."""
         if self.left and (len(self.left) == self._most or self._bytes + size > MAX_BYTES):
             full, self.left, self._bytes = self.left, [item], size
             return full
@@ -37,10 +38,11 @@ class _Asked(NamedTuple, Generic[Question, Answer]):
 
 
 class Coalescer(Generic[Question, Answer]):
-    """Gathers questions and asks them together; who asks alone waits a turn of the event loop and no more.
+    """Gathers questions and asks them together. A lone question waits for one turn of the event loop.
 
-    `ask_many` answers at most `chunk` questions, in order; an exception among the answers is that one's, and
-    what it raises is every one's. Questions of one call have `MAX_BYTES` in all, as far as `size` tells.
+    `ask_many` answers at most `chunk` questions, in order. An exception among the answers is raised for that
+    question; an exception that it raises is raised for all of them. `size` gives the bytes of a question, so
+    that those of one call stay within `MAX_BYTES`.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Coalescer(Generic[Question, Answer]):
         self._calls: set[asyncio.Task[None]] = set()
 
     async def ask(self, question: Question) -> Answer:
-        """Ask with the others of this turn. Who is cancelled meanwhile leaves the question to be asked."""
+        """Ask, together with the others of this turn. A cancelled caller's question is asked anyway."""
         loop = asyncio.get_running_loop()
         if not self._asked:
             loop.call_soon(self._begin)
@@ -86,7 +88,7 @@ class Coalescer(Generic[Question, Answer]):
             answers = [error] * len(asked)
         for one, answer in zip(asked, answers, strict=True):
             if one.reply.done():
-                continue  # who asked has gone
+                continue  # the caller was cancelled
             if isinstance(answer, Exception):
                 one.reply.set_exception(answer)
             else:

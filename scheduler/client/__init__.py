@@ -1,4 +1,4 @@
-"""What applications use to enqueue prompts and read their events and results."""
+"""The clients: applications enqueue prompts with them, and read events and results."""
 
 from scheduler.client.async_client import AsyncClient
 from scheduler.client.job import Job

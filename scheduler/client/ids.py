@@ -1,4 +1,4 @@
-"""Job ids: UUIDs of version 7, which sort by the time they were made."""
+"""Job ids: UUIDs of version 7, which sort by creation time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 def new_job_id() -> str:
-    """A UUIDv7: 48 bits of milliseconds since the epoch, 74 bits of chance. Source: RFC 9562, 5.7."""
+    """A UUIDv7: 48 bits of milliseconds since the epoch, 74 random bits. Source: RFC 9562, 5.7."""
     value = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62

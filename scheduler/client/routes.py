@@ -1,4 +1,4 @@
-"""Which routes a client may ask for, and which one it gets without asking."""
+"""The routes that a client may name, and the one it gets without a name."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from scheduler.model import DEFAULT_MODEL
 from scheduler.settings import Settings
 
 ROUTES_FRESH_S = 5.0
-# A model that is not among the routes may have come since they were read: how soon to look again.
+"""How long the routes that were read serve for known names."""
 ROUTES_RECENT_S = 0.25
+"""The same for unknown names, which may have been published since."""
 
 
 class KnownRoute(NamedTuple):
-    """A route as a client needs it: its name, its revision, and whether metadata can change its answers.
-
-    `max_result_ttl_s` is the longest that its queue keeps a result.
-    """
+    """The facts about a route that a client needs."""
 
     name: str
     revision: str
+    """Changes with the settings that change answers."""
     uses_metadata: bool
+    """Whether metadata can change its answers."""
     max_result_ttl_s: float = math.inf
+    """The longest that its queue keeps a result."""
 
 
 class KnownRoutes:
-    """The routes of worker processes and those in the client's own settings.
+    """The routes of worker processes, and those in the client's own settings.
 
-    `read` gets what worker processes have published. The route `echo` that is there without any configuration
-    counts only while nobody has published another one.
+    `read` gets the routes that worker processes have published. The route `echo`, which exists without any
+    configuration, counts only until another one is published.
     """
 
     def __init__(self, settings: Settings, read: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
@@ -43,10 +44,11 @@ class KnownRoutes:
         self._read_at = -math.inf
 
     async def find(self, model: str | None) -> KnownRoute:
-        """The route of a name; without a name the only one.
+        """The route of a name, or the only route if `model` is None.
 
         Raises:
-            UnknownModel: there is none of that name; InvalidRequest: there are several to choose from.
+            UnknownModel: there is no route of that name.
+            InvalidRequest: no name is given, and there are several routes.
         """
         known = model in self._published or model in self._settings.routes
         age_s = time.monotonic() - self._read_at
@@ -91,7 +93,7 @@ class KnownRoutes:
             }
         except (ValueError, TypeError, AttributeError):
             raise SchedulerError(
-                "the routes in Redis cannot be read; start a worker process, which writes them anew"
+                "the routes in Redis cannot be read; start a worker process, which publishes them again"
             ) from None
         self._read_at = time.monotonic()
 
@@ -100,7 +102,7 @@ def _only(names: Iterable[str]) -> str:
     name, *others = names
     if others:
         raise InvalidRequest(
-            f"model: is missing, and there are several routes: {', '.join(names)}; name one of them",
+            f"model: is missing, and there are several routes: {', '.join(names)}; choose one",
             field="model",
         )
     return name

@@ -1,4 +1,4 @@
-"""The client without async: the same calls, made on an event loop in a thread of its own."""
+"""The client without async: the same calls, run on an event loop in a thread of its own."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from scheduler.settings import Settings
 T = TypeVar("T")
 
 ABANDON_S = 5.0
-"""How long a caller that was interrupted waits for its work on the loop to end."""
+"""How long an interrupted caller waits for its work on the loop to end."""
 
 
 class _LoopThread:
-    """An event loop in a daemon thread, on which other threads run coroutines to their end."""
+    """An event loop in a daemon thread. Other threads run coroutines on it and wait for their end."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -37,12 +37,12 @@ class _LoopThread:
 
     @property
     def open(self) -> bool:
-        """Whether coroutines can be run: not after `stop`, and not in a process that was forked since."""
+        """Whether coroutines can run: not after `stop`, and not in a process forked from this one."""
         return self._open and self._thread.is_alive()
 
     def _work(self) -> None:
         self._loop.run_forever()
-        # Here, and not in stop(): whoever calls that may have a running loop of its own.
+        # Here, and not in stop(), whose caller may have a running loop of its own.
         left = asyncio.all_tasks(self._loop)
         for task in left:
             task.cancel()
@@ -57,14 +57,14 @@ class _LoopThread:
             if not self.open:
                 coroutine.close()
                 raise SchedulerError(
-                    "the client is closed, or was connected before this process was forked: make another"
+                    "the client is closed, or was connected before this process was forked: make a new one"
                 )
             tasks: list[asyncio.Task[T]] = []
             self._loop.call_soon_threadsafe(self._begin, coroutine, future, tasks)
         try:
             return future.result()
         except CancelledError:
-            raise SchedulerError("the client was closed before this had ended") from None
+            raise SchedulerError("the client was closed before the call had ended") from None
         except BaseException:
             if not future.done():
                 # Ctrl-C in the caller must end the work on the loop as well.
@@ -178,7 +178,7 @@ class SyncJob:
 
 
 class Client:
-    """`AsyncClient` without async: use it as a context manager. May be shared by threads."""
+    """`AsyncClient` without async. Use it as a context manager. Threads may share it."""
 
     def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
         self._host: AbstractAsyncContextManager[AsyncClient] = AsyncClient(redis_url, settings=settings)
@@ -188,7 +188,7 @@ class Client:
 
     @classmethod
     def hosting(cls, host: AbstractAsyncContextManager[AsyncClient]) -> Client:
-        """A client over any context manager that makes an `AsyncClient`; entered on the client's loop."""
+        """A client over a context manager that gives an `AsyncClient`. It is entered on the client's loop."""
         client = cls.__new__(cls)
         client._host = host
         client._thread = None
@@ -206,8 +206,8 @@ class Client:
 
     @property
     def redis_url(self) -> str:
-        """The URL of the server in use, that of the private one where there is one."""
-        self._running  # noqa: B018  is it connected
+        """The URL of the server in use, which may be a private one."""
+        self._running  # noqa: B018  raises if it is not connected
         return self._client.redis_url
 
     def connect(self) -> None:

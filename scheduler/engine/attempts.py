@@ -118,7 +118,7 @@ class Attempts:
             attempt.set_deadline(time.monotonic() + job.remaining_ms / 1000)
         bounds = serving.bounds[job.lane]
         attempt.task = task = asyncio.create_task(
-            run_attempt(attempt, writer.room, serving.retry_policy, bounds)
+            run_attempt(attempt, writer.wait_for_memory, serving.retry_policy, bounds)
         )
         # A task cancelled before its first step never runs: what must happen in any case happens here.
         task.add_done_callback(partial(self._finished, attempt))

@@ -1,4 +1,4 @@
-"""Events as JSON, made fast: no pydantic and one orjson call for each string a user wrote."""
+"""Encodes events as JSON, fast: without pydantic, and with one orjson call per string from outside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 
 
 class EventEncoder:
-    """Makes the events of one attempt; what they have in common is encoded once."""
+    """Makes the events of one attempt. Their common parts are encoded once."""
 
     __slots__ = ("_head", "_tail")
 
@@ -23,7 +23,7 @@ class EventEncoder:
         return b'%s%d","type":"started%s,"worker":%s}' % (self._head, seq, self._tail, orjson.dumps(worker))
 
     def delta(self, seq: int, text: str, reasoning: str, tool_calls: Sequence[Mapping[str, Any]]) -> bytes:
-        """A `Delta` event; what is empty is left out."""
+        """A `Delta` event. Empty fields are left out."""
         parts = [b'%s%d","type":"delta%s' % (self._head, seq, self._tail)]
         if text:
             parts.append(b',"text":' + encode(text))
@@ -45,25 +45,25 @@ class EventEncoder:
         )
 
     def done(self, seq: int) -> bytes:
-        """A `Done` event up to its result, the JSON of a `JobResult`; a brace comes after it."""
+        """A `Done` event up to its result. The JSON of a `JobResult` and a brace complete it."""
         return b'%s%d","type":"done%s,"result":' % (self._head, seq, self._tail)
 
     def failed(self, seq: int) -> bytes:
-        """A `Failed` event up to its error, the JSON of a `JobError`; a brace comes after it."""
+        """A `Failed` event up to its error. The JSON of a `JobError` and a brace complete it."""
         return b'%s%d","type":"failed%s,"error":' % (self._head, seq, self._tail)
 
     def expired(self, seq: int) -> bytes:
-        """An `Expired` event but for its last brace."""
+        """An `Expired` event without its last brace."""
         return b'%s%d","type":"expired%s,"reason":"deadline"' % (self._head, seq, self._tail)
 
 
 def encode(value: Any) -> bytes:
-    """The JSON of what a model worker handed over, so that it can be read back.
+    """The JSON of a value from a model worker.
 
-    What JSON cannot hold is replaced: half a character, numbers beyond 64 bits, what is no text as a key.
+    Whatever JSON cannot express is replaced: lone surrogates, numbers beyond 64 bits, keys that are not text.
 
     Raises:
-        ValueError, RecursionError: it holds itself, or is too deep.
+        ValueError, RecursionError: the value contains itself, or is nested too deep.
     """
     try:
         return orjson.dumps(value)
@@ -96,5 +96,5 @@ def _number(value: float) -> float | None:
 
 
 def encode_error(code: Any, message: str) -> bytes:
-    """The JSON of a `JobError`; what is no UTF-8 in an engine's words is replaced."""
+    """The JSON of a `JobError`. Invalid UTF-8 in an engine's message is replaced."""
     return encode({"code": code if isinstance(code, str) else "unknown", "message": str(message)})

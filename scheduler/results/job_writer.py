@@ -27,7 +27,7 @@ EVENT_CHARS = 64 << 10
 
 
 class JobWriter:
-    """Writes what happens to one attempt. Its methods never wait; after an end nothing more is taken."""
+    """Writes the events and the end of one attempt. Its methods never wait; after an end they do nothing."""
 
     __slots__ = (
         "_encode",
@@ -64,13 +64,13 @@ class JobWriter:
         self.job = job
         self.first_seq = 1
         self.end: Ending | Return | None = None
-        self.code = ""  # of the error that the attempt ended with
-        self.queued = False  # in the writer's list of those with something to write now
-        self.refused = False  # the job is not this token's any more: nothing of it is worth a write
+        self.code = ""  # the code of the error that the attempt ended with
+        self.queued = False  # whether it is on the writer's ready list
+        self.refused = False  # the token is no longer valid: nothing is written any more
         self.streamed = False
-        self.due: int | None = None  # the tick with which what is gathered goes
+        self.due: int | None = None  # the tick with which gathered deltas are written
         self.bytes = 0
-        self.used_tokens: int | None = None  # what the attempt cost, for the limits; to be set before its end
+        self.used_tokens: int | None = None  # the attempt's cost, for the limits; set it before the end
 
     def started(self) -> None:
         """The attempt has begun."""
@@ -79,7 +79,7 @@ class JobWriter:
             self._writer.wake(self)
 
     def piece(self, piece: Piece) -> None:
-        """Some more of the answer. It goes at once, or is gathered if events have only just gone."""
+        """The next piece of the answer. It is gathered if events have just been written."""
         if self.end is not None or self.refused:
             return
         if piece.text:
@@ -118,9 +118,9 @@ class JobWriter:
     def retry(
         self, code: str, message: str, *, delay_ms: int, counts: bool, wait_ms: int | None = None
     ) -> None:
-        """The job goes back to its lane, after `delay_ms`; `counts`: the attempt was a failure.
+        """The job returns to its lane after `delay_ms`. `counts`: the attempt counts as a failure.
 
-        `wait_ms` is what readers are told where they wait longer than that: the job does so in its lane.
+        `wait_ms` is the delay that readers see, if it is longer: the job then waits in its lane.
         """
         if self.end is None:
             self.code = code
@@ -130,7 +130,7 @@ class JobWriter:
             self._writer.wake(self)
 
     def take(self) -> Publication | None:
-        """The events to be written now; `end` goes after them, and has some itself."""
+        """Take the events to write now. An `end` has events of its own, and is written after these."""
         publication = None
         if self.end is None:
             self._gather()
@@ -167,11 +167,10 @@ class JobWriter:
             event = self._encode.delta(self._seq + 1, text, reasoning, tool_calls)
         except (TypeError, ValueError, RecursionError) as error:
             # A model worker's mistake must stop neither the other jobs' writes nor this job's end.
-            what = type(error).__name__
             logger.error(
-                "job %s: a piece of its answer is no JSON and is left out (%s)",
+                "job %s: a piece of its answer cannot be written as JSON and is left out (%s)",
                 self.job.id,
-                what,
+                type(error).__name__,
                 extra=ids_of(self.job),
             )
         else:
@@ -179,7 +178,7 @@ class JobWriter:
             self._events.append(event)
 
     def _close(self) -> int:
-        """Put what is gathered before the end, and return the end's seq."""
+        """Put gathered deltas before the end, and return the seq of the end."""
         self._gather()
         return self._next_seq()
 

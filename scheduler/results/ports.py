@@ -1,4 +1,4 @@
-"""What results need of the queue."""
+"""The ports of results: what they need from the queue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scheduler.queue.records import START, Cursor, Ending, Publication, Replay, 
 
 
 class WritePort(Protocol):
-    """Where the writer writes. Sending the same again does no harm."""
+    """Where the writer writes. Every call may be repeated."""
 
     async def write(
         self,
@@ -18,15 +18,15 @@ class WritePort(Protocol):
         returns: Sequence[Return] = (),
         endings: Sequence[Ending] = (),
     ) -> WriteOutcome:
-        """Publish events, give jobs back and end jobs, in that order, in one round trip."""
+        """Publish events, return jobs and end jobs, in that order, in one round trip."""
         ...
 
 
 class ReplayPort(Protocol):
-    """Where a reader reads what was."""
+    """Where a reader reads past events."""
 
     async def replay(self, job_id: str, after: Cursor = START) -> Replay | None:
-        """A job's state and its events after a cursor; None for an unknown job."""
+        """A job's state, and its events after a cursor; None if the job is unknown."""
         ...
 
     def channel(self, job_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads what was for many readers at once."""
+"""Replays for many readers at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ReadMany: TypeAlias = Callable[[Sequence[tuple[str, Cursor]]], Awaitable[Sequenc
 
 
 class Replays:
-    """Replays that are asked for within a turn of the event loop share round trips.
+    """Replays requested within one turn of the event loop share round trips.
 
-    `read_many` reads those of at most `REPLAY_CHUNK` jobs; what it raises is every one's error.
-    `channel` tells the pub/sub channel of a job.
+    `read_many` replays at most `REPLAY_CHUNK` jobs; an error that it raises is raised for all of them.
+    `channel` gives the pub/sub channel of a job.
     """
 
     def __init__(self, read_many: ReadMany, channel: Callable[[str], str]) -> None:
@@ -25,5 +25,5 @@ class Replays:
         self.channel = channel
 
     async def replay(self, job_id: str, after: Cursor = START) -> Replay | None:
-        """A job's state and its events after a cursor; None for an unknown job."""
+        """A job's state, and its events after a cursor; None if the job is unknown."""
         return await self._calls.ask((job_id, after))

@@ -1,4 +1,4 @@
-"""One pub/sub connection for all the channels that a process follows."""
+"""One pub/sub connection for all channels that a process follows."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from scheduler.logs import traced
 logger = logging.getLogger(__name__)
 
 FEED_MESSAGES = 4096
+"""How many messages a follower may be behind before it misses some."""
 FIRST_DELAY_S = 0.05
+LONGEST_DELAY_S = 1.0
 
 
 class Feed:
-    """What one follower of a channel has not read yet: bounded, and honest about what it could not keep."""
+    """The unread messages of one follower. Bounded; it says when messages may have been missed."""
 
     __slots__ = ("_error", "_messages", "_missed", "_news")
 
@@ -36,7 +38,7 @@ class Feed:
         self._news = asyncio.Event()
 
     async def next(self, timeout_s: float | None = None) -> bytes | None:
-        """The next message; None when some may have been missed, or none came for `timeout_s`.
+        """The next message; None if some may have been missed, or if none came within `timeout_s`.
 
         Raises:
             redis.exceptions.NoPermissionError: the server does not let this user follow the channel.
@@ -56,20 +58,20 @@ class Feed:
         return self._messages.popleft()
 
     def put(self, message: bytes) -> None:
-        """Keep a message for the follower; a follower that is too slow misses what it had not read."""
+        """Add a message. If the follower is too slow, the messages before it are dropped."""
         if len(self._messages) >= FEED_MESSAGES:
             self.miss()
         self._messages.append(message)
         self._news.set()
 
     def miss(self) -> None:
-        """Say that messages may have been missed. Those that are kept are of no use then."""
+        """Note that messages may have been missed. The unread ones are of no use then."""
         self._messages.clear()
         self._missed = True
         self._news.set()
 
     def fail(self, error: NoPermissionError) -> None:
-        """Say that no message will ever come."""
+        """Note that no message will ever come."""
         self._error = error
         self.miss()
 
@@ -82,7 +84,7 @@ class _Topic:
         self.confirmed = asyncio.Event()
 
     def confirm(self) -> None:
-        # A second confirmation: the subscription was made anew, and nobody heard what came between.
+        # A second confirmation: the subscription is a new one, and messages in between were missed.
         if self.confirmed.is_set():
             self.miss()
         self.confirmed.set()
@@ -98,24 +100,24 @@ class _Topic:
 
 
 class Subscriptions:
-    """The subscriptions of a process. Connects with the first, and reconnects until it is closed.
+    """The subscriptions of a process. It connects with the first one, and reconnects until it is closed.
 
-    Channels that are followed or left within a turn of the event loop share one command.
+    Channels that are followed or left within one turn of the event loop share one command.
     """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._topics: dict[str, _Topic] = {}
-        self._changed: set[str] = set()  # channels that the server has yet to be told of
-        self._to_tell = asyncio.Event()
+        self._changed: set[str] = set()  # channels to subscribe to, or to unsubscribe from
+        self._has_changed = asyncio.Event()
         self._pubsub: PubSub | None = None
         self._own: tuple[Any, Any, Any] = (None, None, None)
         self._task: asyncio.Task[None] | None = None
-        self._heard = False  # whether the server said anything on this connection
+        self._heard = False  # whether anything has come over this connection
 
     @asynccontextmanager
     async def follow(self, channel: str) -> AsyncIterator[Feed]:
-        """Follow a channel. The server has confirmed the subscription when the body begins."""
+        """Follow a channel. Redis has confirmed the subscription when the body begins."""
         topic = self._topics.get(channel)
         if topic is None:
             topic = self._topics[channel] = _Topic()
@@ -140,43 +142,43 @@ class Subscriptions:
             task.cancel()
             await asyncio.wait([task])
         await self._disconnect()
-        # Who still follows must not wait for a connection that comes no more.
+        # Open followers must not wait for a connection that will not come.
         for topic in self._topics.values():
             topic.confirmed.set()
             topic.miss()
 
     def _change(self, channel: str) -> None:
         self._changed.add(channel)
-        self._to_tell.set()
+        self._has_changed.set()
 
-    async def _tell(self, pubsub: PubSub) -> None:
-        """Tell the server what has changed, for as long as there is this connection."""
+    async def _send_changes(self, pubsub: PubSub) -> None:
+        """Subscribe and unsubscribe as followers come and go, for as long as this connection lasts."""
         while True:
-            await self._to_tell.wait()
-            self._to_tell.clear()
+            await self._has_changed.wait()
+            self._has_changed.clear()
             changed, self._changed = self._changed, set()
-            # One that was left and is followed anew is asked for again, subscribed or not: its new
+            # A channel that was left and is followed again is subscribed to again in any case: its new
             # followers wait for a confirmation.
             followed = [channel for channel in changed if channel in self._topics]
             left = [channel for channel in changed if channel not in self._topics]
-            # redis-py would connect anew here, while the reading task is about to give this connection up;
-            # a new one is made with the subscriptions of that moment. What fails closes the connection.
+            # Without the checks redis-py would reconnect here, just when the reading task gives this
+            # connection up and makes a new one with all subscriptions. An error closes the connection.
             try:
                 if followed and _is_connected(pubsub):
                     await pubsub.subscribe(*followed)
                 if left and _is_connected(pubsub):
                     await pubsub.unsubscribe(*left)
             except (RedisError, OSError) as error:
-                logger.debug("subscriptions: could not tell the server (%s)", error)
+                logger.debug("subscriptions: cannot send changes (%s)", error)
 
     async def _run(self) -> None:
         delay_s = FIRST_DELAY_S
         while True:
             self._heard = False
-            telling: asyncio.Task[None] | None = None
+            sending: asyncio.Task[None] | None = None
             try:
                 pubsub = await self._connect()
-                telling = asyncio.create_task(self._tell(pubsub), name="subscriptions: tell")
+                sending = asyncio.create_task(self._send_changes(pubsub), name="subscriptions: changes")
                 await self._read(pubsub)
             except NoPermissionError as error:
                 for topic in self._topics.values():
@@ -184,21 +186,21 @@ class Subscriptions:
             except (RedisError, OSError) as error:
                 logger.debug("subscriptions: the connection is gone (%s)", error)
             except Exception as error:
-                logger.error("subscriptions failed; they are made anew", exc_info=traced(error, logger))
+                logger.error("subscriptions failed; reconnecting", exc_info=traced(error, logger))
             finally:
-                if telling is not None:
-                    telling.cancel()
+                if sending is not None:
+                    sending.cancel()
             await self._disconnect()
             for topic in self._topics.values():
                 topic.miss()
-            # A server that accepts and refuses, or hangs up, at once must not be asked in a tight loop.
-            delay_s = FIRST_DELAY_S if self._heard else min(1.0, delay_s * 2)
+            # A server that accepts connections and closes them at once must not cause a tight loop.
+            delay_s = FIRST_DELAY_S if self._heard else min(LONGEST_DELAY_S, delay_s * 2)
             await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
 
     async def _connect(self) -> PubSub:
         pubsub = self._redis.pubsub()
         await pubsub.connect()
-        # redis-py would reconnect in silence; what was missed meanwhile has to be known.
+        # redis-py would reconnect silently, but missed messages must be noticed.
         connection: Any = pubsub.connection
         self._own = (connection, connection.retry, connection.retry_on_error)
         connection.retry, connection.retry_on_error = Retry(NoBackoff(), 0), []
@@ -226,7 +228,7 @@ class Subscriptions:
     async def _disconnect(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
         if pubsub is not None:
-            # The connection goes back to the pool, where commands rely on its retries.
+            # The connection returns to the pool, where commands rely on its retries.
             connection, retry, retry_on_error = self._own
             connection.retry, connection.retry_on_error = retry, retry_on_error
             with suppress(RedisError, OSError):

@@ -34,12 +34,15 @@ Callback = Callable[[str, int], None]
 
 
 class EventWriter:
-    """Writes for all jobs of the process, one round trip at a time; what happens meanwhile shares the next.
+    """Writes for all jobs of the process, one round trip at a time. Later events share the next one.
 
-    While Redis is away it keeps what it has and goes on trying. `on_refused(job_id, token)`: a write was
-    refused, the job is not this token's any more, and nothing more of it will be written. `on_ended(job_id,
-    token)`: an end, or a return, has been written. Every end is answered by one of the two. `on_written(jobs,
-    lag_s)`: so many jobs' news have been written, that long after the first of them was ready.
+    While Redis is away it keeps its events and retries. The callbacks:
+
+    - `on_refused(job_id, token)`: a write was refused because the token is no longer valid. Nothing more is
+      written for the job.
+    - `on_ended(job_id, token)`: an end, or a return, has been written. Every end leads to one of these two.
+    - `on_written(jobs, lag_s)`: the events of `jobs` jobs have been written, `lag_s` after the first of them
+      was ready.
     """
 
     def __init__(
@@ -55,16 +58,16 @@ class EventWriter:
         self._on_refused = on_refused
         self._on_ended = on_ended
         self._on_written = on_written
-        self._ready_at = 0.0  # when the first of the ready list got there, on the event loop's clock
+        self._ready_at = 0.0  # when the first job got onto the ready list, on the event loop's clock
         self.result_ttl_ms = result_ttl_ms
         self.pending_bytes = 0
         self._ready: list[JobWriter] = []
-        self._ticks: dict[int, list[JobWriter]] = {}  # by the tick that they wait for, those with deltas
-        self._timer: asyncio.TimerHandle | None = None  # for the first of them, `_timer_tick`
+        self._ticks: dict[int, list[JobWriter]] = {}  # jobs with deltas, by the tick that they wait for
+        self._timer: asyncio.TimerHandle | None = None  # for the first tick, `_timer_tick`
         self._timer_tick = 0
-        # How often a job was put into, and came out of, the ready list: what `flush` waits by.
+        # How often jobs got onto the ready list, and how often their writes were over: `flush` compares them.
         self._queued = 0
-        self._settled = 0
+        self._handled = 0
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -74,43 +77,43 @@ class EventWriter:
         return JobWriter(self, job, worker)
 
     async def start(self) -> None:
-        """Begin to write. Safe to call twice."""
+        """Start writing. Safe to call twice."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="writer")
 
     async def stop(self, *, limit_s: float = 5.0) -> None:
-        """Write what is pending, for at most `limit_s`, and end. Safe to call twice."""
+        """Write pending events, for at most `limit_s`, and stop. Safe to call twice."""
         task, self._task = self._task, None
         if task is None:
             return
         try:
             async with asyncio.timeout(limit_s):
-                while self._ticks or self._settled < self._queued:
+                while self._ticks or self._handled < self._queued:
                     await self.flush()
         except TimeoutError:
-            unwritten = self._queued - self._settled
-            logger.warning("leaving %d job(s) unwritten; their leases bring them back", unwritten)
+            unwritten = self._queued - self._handled
+            logger.warning("leaving %d job(s) unwritten; they run again when their leases end", unwritten)
         if self._timer is not None:
             self._timer.cancel()
         task.cancel()
         await asyncio.wait([task])
 
     async def flush(self) -> None:
-        """Return once all that happened so far is written."""
+        """Return once everything that has happened so far is written."""
         self._tick_over(math.inf)
         last = self._queued
-        while self._settled < last:
+        while self._handled < last:
             self._written.clear()
             await self._written.wait()
 
-    async def room(self) -> None:
-        """Return once the memory that pending writes take is within its bound."""
+    async def wait_for_memory(self) -> None:
+        """Return once the pending writes take no more memory than they may."""
         while self.pending_bytes > PENDING_BYTES:
             self._written.clear()
             await self._written.wait()
 
     def wake(self, job: JobWriter) -> None:
-        """Write what `job` has in the next round."""
+        """Write the events of `job` in the next round."""
         job.due = None
         if not job.queued:
             job.queued = True
@@ -121,10 +124,7 @@ class EventWriter:
             self._wake.set()
 
     def wake_at(self, job: JobWriter, at: float) -> None:
-        """Write what `job` has at the tick that follows, or after that time of the event loop.
-
-        Something else may make it go before.
-        """
+        """Write the events of `job` at the first tick after `at`, a time of the event loop, or earlier."""
         loop = asyncio.get_running_loop()
         job.due = int(max(at, loop.time()) / TICK_S) + 1
         self._ticks.setdefault(job.due, []).append(job)
@@ -140,7 +140,7 @@ class EventWriter:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = None
-        # The loop's clock may be a little short of the time that was asked for.
+        # The timer may fire a little early by the loop's clock.
         self._tick_over(loop.time() / TICK_S + 0.1)
         if self._ticks:
             self._set_timer(loop, min(self._ticks))
@@ -169,11 +169,11 @@ class EventWriter:
                 if self._on_written is not None:
                     self._on_written(len(batch.jobs), asyncio.get_running_loop().time() - ready_at)
         finally:
-            self._settled += len(jobs)
+            self._handled += len(jobs)
             self._written.set()
 
     def _next(self) -> list[JobWriter]:
-        """Take as many jobs off the ready list as may share a write; one at least."""
+        """Take as many jobs off the ready list as may share a write, at least one."""
         size = taken = 0
         for job in self._ready[:BATCH_JOBS]:
             if size > BATCH_BYTES:
@@ -206,31 +206,31 @@ class EventWriter:
                 if not passes(error):
                     await self._isolate(batch, error)
                     return
-                # Whoever asked Redis has said that it is away.
+                # The connection has logged that Redis is away.
                 logger.debug("events wait: Redis is away, or takes no writes", exc_info=True)
                 await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
                 delay_s = min(1.0, delay_s * 2)
             else:
-                self._settle(batch, outcome.refused)
+                self._notify(batch, outcome.refused)
                 return
 
     async def _isolate(self, batch: Batch, error: Exception) -> None:
-        """One bad write must not take the others along: write each job alone, and let go of the bad one."""
+        """Write each job alone, and give up the bad one: it must not take the others along."""
         if len(batch.jobs) > 1:
             for alone in batch.apart():
                 await self._write(alone)
             return
         for job in batch.jobs:
-            # The words of Redis may repeat the beginning of what was to be written.
+            # Redis' message may repeat the beginning of the data.
             logger.error(
-                "job %s: what happened to it cannot be written",
+                "job %s: its events or its end cannot be written",
                 job.job.id,
                 exc_info=traced(error, logger),
                 extra=ids_of(job.job),
             )
             self._refuse(job)
 
-    def _settle(self, batch: Batch, refused: frozenset[tuple[str, int]]) -> None:
+    def _notify(self, batch: Batch, refused: frozenset[tuple[str, int]]) -> None:
         ended = {end.token for ends in (batch.returns, batch.endings) for end in ends}
         for job in batch.jobs:
             if refused and (job.job.id, job.job.token) in refused:
@@ -247,7 +247,7 @@ class EventWriter:
             callback(job.job.id, job.job.token)
         except Exception as error:
             logger.error(
-                "job %s: whoever was told of its writes failed",
+                "job %s: a callback of the writer failed",
                 job.job.id,
                 exc_info=traced(error, logger),
                 extra=ids_of(job.job),

@@ -1,4 +1,4 @@
-"""For users' own tests: a client and an engine in this process, on fakeredis. Extra `testing`.
+"""For your own tests: a client and an engine in this process, on fakeredis. Extra `testing`.
 
 async with local_scheduler() as client:              # AsyncClient
     result = await client.run("hello", model="echo")

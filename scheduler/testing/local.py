@@ -14,9 +14,9 @@ from scheduler.settings import Settings, load_settings
 
 @asynccontextmanager
 async def local_scheduler(settings: Settings | None = None) -> AsyncIterator[AsyncClient]:
-    """An async client whose prompts an engine in this process runs. The default settings: one route, `echo`.
+    """An async client; an engine in this process runs its prompts. By default there is one route, `echo`.
 
-    The environment is not read. Everything is gone at the end.
+    The environment is not read. Nothing is left behind.
 
     Raises:
         ConfigError: fakeredis is not installed, or the settings are wrong.
@@ -35,14 +35,14 @@ async def local_scheduler(settings: Settings | None = None) -> AsyncIterator[Asy
 
 @contextmanager
 def local_client(settings: Settings | None = None) -> Iterator[Client]:
-    """The same for tests without async: client and engine live on an event loop in a thread of their own."""
+    """The same for tests without async: client and engine run on an event loop in their own thread."""
     with Client.hosting(local_scheduler(settings)) as client:
         yield client
 
 
 def _fake_redis() -> Any:
     try:
-        import lupa  # noqa: F401, PLC0415  what fakeredis runs scripts by
+        import lupa  # noqa: F401, PLC0415  fakeredis runs scripts with it
         from fakeredis import FakeAsyncRedis  # noqa: PLC0415  an extra
     except ImportError:
         raise ConfigError(

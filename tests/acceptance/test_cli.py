@@ -114,7 +114,7 @@ def test_the_only_route_needs_no_name_and_of_several_one_is_asked_for(
     refused = program("enqueue", "hello")
     assert refused.exit_code == 2
     assert refused.stderr == (
-        "prompt-scheduler: model: is missing, and there are several routes: chat, code; name one of them\n"
+        "prompt-scheduler: model: is missing, and there are several routes: chat, code; choose one\n"
     )
 
 

@@ -40,7 +40,7 @@ async def test_the_only_route_is_the_default(configured: list[str], published: l
     ("configured", "published"), [(["chat", "code"], []), ([], ["code", "chat"]), (["chat"], ["code"])]
 )
 async def test_of_several_routes_one_has_to_be_named(configured: list[str], published: list[str]) -> None:
-    with pytest.raises(InvalidRequest, match="there are several routes: chat, code; name one") as refused:
+    with pytest.raises(InvalidRequest, match="there are several routes: chat, code; choose one") as refused:
         await routes(*configured, published=published).find(None)
     assert refused.value.field == "model"
     assert (await routes(*configured, published=published).find("code")).name == "code"

@@ -463,7 +463,7 @@ async def test_pending_bytes_hold_new_jobs_back_until_they_are_written(
     while not queue.tries:
         await asyncio.sleep(0)
     first.piece(Piece(0, "x" * 200))
-    room = asyncio.create_task(writer.room())
+    room = asyncio.create_task(writer.wait_for_memory())
     await asyncio.sleep(0)
     assert not room.done()
     queue.gate.set()
