@@ -111,7 +111,7 @@ async def watch_busy_queue() -> Frame:
             watch = Watch(await take_snapshot(client.queue), interval_s=1)
             for at in range(LOOKS):
                 await asyncio.sleep(1)
-                watch.see(await take_snapshot(client.queue))
+                watch.add(await take_snapshot(client.queue))
                 if at == LOOKS // 2:
                     await client.enqueue("Say the forbidden word.", model="code", priority=9)
             sending.cancel()

@@ -1,4 +1,4 @@
-"""What operators do: check an installation, purge lanes, run jobs again. Whoever faces them shows it."""
+"""Operations for administrators: check an installation, audit, purge, requeue. Nothing is printed here."""
 
 from scheduler.admin.audit import PROBLEMS, AuditReport, audit
 from scheduler.admin.dead import (

@@ -1,4 +1,4 @@
-"""Looks for what does not fit together in Redis: jobs without a home, leases without jobs, lasting keys."""
+"""Audits the queue's data in Redis: jobs in no list, leases without jobs, keys that never expire."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from dataclasses import dataclass, field
 from scheduler.queue import PromptQueue
 from scheduler.queue.keys import Keys
 
-LOOKS_AT_ONCE = 1000
+CHECKS_A_CALL = 1000
 SCAN_COUNT = 1000
-KEPT_FINDINGS = 1000
+MAX_PROBLEMS = 1000
 
 PROBLEMS: dict[str, tuple[str, str]] = {
-    "no_home": ("a live job that stands nowhere, and would never run", "put back at its own place"),
-    "stray": ("a job listed where it is not", "taken off the list"),
-    "no_payload": ("a live job whose request has gone", "failed"),
-    "no_deadline": ("a deadline that nobody watches", "watched again"),
-    "expiring": ("a key of a live job that would expire", "kept"),
-    "no_expiry": ("a key that should expire and never would", "expires"),
-    "orphan": ("a key of a job that there is no record of", "expires"),
-    "unlisted": ("an ended job that no list has", "listed"),
+    "no_home": ("a live job that is in no list, and would never run", "put back at its own position"),
+    "stray": ("a list has a job that does not belong there", "removed from the list"),
+    "no_payload": ("a live job without its stored request", "failed"),
+    "no_deadline": ("a deadline that is not watched", "watched again"),
+    "expiring": ("a key of a live job would expire", "does not expire any more"),
+    "no_expiry": ("a key that should expire never would", "expires"),
+    "orphan": ("a key of a job without a record", "expires"),
+    "unlisted": ("an ended job that is in no list", "listed"),
     "dedup_without_owner": ("a dedup key whose job is not live", "released"),
-    "damaged": ("a record that cannot be read", "put aside"),
-    "count": ("a count that is wrong", "counted anew"),
-    "bitmap": ("a lane whose levels in use are not known", "made anew"),
-    "unknown_key": ("a key that is none of this version's", "left"),
+    "damaged": ("a record that cannot be read", "set aside"),
+    "count": ("a wrong count", "counted again"),
+    "bitmap": ("a lane with a wrong bitmap of its levels", "made again"),
+    "unknown_key": ("a key that this version does not know", "left alone"),
 }
-"""What a finding means, and what becomes of it with `repair`."""
+"""By kind: the meaning of a problem, and what `repair` does about it."""
 
 _OF_A_JOB = frozenset({"payload", "result", "tickets", "stream"})
 _LASTING = frozenset({"alias", "bucket", "claimed", "staged", "users", "worker"})
@@ -37,45 +37,53 @@ _MEMBERS = frozenset({"level", "leases", "delayed", "deadlines", "dead", "finish
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding: its kind is a key of `PROBLEMS`, `where` a job, a key, or a key and a job in it."""
+    """One problem."""
 
     kind: str
+    """A key of `PROBLEMS`."""
     where: str
+    """A job, a key, or a key and a job in it."""
 
 
 @dataclass(slots=True)
 class AuditReport:
-    """What was looked at and found. `problems` has the first thousand, `counts` all by kind."""
+    """The result of an audit."""
 
     keys: int = 0
+    """How many keys were checked."""
     jobs: int = 0
+    """How many jobs were checked."""
     counts: Counter[str] = field(default_factory=Counter)
+    """How many problems of each kind there are."""
     problems: list[Problem] = field(default_factory=list)
+    """The first thousand problems."""
 
     def add(self, kind: str, where: str) -> None:
+        """Count a problem."""
         self.counts[kind] += 1
-        if len(self.problems) < KEPT_FINDINGS:
+        if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(Problem(kind, where))
 
 
 async def audit(queue: PromptQueue, *, repair: bool = False) -> AuditReport:
-    """Look at every key of the queue, some at a time, while the queue goes on; mend with `repair`.
+    """Check every key of the queue, some at a time, while the queue is in use; `repair` fixes problems.
 
-    Each check is one atomic step, so what merely moves is no finding. Counts are checked while few jobs are
-    delayed or held, or few lanes are in use: a step would be too long. Errors are those of redis-py.
+    Each check is one atomic step, so a job that merely moves is not a problem. Counts are checked only while
+    few jobs are delayed or held, and few lanes are in use: otherwise the step would take too long. Raises
+    redis-py's errors.
     """
     report = AuditReport()
-    looks: list[tuple[bytes, bytes]] = []
+    checks: list[tuple[bytes, bytes]] = []
 
-    async def look() -> None:
-        for kind, where in await queue.audit(looks, repair=repair):
+    async def run_checks() -> None:
+        for kind, where in await queue.audit(checks, repair=repair):
             report.add(kind, where)
-        looks.clear()
+        checks.clear()
 
-    async def add(one: tuple[bytes, bytes]) -> None:
-        looks.append(one)
-        if len(looks) >= LOOKS_AT_ONCE:
-            await look()
+    async def add(check: tuple[bytes, bytes]) -> None:
+        checks.append(check)
+        if len(checks) >= CHECKS_A_CALL:
+            await run_checks()
 
     async for key in _keys(queue):
         report.keys += 1
@@ -87,17 +95,17 @@ async def audit(queue: PromptQueue, *, repair: bool = False) -> AuditReport:
         if kind in _MEMBERS:
             async for member, _ in queue.redis.zscan_iter(key, count=SCAN_COUNT):
                 await add((b"member " + key, member))
-        elif one := _look_at(kind, key, queue.keys):
-            await add(one)
-    await look()  # what comes home is counted
-    async for one in _bitmaps(queue):
-        await add(one)
-    looks.append((b"counts", b""))
-    await look()
+        elif check := _check_of(kind, key, queue.keys):
+            await add(check)
+    await run_checks()  # before the counts, which repairs change
+    async for check in _bitmaps(queue):
+        await add(check)
+    checks.append((b"counts", b""))
+    await run_checks()
     return report
 
 
-def _look_at(kind: str, key: bytes, keys: Keys) -> tuple[bytes, bytes] | None:
+def _check_of(kind: str, key: bytes, keys: Keys) -> tuple[bytes, bytes] | None:
     if kind == "record" or kind in _OF_A_JOB:
         job_id = key[len(keys.of(kind, "")) :]
         return (b"job" if kind == "record" else b"part " + key), job_id
@@ -109,7 +117,7 @@ def _look_at(kind: str, key: bytes, keys: Keys) -> tuple[bytes, bytes] | None:
 
 
 async def _bitmaps(queue: PromptQueue) -> AsyncIterator[tuple[bytes, bytes]]:
-    """Those beside the lanes first: the count of a lane follows from them."""
+    """Jobs beside the lanes first: the count of a lane follows from them."""
     fixed = queue.keys.fixed
     async for place, _ in queue.redis.hscan_iter(fixed("beside"), count=SCAN_COUNT):
         yield b"beside", place

@@ -1,4 +1,4 @@
-"""Dead letters: failed jobs that are kept, to be looked at, run again or forgotten."""
+"""Dead letters, the failed jobs that are kept: read them, run them again, delete them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ DISCARD_CHUNK = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadFilter:
-    """Which dead letters: those that all of this is true of. `error` is the code of the last error."""
+    """Selects dead letters. Those that match every given field are selected."""
 
     lane: str | None = None
     tenant: str | None = None
     error: str | None = None
+    """The code of the last error."""
     older_than_s: float | None = None
+    """The shortest time since the job failed, in seconds."""
 
     def takes(self, job: JobInfo, now_ms: int) -> bool:
-        """Whether a job that has failed is one of them."""
+        """Whether it selects a failed job."""
         code = job.error.code if job.error else None
         failed_s = (now_ms - (job.ended_at_ms or now_ms)) / 1000
         return (
@@ -46,7 +48,7 @@ EVERY_DEAD = DeadFilter()
 
 
 async def dead_letters(queue: PromptQueue, which: DeadFilter = EVERY_DEAD) -> AsyncGenerator[JobInfo, None]:
-    """Those that are kept, the latest first, without their histories; read page by page."""
+    """The selected dead letters, the latest first, without histories. They are read page by page."""
     now_ms = await read_clock_ms(queue)
     async with aclosing(jobs_in_state(queue, JobState.FAILED)) as failed:
         async for job in failed:
@@ -55,40 +57,41 @@ async def dead_letters(queue: PromptQueue, which: DeadFilter = EVERY_DEAD) -> As
 
 
 async def dead_letter_ids(queue: PromptQueue, which: DeadFilter = EVERY_DEAD) -> list[str]:
-    """Their ids, the oldest first."""
-    # One that fails meanwhile moves those behind it to the next page: they are seen twice.
+    """The ids of the selected dead letters, the oldest first."""
+    # A job that fails meanwhile moves others to the next page, so that they are seen twice.
     async with aclosing(dead_letters(queue, which)) as found:
         ids = list(dict.fromkeys([job.id async for job in found]))
     return ids[::-1]
 
 
 async def read_dead_letter(queue: PromptQueue, job_id: str) -> tuple[JobInfo, dict[str, Any] | None]:
-    """A dead letter with its history, and its request; None where that has gone or is damaged.
+    """A dead letter with its history, and its stored request; None if that is gone or damaged.
 
     Raises:
         JobNotFound: no job has this id, or its record has expired.
-        InvalidTransition: it has not failed.
+        InvalidTransition: the job has not failed.
     """
     job = await read_job(queue, job_id)
     if job is None:
         raise JobNotFound(f"no job {job_id} in queue {queue.name!r}: unknown, or its record has expired")
     if job.state is not JobState.FAILED:
-        raise InvalidTransition(f"job {job_id} is {job.state.value}, and no dead letter")
+        raise InvalidTransition(f"job {job_id} is {job.state.value}, not a dead letter")
     return job, peek(await queue.request(job_id))
 
 
 async def requeue_dead_letter(
     queue: PromptQueue, job_id: str, changes: Mapping[str, Any] | None = None
 ) -> None:
-    """Let a dead letter run again, its failures forgotten; with `changes` of its request, if there are some.
+    """Run a dead letter again, with its failures reset and optional changes to its request.
 
-    `changes` has values by field, as `prompt` or `params.max_tokens`; None takes a field out. With a changed
-    request the job gives its dedup key up, for that stands for the old one.
+    `changes` maps fields, such as `prompt` or `params.max_tokens`, to new values; None removes a field. With
+    a changed request the job gives up its dedup key, which stands for the old one.
 
     Raises:
-        JobNotFound, InvalidTransition: it is no dead letter any more.
+        JobNotFound, InvalidTransition: it is not a dead letter any more.
         InvalidRequest: there is no such field, or a value is wrong.
-        SchedulerError: the stored request has gone.
+        UnknownKind: the job asks for a kind of work that this version does not do.
+        SchedulerError: the stored request is gone.
     """
     job, request = await read_dead_letter(queue, job_id)
     if not changes or request is None:
@@ -119,37 +122,39 @@ def _check_names(paths: Iterable[str]) -> None:
     for path in paths:
         if path.split(".")[0] not in REQUEST_FIELDS:
             known = ", ".join(sorted(REQUEST_FIELDS))
-            raise InvalidRequest(f"{path}: is nothing that can be changed; there are {known}", field=path)
+            raise InvalidRequest(f"{path}: cannot be changed; these can: {known}", field=path)
 
 
 def _put(fields: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
-    place = fields
+    parent = fields
     for name in parents:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
-            raise InvalidRequest(f"{path}: {name} holds no fields of its own", field=path)
+        parent = parent.setdefault(name, {})
+        if not isinstance(parent, dict):
+            raise InvalidRequest(f"{path}: {name} has no fields", field=path)
     if value is None:
-        place.pop(last, None)
+        parent.pop(last, None)
     else:
-        place[last] = value
+        parent[last] = value
 
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """What became of dead letters that were to run again. `refused` has why, for each that cannot."""
+    """The outcome of requeuing many dead letters."""
 
     requeued: Sequence[str]
+    """The ids of the jobs that run again."""
     refused: Mapping[str, str]
+    """Why the others cannot run again, by id."""
 
 
 async def requeue_dead_letters(
     queue: PromptQueue, job_ids: Iterable[str], changes: Mapping[str, Any] | None = None
 ) -> Requeued:
-    """Let many run again, in this order. Those that somebody else was faster with are left out.
+    """Run many dead letters again, in this order. Those that are not dead letters any more are left out.
 
     Raises:
-        InvalidRequest: there is no such field as `changes` names.
+        InvalidRequest: `changes` names a field that does not exist.
     """
     _check_names(changes or ())
     done, refused = [], {}
@@ -166,6 +171,6 @@ async def requeue_dead_letters(
 
 
 async def purge_dead_letters(queue: PromptQueue, job_ids: Sequence[str]) -> int:
-    """Forget them for good. Returns how many were there."""
+    """Delete dead letters for good. Returns how many there were."""
     chunks = (job_ids[at : at + DISCARD_CHUNK] for at in range(0, len(job_ids), DISCARD_CHUNK))
     return sum([await queue.discard(chunk) for chunk in chunks])

@@ -1,4 +1,4 @@
-"""Dedup keys, for operators: let one go."""
+"""Operations on dedup keys."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from scheduler.queue.reports import DedupKey
 
 
 async def release_dedup_key(queue: PromptQueue, key: str, *, tenant: str = DEFAULT_TENANT) -> DedupKey | None:
-    """Free a dedup key, given as the user gave it or by its hash: the next prompt with it is new work.
+    """Release a dedup key, given as its user gave it or by its hash: the next prompt with it is new work.
 
-    The job that owned it keeps running. Returns the key as it was; None if it was free already.
+    The job that owned it is unaffected. Returns the key as it was; None if it was free.
     """
     for hashed in hashes_of(key):
         if (released := await queue.release(tenant, hashed)) is not None:

@@ -7,14 +7,14 @@ from scheduler.queue import PromptQueue
 
 
 async def requeue(queue: PromptQueue, job_id: str, request: bytes = b"") -> None:
-    """Let a job that ended without a result run again, its failures forgotten. May be repeated.
+    """Run a job that ended without a result again, with its failures reset. May be repeated.
 
-    `request` takes the place of its stored one, where it is given; see `PromptQueue.requeue`.
+    `request` replaces its stored request, if it is given; see `PromptQueue.requeue`.
 
     Raises:
         JobNotFound: no job has this id, or its record has expired.
-        InvalidTransition: it has a result, or has not ended.
-        SchedulerError: the stored request has gone.
+        InvalidTransition: the job has a result, or has not ended.
+        SchedulerError: the stored request is gone.
     """
     match await queue.requeue(job_id, request):
         case "waiting" | "held":
@@ -28,10 +28,10 @@ async def requeue(queue: PromptQueue, job_id: str, request: bytes = b"") -> None
             await requeue(queue, joined, request)
         case "payload_lost":
             raise SchedulerError(
-                f"job {job_id} cannot run again: its stored request has gone; send it again. Of cancelled, "
-                "expired and shed jobs the latest are kept, up to the setting spare_bytes"
+                f"job {job_id} cannot run again: its stored request is gone; enqueue it again. Requests of "
+                "cancelled, expired and shed jobs are kept up to the setting spare_bytes, the latest first"
             )
         case state:
             raise InvalidTransition(
-                f"job {job_id} is {state}; only one that ended without a result can run again"
+                f"job {job_id} is {state}; only jobs that ended without a result can run again"
             )

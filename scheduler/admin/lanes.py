@@ -1,4 +1,4 @@
-"""Operations on a whole lane."""
+"""Operations on whole lanes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DELAYED_CHUNK = 50
 
 
 async def known_lanes(queue: PromptQueue, lane: str | None = None) -> list[str]:
-    """Every lane of the queue; only `lane` where it is named.
+    """Every lane of the queue; only `lane` if it is given.
 
     Raises:
         InvalidRequest: there is no such lane.
@@ -22,15 +22,15 @@ async def known_lanes(queue: PromptQueue, lane: str | None = None) -> list[str]:
     if lane is None:
         return lanes
     if lane not in lanes:
-        there_are = f"there are: {', '.join(lanes)}" if lanes else "nothing has been put into the queue yet"
+        there_are = f"there are: {', '.join(lanes)}" if lanes else "nothing has been enqueued yet"
         raise InvalidRequest(f"lane: no {lane!r} in queue {queue.name!r}; {there_are}", field="lane")
     return [lane]
 
 
 async def purge(queue: PromptQueue, lane: str, priority: int | None = None) -> AsyncGenerator[int, None]:
-    """Cancel the waiting jobs of a lane, all or those of one priority; yields how many, a chunk at a time.
+    """Cancel the waiting jobs of a lane, all or those of one priority. Yields the count of each chunk.
 
-    Jobs that come meanwhile may go as well; it ends once the lane has been seen empty.
+    Jobs that are enqueued meanwhile may be cancelled as well; it ends once it has found the lane empty.
     """
     while purged := await queue.purge(lane, priority, chunk=PURGE_CHUNK):
         yield purged
@@ -39,7 +39,7 @@ async def purge(queue: PromptQueue, lane: str, priority: int | None = None) -> A
 async def purge_delayed(
     queue: PromptQueue, lane: str, priority: int | None = None
 ) -> AsyncGenerator[int, None]:
-    """Cancel the delayed jobs of a lane, all or those of one priority; yields how many, a chunk at a time."""
+    """Cancel the delayed jobs of a lane, all or those of one priority. Yields the count of each chunk."""
     start: int | None = 0
     while start is not None:
         start, purged = await queue.purge_delayed(lane, priority, start=start, chunk=DELAYED_CHUNK)

@@ -8,12 +8,12 @@ from scheduler.queue.inspection.status import read_status
 
 
 async def forgive_tenant(queue: PromptQueue, tenant: str) -> bool:
-    """Let a tenant have again all that its limits give. Returns whether it had used some of it."""
+    """Reset a tenant's use of its rate limits. Returns whether it had used any."""
     return await queue.forgive(f"t:{tenant}")
 
 
 async def forgive_endpoint(queue: PromptQueue, endpoint: str) -> bool:
-    """The same for an endpoint; and it takes prompts again, if it had asked for a pause.
+    """Reset an endpoint's use of its rate limits, and end a pause that it asked for. Returns as above.
 
     Raises:
         InvalidRequest: no live worker process has such an endpoint.

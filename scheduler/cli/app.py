@@ -1,4 +1,4 @@
-"""The commands put together, and what they have in common: global options and how errors are told."""
+"""All commands, and their common parts: the global options, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 MISTAKES = (ConfigError, DedupConflict, InvalidRequest, InvalidTransition, JobNotFound, NoTicket)
 
-# Typer brings a click of its own from some version on, and exports this class of it alone.
+# Newer versions of Typer bring their own copy of click, and export only this class of it.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class _Root(TyperGroup):
-    """What went wrong is one line on stderr; the exit code says whose fault it is."""
+    """Shows an error as one line on stderr. The exit code tells mistakes of the user from other failures."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Read the global options."""
-        with _told():
+        with _errors_shown():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
-        with _told():
+        with _errors_shown():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _errors_shown() -> Iterator[None]:
     try:
         try:
             yield
@@ -61,7 +61,7 @@ def _told() -> Iterator[None]:
         complain(str(error), *getattr(error, "__notes__", ()))
         raise typer.Exit(EXIT_MISTAKE if isinstance(error, MISTAKES) else EXIT_FAILURE) from None
     except _UsageError as error:
-        if type(error).show is not _UsageError.show:  # it shows the help, for want of arguments
+        if type(error).show is not _UsageError.show:  # no arguments: it shows the help
             raise
         command = error.ctx.command_path if error.ctx else "prompt-scheduler"
         message = error.format_message().removeprefix("Invalid value: ").replace(" Value error,", "")
@@ -72,7 +72,7 @@ def _told() -> Iterator[None]:
         raise typer.Exit(EXIT_MISTAKE) from None
     except OSError as error:
         let_go_of_streams()
-        if error.errno == errno.EPIPE:  # whoever read has gone, and knows
+        if error.errno == errno.EPIPE:  # the reader of the pipe has closed it
             raise typer.Exit(EXIT_BROKEN_PIPE) from None
         complain(": ".join(str(one) for one in (error.filename, error.strerror or error) if one))
         raise typer.Exit(EXIT_FAILURE) from None
@@ -123,8 +123,8 @@ def main(
 
 
 def _find_modules_here() -> None:
-    """Stages and model workers of one's own are found in the current folder, as arq finds them."""
-    with suppress(FileNotFoundError):  # it has been deleted
+    """Make custom stages and model workers in the current folder importable, as arq does."""
+    with suppress(FileNotFoundError):  # the folder has been deleted
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)
 

@@ -1,4 +1,4 @@
-"""Values on the command line that are more than a word: priorities, durations, pairs."""
+"""Parses arguments: priorities, durations, pairs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def parse_priority(text: str | int) -> int:
     if re.fullmatch(r"[0-9]", name):
         return int(name)
     names = ", ".join(f"{one.name.lower()} ({int(one)})" for one in Priority)
-    raise typer.BadParameter(f"{text!r} is no priority; give 0 to 9 or a name: {names}")
+    raise typer.BadParameter(f"{text!r} is not a priority; give 0 to 9 or a name: {names}")
 
 
 def parse_duration(text: str | float) -> float:
     """`90`, `1.5s`, `2m`, `1h`: seconds."""
     found = _DURATION.fullmatch(str(text).strip())
     if found is None:
-        raise typer.BadParameter(f"{text!r} is no duration; give seconds, or 500ms, 30s, 5m, 2h, 1d")
+        raise typer.BadParameter(f"{text!r} is not a duration; give seconds, or 500ms, 30s, 5m, 2h, 1d")
     return float(found[1]) * _SECONDS[found[2]]
 
 
 def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
-    """`key=value`, each; a value may have further equals signs in it."""
+    """Each is `key=value`. The value may contain equals signs."""
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not key.strip() or not equals:
-            raise typer.BadParameter(f"{text!r} is no pair; give KEY=VALUE")
+            raise typer.BadParameter(f"{text!r} is not a pair; give KEY=VALUE")
         pairs[key.strip()] = value
     return pairs

@@ -35,11 +35,13 @@ from scheduler.telemetry.host import Telemetry
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 5.0  # unless drain_s is set: somebody sits before it and waits
+DRAIN_S = 5.0
+"""The default of drain_s here: somebody is waiting at the terminal."""
 LISTEN_AGAIN_S = 1.0
 ECHO_DELAY_S = 0.05
-"""The echo's time for a word."""
-USUAL_PORT = 6379  # where clients look that have not been told otherwise
+"""Seconds per word of the echo."""
+USUAL_PORT = 6379
+"""The port of the default redis_url."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -49,34 +51,37 @@ def dev(
     port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65_535, help="Port of the private server; by default 6379 or, if that is taken, any."
+            min=1, max=65_535, help="Port of the private server. Default: 6379, or any if that is in use."
         ),
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Where the private server keeps its data; by default nowhere.", metavar="FOLDER"),
+        typer.Option(
+            help="Folder for the private server's data. Default: none; the data is lost at the end.",
+            metavar="FOLDER",
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show events.")] = False,
 ) -> None:
     """Run a private server and a worker in one process.
 
     If a Redis is configured, it is used instead of a private server. Ctrl-C lets running jobs finish; a
-    second Ctrl-C ends everything at once.
+    second Ctrl-C stops everything at once.
     """
     at = session(ctx)
     settings = at.settings
     if "redis_url" in settings.model_fields_set and settings.redis_url.get_secret_value() != EMBEDDED:
         if port is not None or data_dir is not None:
             raise ConfigError(
-                "--port and --data-dir are for the private server, but redis_url is set: leave out either"
+                "--port and --data-dir are for the private server, but redis_url is set: leave one out"
             )
         _run_until_signalled(_serve(at, settings.redis_url.get_secret_value(), quiet=quiet))
         return
     with EmbeddedServer(data_dir or settings.data_dir, port=port or USUAL_PORT) as server:
         if port is not None and _port(server.url) != port:
             raise ConfigError(
-                f"--port {port}: the server could only be had on {_port(server.url)}; "
-                "leave the option out, or stop what listens there"
+                f"--port {port}: is not available; the server got {_port(server.url)}: "
+                "leave out the option, or stop the program that uses the port"
             )
         _run_until_signalled(_serve(at, server.url, private=True, quiet=quiet))
 
@@ -86,7 +91,7 @@ def _port(url: str) -> int:
 
 
 def _run_until_signalled(work: Coroutine[Any, Any, None]) -> None:
-    """Run until a signal comes, which is the way this is meant to end: it cleans up and returns."""
+    """Run until a signal comes, the normal way to end; it cleans up and returns."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_until_signalled(work))
 
@@ -106,7 +111,7 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
 
     def end(number: int) -> None:
         if received:
-            # The kernel closes the connection to the private server, which ends with it.
+            # The kernel closes the connection to the private server, which then ends.
             os._exit(128 + number)
         received.append(number)
         task.cancel()
@@ -121,7 +126,7 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _load(at: Session) -> Settings:
-    """The settings. Where no route is configured, the echo takes its time, so that its answers stream."""
+    """The settings. If no route is configured, the echo is slow enough for its answers to stream."""
     settings = at.load()
     if "routes" in settings.model_fields_set:
         return settings
@@ -132,7 +137,7 @@ def _load(at: Session) -> Settings:
 async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -> None:
     settings = _load(at)
     shown = console(stderr=True)
-    # What it shows beside its log is for people anyway.
+    # Its other output is for people as well.
     set_up("human" if settings.log_format == "auto" else settings.log_format, settings.log_level)
     redis = open_redis(url, timeout_s=settings.redis_timeout_s)
     async with AsyncExitStack() as stack:
@@ -161,30 +166,30 @@ def _say_how_to_use(
     shown: Console, settings: Settings, queue: PromptQueue, url: str, *, private: bool
 ) -> None:
     model = next(iter(settings.routes))
-    # A configured Redis is found by the other terminal as well, and its URL may hold a password.
+    # The other terminal finds a configured Redis by itself, and the URL may contain a password.
     where = f" --redis-url {url}" if private else ""
     name = "" if settings.queue == "default" else f" --queue {settings.queue}"
     usual = not private or _port(url) == USUAL_PORT
     lines = [
         "",
         f"Redis at {mask(url)}",
-        *([] if usual else [f"That is not {USUAL_PORT}, where clients look: they have to be told."]),
+        *([] if usual else [f"This is not the default port, {USUAL_PORT}: clients need the URL."]),
         "Try, in other terminals:",
         "",
         f"    prompt-scheduler{where}{name} enqueue 'Why is the sky blue?' --model {model} --stream",
         f"    redis-cli -u {mask(url)} PSUBSCRIBE '{queue.channel('*')}'",
         "",
-        "Ctrl-C lets running jobs finish and ends all of it; once more ends it at once.",
+        "Ctrl-C lets running jobs finish, then stops everything. Press it twice to stop at once.",
         "",
     ]
     for line in lines:
-        shown.print(line, soft_wrap=True)  # unbroken, so that a command can be copied whole
+        shown.print(line, soft_wrap=True)  # commands must be copyable
 
 
 async def _show_events(redis: Redis, queue: PromptQueue, shown: Console, *, patient: bool) -> None:
-    """A line for each event of each job, without the pieces of the answers. Runs until it is cancelled.
+    """Show one line per event of every job, without deltas. Runs until it is cancelled.
 
-    `patient`: waits while Redis is away, as the engine does.
+    `patient`: wait while Redis is away, as the engine does.
     """
     while True:
         try:

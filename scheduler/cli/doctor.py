@@ -1,4 +1,4 @@
-"""`prompt-scheduler doctor`: is all well?"""
+"""`prompt-scheduler doctor`: checks an installation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def doctor(
 ) -> None:
     """Check the settings, Redis, the endpoints and the workers.
 
-    Exits with 2 if the settings are wrong, with 1 if something else fails; a warning is no failure.
+    Exits with 2 if the settings are wrong, and with 1 if another check fails. Warnings are not failures.
     """
     findings = run(_doctor(session(ctx), show=not as_json))
     if as_json:

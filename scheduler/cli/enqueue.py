@@ -18,9 +18,7 @@ def enqueue(
     ctx: typer.Context,
     text: Annotated[
         str | None,
-        typer.Argument(
-            metavar="TEXT", help="The prompt; - reads it from standard input.", show_default=False
-        ),
+        typer.Argument(metavar="TEXT", help="The prompt; - reads standard input.", show_default=False),
     ] = None,
     *,
     file: Annotated[
@@ -29,14 +27,14 @@ def enqueue(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="With --file: write the results here, as JSON Lines."),
+        typer.Option("--output", "-o", help="With --file: write the results to this file, as JSON Lines."),
     ] = None,
     skip: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="With --file: skip the first N requests, append to --output."),
+        typer.Option(min=0, metavar="N", help="With --file: skip N requests, append to --output."),
     ] = 0,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Route to ask; required if there are several.")
+        str | None, typer.Option("--model", "-m", help="Route to use; required if there are several.")
     ] = None,
     priority: Annotated[
         int | None,
@@ -59,19 +57,19 @@ def enqueue(
     ] = None,
     deadline: Annotated[
         float | None,
-        typer.Option(parser=parse_duration, metavar="DURATION", help="Let it expire after 30s, 5m, 2h."),
+        typer.Option(parser=parse_duration, metavar="DURATION", help="Let the job expire after 30s, 5m, 2h."),
     ] = None,
     delay: Annotated[
         float | None,
         typer.Option(
-            parser=parse_duration, metavar="DURATION", help="Do not start it before this has passed."
+            parser=parse_duration, metavar="DURATION", help="Start the job after this time at the earliest."
         ),
     ] = None,
     max_attempts: Annotated[
-        int | None, typer.Option(help="Failures after which it has failed for good.")
+        int | None, typer.Option(help="Failures after which the job has failed for good.")
     ] = None,
     job_id: Annotated[
-        str | None, typer.Option(help="Your own id; enqueuing it again gives you the same job.")
+        str | None, typer.Option(help="An id of your own; enqueuing it again gives you the same job.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum length of the answer, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
@@ -80,10 +78,11 @@ def enqueue(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed, for a repeatable answer.")] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End the answer here; may be repeated."),
     ] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the job; may be repeated.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Stored with the job; may be repeated.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", "-s", help="Show the answer as it comes.")] = False,
     wait: Annotated[
@@ -92,10 +91,12 @@ def enqueue(
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=parse_duration, metavar="DURATION", help="Stop waiting after this; the job goes on."
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Stop waiting then; the job is unaffected.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON; with --stream an event a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON; with --stream, one event per line.")] = False,
 ) -> None:
     """Enqueue a prompt, or a file of them, and show the answer."""
     _check_source(text, file)

@@ -1,4 +1,4 @@
-"""Events as lines: for programs, and for people who watch."""
+"""Events as lines, for programs and for people."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ STYLES = {
 
 
 def event_fields(event: Event) -> dict[str, Any]:
-    """An event as one JSON object, as it is on the channel: without what it does not say."""
-    said: dict[str, Any] = {"id": event.id, "type": event.type}
+    """The fields of an event as on the channel, without those that are not set."""
+    fields: dict[str, Any] = {"id": event.id, "type": event.type}
     for field in dataclasses.fields(event):
         value = getattr(event, field.name)
         if isinstance(value, BaseModel):
-            said[field.name] = value.model_dump(mode="json", exclude_unset=True)
+            fields[field.name] = value.model_dump(mode="json", exclude_unset=True)
         elif not isinstance(event, Delta) or value:
-            said[field.name] = value
-    return said
+            fields[field.name] = value
+    return fields
 
 
 def event_text(event: Event) -> Text:
-    """An event in one line for people: its id, its type, what it says."""
+    """An event as one line for people: its id, its type, its details."""
     line = Text(f"{one_line(event.id):>8}  ")
     line.append(f"{event.type:<9} ", STYLES.get(event.type, ""))
     return line.append(one_line(_details(event)))
@@ -58,11 +58,11 @@ def _details(event: Event) -> str:
 
 
 def done_details(event: Done) -> str:
-    """What a result cost: tokens and time."""
+    """The cost of a result: tokens and time."""
     result = event.result
     tokens = result.usage.output_tokens
-    said = "" if tokens is None else f"{tokens} {'token' if tokens == 1 else 'tokens'}, "
-    return f"{said}{result.finish_reason}, {result.timings.total_ms / 1000:.2f} s after the enqueue"
+    counted = "" if tokens is None else f"{tokens} {'token' if tokens == 1 else 'tokens'}, "
+    return f"{counted}{result.finish_reason}, {result.timings.total_ms / 1000:.2f} s after the enqueue"
 
 
 def event_reason(event: Event) -> str:
@@ -72,28 +72,28 @@ def event_reason(event: Event) -> str:
 
 
 class AnswerPrinter:
-    """Shows an answer on standard output as it comes. What a failed attempt had said is marked as void."""
+    """Shows an answer on standard output as it comes. If an attempt fails, its text is marked as void."""
 
     def __init__(self) -> None:
-        self._said = False
+        self._in_line = False  # whether the last line is not ended
 
     def show(self, event: Event) -> None:
         """Take the next event of the job."""
         if isinstance(event, Delta) and event.text and event.index == 0:
             write_answer(event.text)
-            self._said = True
+            self._in_line = True
         elif isinstance(event, Retrying):
             self._end_line()
-            remark(f"[{event.error.message}; it starts again]")
+            remark(f"[{event.error.message}; the answer starts again]")
         elif isinstance(event, Done):
-            write_answer("\n" if self._said else event.result.text + "\n")
+            write_answer("\n" if self._in_line else event.result.text + "\n")
         elif event.terminal:
             self._end_line()
 
     def _end_line(self) -> None:
-        if self._said:
+        if self._in_line:
             write_answer("\n")
-            self._said = False
+            self._in_line = False
 
 
 class JsonLinesPrinter:

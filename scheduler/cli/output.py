@@ -1,7 +1,7 @@
-"""How things are shown: JSON for programs, tables and lines for people.
+"""Output: JSON for programs, tables and lines for people.
 
-Everything that a command prints goes through here, and is cleaned here: text from engines, prompts, keys and
-other users of Redis reaches a terminal neither as a command nor as rich's markup.
+Everything that a command prints goes through here and is cleaned here: text from engines, prompts, keys and
+other users of Redis reaches a terminal neither as control sequences nor as rich's markup.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from scheduler.printable import json_text, one_line, paragraphs
 
 SIZES = ("COLUMNS", "LINES")
 LEAST_LAST_COLUMN = 20
-"""The last column of a table may wrap, down to so many characters."""
+"""The last column of a table may wrap, down to this many characters."""
 WIDE = 250
-"""Columns where there is no terminal: nothing is to be cut off in a pipe."""
+"""The width without a terminal: nothing is cut off in a pipe."""
 
 STATE_STYLES = {
     JobState.RUNNING: "cyan",
@@ -48,19 +48,19 @@ STATE_STYLES = {
 }
 
 PRIORITY_STYLES = ("dim", "dim", "cyan", "cyan", "green", "green", "yellow", "yellow", "bold red", "bold red")
-"""A colour a level, from 0 up."""
+"""A colour for each level, from 0 up."""
 
 
-# For a terminal that does not know ours: signs of the same width.
+# Replacements of the same width, for terminals that lack these characters.
 _SIMPLER = str.maketrans("…→▸·■█▓▒░▁▂▃▄▅▆▇━╸╺─│", "~>>.###=._.-:=+*----|")
 
 
 def prepare_streams() -> None:
-    """Have the standard streams there, and never at a loss for a character."""
+    """Make sure that the standard streams exist, and that they can write any character."""
     codecs.register_error("simpler", _simpler)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started us
+        if stream is None:  # the parent process has closed it
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  it stays open
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="simpler")
@@ -74,7 +74,7 @@ def _simpler(error: UnicodeError) -> tuple[str, int]:
 
 
 def let_go_of_streams() -> None:
-    """Write no more where nobody reads, or nothing fits, also when Python ends."""
+    """Stop writing to streams that nobody reads or that are full, so that Python can end quietly."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -84,20 +84,20 @@ def let_go_of_streams() -> None:
 
 
 class CleanConsole(Console):
-    """A console that takes text as text: no markup, no emoji codes, no commands to the terminal.
+    """A console that shows text as it is: no markup, no emoji codes, no control sequences.
 
-    A string is one line. Within a `Text` line feeds stay.
+    A string is shown as one line. A `Text` keeps its line feeds.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """A string as a renderable: also that of a table's cell, before its width is taken."""
+        """A string as a renderable. Cells of tables come through here before they are measured."""
         return super().render_str(one_line(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What is about to be written, piece by piece."""
+        """Clean the segments that are about to be written."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=paragraphs(segment.text))
 
@@ -109,7 +109,7 @@ class CleanConsole(Console):
 def console(*, stderr: bool = False) -> Console:
     """A console on standard output or standard error."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    # COLUMNS=0 is what some programs leave behind that know no size.
+    # Programs that do not know the size leave COLUMNS=0 behind.
     environ = {name: value for name, value in os.environ.items() if name not in SIZES or value.strip("0")}
     return CleanConsole(
         stderr=stderr, width=None if terminal else WIDE, soft_wrap=not terminal, _environ=environ
@@ -117,12 +117,12 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def say(line: str) -> None:
-    """One line on standard output."""
+    """Write one line to standard output."""
     typer.echo(one_line(line))
 
 
 def remark(line: str) -> None:
-    """One line on standard error. Where nobody reads that, nothing is said, and the exit code stands."""
+    """Write one line to standard error. If that is closed, nothing is written; the exit code remains."""
     try:
         typer.echo(one_line(line), err=True)
     except OSError:
@@ -130,33 +130,33 @@ def remark(line: str) -> None:
 
 
 def complain(message: str, *more: str) -> None:
-    """Say what went wrong: one line on standard error, and below it what somebody else has said about it."""
+    """Write an error to standard error, and below it lines with details."""
     remark(f"prompt-scheduler: {message}")
     for line in more:
         remark(f"    {line}")
 
 
 def write_answer(text: str) -> None:
-    """A piece of an answer on standard output, at once.
+    """Write a piece of an answer to standard output, at once.
 
-    As it is where that is a file or a pipe, so that programs get what the engine said.
+    A file or a pipe gets it unchanged, so that programs see exactly the engine's text.
     """
     sys.stdout.write(paragraphs(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:
-    """One JSON document."""
+    """Write one JSON document."""
     typer.echo(json_text(orjson.dumps(_plain(value), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)))
 
 
 def print_json_line(value: Any) -> None:
-    """One JSON document on a line of its own."""
+    """Write one JSON document on a line of its own."""
     typer.echo(json_line(value))
 
 
 def json_line(value: Any) -> bytes:
-    """One line of JSON Lines, without its end."""
+    """A value as one line of JSON Lines, without the line feed."""
     return json_text(orjson.dumps(_plain(value), option=orjson.OPT_NON_STR_KEYS))
 
 
@@ -171,7 +171,7 @@ def _plain(value: Any) -> Any:
 
 
 def table(*columns: str, right: str = "") -> Table:
-    """A table with these columns; those that `right` names are aligned to the right."""
+    """A table with these columns. Those named in `right` are aligned to the right."""
     to_the_right = right.split()
     made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for column in columns:
@@ -180,7 +180,7 @@ def table(*columns: str, right: str = "") -> Table:
 
 
 def print_table(shown: Table) -> None:
-    """A table. Where the terminal is too narrow, each row becomes a paragraph, and nothing is cut off."""
+    """Write a table. If the terminal is too narrow, each row becomes a paragraph, so nothing is cut off."""
     out = console()
     options = out.options.update_width(WIDE)
     last = max(Measurement.get(out, options, cell).maximum for cell in ("", *shown.columns[-1].cells))
@@ -191,8 +191,8 @@ def print_table(shown: Table) -> None:
     names = [str(column.header) for column in shown.columns]
     for first, *others in zip(*(column.cells for column in shown.columns), strict=True):
         out.print(_text(first, "bold"))
-        said = (_pair(name, _text(cell)) for name, cell in zip(names[1:], others, strict=True))
-        out.print(Padding(Text("  ").join(pair for pair in said if pair), (0, 0, 0, 2)))
+        pairs = (_pair(name, _text(cell)) for name, cell in zip(names[1:], others, strict=True))
+        out.print(Padding(Text("  ").join(pair for pair in pairs if pair), (0, 0, 0, 2)))
 
 
 def _pair(name: str, value: Text) -> Text:
@@ -204,13 +204,13 @@ def _text(cell: RenderableType, style: str = "") -> Text:
 
 
 def print_fields(rows: Iterable[tuple[str, Any]]) -> None:
-    """Names and values, one below the other; those without a value are left out."""
+    """Write names and values, one pair per line. Pairs without a value are left out."""
     given = [(name, value) for name, value in rows if value is not None]
     width = max(len(name) for name, _ in given)
     shown = console()
     for name, value in given:
-        said = value if isinstance(value, Text) else Text(one_line(str(value)))
-        shown.print(Text.assemble((f"{name:<{width}}  ", "bold"), said))
+        text = value if isinstance(value, Text) else Text(one_line(str(value)))
+        shown.print(Text.assemble((f"{name:<{width}}  ", "bold"), text))
 
 
 def state_text(state: JobState | None) -> Text:
@@ -219,13 +219,13 @@ def state_text(state: JobState | None) -> Text:
 
 
 def priority_text(priority: int) -> str:
-    """A priority with its name, where it has one: `7 high`."""
+    """A priority with its name, if it has one: `7 high`."""
     names = {int(one): one.name.lower() for one in Priority}
     return f"{priority} {names[priority]}" if priority in names else str(priority)
 
 
 def age(seconds: float | None) -> str:
-    """A duration in two figures: `4.2 s`, `12 min`, `3.5 h`."""
+    """A duration in two digits: `4.2 s`, `12 min`, `3.5 h`."""
     if seconds is None:
         return "-"
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
@@ -236,7 +236,7 @@ def age(seconds: float | None) -> str:
 
 
 def moment(ms: int | None) -> str | None:
-    """A time for people, in this machine's zone."""
+    """A time for people, in this machine's time zone."""
     if ms is None:
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]

@@ -1,4 +1,4 @@
-"""What one invocation of the command line works with: its settings and its client."""
+"""One invocation of the command line: its settings, its client, its signals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Session:
-    """The global options; None where one is not given."""
+    """The global options; None for those that are not given."""
 
     redis_url: str | None = None
     queue: str | None = None
@@ -34,7 +34,7 @@ class Session:
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings, with the options over them, as they were when they were first asked for.
+        """The settings, overridden by the options. They are read once, on first use.
 
         Raises:
             ConfigError: they are wrong.
@@ -42,7 +42,7 @@ class Session:
         return self.load()
 
     def load(self) -> Settings:
-        """Read the settings anew.
+        """Read the settings again.
 
         Raises:
             ConfigError: they are wrong.
@@ -53,10 +53,10 @@ class Session:
 
     @property
     def server_url(self) -> str:
-        """Where Redis listens; an embedded server has to be running already.
+        """The URL of Redis. An embedded server must be running already.
 
         Raises:
-            ConfigError, RedisUnavailable: there is none to be found.
+            ConfigError, RedisUnavailable: there is no such server.
         """
         url = self.settings.redis_url.get_secret_value()
         if url == EMBEDDED:
@@ -65,13 +65,13 @@ class Session:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AsyncClient]:
-        """A connected client, with redis-py's errors raised as those of this package."""
+        """A connected client. Raises redis-py's errors as this package's."""
         async with AsyncClient(self.server_url, settings=self.settings) as client:
             with redis_errors(client.redis_url):
                 yield client
 
     def export(self, environ: MutableMapping[str, str] = os.environ) -> None:
-        """Put the options into an environment, for code that reads its settings from there."""
+        """Put the options into an environment, for code that reads its settings there."""
         for name, value in (
             (f"{ENV_PREFIX}REDIS_URL", self.redis_url),
             (f"{ENV_PREFIX}QUEUE", self.queue),
@@ -89,7 +89,7 @@ def session(ctx: typer.Context) -> Session:
 
 @contextmanager
 def redis_errors(url: str) -> Iterator[None]:
-    """Raise redis-py's errors as those of this package, and leave those of files and pipes alone."""
+    """Raise redis-py's errors as this package's; leave errors of files and pipes alone."""
     try:
         yield
     except RedisError as error:
@@ -97,7 +97,7 @@ def redis_errors(url: str) -> Iterator[None]:
 
 
 class _Ended(Exception):
-    """A signal has asked for the end."""
+    """A signal has asked the command to end."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -108,7 +108,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
-        typer.Exit: after another signal, with the code by which a shell tells it.
+        typer.Exit: after another signal, with the exit code that shells use for it.
     """
     try:
         return asyncio.run(_until_signalled(work))
@@ -126,7 +126,7 @@ async def _until_signalled(work: Coroutine[Any, Any, T]) -> T:
             task.cancel()
 
     def interrupt(number: int, _: object) -> None:
-        """Cancel between two turns of the loop: within one, `asyncio.timeout(0)` takes it for its own."""
+        """Cancel between two turns of the loop: within one, `asyncio.timeout(0)` would swallow it."""
         if received:
             raise KeyboardInterrupt
         received.append(number)

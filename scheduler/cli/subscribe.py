@@ -19,13 +19,13 @@ def subscribe(
     *,
     after: Annotated[
         str | None,
-        typer.Option(metavar="EVENT_ID", help="Only the events after this one.", show_default=False),
+        typer.Option(metavar="EVENT_ID", help="Show only the events after this one.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Show JSON, one event a line.")] = False,
 ) -> None:
-    """Show the events of a job: those that were, then those to come.
+    """Show the events of a job: past ones first, then new ones as they come.
 
-    Ends with the job, and exits with 0 if that is done, else with 1.
+    Ends with the job. Exits with 0 if the job is done, else with 1.
     """
     last = run(_subscribe(session(ctx), job_id, after, as_json=as_json))
     if not isinstance(last, Done):

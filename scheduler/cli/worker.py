@@ -12,14 +12,14 @@ from scheduler.cli.session import redis_errors, session
 def worker(
     ctx: typer.Context,
     *,
-    burst: Annotated[bool, typer.Option("--burst", help="Exit once nothing is left to do.")] = False,
+    burst: Annotated[bool, typer.Option("--burst", help="Exit when no jobs are left.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Check the health of a running worker process, and exit.")
+        bool, typer.Option("--check", help="Check the health of a running worker process and exit.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Run a worker process, as `arq scheduler.WorkerSettings` does."""
-    from arq.cli import cli as arq  # noqa: PLC0415  the other commands do without
+    from arq.cli import cli as arq  # noqa: PLC0415  other commands start faster without it
 
     at = session(ctx)
     at.export()

@@ -232,26 +232,24 @@ def test_operators_see_who_is_held_back_and_until_when(
     assert program.json("admin", "queue", "status")["held"] == 1
 
 
-def test_operators_find_and_mend_what_does_not_fit_together(
-    program: Program, client: Client, valkey_url: str
-) -> None:
+def test_operators_find_and_repair_problems(program: Program, client: Client, valkey_url: str) -> None:
     job = client.enqueue("lost")
-    assert program("admin", "audit").stdout.startswith("All fits together: 1 jobs, ")
+    assert program("admin", "audit").stdout.startswith("No problems: 1 jobs, ")
     with redis.Redis.from_url(valkey_url) as server:
         server.delete("ps:{default}:w:5:echo")
         server.set("ps:{default}:d:nobody", "gone")
     found = program("admin", "audit")
     assert found.exit_code == 1
-    assert "a live job that stands nowhere, and would never run" in found.stdout
+    assert "a live job that is in no list, and would never run" in found.stdout
     assert job.id in found.stdout
-    assert "Nothing was changed; --repair mends it." in found.stderr
+    assert "Nothing was changed; --repair fixes these." in found.stderr
     as_json = program("admin", "audit", "--json")
     counts = {"no_home": 1, "dedup_without_owner": 1, "count": 2, "bitmap": 1}
     assert (as_json.exit_code, json.loads(as_json.stdout)["counts"]) == (1, counts)
 
     mended = program("admin", "audit", "--repair")
     assert mended.exit_code == 0, mended.stderr
-    assert "put back at its own place" in mended.stdout
+    assert "put back at its own position" in mended.stdout
     assert program.json("admin", "audit")["problems"] == []
     assert program.json("admin", "queue", "status")["waiting"] == 1
 
@@ -268,11 +266,11 @@ def test_operators_see_that_an_endpoint_has_asked_to_be_left_alone(
             assert time.monotonic() < deadline, status
             time.sleep(0.1)
         assert 0 < status["endpoints"][0]["usable_in_s"] <= 60
-        assert re.search(r"closed, left alone \d+", program("admin", "queue", "status").stdout)
+        assert re.search(r"closed, unused for \d+", program("admin", "queue", "status").stdout)
         assert client.job(job.id).info().failures == 0
         waiting = client.enqueue("another")
         shown = program("admin", "jobs", "show", waiting.id).stdout
-        assert re.search(r"^trouble +endpoint echo\.0 is closed, left alone \d+", shown, re.MULTILINE), shown
+        assert re.search(r"^trouble +endpoint echo\.0 is closed, unused for \d+", shown, re.MULTILINE), shown
 
 
 def test_what_destroys_asks_first(program: Program, client: Client) -> None:
@@ -280,7 +278,7 @@ def test_what_destroys_asks_first(program: Program, client: Client) -> None:
     asked = program("admin", "jobs", "cancel", jobs[0].id, stdin="y\n")
     assert asked.exit_code == 2
     assert "Cancel waiting job" in asked.stderr
-    assert "give --yes" in asked.stderr
+    assert "add --yes" in asked.stderr
     assert asked.stderr.count("\n") == 1
     assert jobs[0].info().state is JobState.WAITING
     assert program("admin", "jobs", "cancel", jobs[0].id, "--yes").exit_code == 0
@@ -320,7 +318,7 @@ def test_at_a_terminal_the_question_is_answered(
     assert job.info().state is (JobState.CANCELLED if code == 0 else JobState.WAITING)
 
 
-def test_dead_letters_are_seen_changed_run_again_and_forgotten(
+def test_dead_letters_are_seen_changed_run_again_and_deleted(
     client: Client, start_worker: StartWorker, program: Program
 ) -> None:
     refusing = '[[routes.echo.endpoints]]\nbackend = "echo"\noptions = { fail_text = "forbidden" }\n'
@@ -351,13 +349,13 @@ def test_dead_letters_are_seen_changed_run_again_and_forgotten(
     assert done == {"requeued": [jobs[0].id], "refused": {}, "left_out": 0}
     assert client.job(jobs[0].id).result(timeout_s=SOON_S).text == "allowed"
     again = program("admin", "dead", "requeue", jobs[0].id)
-    assert (again.exit_code, again.stdout) == (1, "0 run again; 1 are no dead letters, or none any more\n")
+    assert (again.exit_code, again.stdout) == (1, "0 run again; 1 are not dead letters (any more)\n")
     both = program.json("admin", "dead", "requeue", "--tenant", "t1", "--set", "prompt=fine", "--yes")
     assert both["requeued"] == [jobs[1].id, jobs[3].id], "the oldest first"
 
     assert program("admin", "dead", "purge", "--all").exit_code == 2
     assert program.json("admin", "dead", "purge", "--older-than", "1h", "--yes") == {"purged": 0}
-    assert program("admin", "dead", "purge", "--all", "--yes").stdout == "2 forgotten\n"
+    assert program("admin", "dead", "purge", "--all", "--yes").stdout == "2 deleted\n"
     assert program("admin", "dead", "show", jobs[2].id).exit_code == 2
     assert program.json("admin", "queue", "status")["totals"]["dead_purged"] == 2
 

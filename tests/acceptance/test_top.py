@@ -134,7 +134,7 @@ def test_q_leaves_and_the_terminal_is_as_it_was(busy_url: str) -> None:
     with Terminal(*top(busy_url)) as terminal:
         began = terminal.expect("request_rejected")
         assert TAKEN in began
-        assert "q leaves  p holds" in began
+        assert "q quits  p freezes" in began
         terminal.type("xq")
         assert terminal.given_back() == 0
         assert terminal.rest.strip() == "", "it leaves nothing behind"
@@ -173,14 +173,14 @@ def test_ctrl_z_gives_the_terminal_back_until_fg(valkey_url: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["p", " "])
-def test_a_held_picture_stays_until_it_is_let_go(valkey_url: str, key: str) -> None:
+def test_a_frozen_picture_stays_until_it_is_resumed(valkey_url: str, key: str) -> None:
     with Terminal(*top(valkey_url)) as terminal, Client(valkey_url) as client:
         terminal.expect("no lane yet")
         terminal.type(key)
-        terminal.expect("held, p goes on")
+        terminal.expect("frozen, p resumes")
         client.enqueue("hello", model="echo")
         terminal.resize(100, 30)  # it is drawn anew, and is the same
-        assert " echo " not in terminal.expect("held, p goes on.*no lane yet")
+        assert " echo " not in terminal.expect("frozen, p resumes.*no lane yet")
         terminal.type(key)
         terminal.expect(" echo ")
         terminal.type("q")
@@ -233,7 +233,7 @@ def test_keys_are_heard_while_redis_is_silent(lone: LoneServer) -> None:
 def test_a_wrong_interval_is_a_mistake(valkey_url: str, interval: str) -> None:
     done = run(valkey_url, f"--interval={interval}")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"prompt-scheduler: .*(no duration|100ms to 1d).*--help\n", done.stderr), done.stderr
+    assert re.fullmatch(r"prompt-scheduler: .*(a duration|100ms to 1d).*--help\n", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("flag", ["--once", "--json"])

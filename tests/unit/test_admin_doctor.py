@@ -80,7 +80,7 @@ async def test_a_server_near_its_limit_is_noticed(redis: Redis, valkey_url: str)
 
 async def test_snapshots_and_an_append_only_file_are_told_apart(redis: Redis, valkey_url: str) -> None:
     await redis.config_set("save", "900 1")
-    assert "snapshots alone" in (await findings(valkey_url))["persistence"].message
+    assert "only snapshots" in (await findings(valkey_url))["persistence"].message
     await redis.config_set("appendonly", "yes")
     assert (await findings(valkey_url))["persistence"].level is OK
 
@@ -227,10 +227,10 @@ async def test_waiting_work_that_nobody_will_do_is_noticed(redis: Redis, valkey_
     await redis.zadd(queue.keys.fixed("dead"), {"y": 1})
     found = await findings(valkey_url)
     assert found["workers"].message == "1 live, 3 jobs running"
-    assert "no live worker serves it" in found["lane orphan"].message
+    assert "no live worker process serves it" in found["lane orphan"].message
     assert found["lane stopped"].fix == "prompt-scheduler admin queue resume stopped"
     assert found["garbage"].level is WARN
-    assert found["dead"].message == "failed jobs that are kept: 1"
+    assert found["dead"].message == "failed jobs kept: 1"
     assert found["serving echo"].level is WARN, "a route of these settings"
     assert "serving stopped" not in found
 

@@ -20,7 +20,7 @@ async def q() -> AsyncIterator[QueueDriver]:
 
 
 async def test_lanes_are_those_of_routes_and_of_jobs(q: QueueDriver) -> None:
-    with pytest.raises(InvalidRequest, match="nothing has been put into the queue yet"):
+    with pytest.raises(InvalidRequest, match="nothing has been enqueued yet"):
         await known_lanes(q.queue, "chat")
     await q.configure()
     await q.enqueue(new_job("a", lane="code"))

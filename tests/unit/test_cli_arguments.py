@@ -62,7 +62,7 @@ def test_duration_has_a_unit(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "5w", "1e3", "nan"])
 def test_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="no duration"):
+    with pytest.raises(typer.BadParameter, match="not a duration"):
         parse_duration(text)
 
 
@@ -75,8 +75,8 @@ def test_no_duration_is_refused(text: str) -> None:
         (["hello", "--output", "x"], "--output is for --file"),
         (["--file", "x.jsonl", "--stream"], "leave out --file"),
         (["--file", "no-such-file.jsonl"], "cannot be read"),
-        (["hello", "--priority", "urgent"], "is no priority"),
-        (["hello", "--deadline", "soon"], "is no duration"),
+        (["hello", "--priority", "urgent"], "is not a priority"),
+        (["hello", "--deadline", "soon"], "is not a duration"),
         (["hello", "--max-attempts", "0"], "max_attempts: "),
         (["hello", "--temperature", "-1"], "params.temperature: "),
         (["hello", "--dedup", "window"], "needs a dedup_key"),
@@ -197,7 +197,7 @@ def test_pairs_are_split_at_the_first_equals_sign() -> None:
 def test_what_destroys_asks_whoever_sits_at_the_terminal(
     answer: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.cli.admin.common.somebody_can_answer", lambda: True)
+    monkeypatch.setattr("scheduler.cli.admin.common.is_interactive", lambda: True)
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))
     if goes_on:
         confirm("Sure?", yes=False)
@@ -208,7 +208,7 @@ def test_what_destroys_asks_whoever_sits_at_the_terminal(
 
 def test_nobody_at_the_terminal_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
-    with pytest.raises(typer.BadParameter, match=r"^Sure\? .* give --yes"):
+    with pytest.raises(typer.BadParameter, match=r"^Sure\? .* add --yes"):
         confirm("Sure?", yes=False)
     confirm("Sure?", yes=True)
 

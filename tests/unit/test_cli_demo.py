@@ -79,18 +79,18 @@ JOBS = [job("a", 9, 100), job("b", 1, 2000)]
 
 
 def verdicts(answers: list[dict[str, Any]], jobs: list[JobInfo]) -> list[bool]:
-    return [check.kept for check in judge(answers, jobs, echoes=True, elapsed_s=1)]
+    return [check.passed for check in judge(answers, jobs, echoes=True, elapsed_s=1)]
 
 
 def test_all_promises_kept() -> None:
     checks = judge(ANSWERS, JOBS, echoes=True, elapsed_s=2)
-    assert [check.kept for check in checks] == [True] * 4
+    assert [check.passed for check in checks] == [True] * 4
     assert [check.claim for check in checks] == [
         "3 prompts sent, 3 answered",
         "2 of them different, 2 runs; 1 duplicates shared one and got its text",
         (
             "urgent ones first; mean wait: critical 0.1 s, background 2.0 s; "
-            "mean place at the finish: critical 1, background 2"
+            "mean rank at the finish: critical 1, background 2"
         ),
         "answers streamed: 6 tokens in 4 pieces and 2.0 s, 3 tokens a second",
     ]

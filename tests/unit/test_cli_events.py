@@ -32,9 +32,9 @@ FAILED = Failed(id="2-9", job_id="j", attempt=2, error=ERROR)
         (
             [delta("on"), RETRYING, delta("one"), done("one")],
             "on\none\n",
-            "[the engine is busy; it starts again]\n",
+            "[the engine is busy; the answer starts again]\n",
         ),
-        ([RETRYING, done("one")], "one\n", "[the engine is busy; it starts again]\n"),
+        ([RETRYING, done("one")], "one\n", "[the engine is busy; the answer starts again]\n"),
         ([delta("on"), FAILED], "on\n", ""),
         ([delta("one"), delta("another choice", index=1), done("one")], "one\n", ""),
     ],

@@ -162,7 +162,7 @@ def test_picture_in_80_columns() -> None:
 
  ENDPOINT BACKEND IN FLIGHT                 BREAKER               LAST ERROR
  chat.0   vllm     48 of 64 ■■■■■■■■■■■···· closed
- chat.1   openai     0 of 8 ··············· open, left alone 28 s cannot connect
+ chat.1   openai     0 of 8 ··············· open, unused for 28 s cannot connect
 
  WORKER    HOST  RUNNING                    UP
  box:12:aa box  40 of 64 ■■■■■■■■■■······ 60 s
@@ -218,11 +218,11 @@ def test_what_matters_is_not_cut() -> None:
 
 
 def test_sections_that_find_no_place_are_left_out_whole() -> None:
-    assert share_out([5, 5, 5], room=18) == [6, 6, 6]
-    assert share_out([5, 5, 5], room=14) == [5, 5, 4]
-    assert share_out([20, 3, 5], room=20) == [10, 4, 6], "what one has no need of, others get"
-    assert share_out([5, 5, 5], room=9) == [5, 4, 0]
-    assert share_out([5, 5, 5], room=3) == [0, 0, 0]
+    assert share_out([5, 5, 5], lines=18) == [6, 6, 6]
+    assert share_out([5, 5, 5], lines=14) == [5, 5, 4]
+    assert share_out([20, 3, 5], lines=20) == [10, 4, 6], "lines that one does not need go to others"
+    assert share_out([5, 5, 5], lines=9) == [5, 4, 0]
+    assert share_out([5, 5, 5], lines=3) == [0, 0, 0]
     drawn = lines(CROWD, height=11)
     assert line_of(drawn, "more") == " … 38 more"
     assert not any("ENDPOINT" in line for line in drawn)
@@ -265,21 +265,21 @@ def test_picture_says_that_redis_is_away_and_keeps_what_it_knew() -> None:
     line_of(drawn, "chat", "1,022")
     assert "Redis is away: no Redis answers at redis://box" in summary(watch.frame)
     assert watch.frame.document()["away"] == "no Redis answers at redis://box"
-    watch.see(snapshot(taken_at_s=12.0))
+    watch.add(snapshot(taken_at_s=12.0))
     assert "away" not in " ".join(lines(watch.frame))
     assert watch.frame.document()["away"] is None
 
 
-def test_title_says_how_to_leave_and_that_the_picture_is_held() -> None:
-    assert lines(keys=True)[0].endswith("q leaves  p holds")
+def test_title_says_how_to_leave_and_that_the_picture_is_frozen() -> None:
+    assert lines(keys=True)[0].endswith("q quits  p freezes")
     assert "q leaves" not in lines()[0], "nobody can type"
     watch = Watch(snapshot(), interval_s=2.5)
     assert watch.freeze() is True
-    assert "every 2.5 s   held, p goes on" in lines(watch.frame, keys=True)[0]
-    watch.see(snapshot(status=status(waiting=9999)))  # it was on its way
+    assert "every 2.5 s  frozen, p resumes" in lines(watch.frame, keys=True)[0]
+    watch.add(snapshot(status=status(waiting=9999)))  # it was on its way
     assert "9,999" not in " ".join(lines(watch.frame))
     assert watch.freeze() is False
-    assert "held, p" not in lines(watch.frame, keys=True)[0]
+    assert "frozen, p" not in lines(watch.frame, keys=True)[0]
 
 
 def test_line_for_a_pipe() -> None:
@@ -323,7 +323,7 @@ def test_counts_that_began_anew_tell_no_rate() -> None:
     assert rates(counted(10.0, done=1), counted(10.0, done=2)) is None, "no time has passed"
     watch = Watch(counted(1.0, done=40), interval_s=1)
     for at_s, done in ((2.0, 50), (3.0, 0), (4.0, 7)):
-        watch.see(counted(at_s, done=done))
+        watch.add(counted(at_s, done=done))
     assert watch.frame.rates == {"done": 7.0}
     assert watch.frame.trend == ({"done": 10.0}, {"done": 7.0}), "no dip, no peak"
 
@@ -331,14 +331,14 @@ def test_counts_that_began_anew_tell_no_rate() -> None:
 def test_rates_span_the_time_in_which_redis_was_away() -> None:
     watch = Watch(counted(1.0, done=40), interval_s=1)
     watch.miss("gone")
-    watch.see(counted(11.0, done=60))
+    watch.add(counted(11.0, done=60))
     assert watch.frame.rates == {"done": 2.0}
 
 
 def test_trend_is_bounded() -> None:
     watch = Watch(counted(0.0, done=0), interval_s=1)
     for at in range(1, 2 * TREND):
-        watch.see(counted(float(at), done=at * at))
+        watch.add(counted(float(at), done=at * at))
     assert len(watch.frame.trend) == TREND
     assert watch.frame.trend[-1] == watch.frame.rates
 

@@ -1,4 +1,4 @@
-"""`prompt-scheduler admin`: what operators see and change."""
+"""`prompt-scheduler admin`: see and change the queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`prompt-scheduler admin audit`: whether all in Redis fits together."""
+"""`prompt-scheduler admin audit`: finds and repairs inconsistent data in Redis."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SHOWN = 50
 def audit(
     ctx: typer.Context,
     *,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what is found.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair the problems.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what does not fit together in Redis.
+    """Find inconsistent data in Redis.
 
-    Jobs without a home, leases without jobs, dedup keys without owners, keys that never go. The queue may go
-    on meanwhile. Exits with 1 if something was found and not mended.
+    Jobs that are in no list, leases without jobs, dedup keys without owners, keys that never expire. The
+    queue may be in use meanwhile. Exits with 1 if there are problems that were not repaired.
     """
     report = run(_audit(session(ctx), repair=repair))
     left = sum(n for kind, n in report.counts.items() if not repair or kind == "unknown_key")
@@ -51,15 +51,15 @@ async def _audit(at: Session, *, repair: bool) -> AuditReport:
 
 def _show(report: AuditReport, *, repair: bool) -> None:
     if not report.counts:
-        say(f"All fits together: {report.jobs:,} jobs, {report.keys:,} keys.")
+        say(f"No problems: {report.jobs:,} jobs, {report.keys:,} keys.")
         return
     shown = table("found", "where", "", right="")
     for one in report.problems[:SHOWN]:
-        meaning, mended = PROBLEMS[one.kind]
-        shown.add_row(meaning, one.where, mended if repair else "")
+        meaning, remedy = PROBLEMS[one.kind]
+        shown.add_row(meaning, one.where, remedy if repair else "")
     print_table(shown)
     found = sum(report.counts.values())
     if found > SHOWN:
         say(f"… and {found - SHOWN:,} more; see --json")
     if not repair:
-        remark("Nothing was changed; --repair mends it.")
+        remark("Nothing was changed; --repair fixes these.")

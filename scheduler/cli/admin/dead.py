@@ -20,7 +20,7 @@ from scheduler.admin import (
 )
 from scheduler.admin.dead import Requeued
 from scheduler.cli.admin.common import AsJson, Limit, Yes, confirm
-from scheduler.cli.admin.jobs import print_job
+from scheduler.cli.admin.job_text import print_job
 from scheduler.cli.arguments import parse_duration, parse_pairs
 from scheduler.cli.output import age, complain, print_json, print_table, remark, say, table
 from scheduler.cli.session import Session, run, session
@@ -44,7 +44,7 @@ OlderThan: TypeAlias = Annotated[
         "--older-than",
         parser=parse_duration,
         metavar="DURATION",
-        help="Only what failed longer ago.",
+        help="Only jobs that failed longer ago.",
         show_default=False,
     ),
 ]
@@ -112,7 +112,7 @@ def show(
         return
     print_job(job)
     if request is None:
-        say("the request has gone, or is damaged")
+        say("the stored request is gone, or damaged")
     else:
         print_json(request)
 
@@ -137,29 +137,29 @@ def requeue(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Change the request, as params.max_tokens=100; JSON or text, null takes it out.",
+            help="Change the request: params.max_tokens=100. JSON or text; null removes it.",
             show_default=False,
         ),
     ] = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let dead letters run again.
+    """Run dead letters again.
 
-    The oldest go first, and their failures are forgotten. Changing its request takes a job its dedup key.
+    The oldest go first, and their failures are reset. A job whose request is changed loses its dedup key.
     """
     at = session(ctx)
     which = DeadFilter(lane=lane, tenant=tenant, error=error, older_than_s=older_than)
     edit = {path: _value(text) for path, text in parse_pairs(changes or ()).items()}
     ids = _chosen(at, job_ids, which, every=every)
     if not job_ids and ids:
-        confirm(f"Let {len(ids):,} failed jobs run again?", yes=yes)
+        confirm(f"Run {len(ids):,} failed jobs again?", yes=yes)
     outcome = run(_requeue(at, ids, edit))
     left_out = len(ids) - len(outcome.requeued) - len(outcome.refused)
     if as_json:
         print_json({"requeued": outcome.requeued, "refused": outcome.refused, "left_out": left_out})
     else:
-        gone = f"; {left_out:,} are no dead letters, or none any more" if left_out else ""
+        gone = f"; {left_out:,} are not dead letters (any more)" if left_out else ""
         say(f"{len(outcome.requeued):,} run again{gone}")
         for job_id, why in outcome.refused.items():
             complain(f"{job_id}: {why}")
@@ -185,17 +185,17 @@ def purge(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Forget dead letters for good."""
+    """Delete dead letters for good."""
     at = session(ctx)
     which = DeadFilter(lane=lane, tenant=tenant, error=error, older_than_s=older_than)
     ids = _chosen(at, job_ids, which, every=every)
     if ids:
-        confirm(f"Forget {len(ids):,} failed jobs for good?", yes=yes)
+        confirm(f"Delete {len(ids):,} failed jobs for good?", yes=yes)
     purged = run(_purge(at, ids))
     if as_json:
         print_json({"purged": purged})
     else:
-        say(f"{purged:,} forgotten")
+        say(f"{purged:,} deleted")
     if job_ids and purged < len(ids):
         raise typer.Exit(1)
 
@@ -206,7 +206,7 @@ async def _purge(at: Session, job_ids: list[str]) -> int:
 
 
 def _chosen(at: Session, job_ids: list[str] | None, which: DeadFilter, *, every: bool) -> list[str]:
-    """The jobs that are named, or all that a filter takes; exactly one of the ways has to be used."""
+    """The jobs that are named, or those that a filter selects. Exactly one of the ways must be used."""
     if sum((bool(job_ids), which != DeadFilter(), every)) != 1:
         raise typer.BadParameter("give job ids, or --lane, --tenant, --error, --older-than, or --all")
     return list(dict.fromkeys(job_ids)) if job_ids else run(_ids(at, which))

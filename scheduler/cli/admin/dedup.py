@@ -24,9 +24,9 @@ from scheduler.queue.inspection.dedup_keys import list_dedup_keys, read_dedup_ke
 from scheduler.queue.reports import DedupKey
 
 KeyName: TypeAlias = Annotated[
-    str, typer.Argument(metavar="KEY", help="The key as it was given, or its hash.", show_default=False)
+    str, typer.Argument(metavar="KEY", help="The key as its user gave it, or its hash.", show_default=False)
 ]
-Tenant: TypeAlias = Annotated[str, typer.Option("--tenant", help="Whose key it is.")]
+Tenant: TypeAlias = Annotated[str, typer.Option("--tenant", help="Tenant that the key belongs to.")]
 
 app = typer.Typer(help="Dedup keys in use.", no_args_is_help=True)
 
@@ -41,16 +41,16 @@ def list_keys(
 ) -> None:
     """List dedup keys in use.
 
-    It walks all keys of the Redis server, a step at a time.
+    Walks all keys of the Redis server, some at a time.
     """
-    held = run(_dedup_keys(session(ctx), tenant, limit))
+    owned = run(_dedup_keys(session(ctx), tenant, limit))
     if as_json:
-        print_json(held)
+        print_json(owned)
         return
     shown = table(
         "tenant", "hash", "job", "state", "mode", "joined", "hits", "left", right="joined hits left"
     )
-    for one in held:
+    for one in owned:
         shown.add_row(
             one.tenant,
             one.hash,
@@ -74,23 +74,23 @@ def show(
     ctx: typer.Context, key: KeyName, *, tenant: Tenant = DEFAULT_TENANT, as_json: AsJson = False
 ) -> None:
     """Show which job owns a dedup key; exit with 1 if none does."""
-    held = run(_dedup(session(ctx), key, tenant))
+    owned = run(_dedup(session(ctx), key, tenant))
     if as_json:
-        print_json(held)
-    elif held is not None:
+        print_json(owned)
+    elif owned is not None:
         print_fields(
             [
-                ("tenant", held.tenant),
-                ("hash", held.hash),
-                ("job", held.job_id),
-                ("state", state_text(held.state)),
-                ("mode", held.mode.value if held.mode else None),
-                ("joined", f"{held.joined} callers"),
-                ("hits", f"{held.hits} callers got its answer"),
-                ("left", age(held.expires_in_s) if held.expires_in_s else "until the job ends"),
+                ("tenant", owned.tenant),
+                ("hash", owned.hash),
+                ("job", owned.job_id),
+                ("state", state_text(owned.state)),
+                ("mode", owned.mode.value if owned.mode else None),
+                ("joined", f"{owned.joined} callers"),
+                ("hits", f"{owned.hits} callers reused its answer"),
+                ("left", age(owned.expires_in_s) if owned.expires_in_s else "until the job ends"),
             ]
         )
-    if held is None:
+    if owned is None:
         _say_free(key, tenant)
 
 
@@ -108,21 +108,21 @@ def release(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Free a dedup key: the next prompt with it is new work.
+    """Release a dedup key: the next prompt with it is new work.
 
-    The job that owned it goes on.
+    The job that owned it is unaffected.
     """
     at = session(ctx)
-    held = run(_dedup(at, key, tenant))
-    if held is not None:
-        confirm(f"Release the key of job {held.job_id}?", yes=yes)
-        held = run(_release(at, key, tenant))
+    owned = run(_dedup(at, key, tenant))
+    if owned is not None:
+        confirm(f"Release the key of job {owned.job_id}?", yes=yes)
+        owned = run(_release(at, key, tenant))
     if as_json:
-        print_json({"released": held is not None, "job_id": held.job_id if held else None})
-    elif held is not None:
-        ended = held.state is None or held.state.ended
-        say(f"released; job {held.job_id} {'is not answered from any more' if ended else 'goes on'}")
-    if held is None:
+        print_json({"released": owned is not None, "job_id": owned.job_id if owned else None})
+    elif owned is not None:
+        ended = owned.state is None or owned.state.ended
+        say(f"released; job {owned.job_id} {'is not reused any more' if ended else 'is unaffected'}")
+    if owned is None:
         _say_free(key, tenant)
 
 

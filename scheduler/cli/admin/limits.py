@@ -1,4 +1,4 @@
-"""`prompt-scheduler admin tenants` and `admin endpoints`: what rate limits have run up."""
+"""`prompt-scheduler admin tenants` and `admin endpoints`: reset rate limits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from scheduler.cli.admin.common import AsJson
 from scheduler.cli.output import print_json, say
 from scheduler.cli.session import Session, run, session
 
-tenants = typer.Typer(help="Tenants and what they may use.", no_args_is_help=True)
-endpoints = typer.Typer(help="Endpoints and what they may use.", no_args_is_help=True)
+tenants = typer.Typer(help="Tenants and their rate limits.", no_args_is_help=True)
+endpoints = typer.Typer(help="Endpoints and their rate limits.", no_args_is_help=True)
 
 
 @tenants.command("forgive")
@@ -22,7 +22,7 @@ def forgive_tenant(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Let a tenant have again all that its rate limits give: its debt of tokens is gone."""
+    """Reset a tenant's use of its rate limits. A debt of tokens is forgiven."""
     had_used = run(_tenant(session(ctx), tenant))
     _tell("tenant", tenant, had_used, as_json=as_json)
 
@@ -30,11 +30,11 @@ def forgive_tenant(
 @endpoints.command("forgive")
 def forgive_endpoint(
     ctx: typer.Context,
-    endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="As chat.0.", show_default=False)],
+    endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="Such as chat.0.", show_default=False)],
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Let an endpoint have again all that its rate limits give, and end a pause that it has asked for."""
+    """Reset an endpoint's use of its rate limits, and end a pause that it asked for."""
     had_used = run(_endpoint(session(ctx), endpoint))
     _tell("endpoint", endpoint, had_used, as_json=as_json)
 
@@ -43,9 +43,9 @@ def _tell(kind: str, name: str, had_used: bool, *, as_json: bool) -> None:
     if as_json:
         print_json({"forgiven": name, "had_used": had_used})
     elif had_used:
-        say(f"{kind} {name} has all again that its limits give")
+        say(f"{kind} {name}: its limits are reset")
     else:
-        say(f"{kind} {name} had used nothing of its limits")
+        say(f"{kind} {name}: it had used nothing of its limits")
 
 
 async def _tenant(at: Session, tenant: str) -> bool:

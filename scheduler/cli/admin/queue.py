@@ -27,7 +27,7 @@ from scheduler.queue.reports import EndpointStatus, LaneStatus, LimitedTenant, Q
 LIMITED_SHOWN = 20
 
 LaneName: TypeAlias = Annotated[
-    str | None, typer.Argument(metavar="[LANE]", help="The lane; named after its route.", show_default=False)
+    str | None, typer.Argument(metavar="[LANE]", help="The lane, named after its route.", show_default=False)
 ]
 AllLanes: TypeAlias = Annotated[bool, typer.Option("--all", help="Every lane.")]
 
@@ -36,7 +36,7 @@ app = typer.Typer(help="The queue and its lanes.", no_args_is_help=True)
 
 @app.command("status")
 def status(ctx: typer.Context, *, as_json: AsJson = False) -> None:
-    """Show what waits, by lane and priority, and what runs."""
+    """Show waiting jobs by lane and priority, and running ones."""
     status = run(_status(session(ctx)))
     if as_json:
         print_json(status)
@@ -51,7 +51,7 @@ async def _status(at: Session) -> QueueStatus:
 
 def _show_status(status: QueueStatus) -> None:
     unclaimed = status.waiting + status.delayed + status.held
-    rate = "not known yet" if status.ended_per_s is None else f"{status.ended_per_s:g} jobs ended a second"
+    rate = "unknown" if status.ended_per_s is None else f"{status.ended_per_s:g} jobs ended a second"
     print_fields(
         [
             ("queue", status.queue),
@@ -107,12 +107,12 @@ def _endpoints(endpoints: Sequence[EndpointStatus]) -> Table:
     shown = table("endpoint", "backend", "prompts", "limit", "breaker", "last error", right="prompts limit")
     for one in endpoints:
         most = "" if one.max_in_flight is None else f" of {one.max_in_flight:,}"
-        kept = f", {one.reserved:,} reserved" if one.reserved else ""
+        reserved = f", {one.reserved:,} reserved" if one.reserved else ""
         shown.add_row(
             one.name,
             one.backend,
             f"{one.in_flight:,}",
-            f"{one.limit:,}{most}{kept}",
+            f"{one.limit:,}{most}{reserved}",
             breaker_text(one),
             one.last_error,
         )
@@ -125,7 +125,7 @@ def pause(
 ) -> None:
     """Stop claiming from a lane.
 
-    Prompts are still taken in; what runs goes on.
+    Prompts can still be enqueued; running jobs finish.
     """
     changed = run(_switch(session(ctx), _lane_or_all(lane, every=every), paused=True))
     _show_switched(changed, "paused", "had been paused already", as_json=as_json)
@@ -167,15 +167,18 @@ def purge_lane(
     *,
     priority: Annotated[
         int | None,
-        typer.Option("--priority", "-p", parser=parse_priority, metavar="0-9|NAME", help="Only this level."),
+        typer.Option(
+            "--priority", "-p", parser=parse_priority, metavar="0-9|NAME", help="Only this priority."
+        ),
     ] = None,
-    delayed: Annotated[bool, typer.Option("--delayed", help="Its delayed jobs, too.")] = False,
+    delayed: Annotated[bool, typer.Option("--delayed", help="Cancel delayed jobs as well.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Cancel the waiting jobs of a lane.
 
-    Their callers are told. Held jobs go as well, delayed ones with `--delayed`; running ones are left alone.
+    Their callers get an error. Held jobs are cancelled as well, delayed ones with --delayed; running ones are
+    not.
     """
     at = session(ctx)
     counts = run(_unclaimed(at, lane, priority, delayed=delayed))
@@ -188,7 +191,7 @@ def purge_lane(
 
 
 def _of_each(counts: dict[str, int]) -> str:
-    """How many of which: "7 waiting jobs and up to 2 held ones"."""
+    """The counts as text: "7 waiting jobs and up to 2 held ones"."""
     others = "".join(
         f" and up to {n:,} {state} ones" for state, n in counts.items() if n and state != "waiting"
     )
@@ -196,7 +199,7 @@ def _of_each(counts: dict[str, int]) -> str:
 
 
 async def _unclaimed(at: Session, lane: str, priority: int | None, *, delayed: bool) -> dict[str, int]:
-    """How many jobs of a lane wait at that priority, and how many are held, or delayed if wished, at any."""
+    """The counts of waiting jobs at that priority, and of held and optionally delayed ones at any."""
     async with at.client() as client:
         await known_lanes(client.queue, lane)
         status = await read_status(client.queue)

@@ -23,7 +23,7 @@ app = typer.Typer(help="Worker processes.", no_args_is_help=True)
 
 @app.command("list")
 def list_workers(ctx: typer.Context, *, as_json: AsJson = False) -> None:
-    """List the live worker processes and what they are doing."""
+    """List the live worker processes and their work."""
     workers, now_ms = run(_workers(session(ctx)))
     if as_json:
         print_json(workers)

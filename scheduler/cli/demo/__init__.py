@@ -1,4 +1,4 @@
-"""`prompt-scheduler demo`: a server, a worker process, a client process, and a live table of what they do."""
+"""`prompt-scheduler demo`: a server, a worker process, a client process, and a live table of their work."""
 
 from scheduler.cli.demo.command import demo
 

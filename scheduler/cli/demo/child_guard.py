@@ -1,10 +1,10 @@
-"""Runs a command that must not outlive the process that started it.
+"""Runs a command that must not outlive the process that started it, its parent.
 
-    usage: python -I -S child_guard.py COMMAND…        standard input: a pipe that the starter holds open
+    usage: python -I -S child_guard.py COMMAND…        standard input: a pipe that the parent keeps open
 
-When the pipe closes, whichever way the starter has gone, the command and all that it started are ended: asked
-first, killed after some seconds. Otherwise this ends with the command, and with its exit code. It is run by
-its path, in an interpreter without site packages, so it imports the standard library only.
+When the pipe closes, however the parent has ended, the command and its children are terminated, and killed
+after some seconds. Otherwise the guard ends with the command, and with its exit code. It is run by its path,
+in an interpreter without site packages, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ GRACE_S = 5.0
 
 
 def run_guarded(command: list[str]) -> int:
-    """Run a command until it ends or standard input does; its exit code."""
-    # In a group of its own: Ctrl-C in the terminal is for the starter to hear, and to act on.
-    child = subprocess.Popen(  # noqa: S603  the starter's own command
+    """Run a command until it ends, or standard input does. Returns its exit code."""
+    # In a process group of its own: Ctrl-C in the terminal is for the parent to handle.
+    child = subprocess.Popen(  # noqa: S603  the parent's own command
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -31,12 +31,12 @@ def run_guarded(command: list[str]) -> int:
     )
     threading.Thread(target=_end_with_stdin, args=(child,), daemon=True).start()
     code = child.wait()
-    _signal(child, signal.SIGKILL)  # what it left behind in its group
+    _signal(child, signal.SIGKILL)  # processes that it left behind in its group
     return code if code >= 0 else 128 - code
 
 
 def _end_with_parent() -> None:
-    """Linux: have the kernel end the command if this process itself is killed."""
+    """On Linux: have the kernel kill the command if the guard itself is killed."""
     if sys.platform == "linux":
         import ctypes  # noqa: PLC0415  needed here alone
 
@@ -59,5 +59,5 @@ def _signal(child: subprocess.Popen[bytes], number: int) -> None:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # an ignored signal would be ignored by the command as well
+        signal.signal(number, lambda *_: None)  # with SIG_IGN the command would ignore it as well
     sys.exit(run_guarded(sys.argv[1:]))

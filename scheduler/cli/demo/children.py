@@ -15,39 +15,40 @@ from scheduler.errors import SchedulerError
 from scheduler.settings import ENV_PREFIX
 
 LOG_LINES_SHOWN = 8
-LETTING_GO_S = child_guard.GRACE_S + 5
+STOP_S = child_guard.GRACE_S + 5
 
 
 @dataclass(slots=True)
 class Child:
-    """One process of the demo, and the file that has its output."""
+    """One process of the demo."""
 
     name: str
     process: asyncio.subprocess.Process
     log: Path
+    """The file with its output."""
 
     async def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for its end, and return its exit code."""
         return await self.process.wait()
 
     async def failed(self) -> SchedulerError:
-        """Wait for its end, which is not wanted; what to say about it."""
+        """Wait for its end, which is unexpected, and return the error to raise."""
         code = await self.wait()
-        return self.complaint(f"the {self.name} has ended with {code}:")
+        return self.complaint(f"the {self.name} ended with {code}:")
 
     def complaint(self, message: str, kind: type[SchedulerError] = SchedulerError) -> SchedulerError:
-        """An error about it; the end of its output are the notes."""
+        """An error about it, with the end of its output as notes."""
         error = kind(message)
         for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES_SHOWN:]:
             error.add_note(line)
         return error
 
     async def stop(self) -> None:
-        """Let it go. Safe to call twice."""
+        """Stop it. Safe to call twice."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
-            await asyncio.wait_for(self.process.wait(), LETTING_GO_S)
+            await asyncio.wait_for(self.process.wait(), STOP_S)
         except TimeoutError:
             self.process.kill()
 
@@ -56,7 +57,7 @@ class Child:
 async def child(
     name: str, *command: str | Path, folder: Path, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Child]:
-    """A process that has ended when this is left. Its environment has no settings but those of `environ`."""
+    """A process that ends with the body. The only settings in its environment are those of `environ`."""
     log = folder / f"{name.replace(' ', '-')}.log"
     clean = {key: value for key, value in os.environ.items() if not key.upper().startswith(ENV_PREFIX)}
     with log.open("wb") as output:

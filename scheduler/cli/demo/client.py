@@ -1,4 +1,4 @@
-"""The demo's client process: sends all prompts, reads all answers as they stream, writes down what it got.
+"""The demo's client process: sends all prompts, reads all answers as they stream, and writes a report.
 
 usage: python -m scheduler.cli.demo.client REDIS_URL MODEL PARAMS_JSON PROMPTS REPORT
 """
@@ -22,7 +22,7 @@ from scheduler.model import PromptRequest
 
 
 class _Answered:
-    """Which prompts have come to an end, for those who wait for a number of them."""
+    """The prompts that have ended. Others can wait until there are enough."""
 
     def __init__(self) -> None:
         self._prompts: set[str | None] = set()
@@ -39,7 +39,7 @@ class _Answered:
 
 
 async def send_all(url: str, plan: Sequence[Sending]) -> list[dict[str, Any]]:
-    """Send the prompts, each when its time has come, and wait; what became of each, in order."""
+    """Send each prompt when it is due, and wait for the answers. Returns what became of each, in order."""
     answered = _Answered()
     reading: list[asyncio.Task[dict[str, Any]]] = []
     async with AsyncClient(url) as client, asyncio.TaskGroup() as group:
@@ -66,7 +66,7 @@ async def _answer(
 
 
 async def _read(job: Job) -> dict[str, Any]:
-    """Follow a job to its end: its result, and what had been streamed of it before."""
+    """Follow a job to its end. Returns its result, and the text that was streamed."""
     pieces: list[str] = []
     async for event in job.events():
         if isinstance(event, Delta):
@@ -83,7 +83,7 @@ async def _read(job: Job) -> dict[str, Any]:
             }
         elif isinstance(event, Failed | Cancelled | Expired | Shed):
             raise ended_error(event)
-    raise SchedulerError(f"job {job.id}: its events ended without an end")
+    raise SchedulerError(f"job {job.id}: its events ended without a terminal event")
 
 
 def main() -> None:

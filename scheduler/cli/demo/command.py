@@ -1,4 +1,4 @@
-"""Puts the demo's processes together, shows them at work, and judges what came out."""
+"""Starts the demo's processes, shows them at work, and checks the results."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ PLAIN_LINE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """What is to be shown, and how. `delay_s` is the echo's time for a word."""
+    """The options of the demo."""
 
     engine: EngineKind = EngineKind.ECHO
     prompts: int = PROMPTS
     delay_s: float = DELAY_S
+    """Seconds per word of the echo."""
     plain: bool = False
+    """Whether to print lines instead of a live table."""
 
 
 def demo(
@@ -56,22 +58,23 @@ def demo(
     plain: Annotated[
         bool,
         typer.Option(
-            "--plain", help="A line a second in place of the live table; the default without a terminal."
+            "--plain",
+            help="Print a line per second, not a live table; the default without a terminal.",
         ),
     ] = False,
 ) -> None:
-    """Show it all at work: 200 prompts, a server, a worker.
+    """Show it at work: 200 prompts, a server, a worker.
 
     Some prompts are sent twice. Exits with 0 if every prompt was answered, urgent ones first, and duplicates
-    ran once. With --engine llama LLAMA_SERVER names a llama-server and LLAMA_MODEL a model for it; with
-    --engine vllm VLLM_PYTHON names the Python of an environment that has vLLM.
+    ran once. With --engine llama, LLAMA_SERVER names a llama-server and LLAMA_MODEL a model for it. With
+    --engine vllm, VLLM_PYTHON names the Python of an environment that has vLLM.
     """
     if not run(perform(Show(engine, prompts, delay, plain), console())):
         raise typer.Exit(1)
 
 
 async def perform(show: Show, shown: Console) -> bool:
-    """Run the demo; whether all that it promises was so."""
+    """Run the demo. Returns whether all checks passed."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prompt-scheduler-demo-")))
         opening = open_engine(show.engine, folder, prompts=show.prompts, delay_s=show.delay_s)
@@ -82,11 +85,11 @@ async def perform(show: Show, shown: Console) -> bool:
         with redis_errors(server.url):
             checks = await _Stage(show, shown, engine, server.url, folder).play()
     shown.print(view.verdict(checks, shown.width))
-    return all(check.kept for check in checks)
+    return all(check.passed for check in checks)
 
 
 class _Stage:
-    """The server and the engine are there; worker process and client process come on."""
+    """Runs worker process and client process against a server and an engine."""
 
     def __init__(self, show: Show, shown: Console, engine: DemoEngine, url: str, folder: Path) -> None:
         self._show = show
@@ -113,7 +116,7 @@ class _Stage:
             async with AsyncExitStack() as watched:
                 watching = _begin(self._watch(), watched)
                 await _until_answered(client, (worker, *self._engine.children), (listener, watching))
-            last = await self._look()
+            last = await self._snapshot()
         self._shown.print(view.draw(last) if self._live else view.summary(last))
         return self._judge(last)
 
@@ -149,17 +152,17 @@ class _Stage:
             ended.cancel()
 
     async def _watch(self) -> None:
-        """Show how things stand, again and again: drawn in place, or a line a second."""
+        """Show snapshot after snapshot: drawn in place, or a line per second."""
         if not self._live:
             while True:
                 await asyncio.sleep(PLAIN_LINE_S)
-                self._shown.print(view.summary(await self._look()))
+                self._shown.print(view.summary(await self._snapshot()))
         with Live(console=self._shown, auto_refresh=False, transient=True) as live:
             while True:
-                live.update(view.draw(await self._look()), refresh=True)
+                live.update(view.draw(await self._snapshot()), refresh=True)
                 await asyncio.sleep(REDRAW_S)
 
-    async def _look(self) -> view.Snapshot:
+    async def _snapshot(self) -> view.Snapshot:
         return await view.take_snapshot(
             self._queue, self._listener, prompts=self._show.prompts, began_at=self._began_at
         )
@@ -184,11 +187,11 @@ async def _end(task: asyncio.Task[None]) -> None:
 async def _until_answered(
     client: Child, others: Sequence[Child], services: Sequence[asyncio.Task[None]]
 ) -> None:
-    """Until the client has all its answers.
+    """Wait until the client has all answers.
 
     Raises:
-        SchedulerError: a process has ended that should not have, or it all takes too long.
-        redis.exceptions.RedisError: the server has gone.
+        SchedulerError: another process has ended, or the time limit has passed.
+        redis.exceptions.RedisError: the server is gone.
     """
     wanted = asyncio.create_task(client.wait())
     unwanted = [asyncio.create_task(other.failed()) for other in others]
@@ -200,7 +203,7 @@ async def _until_answered(
         for task in (wanted, *unwanted):
             task.cancel()
     if not done:
-        raise client.complaint(f"no end after {LIMIT_S:g} s; the client says:")
+        raise client.complaint(f"not finished after {LIMIT_S:g} s; the client says:")
     for task in unwanted:
         if task in done:
             raise task.result()

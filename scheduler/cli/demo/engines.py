@@ -1,4 +1,4 @@
-"""What answers in the demo: the echo, or a llama-server or vLLM of its own."""
+"""The engines of the demo: the echo, or a llama-server or vLLM of its own."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ MAKE_TINY_GGUF = EXAMPLES / "make_tiny_gguf.py"
 MAKE_TINY_HF = EXAMPLES / "make_tiny_hf.py"
 SERVE_VLLM = EXAMPLES / "serve_vllm.sh"
 START_TIMEOUT_S = 60.0
-VLLM_START_TIMEOUT_S = 300.0  # it imports for half a minute, and longer on a machine that is busy
+VLLM_START_TIMEOUT_S = 300.0  # its imports alone take half a minute, longer on a busy machine
 SLOTS = 16
-PROMPTS_A_PLACE = 25
+PROMPTS_A_SLOT = 25
 BUILT = Path("prompt-scheduler", "llama-server", "bin", "llama-server")
 INSTALLED = Path("prompt-scheduler", "vllm", "bin", "python")
-ASKED = {"max_tokens": 128, "temperature": 0.8}
+PARAMS = {"max_tokens": 128, "temperature": 0.8}
 
 
 class EngineKind(StrEnum):
-    """What can be demonstrated."""
+    """The engines to choose from."""
 
     ECHO = "echo"
     LLAMA = "llama"
@@ -43,25 +43,29 @@ class EngineKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DemoEngine:
-    """An engine that is ready: the route to it, as TOML, and what to ask of it."""
+    """An engine that is ready."""
 
     model: str
+    """The name of its route."""
     toml: str
+    """The settings with its route."""
     params: dict[str, Any] = field(default_factory=dict)
+    """The parameters for each prompt."""
     children: tuple[Child, ...] = ()
+    """Its processes."""
 
 
 def open_engine(
     kind: EngineKind, folder: Path, *, prompts: int, delay_s: float
 ) -> AbstractAsyncContextManager[DemoEngine]:
-    """Start what answers. `delay_s` is the echo's time for a word.
+    """Start an engine. `delay_s` is the echo's time per word.
 
-    Few of the `prompts` run at once: most are to be seen waiting.
+    Few of the `prompts` run at once, so that most are seen waiting.
 
     Raises:
         ConfigError: the engine or a model is missing.
     """
-    at_once = prompts // PROMPTS_A_PLACE
+    at_once = prompts // PROMPTS_A_SLOT
     if kind is EngineKind.LLAMA:
         return _llama(folder, os.environ, at_once)
     return _vllm(folder, os.environ, at_once) if kind is EngineKind.VLLM else _echo(delay_s, at_once)
@@ -83,30 +87,30 @@ async def _llama(folder: Path, environ: Mapping[str, str], at_once: int) -> Asyn
     binary = find_llama_server(environ)
     model = Path(environ["LLAMA_MODEL"]) if environ.get("LLAMA_MODEL") else await _tiny_model(folder)
     if not model.is_file():
-        raise ConfigError(f"LLAMA_MODEL names {model}, which is no file; without it there is a tiny one")
-    remark("Starting llama-server: some seconds")
+        raise ConfigError(f"LLAMA_MODEL names {model}, which is not a file; without it a tiny model is made")
+    remark("Starting llama-server; this takes some seconds")
     port = _free_port()
     flags = ("-c", "16384", "-np", str(SLOTS), "-t", "2", "--poll", "0", "--cache-ram", "0", "--no-ui")
     where = ("--host", "127.0.0.1", "--port", str(port), "--alias", "tiny")
     async with child("llama-server", binary, "-m", model, *where, *flags, folder=folder) as server:
         base_url = f"http://127.0.0.1:{port}"
         await _until_ready(server, "llama_cpp", base_url, START_TIMEOUT_S)
-        yield DemoEngine("tiny", _route("llama_cpp", base_url, at_once), ASKED, (server,))
+        yield DemoEngine("tiny", _route("llama_cpp", base_url, at_once), PARAMS, (server,))
 
 
 @asynccontextmanager
 async def _vllm(folder: Path, environ: Mapping[str, str], at_once: int) -> AsyncIterator[DemoEngine]:
     python = find_vllm(environ)
     model = folder / "tiny"
-    remark("Making a tiny model, and starting vLLM: about a minute")
+    remark("Making a tiny model and starting vLLM; this takes about a minute")
     async with child("model maker", python, MAKE_TINY_HF, model, folder=folder) as maker:
         if await maker.wait():
-            raise maker.complaint("no tiny model could be made:", ConfigError)
+            raise maker.complaint("cannot make a tiny model:", ConfigError)
     port = _free_port()
     async with child("vLLM", "sh", SERVE_VLLM, python, model, str(port), folder=folder) as server:
         base_url = f"http://127.0.0.1:{port}"
         await _until_ready(server, "vllm", base_url, VLLM_START_TIMEOUT_S)
-        yield DemoEngine("tiny", _route("vllm", base_url, at_once), ASKED, (server,))
+        yield DemoEngine("tiny", _route("vllm", base_url, at_once), PARAMS, (server,))
 
 
 def _route(backend: str, base_url: str, at_once: int) -> str:
@@ -120,23 +124,23 @@ max_in_flight = {min(at_once, SLOTS)}
 
 
 def find_vllm(environ: Mapping[str, str]) -> Path:
-    """The Python that can run vLLM: the one that VLLM_PYTHON names, else as the Makefile installs it.
+    """The Python that has vLLM: the one that VLLM_PYTHON names, else the one that the Makefile installs.
 
     Raises:
-        ConfigError: there is none, or nothing to make a model for it with.
+        ConfigError: there is none, or the script that makes a model is missing.
     """
     if not SERVE_VLLM.is_file():
-        raise ConfigError("--engine vllm: works in a checkout of the project, which makes a model for it")
+        raise ConfigError("--engine vllm: works only in a checkout of the project, which can make a model")
     if named := environ.get("VLLM_PYTHON"):
         if os.access(named, os.X_OK):
             return Path(named).absolute()
-        said = f"VLLM_PYTHON names {named}, which cannot be run"
+        problem = f"VLLM_PYTHON names {named}, which cannot be run"
     else:
         installed = _cache(environ) / INSTALLED
         if os.access(installed, os.X_OK):
             return installed
-        said = "VLLM_PYTHON is not set: it is to name the Python of an environment with vLLM"
-    raise ConfigError(f"{said}; `make demo ENGINE=vllm` installs one")
+        problem = "VLLM_PYTHON is not set; it names the Python of an environment with vLLM"
+    raise ConfigError(f"{problem}; `make demo ENGINE=vllm` installs one")
 
 
 def _cache(environ: Mapping[str, str]) -> Path:
@@ -144,7 +148,7 @@ def _cache(environ: Mapping[str, str]) -> Path:
 
 
 def find_llama_server(environ: Mapping[str, str]) -> Path:
-    """The llama-server to run: the one that LLAMA_SERVER names, else on PATH, else as the Makefile builds it.
+    """The llama-server to run: named by LLAMA_SERVER, else on PATH, else built by the Makefile.
 
     Raises:
         ConfigError: there is none.
@@ -152,25 +156,25 @@ def find_llama_server(environ: Mapping[str, str]) -> Path:
     if named := environ.get("LLAMA_SERVER"):
         if os.access(named, os.X_OK):
             return Path(named).absolute()
-        said = f"LLAMA_SERVER names {named}, which cannot be run"
+        problem = f"LLAMA_SERVER names {named}, which cannot be run"
     else:
         if found := shutil.which("llama-server", path=environ.get("PATH")):
             return Path(found).absolute()
         built = _cache(environ) / BUILT
         if os.access(built, os.X_OK):
             return built
-        said = "LLAMA_SERVER is not set, and there is no llama-server on PATH"
-    raise ConfigError(f"{said}; in a checkout `make demo ENGINE=llama` builds one")
+        problem = "LLAMA_SERVER is not set, and there is no llama-server on PATH"
+    raise ConfigError(f"{problem}; in a checkout `make demo ENGINE=llama` builds one")
 
 
 async def _tiny_model(folder: Path) -> Path:
     path = folder / "tiny.gguf"
     if not MAKE_TINY_GGUF.is_file():
-        raise ConfigError("LLAMA_MODEL is not set: it is to name a model in the GGUF format")
+        raise ConfigError("LLAMA_MODEL is not set; it names a model in the GGUF format")
     remark("Making a tiny model")
     async with child("model maker", sys.executable, MAKE_TINY_GGUF, path, folder=folder) as maker:
         if await maker.wait():
-            raise maker.complaint("no tiny model could be made; set LLAMA_MODEL instead:", ConfigError)
+            raise maker.complaint("cannot make a tiny model; set LLAMA_MODEL instead:", ConfigError)
     return path
 
 

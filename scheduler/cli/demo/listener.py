@@ -1,4 +1,4 @@
-"""What is heard on the jobs' channels: tokens as they come, and the text of each answer so far."""
+"""Listens to the jobs' channels: counts tokens, and keeps the text of each answer so far."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ CHARS_A_TOKEN = 5
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One answer on its way."""
+    """One answer that is being streamed."""
 
     priority: int
     text: str
 
 
 class Listener:
-    """Takes the events of all jobs. Tokens are guessed from the text until the engine has counted them."""
+    """Takes the events of all jobs. Tokens are estimated from the text until the engine has counted them."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self._texts: dict[str, str] = {}
-        self._guessed: Counter[str] = Counter()
+        self._estimated: Counter[str] = Counter()
         self._recent: deque[tuple[float, int]] = deque()
         self._followed: JobInfo | None = None
 
     async def listen(self, redis: Redis, queue: PromptQueue) -> None:
-        """Hear the channels of all jobs. Runs until it is cancelled."""
+        """Follow the channels of all jobs. Runs until it is cancelled."""
         async with redis.pubsub() as pubsub:
             await pubsub.psubscribe(queue.channel("*"))
             async for message in pubsub.listen():
@@ -44,16 +44,16 @@ class Listener:
                     self.add(decode_event(message["data"]))
 
     def add(self, event: Event) -> None:
-        """Take an event of any job."""
+        """Add an event of any job."""
         if isinstance(event, Started | Retrying):
             self._texts[event.job_id] = ""
         elif isinstance(event, Delta):
             self._texts[event.job_id] = self._texts.get(event.job_id, "") + event.text
-            guess = len(event.text) // CHARS_A_TOKEN
-            self._guessed[event.job_id] += guess
-            self._count(guess)
+            estimate = len(event.text) // CHARS_A_TOKEN
+            self._estimated[event.job_id] += estimate
+            self._count(estimate)
         elif isinstance(event, Done):
-            self._count((event.result.usage.output_tokens or 0) - self._guessed.pop(event.job_id, 0))
+            self._count((event.result.usage.output_tokens or 0) - self._estimated.pop(event.job_id, 0))
 
     def _count(self, tokens: int) -> None:
         self.tokens += tokens
@@ -61,14 +61,14 @@ class Listener:
 
     @property
     def per_second(self) -> float:
-        """Over the last seconds."""
+        """Tokens per second, over the last seconds."""
         now = time.monotonic()
         while self._recent and self._recent[0][0] < now - RATE_OVER_S:
             self._recent.popleft()
         return max(0, sum(tokens for _, tokens in self._recent)) / RATE_OVER_S
 
     def follow(self, running: Sequence[JobInfo]) -> Stream | None:
-        """One answer to watch: the same one to its end, unless a more urgent one has begun."""
+        """One answer to show: the same one to its end, unless a more urgent one has begun."""
         followed = self._followed
         speaking = [job for job in running if self._texts.get(job.id)]
         best = max(speaking, key=lambda job: (job.priority, job.started_at_ms or 0), default=None)

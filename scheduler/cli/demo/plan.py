@@ -1,4 +1,4 @@
-"""The prompts that the demo sends, and when. The same each time."""
+"""The prompts that the demo sends, and when; the same ones each time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FEWEST = 50
 MOST = 1000
 
 DUPLICATES_SHARE = 0.2
-# Of the different prompts; what is left is background.
+# Shares of the different prompts; the rest is background.
 SHARES = {
     Priority.CRITICAL: 0.075,
     Priority.HIGH: 0.15,
     Priority.NORMAL: 0.325,
     Priority.LOW: 0.225,
 }
-# After which share of the answers: critical ones come one by one, high ones in two waves.
+# Shares of the answers after which prompts are sent: critical ones one by one, high ones in two waves.
 CRITICAL_UNTIL = 0.15
 HIGH_WAVES = (0.07, 0.13)
 LAST_DUPLICATE = 0.9
@@ -37,16 +37,17 @@ _WISHES = ("Be brief.", "Name your sources.", "Give one example.", "Say what is 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """One prompt, to be sent once `after` different prompts have been answered."""
+    """One prompt to send."""
 
     after: int
+    """How many different prompts must have been answered before."""
     request: PromptRequest
 
 
 def make_plan(model: str, params: dict[str, Any], *, prompts: int = PROMPTS) -> list[Sending]:
     """All prompts in the order of sending: a backlog at once, urgent ones and duplicates while it drains.
 
-    What is sent later waits for answers, not for a clock: a slow machine sees the same as a fast one.
+    Later prompts wait for answers, not for a clock, so that slow and fast machines show the same.
     """
     chance = random.Random(11)
     different = prompts - round(prompts * DUPLICATES_SHARE)
@@ -58,7 +59,7 @@ def make_plan(model: str, params: dict[str, Any], *, prompts: int = PROMPTS) -> 
     chance.shuffle(firsts)
     copied = chance.sample(firsts, prompts - different)
     latest = round(different * LAST_DUPLICATE)
-    # Every second duplicate comes at once with its first, the others some time later.
+    # Every second duplicate is sent together with its original, the others some time later.
     seconds = [
         Sending(first.after if at % 2 else chance.randint(first.after, latest), first.request)
         for at, first in enumerate(copied)

@@ -1,4 +1,4 @@
-"""Whether the demo has shown what it is to show. Pure."""
+"""Checks the results of the demo. Pure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ Answer = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One promise, and whether it was kept."""
+    """One check of the demo."""
 
-    kept: bool
+    passed: bool
     claim: str
+    """What was checked, with the figures."""
 
 
 def judge(
     answers: Sequence[Answer], jobs: Sequence[JobInfo], *, echoes: bool, elapsed_s: float
 ) -> list[Check]:
-    """Compare what the client got with the records of the jobs that ran. `echoes`: answers repeat prompts."""
+    """Compare the client's answers with the records of the jobs. `echoes`: answers repeat their prompts."""
     return [
         _all_answered(answers, echoes=echoes),
         _duplicates_ran_once(answers, jobs),
@@ -39,7 +40,7 @@ def _all_answered(answers: Sequence[Answer], *, echoes: bool) -> Check:
     claim = f"{len(answers)} prompts sent, {len(right)} answered"
     wrong = next((one for one in answers if one not in right), None)
     if wrong is not None:
-        claim += f"; one of the others: {wrong.get('error', 'the answer is to another prompt')}"
+        claim += f"; one of the others: {wrong.get('error', 'the answer belongs to another prompt')}"
     return Check(bool(answers) and wrong is None, claim)
 
 
@@ -50,23 +51,23 @@ def _duplicates_ran_once(answers: Sequence[Answer], jobs: Sequence[JobInfo]) -> 
     differing = sum(len(said) > 1 for said in texts.values())
     duplicates = sum(bool(one.get("deduplicated")) for one in answers)
     runs = sum(job.attempts for job in jobs)
-    kept = runs == len(jobs) == len(texts) and duplicates == len(answers) - len(texts) and not differing
+    passed = runs == len(jobs) == len(texts) and duplicates == len(answers) - len(texts) and not differing
     got = f"and {differing} got a different text" if differing else "and got its text"
     return Check(
-        kept, f"{len(texts)} of them different, {runs} runs; {duplicates} duplicates shared one {got}"
+        passed, f"{len(texts)} of them different, {runs} runs; {duplicates} duplicates shared one {got}"
     )
 
 
 def _urgent_first(jobs: Sequence[JobInfo]) -> Check:
     by_end = sorted(jobs, key=lambda job: (job.ended_at_ms or 0, job.started_at_ms or 0))
-    places = {job.id: place for place, job in enumerate(by_end, 1)}
+    ranks = {job.id: rank for rank, job in enumerate(by_end, 1)}
     waits = _means(jobs, lambda job: ((job.started_at_ms or 0) - job.enqueued_at_ms) / 1000)
-    ends = _means(jobs, lambda job: places[job.id])
-    told_waits = ", ".join(f"{_name(priority)} {age(wait_s)}" for priority, wait_s in waits.items())
-    told_ends = ", ".join(f"{_name(priority)} {place:.0f}" for priority, place in ends.items())
+    ends = _means(jobs, lambda job: ranks[job.id])
+    mean_waits = ", ".join(f"{_name(priority)} {age(wait_s)}" for priority, wait_s in waits.items())
+    mean_ranks = ", ".join(f"{_name(priority)} {rank:.0f}" for priority, rank in ends.items())
     return Check(
         len(ends) > 1 and _rises(waits) and _rises(ends),
-        f"urgent ones first; mean wait: {told_waits}; mean place at the finish: {told_ends}",
+        f"urgent ones first; mean wait: {mean_waits}; mean rank at the finish: {mean_ranks}",
     )
 
 
@@ -98,7 +99,7 @@ def _streamed(answers: Sequence[Answer], elapsed_s: float) -> Check:
         f"{tokens / max(elapsed_s, 0.001):,.0f} tokens a second"
     )
     if other:
-        claim += f"; what was streamed of {other} is not their result"
+        claim += f"; the streamed text of {other} differs from their result"
     if in_pieces <= len(firsts) / 2:
         claim += f"; only {in_pieces} of {len(firsts)} came in more than one piece"
     return Check(tokens > 0 and not other and in_pieces > len(firsts) / 2, claim)

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs."""
+"""The demo's picture: a live table, or a line. Pure, but for the snapshot."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ PRIORITIES = sorted((int(one) for one in Priority), reverse=True)
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How things stand at one moment. `prompts`: how many there are to be."""
+    """The state of the demo at one moment."""
 
     prompts: int
+    """How many prompts will be sent in all."""
     status: QueueStatus
     running: list[JobInfo]
     done: list[JobInfo]
@@ -47,7 +48,7 @@ class Snapshot:
 
     @property
     def shared(self) -> int:
-        """Duplicates that got a job or an answer that was there."""
+        """Duplicates that joined a job or reused an answer."""
         return self.status.totals.get("joined", 0) + self.status.totals.get("reused", 0)
 
     @property
@@ -57,7 +58,7 @@ class Snapshot:
 
 
 async def take_snapshot(queue: PromptQueue, listener: Listener, *, prompts: int, began_at: float) -> Snapshot:
-    """Ask the queue how it stands. `began_at` is of the monotonic clock."""
+    """Ask the queue for its state. `began_at` is a time of the monotonic clock."""
     status = await read_status(queue)
     running = await list_jobs(queue, state=JobState.RUNNING, limit=MAX_JOBS)
     waiting: Counter[int] = Counter()
@@ -77,7 +78,7 @@ async def take_snapshot(queue: PromptQueue, listener: Listener, *, prompts: int,
 
 
 def draw(snapshot: Snapshot) -> Group:
-    """The table and what is below it, for a terminal: at most 80 columns, always as many lines."""
+    """The table and the lines below it: at most 80 columns, always the same number of lines."""
     shown = Table(
         box=box.ROUNDED,
         title=f"prompt-scheduler: {snapshot.prompts} prompts, one worker process",
@@ -141,7 +142,7 @@ def mean_wait_s(jobs: list[JobInfo]) -> float | None:
 
 
 def summary(snapshot: Snapshot) -> str:
-    """All of it in one line, for where there is no terminal."""
+    """Everything in one line, for output without a terminal."""
     return (
         f"{snapshot.elapsed_s:5.1f} s  waiting {snapshot.waiting.total():3}"
         f"  running {len(snapshot.running):2}  done {len(snapshot.done):3}  joined {snapshot.shared:2}"
@@ -150,10 +151,10 @@ def summary(snapshot: Snapshot) -> str:
 
 
 def verdict(checks: Sequence[Check], width: int) -> Text:
-    """What was shown, a promise each, in lines of at most `width` columns."""
+    """The checks, in lines of at most `width` columns."""
     lines = []
     for check in checks:
         said = fill(check.claim, width - 1, initial_indent=" " * 6, subsequent_indent=" " * 6)
-        head = ("ok    ", "green") if check.kept else ("FAIL  ", "bold red")
+        head = ("ok    ", "green") if check.passed else ("FAIL  ", "bold red")
         lines.append(Text.assemble(head, said[6:]))
     return Text("\n").join(lines)

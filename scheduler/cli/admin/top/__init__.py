@@ -1,4 +1,4 @@
-"""`prompt-scheduler admin top`: a queue at work."""
+"""`prompt-scheduler admin top`: watches a queue at work."""
 
 from scheduler.cli.admin.top.command import top
 

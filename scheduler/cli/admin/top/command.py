@@ -1,4 +1,4 @@
-"""Looks at a queue again and again, and shows it: on the whole terminal, a line a look, or as JSON."""
+"""Takes snapshots of a queue, and shows them: on the whole terminal, as lines, or as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scheduler.redis_server.errors import passes, translate
 SHORTEST_S = 0.1
 LONGEST_S = 86_400.0
 NO_ANSWER_S = 5.0
-"""How long to wait for a look: a server that has gone without a word may be noticed much later."""
+"""The time limit of a snapshot. Without it, a dead connection would be noticed much later."""
 
 
 def top(
@@ -37,18 +37,18 @@ def top(
             "-d",
             parser=parse_duration,
             metavar="DURATION",
-            help="Time between two looks.",
+            help="Time between snapshots.",
             show_default="1s",
         ),
     ] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Show one picture and exit.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show one snapshot and exit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Watch the queue at work.
 
-    Shows lanes, endpoints, worker processes and dead letters. q leaves, p or space holds the picture. Without
-    a terminal it shows a line a look, with --json a document a look. --once looks twice, an interval apart,
-    so that it knows the rates.
+    Shows lanes, endpoints, worker processes and dead letters. q quits; p or space freezes the picture.
+    Without a terminal it prints one line per snapshot, with --json one document. --once takes two snapshots,
+    an interval apart, because rates need two.
     """
     if not SHORTEST_S <= interval <= LONGEST_S:
         raise typer.BadParameter("give 100ms to 1d", param_hint="--interval")
@@ -58,34 +58,34 @@ def top(
 async def _top(at: Session, *, interval_s: float, once: bool, as_json: bool) -> None:
     shown = console()
     async with at.client() as client:
-        eye = _Eye(client)
+        sampler = _Sampler(client)
         watch = Watch(await take_snapshot(client.queue), interval_s=interval_s)
         if once:
             await asyncio.sleep(interval_s)
-            watch.see(await take_snapshot(client.queue))
+            watch.add(await take_snapshot(client.queue))
             _show_once(watch, shown, as_json=as_json)
         elif shown.is_terminal and not shown.is_dumb_terminal and not as_json:
-            await _show_live(watch, eye, shown)
+            await _show_live(watch, sampler, shown)
         else:
-            await _tell(watch, eye, shown, as_json=as_json)
+            await _print_all(watch, sampler, shown, as_json=as_json)
 
 
-class _Eye:
-    """Looks at the queue of a client, and bears it when Redis is away."""
+class _Sampler:
+    """Takes snapshots of a client's queue. Copes with Redis being away."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._queue = client.queue
         self._url = client.redis_url
 
-    async def look_again(self, watch: Watch) -> None:
-        """Take a further look.
+    async def sample(self, watch: Watch) -> None:
+        """Add a snapshot to the watch, or note that Redis is away.
 
         Raises:
-            redis.exceptions.RedisError: a trouble that does not pass, such as a right that is missing.
+            redis.exceptions.RedisError: an error that does not pass, such as a missing permission.
         """
         try:
             async with asyncio.timeout(NO_ANSWER_S):
-                watch.see(await take_snapshot(self._queue))
+                watch.add(await take_snapshot(self._queue))
         except (RedisError, OSError) as error:
             if not passes(error):
                 raise
@@ -102,31 +102,34 @@ def _show_once(watch: Watch, shown: Console, *, as_json: bool) -> None:
         shown.print(line)
 
 
-async def _tell(watch: Watch, eye: _Eye, shown: Console, *, as_json: bool) -> None:
-    """A line a look; the first look is not told, as it knows no rates. Runs until it is cancelled."""
+async def _print_all(watch: Watch, sampler: _Sampler, shown: Console, *, as_json: bool) -> None:
+    """Print a line per snapshot, except for the first, which has no rates. Runs until it is cancelled."""
     while True:
         await asyncio.sleep(watch.frame.interval_s)
-        await eye.look_again(watch)
+        await sampler.sample(watch)
         if as_json:
             print_json_line(watch.frame.document())
         else:
             shown.print(summary(watch.frame))
 
 
-async def _show_live(watch: Watch, eye: _Eye, shown: Console) -> None:
-    """The picture, until somebody leaves it. Keys are heard while a look takes its time."""
+async def _show_live(watch: Watch, sampler: _Sampler, shown: Console) -> None:
+    """Show the picture until the user quits. Keys work while a snapshot is being taken."""
     left = asyncio.Event()
 
     def picture(width: int, height: int) -> Group:
         return Group(*draw(watch.frame, width=width, height=height, keys=sys.stdin.isatty()))
 
-    def hold() -> None:
+    def freeze() -> None:
         watch.freeze()
         screen.redraw()
 
-    screen = Screen(shown, picture, {"q": left.set, "p": hold, " ": hold})
+    screen = Screen(shown, picture, {"q": left.set, "p": freeze, " ": freeze})
     with screen:
-        tasks = [asyncio.create_task(_look_on(watch, eye, screen)), asyncio.create_task(left.wait())]
+        tasks = [
+            asyncio.create_task(_keep_sampling(watch, sampler, screen)),
+            asyncio.create_task(left.wait()),
+        ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -137,9 +140,9 @@ async def _show_live(watch: Watch, eye: _Eye, shown: Console) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _look_on(watch: Watch, eye: _Eye, screen: Screen) -> None:
+async def _keep_sampling(watch: Watch, sampler: _Sampler, screen: Screen) -> None:
     while True:
         await asyncio.sleep(watch.frame.interval_s)
         if not watch.frame.frozen:
-            await eye.look_again(watch)
+            await sampler.sample(watch)
             screen.redraw()

@@ -1,4 +1,4 @@
-"""Small things of which a picture is made: bars, curves, numbers. Pure."""
+"""The elements of the picture: bars, curves, numbers. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STEPS = "▁▂▃▄▅▆▇█"
 
 
 def bar(parts: Sequence[tuple[float, str]], *, of: float, width: int) -> Text:
-    """A bar of amounts with their styles, side by side, that is full at `of`. What is there is seen."""
+    """A bar of styled amounts, side by side; full at `of`. Any amount above 0 is visible."""
     cells = _cells([amount for amount, _ in parts], of=of, width=width)
     drawn = Text()
     for n, (_, style) in zip(cells, parts, strict=True):
@@ -20,7 +20,7 @@ def bar(parts: Sequence[tuple[float, str]], *, of: float, width: int) -> Text:
 
 
 def _cells(amounts: Sequence[float], *, of: float, width: int) -> list[int]:
-    """How many cells each amount gets: rounded, at least one, and all of them together no more than fit."""
+    """How many cells each amount gets: rounded, at least one, and at most `width` in all."""
     cells = [max(1, round(width * amount / of)) if amount > 0 and of > 0 else 0 for amount in amounts]
     while sum(cells) > width:
         cells[cells.index(max(cells))] -= 1
@@ -28,7 +28,7 @@ def _cells(amounts: Sequence[float], *, of: float, width: int) -> list[int]:
 
 
 def curve(values: Sequence[float], *, width: int, style: str) -> Text:
-    """The last of the values as a curve, the highest one at its top."""
+    """The last values as a curve, scaled to the highest one."""
     shown = values[-width:] if width > 0 else ()
     top = max(shown, default=0.0)
     steps = "".join(
@@ -49,7 +49,7 @@ def count(number: int) -> str:
 
 
 def rate(per_second: float | None) -> str:
-    """How often a second: `0`, `0.25`, `9.7`, `1,234`; `-` where that is not known."""
+    """A rate per second: `0`, `0.25`, `9.7`, `1,234`; `-` if it is unknown."""
     if per_second is None:
         return "-"
     if per_second == 0 or per_second >= 99.5:

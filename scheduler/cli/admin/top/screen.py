@@ -1,4 +1,4 @@
-"""The whole terminal for a while: drawn anew when its size changes, and given back as it was."""
+"""Takes the whole terminal, redraws when its size changes, and restores it at the end."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Draw = Callable[[int, int], RenderableType]
 
 
 class Screen:
-    """Shows what `draw` makes for a width and a height; `keys` are called when they are typed.
+    """Shows the renderable that `draw` makes for a width and a height; `keys` maps keys to callbacks.
 
-    Use it as a context manager, in an event loop. Ctrl-Z gives the terminal back as well, until `fg`.
+    Use it as a context manager, in an event loop. Ctrl-Z restores the terminal as well, until `fg`.
     """
 
     def __init__(self, shown: Console, draw: Draw, keys: Mapping[str, Callable[[], None]]) -> None:
@@ -48,7 +48,7 @@ class Screen:
         self._leave()
 
     def redraw(self) -> None:
-        """Show how things are now."""
+        """Draw the current state."""
         if self._live is not None:
             self._live.update(self._draw(*self._shown.size), refresh=True)
 
@@ -71,7 +71,7 @@ class Screen:
         self._terminal.close()
 
     def _suspend(self) -> None:
-        """Stop, as Ctrl-Z asks. Goes on behind the signal once somebody says `fg`."""
+        """Stop, as Ctrl-Z asks. Continues after the signal, when the user types `fg`."""
         loop = asyncio.get_running_loop()
         self._give_back()
         loop.remove_signal_handler(signal.SIGTSTP)
@@ -81,7 +81,7 @@ class Screen:
 
 
 class _Keyboard:
-    """Keys come as they are typed, and are not echoed. Ctrl-C and Ctrl-Z stay signals."""
+    """Reads keys as they are typed, without echo. Ctrl-C and Ctrl-Z remain signals."""
 
     def __init__(self, fd: int, keys: Mapping[str, Callable[[], None]]) -> None:
         self._fd = fd
@@ -99,7 +99,7 @@ class _Keyboard:
 
     def _read(self) -> None:
         typed = os.read(self._fd, 64).decode(errors="replace")
-        if not typed:  # the terminal has gone
+        if not typed:  # the terminal is gone
             asyncio.get_running_loop().remove_reader(self._fd)
         for key in typed:
             if key in self._keys:

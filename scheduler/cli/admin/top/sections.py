@@ -27,7 +27,7 @@ LONG_LINE = 120
 
 
 def sections(snapshot: Snapshot, *, width: int) -> list[Section]:
-    """Those that have something to show, the most important first."""
+    """The sections that have content, the most important first."""
     parts = [_lanes(snapshot), _workers(snapshot)]
     if snapshot.status.endpoints:
         parts.insert(1, _endpoints(snapshot))
@@ -43,7 +43,7 @@ def _lanes(snapshot: Snapshot) -> Section:
     lanes = snapshot.status.lanes
     if not lanes:
         return _nothing(
-            "LANE", Text("no lane yet: no worker process has been there, and no prompt", "bright_black")
+            "LANE", Text("no lane yet: there have been no worker processes and no prompts", "bright_black")
         )
     levels = sorted({level for lane in lanes for level in lane.by_priority}, reverse=True)
     most = max(lane.waiting for lane in lanes)
@@ -78,15 +78,15 @@ def _lane(lane: LaneStatus, levels: list[int], waits: Waits | None, most: int) -
         _unless_zero(lane.delayed),
         _unless_zero(lane.held),
         ", ".join(
-            said
-            for said, true in (("paused", lane.paused), (f"{lane.suspects:,} suspects", lane.suspects))
+            text
+            for text, true in (("paused", lane.paused), (f"{lane.suspects:,} suspects", lane.suspects))
             if true
         ),
     ]
 
 
 def _waited(waits: Mapping[int, Waits], levels: list[int]) -> list[Cell]:
-    """How long jobs of each level have waited: below what waits now."""
+    """The median wait of each level, below the numbers of waiting jobs."""
     shown = [Text(age(waits[level].median_s), "bright_black") if level in waits else "" for level in levels]
     return [Text("waited", "bright_black"), "", Text(), *shown, "", "", "", "", ""]
 
@@ -95,9 +95,9 @@ def _unless_zero(number: int) -> str | Text:
     return f"{number:,}" if number else Text("0", "bright_black")
 
 
-def _nothing(title: str, said: Text) -> Section:
-    """A section that has no rows, and what that means."""
-    return Section([Column(title, least=LEAST_NAME_WIDTH)], [[said]])
+def _nothing(title: str, text: Text) -> Section:
+    """A section without rows, and the reason."""
+    return Section([Column(title, least=LEAST_NAME_WIDTH)], [[text]])
 
 
 def _bar(parts: list[tuple[float, str]], of: float, width: int) -> Text:
@@ -105,7 +105,7 @@ def _bar(parts: list[tuple[float, str]], of: float, width: int) -> Text:
 
 
 def _load(used: int, of: int) -> Callable[[int], Text]:
-    # Full is as it should be: no colour of alarm.
+    # A full bar is normal: no alarming colour.
     return partial(_bar, [(float(used), "cyan")], float(max(of, used)))
 
 
@@ -140,7 +140,7 @@ def _endpoint(one: EndpointStatus) -> list[Cell]:
 
 
 def _trouble(one: EndpointStatus) -> float:
-    """Those that take no work are to be seen before those that are busy."""
+    """Endpoints that take no work weigh more than busy ones."""
     troubled = set(one.breakers) != {"closed"} or one.usable_in_s > 0 or one.permit_in_s > 0
     return (2.0 if troubled else 0.0) + min(1.0, one.in_flight / max(1, one.limit))
 
@@ -150,8 +150,8 @@ def _trouble(one: EndpointStatus) -> float:
 
 def _workers(snapshot: Snapshot) -> Section:
     if not snapshot.workers:
-        said = "no worker process is live; start one: prompt-scheduler worker"
-        return _nothing("WORKER", Text(said, "bold red"))
+        text = "no worker process is live; start one: prompt-scheduler worker"
+        return _nothing("WORKER", Text(text, "bold red"))
     columns = [
         Column("WORKER", least=LEAST_NAME_WIDTH, most=2 * NAME_WIDTH, style="bold"),
         Column("HOST", least=LEAST_NAME_WIDTH, most=NAME_WIDTH, rank=2),
@@ -165,7 +165,7 @@ def _workers(snapshot: Snapshot) -> Section:
 
 def _worker(one: WorkerInfo, now_ms: int) -> list[Cell]:
     up_s = max(0, now_ms - one.started_at_ms) / 1000 if one.started_at_ms else None
-    said = Text(" ").join(
+    text = Text(" ").join(
         Text(word, style)
         for word, style, true in (("leader", "cyan", one.leader), ("draining", "yellow", one.draining))
         if true
@@ -176,7 +176,7 @@ def _worker(one: WorkerInfo, now_ms: int) -> list[Cell]:
         f"{one.running:,} of {one.max_running:,}",
         _load(one.running, one.max_running),
         age(up_s),
-        said,
+        text,
     ]
 
 
@@ -197,7 +197,7 @@ def _dead(snapshot: Snapshot, *, width: int) -> Section:
 
 
 def _letter(job: JobInfo, now_ms: int, *, whole: bool) -> list[Cell]:
-    """The end of an id is what tells it from others; all of it is shown where there is room."""
+    """Ids differ at their ends; a whole id is shown if there is space."""
     ended_at_ms = job.ended_at_ms or now_ms
     return [
         job.id if whole or len(job.id) <= SHORT_ID else f"…{job.id[-SHORT_ID + 1 :]}",

@@ -1,4 +1,4 @@
-"""One look at a queue, of a bounded cost; and what two of them tell."""
+"""A snapshot of a queue, at a bounded cost, and the rates between two of them."""
 
 from __future__ import annotations
 
@@ -27,32 +27,34 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How long some jobs waited for their start, from their enqueue; a wished delay is a part of it."""
+    """How long some jobs waited, from enqueue to start. A requested delay is included."""
 
     jobs: int
+    """How many jobs."""
     median_s: float
     longest_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How a queue stands at one moment. `taken_at_s` is of the monotonic clock of this process.
-
-    The waits are those of jobs that started within the last minute, some 200 at most, by lane and by level.
-    `dead` are the latest failed jobs.
-    """
+    """The state of a queue at one moment."""
 
     taken_at_s: float
+    """A time of this process' monotonic clock."""
     status: QueueStatus
     workers: list[WorkerInfo] = field(default_factory=list)
     waits_by_lane: dict[str, Waits] = field(default_factory=dict)
+    """The waits of jobs that started within the last minute, at most about 200 of them."""
     waits_by_priority: dict[int, Waits] = field(default_factory=dict)
+    """The same jobs, by level."""
     dead: list[JobInfo] = field(default_factory=list)
+    """The latest dead letters."""
     memory: RedisMemory | None = None
+    """None if this user may not ask."""
 
 
 async def take_snapshot(queue: PromptQueue) -> Snapshot:
-    """Ask how the queue stands: eight round trips, and those that `read_status` has on top."""
+    """Read the queue's state: eight round trips, plus further ones of `read_status`."""
     workers = await read_workers(queue)
     status = await read_status(queue, workers=workers)
     taken_at_s = time.monotonic()
@@ -72,20 +74,20 @@ async def take_snapshot(queue: PromptQueue) -> Snapshot:
 
 
 def waits(jobs: Iterable[tuple[Key, JobInfo]], now_ms: int) -> dict[Key, Waits]:
-    """How long those waited that started lately, and for the first time, by the key that each comes with."""
+    """The waits of recent first attempts, grouped by the key that comes with each job."""
     waited: defaultdict[Key, list[float]] = defaultdict(list)
     for key, job in jobs:
-        # What a later attempt waited for was also the one before it.
+        # The wait of a later attempt includes the attempts before it.
         if job.started_at_ms is not None and job.attempts == 1 and job.started_at_ms > now_ms - RECENT_MS:
             waited[key].append(max(0, job.started_at_ms - job.enqueued_at_ms) / 1000)
     return {key: Waits(len(all_s), median(all_s), max(all_s)) for key, all_s in waited.items()}
 
 
 def rates(before: Snapshot, after: Snapshot) -> dict[str, float] | None:
-    """What was counted between two looks, a second, by the name that `QueueStatus.totals` has for it.
+    """The rates per second between two snapshots, by their names in `QueueStatus.totals`.
 
-    Measured with this process's own clock, which no correction sets back. None where nothing can be said: no
-    time has passed, or the counts began anew, as after the loss of Redis' data.
+    Measured with this process' monotonic clock. None if no time has passed, or if the counts began again,
+    as after a loss of Redis' data.
     """
     passed_s = after.taken_at_s - before.taken_at_s
     grown = _growth(before.status.totals, after.status.totals)

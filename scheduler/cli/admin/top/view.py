@@ -20,18 +20,18 @@ GOING = ("failed", "expired", "shed", "cancelled")
 BAD = {"refused", "failed", "expired", "shed"}
 NUMBERS_WIDTH = 21
 MOST_CURVE_WIDTH = 60
-KEYS = "q leaves  p holds"
+KEYS = "q quits  p freezes"
 DIM = "bright_black"
 
 
 def draw(frame: Frame, *, width: int, height: int | None = None, keys: bool = False) -> list[Text]:
-    """The lines of the picture: each fits into `width` columns, and all of them into `height` lines."""
+    """The lines of the picture: each fits into `width` columns, and together they fit into `height` lines."""
     lines = _head(frame, width=width, keys=keys)
     parts = sections(frame.snapshot, width=width)
     if height is None:
         heights: list[int | None] = [None] * len(parts)
     else:
-        heights = list(share_out([part.height for part in parts], room=height - len(lines)))
+        heights = list(share_out([part.height for part in parts], lines=height - len(lines)))
     for part, lines_of_part in zip(parts, heights, strict=True):
         if lines_of_part != 0:
             own = None if lines_of_part is None else lines_of_part - 1
@@ -39,20 +39,20 @@ def draw(frame: Frame, *, width: int, height: int | None = None, keys: bool = Fa
     return lines if height is None else lines[:height]
 
 
-def share_out(wanted: Sequence[int], *, room: int) -> list[int]:
-    """How many lines each section gets, a blank one above each included; 0 for those that have no place.
+def share_out(wanted: Sequence[int], *, lines: int) -> list[int]:
+    """How many of the lines each section gets, with a blank one above it; 0 if it does not fit.
 
-    What one section has no need of, others get; those that come first are the last to go.
+    Lines that one section does not need go to others. The last sections are left out first.
     """
-    least = [min(4, 1 + lines) for lines in wanted]  # the blank, the titles, a row, how many more
+    least = [min(4, 1 + height) for height in wanted]  # the blank, the titles, a row, the count of the rest
     given: list[int] = []
-    for lines in least:
-        given.append(lines if all(given) and sum(given) + lines <= room else 0)
-    while sum(given) < room:
-        open_ = [at for at, lines in enumerate(wanted) if given[at] and given[at] < 1 + lines]
-        if not open_:
+    for height in least:
+        given.append(height if all(given) and sum(given) + height <= lines else 0)
+    while sum(given) < lines:
+        growing = [at for at, height in enumerate(wanted) if given[at] and given[at] < 1 + height]
+        if not growing:
             break
-        given[min(open_, key=lambda at: given[at])] += 1
+        given[min(growing, key=lambda at: given[at])] += 1
     return given
 
 
@@ -63,9 +63,9 @@ def _head(frame: Frame, *, width: int, keys: bool) -> list[Text]:
     snapshot = frame.snapshot
     lines = [_title(frame, width=width, keys=keys)]
     if frame.away:
-        said = f" Redis is away: {one_line(frame.away)}; this is how it was"
-        lines.append(Text(said, "bold white on red"))
-    lines += [_room(frame, width=width), _counts(snapshot, width=width)]
+        text = f" Redis is away: {one_line(frame.away)}; this is the last state"
+        lines.append(Text(text, "bold white on red"))
+    lines += [_bound(frame, width=width), _counts(snapshot, width=width)]
     lines.append(_flow("enqueued", COMING, frame, style="cyan", width=width))
     lines.append(_flow("done", GOING, frame, style="green", width=width))
     for line in lines:
@@ -79,14 +79,14 @@ def _title(frame: Frame, *, width: int, keys: bool) -> Text:
     left = Text.assemble((" prompt-scheduler top ", "bold black on cyan"), "  queue ", (status.queue, "bold"))
     right = Text.assemble(f"{clock(status.at_ms)}  every {frame.interval_s:g} s")
     if frame.frozen:
-        right.append("  ").append(" held, p goes on ", "bold black on yellow")
+        right.append("  ").append("frozen, p resumes", "bold black on yellow")
     elif keys:
         right.append(f"  {KEYS}", DIM)
     space = width - left.cell_len - right.cell_len - 1
     return left.append(" " * space).append_text(right) if space >= 2 else left.append("  ").append_text(right)
 
 
-def _room(frame: Frame, *, width: int) -> Text:
+def _bound(frame: Frame, *, width: int) -> Text:
     status = frame.snapshot.status
     taken = status.waiting + status.delayed + status.held
     share = taken / max(1, status.max_waiting)
@@ -100,14 +100,14 @@ def _counts(snapshot: Snapshot, *, width: int) -> Text:
     status, gap = snapshot.status, 3 if width >= WIDE else 2
     most = sum(worker.max_running for worker in snapshot.workers)
     line = Text(" ")
-    for name, said, style in (
+    for name, text, style in (
         ("running", f"{status.running:,} of {most:,}" if most else f"{status.running:,}", ""),
         ("delayed", f"{status.delayed:,}", ""),
         ("held", f"{status.held:,}", ""),
         ("dead", f"{status.dead:,}", "bold red" if status.dead else ""),
         ("workers", f"{status.workers:,}", "" if status.workers else "bold red"),
     ):
-        line.append(f"{name} ", "bold").append(said, style).append(" " * gap)
+        line.append(f"{name} ", "bold").append(text, style).append(" " * gap)
     if snapshot.memory is not None:
         line.append("redis ", "bold").append(size(snapshot.memory.used_bytes))
         limit = f" of {size(snapshot.memory.max_bytes)}" if snapshot.memory.max_bytes else ""
@@ -117,7 +117,7 @@ def _counts(snapshot: Snapshot, *, width: int) -> Text:
 
 
 def _flow(first: str, others: Sequence[str], frame: Frame, *, style: str, width: int) -> Text:
-    """A rate with its past, and others of the same direction."""
+    """A rate with its curve, and the other rates of the same direction."""
     line = Text.assemble((f" {first:<9} ", "bold"), f"{_rate(frame, first):>6}/s  ")
     rest = Text()
     for name in others:
@@ -130,7 +130,7 @@ def _flow(first: str, others: Sequence[str], frame: Frame, *, style: str, width:
 
 
 def _middle(frame: Frame, *, width: int) -> int:
-    """How wide the bar and both curves are: what the figures around them leave."""
+    """The width of the bar and of both curves: the columns that the figures leave."""
     rests = ("".join(f"  {name} {_rate(frame, name)}" for name in names) for names in (COMING, GOING))
     return max(0, min(MOST_CURVE_WIDTH, width - NUMBERS_WIDTH - max(map(len, rests))))
 
@@ -140,12 +140,12 @@ def _rate(frame: Frame, name: str) -> str:
 
 
 def clock(at_ms: int) -> str:
-    """A time of day, in this machine's zone."""
+    """A time of day, in this machine's time zone."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone().strftime("%H:%M:%S")
 
 
 def summary(frame: Frame) -> str:
-    """The head in one line, for where there is no terminal."""
+    """The head in one line, for output without a terminal."""
     status = frame.snapshot.status
     if frame.away:
         return f"{clock(status.at_ms)}  Redis is away: {one_line(frame.away)}"

@@ -1,4 +1,4 @@
-"""What is known of a queue that is looked at again and again. Pure."""
+"""Turns snapshots into frames: with rates, a trend, and outages. Pure."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 from scheduler.cli.admin.top.snapshot import Snapshot, Waits, rates
 
 TREND = 120
-"""How many rates are remembered: as many as fit in a wide terminal."""
+"""How many rates are kept: as many as fit into a wide terminal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What is to be shown. `rates` are None until two looks tell them; `trend` has the last ones, in order.
-
-    `away` says why the last look has failed: what there is, is of the one before. `frozen`: somebody holds
-    the picture.
-    """
+    """Everything that one picture shows."""
 
     snapshot: Snapshot
     rates: dict[str, float] | None = None
+    """None until there are two snapshots."""
     trend: tuple[dict[str, float], ...] = ()
+    """The last rates, in order."""
     away: str = ""
+    """Why the last attempt to take a snapshot failed; `snapshot` is then an older one."""
     frozen: bool = False
+    """Whether the user has frozen the picture."""
     interval_s: float = 1.0
+    """The time between snapshots."""
 
     def document(self) -> dict[str, Any]:
-        """All of it for programs."""
+        """Everything as a JSON document."""
         seen = self.snapshot
         return {
             "queue": seen.status.queue,
@@ -58,7 +59,7 @@ def _plain(waits: dict[Any, Waits]) -> dict[str, Any]:
 
 
 class Watch:
-    """Takes looks as they come."""
+    """Collects snapshots."""
 
     def __init__(self, first: Snapshot, *, interval_s: float) -> None:
         self._now = Frame(first, interval_s=interval_s)
@@ -66,11 +67,11 @@ class Watch:
 
     @property
     def frame(self) -> Frame:
-        """How things stand, as far as is known."""
+        """The current frame."""
         return self._now
 
-    def see(self, snapshot: Snapshot) -> None:
-        """Take the next look. One that comes while the picture is held is let go."""
+    def add(self, snapshot: Snapshot) -> None:
+        """Add a snapshot. While the picture is frozen, snapshots are dropped."""
         if self._now.frozen:
             return
         between = rates(self._now.snapshot, snapshot)
@@ -81,10 +82,10 @@ class Watch:
         )
 
     def miss(self, why: str) -> None:
-        """Take note that a look has failed."""
+        """Note that a snapshot could not be taken."""
         self._now = dataclasses.replace(self._now, away=why)
 
     def freeze(self) -> bool:
-        """Hold the picture, or let it go; whether it is held now."""
+        """Freeze the picture, or resume. Returns whether it is frozen now."""
         self._now = dataclasses.replace(self._now, frozen=not self._now.frozen)
         return self._now.frozen
