@@ -12,9 +12,9 @@ from scheduler.admin.doctor.routes import check_routes
 from scheduler.admin.doctor.server import check_channels, check_redis
 from scheduler.errors import SchedulerError
 from scheduler.queue import PromptQueue
-from scheduler.queue.shared import FORMAT
 from scheduler.queue.inspection.status import read_status
 from scheduler.queue.inspection.workers import read_workers
+from scheduler.queue.shared import FORMAT
 from scheduler.redis_server.connection import open_redis
 from scheduler.redis_server.errors import newer_data, translated
 from scheduler.redis_server.readiness import check_server
