@@ -1,4 +1,4 @@
-"""From the short fields of a stored record (`lua/lib/record.lua`) to a `JobInfo`. Pure."""
+"""Makes a `JobInfo` from the short fields of a stored record (docs/architecture.md lists them). Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIELDS = list("spltqRbdmjHxuanfowceri")
 """The fields of a record, a letter each, whose values `make_job_info` takes in this order."""
 
 HISTORY = "y"
-"""The field with what the others do not tell; it may have some kilobytes."""
+"""The field with the history that the others do not tell; up to some kilobytes."""
 
 
 def make_job_info(
@@ -23,9 +23,9 @@ def make_job_info(
     position: int | None = None,
     history: bytes | None = None,
 ) -> JobInfo | None:
-    """Make sense of a record. None where there is none, or it is not as the queue writes it.
+    """Make a `JobInfo` from the values of `FIELDS`. None if there is no record, or it is damaged.
 
-    `tickets` is the size of the job's set of tickets, 0 for one that nobody has joined.
+    `tickets` is the size of the job's set of tickets, 0 if nobody has joined it.
     """
     record = {
         name: value.decode("utf-8", "replace")
@@ -45,7 +45,7 @@ def make_job_info(
             failures=int(record.get("f", 0)),
             lost_leases=int(record.get("o", 0)),
             max_attempts=_number(record.get("a")),
-            # The first ticket is the job's id, stored only once there is a second.
+            # The first ticket is the job's id; it is stored only when there is a second.
             tickets=0 if state.ended else tickets if "j" in record else 1,
             joined=int(record.get("j", 0)),
             hits=int(record.get("H", 0)),
@@ -87,7 +87,7 @@ def _error(text: str | None) -> JobError | None:
 
 
 def _history(info: JobInfo, stored: bytes) -> list[HistoryEntry]:
-    """What happened, in order: the stored entries and, in its place each, enqueue, last claim and end."""
+    """The history in order: the stored entries, with the enqueue, the last claim and the end put in."""
     told = list(_stored(stored))
     if info.started_at_ms is not None:
         claimed = HistoryEntry(
@@ -101,7 +101,7 @@ def _history(info: JobInfo, stored: bytes) -> list[HistoryEntry]:
 
 
 def _precedes(entry: HistoryEntry, claimed: HistoryEntry) -> bool:
-    # A claim and what became of it may share a millisecond.
+    # A claim and its outcome may share a millisecond.
     return (entry.at_ms, entry.attempt or 0) < (claimed.at_ms, claimed.attempt or 0)
 
 

@@ -16,10 +16,10 @@ _KEYS: dict[str, str] = {
     "limits": "limits",  # HASH   t:<tenant>, t:*, e:<endpoint> -> "requests tokens" a minute, 0: no limit
     "meta": "meta",  # HASH   us, token, tick, counts (n, n:<lane>), bitmaps (b:<lane>), totals (t:<what>), …
     #               ahead: how far the queue's clock is before Redis' own, ms; reap_after, excused, refusals
-    #               by lane: ms and jobs since the last look (ms:, ran:), mean ms a job (mean:)
+    #               by lane: ms and jobs since the last mean (ms:, ran:), mean ms a job (mean:)
     "beside": "beside",  # HASH   place beside a lane, "<lane> <tenant>" or "<lane> !" -> bitmap of its levels
     "limited": "limited",  # ZSET   held lane, "<lane> <tenant>" -> when some of it may be released, ms
-    "released": "released",  # HASH   held lane -> the last job that was released of it
+    "released": "released",  # HASH   held lane -> the last job that was released from it
     "lanes": "lanes",  # SET    every lane that ever held a job
     "paused": "paused",  # SET    lanes that are not claimed from
     "delayed": "delayed",  # ZSET   job -> due, ms
@@ -35,7 +35,7 @@ _KEYS: dict[str, str] = {
     "spare": "spare",  # LIST   "<bytes> <job>": kept requests of cancelled, expired, shed jobs
     "record": "j:",  # HASH   a job
     "payload": "p:",  # STRING its request, JSON
-    "staged": "s:",  # STRING a large request, until the script comes that makes it a job
+    "staged": "s:",  # STRING a large request or result, until its script uses it
     "result": "r:",  # STRING its result, JSON
     "tickets": "h:",  # SET    its tickets, from the second on
     "stream": "e:",  # LIST   its events, JSON, the oldest first; the terminal one is made from its record
@@ -43,10 +43,10 @@ _KEYS: dict[str, str] = {
     "alias": "a:",  # STRING the id that a joined caller proposed -> the job it joined
     "claimed": "c:",  # STRING what a worker process got from its last claim
     "users": "u:",  # HASH   of an endpoint: worker process that uses it -> when it counts as gone, ms
-    "worker": "n:",  # STRING a worker process describes itself, JSON
+    "worker": "n:",  # STRING a worker process' report about itself, JSON
     "wake": "k:",  # LIST   of a lane: one token when there is work
     "urgent": "ku:",  # LIST   of a lane: one token when there is work of priority 8 or 9
-    "work": "work:",  # LIST   of a lane: as many entries as a place needs seconds for what waits
+    "work": "work:",  # LIST   of a lane: one entry for each second of waiting work, for autoscalers
     "channel": "{db}:ch:",  # pub/sub channel of a job: pub/sub knows no databases, so their names do
     "control": "{db}:ctl",  # pub/sub channel to the worker processes
     "arq": "arq",  # arq's own queue of a worker process: run_prompt
@@ -73,7 +73,7 @@ class Keys:
         self._suffixes = _suffixes(db)
 
     def fixed(self, name: str) -> str:
-        """A key that there is once a queue: `fixed("meta")`."""
+        """A key that each queue has once: `fixed("meta")`."""
         return self.prefix + self._suffixes[name]
 
     def of(self, name: str, ident: str) -> str:
@@ -86,12 +86,12 @@ class Keys:
 
     @staticmethod
     def held_lane(lane: str, tenant: str) -> str:
-        """The lane in which a tenant's held jobs of a lane stand. No name has a space."""
+        """The lane in which a tenant's held jobs of a lane wait. No name has a space."""
         return f"{lane} {tenant}"
 
     @staticmethod
     def suspects_lane(lane: str) -> str:
-        """The lane in which the suspects of a lane stand."""
+        """The lane in which the suspects of a lane wait."""
         return f"{lane} !"
 
     @staticmethod

@@ -31,14 +31,14 @@ def explain_place(
         return _explain_hold(job, hold, now_ms)
     if job.state is JobState.DELAYED:
         due_s = max(0, (job.due_at_ms or now_ms) - now_ms) / 1000
-        why = "it has failed and is tried again" if job.attempts else "it was enqueued with a delay"
+        why = "it has failed and will be retried" if job.attempts else "it was enqueued with a delay"
         return f"{why}: due in {due_s:g} s, then it joins lane {job.model!r}"
     if job.state is not JobState.WAITING or job.position is None:
         return None
     if job.lost_leases >= LOSSES_OF_A_SUSPECT:
         sentence = (
-            f"it has lost its worker process {job.lost_leases} times, and a process runs one such suspect "
-            f"at a time: of them {_ahead(job.position)}"
+            f"it has lost its worker process {job.lost_leases} times, so it is a suspect, and a process runs "
+            f"one suspect at a time: {_ahead(job.position)}"
         )
     else:
         sentence = f"{_ahead(job.position)}: {_rule(job.priority, aging_ms)}"
@@ -47,13 +47,15 @@ def explain_place(
 
 def _explain_hold(job: JobInfo, hold: Hold | None, now_ms: int) -> str:
     if hold is None or hold.limit is None or hold.limit.unlimited:
-        return f"tenant {job.tenant!r} has no limit any more: it goes back to lane {job.model!r} in a moment"
-    before = "it is the next of them" if not job.position else f"{job.position} of them are before it"
+        return (
+            f"tenant {job.tenant!r} has no limit any more: the job returns to lane {job.model!r} in a moment"
+        )
+    before = _ahead_of_held(job.position or 0)
     next_s = max(0, (hold.look_at_ms or now_ms) - now_ms) / 1000
-    when = f"in {next_s:.{int(next_s < 10)}f} s" if next_s else "once those let go before it are claimed"
+    when = f"in {next_s:.{int(next_s < 10)}f} s" if next_s else "once those released before it are claimed"
     return (
-        f"tenant {job.tenant!r} has used what it may, {_limit(hold.limit)}, and its jobs in lane "
-        f"{job.model!r} are held: {before}; the next may begin {when}"
+        f"tenant {job.tenant!r} has used up its limit, {_limit(hold.limit)}, so its jobs in lane "
+        f"{job.model!r} are held: {before}; the next may start {when}"
     )
 
 
@@ -66,6 +68,12 @@ def _ahead(position: int) -> str:
     if position == 0:
         return "it is next"
     return "1 job is before it" if position == 1 else f"{position} jobs are before it"
+
+
+def _ahead_of_held(position: int) -> str:
+    if position == 0:
+        return "it is the next of them"
+    return "1 of them is before it" if position == 1 else f"{position} of them are before it"
 
 
 def _rule(priority: int, aging_ms: int) -> str:

@@ -226,7 +226,7 @@ def test_operators_see_who_is_held_back_and_until_when(
     listed = program.json("admin", "jobs", "list", "--state", "held")
     assert [job["id"] for job in listed] == [job.id for job in held]
     shown = program("admin", "jobs", "show", held[1].id).stdout
-    assert "tenant 'acme' has used what it may, 1 request a minute" in shown
+    assert "tenant 'acme' has used up its limit, 1 request a minute" in shown
     cancelled = program("admin", "jobs", "cancel", held[0].id, "--yes")
     assert cancelled.exit_code == 0, cancelled.stderr
     assert program.json("admin", "queue", "status")["held"] == 1

@@ -191,7 +191,7 @@ async def test_a_waiting_job_says_why_it_is_at_its_place(q: QueueDriver) -> None
 
 
 async def hold(q: QueueDriver, tenant: str, *jobs: NewJob) -> None:
-    """Enqueue jobs whose tenant has used what it may."""
+    """Enqueue jobs whose tenant has used up its limit."""
     await q.configure(tenants={"*": RateLimit(requests=60)})
     await q.drain_limit(f"t:{tenant}")
     await q.enqueue(*jobs)
@@ -220,8 +220,8 @@ async def test_a_held_job_says_why_and_until_when(q: QueueDriver) -> None:
     assert (info.state, info.position) == (JobState.HELD, 1)
     assert info.place is not None
     assert info.place.startswith(
-        "tenant 'acme' has used what it may, 60 requests a minute, and its jobs in lane 'chat' are held: "
-        "1 of them are before it; the next may begin in 359"
+        "tenant 'acme' has used up its limit, 60 requests a minute, so its jobs in lane 'chat' are held: "
+        "1 of them is before it; the next may start in 359"
     )
     await q.configure()
     info = await read_job(q.queue, "b")

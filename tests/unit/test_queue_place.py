@@ -29,7 +29,7 @@ def place(job: JobInfo, *, aging_ms: int = 30_000, paused: bool = False) -> str 
         (info(JobState.WAITING, position=4), 0, "only more urgent jobs and older ones of priority 5"),
         (info(JobState.WAITING, position=4), 30_000, "at priority 5 it counts as 120 s younger"),
         (info(JobState.DELAYED, due_at_ms=12_500), 30_000, "it was enqueued with a delay: due in 2.5 s"),
-        (info(JobState.DELAYED, due_at_ms=9_000, attempts=1), 30_000, "it has failed and is tried again"),
+        (info(JobState.DELAYED, due_at_ms=9_000, attempts=1), 30_000, "it has failed and will be retried"),
     ],
 )
 def test_a_place_is_explained(job: JobInfo, aging_ms: int, said: str) -> None:
@@ -42,16 +42,16 @@ def test_a_place_is_explained(job: JobInfo, aging_ms: int, said: str) -> None:
         (
             Hold(RateLimit(60, None), 12_500),
             2,
-            "60 requests a minute, and its jobs in lane 'chat' are held: 2 of them are before it",
+            "60 requests a minute, so its jobs in lane 'chat' are held: 2 of them are before it",
         ),
         (
             Hold(RateLimit(None, 90_000), 40_000),
             0,
-            "90,000 tokens a minute, and its jobs in lane 'chat' are held",
+            "90,000 tokens a minute, so its jobs in lane 'chat' are held",
         ),
-        (Hold(RateLimit(None, 90_000), 40_000), 0, "it is the next of them; the next may begin in 30 s"),
+        (Hold(RateLimit(None, 90_000), 40_000), 0, "it is the next of them; the next may start in 30 s"),
         (Hold(RateLimit(6, 9000), 9_000), 1, "6 requests and 9,000 tokens a minute"),
-        (Hold(RateLimit(6, 9000), 9_000), 1, "begin once those let go before it are claimed"),
+        (Hold(RateLimit(6, 9000), 9_000), 1, "start once those released before it are claimed"),
         (Hold(None, 12_500), 1, "has no limit any more"),
         (Hold(RateLimit(), 12_500), 1, "has no limit any more"),
     ],
@@ -62,7 +62,7 @@ def test_a_hold_is_explained(hold: Hold, position: int, said: str) -> None:
 
 
 @pytest.mark.parametrize("state", [state for state in JobState if state.ended or state is JobState.RUNNING])
-def test_who_does_not_wait_has_no_place(state: JobState) -> None:
+def test_a_job_that_does_not_wait_has_no_place(state: JobState) -> None:
     assert place(info(state)) is None
 
 
