@@ -54,7 +54,7 @@ class Shares:
         """Tell the others of these endpoints, and divide them; to be called some three times a lease."""
         shared = [endpoint for endpoint in endpoints if endpoint.shared]
         names = [endpoint.name for endpoint in shared]
-        divisions = await self._queue.attend(self._worker, names, holds_ms=self._holds_ms)
+        divisions = await self._queue.share_endpoints(self._worker, names, holds_ms=self._holds_ms)
         seen, self._seen = self._seen, {}
         for endpoint, division in zip(shared, divisions, strict=True):
             self._divide(endpoint, division, seen.get(endpoint.name))
@@ -62,7 +62,7 @@ class Shares:
     async def give_up(self, endpoints: Sequence[Endpoint]) -> None:
         """Leave these endpoints to the others."""
         names = [endpoint.name for endpoint in endpoints if endpoint.shared]
-        await self._queue.attend(self._worker, names, holds_ms=0)
+        await self._queue.share_endpoints(self._worker, names, holds_ms=0)
 
     def _divide(self, endpoint: Endpoint, division: tuple[int, int], before: _View | None) -> None:
         now = self._clock()

@@ -126,14 +126,16 @@ class Leases(QueuePart):
             replies += await self._scripts.run("renew", worker, lease_ms, about, *jobs)
         return ["lost" if reply == -2 else None if reply == -1 else reply for reply in replies]
 
-    async def attend(self, worker: str, endpoints: Sequence[str], *, holds_ms: int) -> list[tuple[int, int]]:
+    async def share_endpoints(
+        self, worker: str, endpoints: Sequence[str], *, holds_ms: int
+    ) -> list[tuple[int, int]]:
         """Report that a worker process uses these endpoints for the next `holds_ms`; 0: not any more.
 
         Returns, for each endpoint: how many worker processes use it, and the index of this one, from 0.
         """
         if not endpoints:
             return []
-        flat: list[int] = await self._scripts.run("attend", worker, holds_ms, *endpoints)
+        flat: list[int] = await self._scripts.run("share_endpoints", worker, holds_ms, *endpoints)
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     async def forget_worker(self, worker: str) -> None:

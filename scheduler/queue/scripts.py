@@ -33,7 +33,7 @@ NAMES = (
     "claim",
     "renew",
     "forget_worker",
-    "attend",
+    "share_endpoints",
     "take_permit",
     "publish",
     "retry",

@@ -301,7 +301,7 @@ class AuditContract(OnQueue):
         await q.finish(await q.running("failed", 9), JobState.FAILED)
         await q.publish(await q.running("runs", 9), "x")
         await q.queue.renew(q.worker, [], lease_ms=60_000, about=b"{}")
-        await q.queue.attend(q.worker, ["chat.0"], holds_ms=1000)
+        await q.queue.share_endpoints(q.worker, ["chat.0"], holds_ms=1000)
         report = await admin.audit(q.queue)
         assert (report.jobs, report.problems) == (5, [])
         assert report.keys > 15

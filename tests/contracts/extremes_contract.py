@@ -105,7 +105,7 @@ class Scene:
             "claim": self.claim,
             "renew": lambda: queue.renew("w1", held, lease_ms=LEASE_MS, about=b"{}"),
             "forget_worker": lambda: queue.forget_worker("w1"),
-            "attend": lambda: queue.attend("w1", [ENDPOINT], holds_ms=1000),
+            "share_endpoints": lambda: queue.share_endpoints("w1", [ENDPOINT], holds_ms=1000),
             "take_permit": lambda: queue.take_permit(self.running[0], "chat.1"),
             "publish": self.publish,
             "retry": self.retry,

@@ -2188,44 +2188,44 @@ class QueueContract(OnQueue):
         self, q: QueueDriver
     ) -> None:
         for worker, endpoints in {"b": ["x", "y"], "c": ["x"], "a": ["y", "x"]}.items():
-            await q.queue.attend(worker, endpoints, holds_ms=60_000)
-        assert await q.queue.attend("a", ["x", "y"], holds_ms=60_000) == [(3, 0), (2, 0)]
-        assert await q.queue.attend("b", ["x", "y"], holds_ms=60_000) == [(3, 1), (2, 1)]
-        assert await q.queue.attend("c", ["x"], holds_ms=60_000) == [(3, 2)]
+            await q.queue.share_endpoints(worker, endpoints, holds_ms=60_000)
+        assert await q.queue.share_endpoints("a", ["x", "y"], holds_ms=60_000) == [(3, 0), (2, 0)]
+        assert await q.queue.share_endpoints("b", ["x", "y"], holds_ms=60_000) == [(3, 1), (2, 1)]
+        assert await q.queue.share_endpoints("c", ["x"], holds_ms=60_000) == [(3, 2)]
 
     async def test_process_that_leaves_counts_no_more_for_what_it_names(self, q: QueueDriver) -> None:
         for worker in "ab":
-            await q.queue.attend(worker, ["x", "y"], holds_ms=60_000)
-        await q.queue.attend("a", ["x"], holds_ms=0)
-        assert await q.queue.attend("b", ["x", "y"], holds_ms=60_000) == [(1, 0), (2, 1)]
+            await q.queue.share_endpoints(worker, ["x", "y"], holds_ms=60_000)
+        await q.queue.share_endpoints("a", ["x"], holds_ms=0)
+        assert await q.queue.share_endpoints("b", ["x", "y"], holds_ms=60_000) == [(1, 0), (2, 1)]
 
     async def test_process_that_is_silent_for_too_long_counts_no_more(self, q: QueueDriver) -> None:
-        await q.queue.attend("silent", ["x"], holds_ms=2)
-        await q.queue.attend("a", ["x"], holds_ms=60_000)
+        await q.queue.share_endpoints("silent", ["x"], holds_ms=2)
+        await q.queue.share_endpoints("a", ["x"], holds_ms=60_000)
         await q.pass_ms(2)
-        assert await q.queue.attend("b", ["x"], holds_ms=60_000) == [(2, 1)]
-        assert await q.queue.attend("silent", ["x"], holds_ms=60_000) == [(3, 2)]
+        assert await q.queue.share_endpoints("b", ["x"], holds_ms=60_000) == [(2, 1)]
+        assert await q.queue.share_endpoints("silent", ["x"], holds_ms=60_000) == [(3, 2)]
 
     async def test_nobody_is_asked_about_no_endpoint(self, q: QueueDriver) -> None:
         before = await q.dump()
-        assert await q.queue.attend("a", [], holds_ms=60_000) == []
+        assert await q.queue.share_endpoints("a", [], holds_ms=60_000) == []
         assert await q.dump() == before
 
     async def test_endpoint_that_nobody_uses_any_more_leaves_nothing_behind(self, q: QueueDriver) -> None:
         before = await q.dump()
-        await q.queue.attend("a", ["x"], holds_ms=60_000)
-        await q.queue.attend("a", ["x"], holds_ms=0)
+        await q.queue.share_endpoints("a", ["x"], holds_ms=60_000)
+        await q.queue.share_endpoints("a", ["x"], holds_ms=0)
         assert await q.dump() == before
-        await q.queue.attend("a", ["x"], holds_ms=2)
+        await q.queue.share_endpoints("a", ["x"], holds_ms=2)
         await q.pass_ms(20)
         assert await q.dump() == before
 
     @pytest.mark.parametrize("holds_ms", [0, 60_000])
-    async def test_attending_may_be_repeated(self, q: QueueDriver, holds_ms: int) -> None:
-        await q.queue.attend("a", ["x"], holds_ms=60_000)
-        first = await q.queue.attend("b", ["x", "y"], holds_ms=holds_ms)
-        assert await q.queue.attend("b", ["x", "y"], holds_ms=holds_ms) == first
-        assert await q.queue.attend("a", ["x"], holds_ms=60_000) == [(2 if holds_ms else 1, 0)]
+    async def test_sharing_endpoints_may_be_repeated(self, q: QueueDriver, holds_ms: int) -> None:
+        await q.queue.share_endpoints("a", ["x"], holds_ms=60_000)
+        first = await q.queue.share_endpoints("b", ["x", "y"], holds_ms=holds_ms)
+        assert await q.queue.share_endpoints("b", ["x", "y"], holds_ms=holds_ms) == first
+        assert await q.queue.share_endpoints("a", ["x"], holds_ms=60_000) == [(2 if holds_ms else 1, 0)]
 
 
 def _ageless(answer: Any) -> Any:

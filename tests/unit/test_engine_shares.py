@@ -21,14 +21,16 @@ def shared(name: str, *, limit: int | None) -> Endpoint:
 
 
 class Registry:
-    """What `PromptQueue.attend` does, in plain Python."""
+    """What `PromptQueue.share_endpoints` does, in plain Python."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.users: dict[str, dict[str, float]] = {}
         self.asked: list[Sequence[str]] = []
 
-    async def attend(self, worker: str, endpoints: Sequence[str], *, holds_ms: int) -> list[tuple[int, int]]:
+    async def share_endpoints(
+        self, worker: str, endpoints: Sequence[str], *, holds_ms: int
+    ) -> list[tuple[int, int]]:
         self.asked.append(endpoints)
         divisions = []
         for name in endpoints:

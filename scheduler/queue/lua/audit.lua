@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Find what does not fit together, and mend it if asked to. May be repeated.
+-- Check that stored data is consistent, and repair it if asked to. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV[1] 1 to mend, else 0
--- ARGV[2…] what to look at, a pair each:
---   'job', an id · 'member <key>', an id that stands there · 'part <key>', an id that this key belongs to
+-- ARGV[1] 1 to repair, else 0
+-- ARGV[2…] what to check, in pairs:
+--   'job', an id · 'member <key>', an id in that key · 'part <key>', the id that the key belongs to
 --   'dedup', a key · 'lasting', a key that has to expire · 'lane', a lane · 'beside', a place beside one · 'counts', ''
 -- returns {finding, where, …}
 -- @include "lib/clock"
@@ -26,16 +26,16 @@
 -- @include "lib/ready"
 -- @include "lib/mend"
 
-local mending = ARGV[1] == '1'
-if #ARGV % 2 == 0 then error('a pair for each look') end
-local LEASE_MS = 10000 -- for a running job that nobody holds a lease on: whoever runs it renews it
-local KEEP_MS = 3600000 -- for what belongs to nobody
-local SOON_MS = 1000 -- what goes within this is going
+local repairs = ARGV[1] == '1'
+if #ARGV % 2 == 0 then error('the arguments are not pairs') end
+local LEASE_MS = 10000 -- of a running job without one: the process that runs it will renew it
+local KEEP_MS = 3600000 -- for keys that belong to no job
+local SOON_MS = 1000 -- keys that expire within this are left alone
 
 local reply = {}
 local function found(finding, where)
   reply[#reply + 1], reply[#reply + 2] = finding, where
-  return mending
+  return repairs
 end
 
 local function home_of(rec)
@@ -69,7 +69,7 @@ local function bring_home(id, rec)
 end
 
 local function audit_ended(id, rec)
-  -- What has failed, or has been kept for a while, has only the rest of its time.
+  -- Only the rest of its time is left.
   local ended_ms = whole(rec.e, 0, now_ms) or now_ms
   local keep_ms = math.max(SOON_MS, ended_ms + keep_ms_of(rec.s, rec) - now_ms)
   local kept_keys = { record_key(id), payload_key(id), result_key(id), tickets_key(id), stream_key(id) }
@@ -104,7 +104,7 @@ local function audit_live(id, rec)
 end
 
 local function audit_job(id)
-  if redis.call('EXISTS', record_key(id)) == 0 then return end -- it has gone since it was listed
+  if redis.call('EXISTS', record_key(id)) == 0 then return end -- it has expired since it was listed
   local rec = read(id, { 'q', 'u', 'e', unpack(ENDING) })
   if not (sound(rec) and (ENDED[rec.s] or rec.q)) then
     if redis.call('PTTL', record_key(id)) == -1 and found('damaged', id) then
@@ -126,10 +126,10 @@ local function audit_member(key, id)
   local rec = read(id, { 's', 'p', 'l', 't', 'o', 'x', 'q' })
   local right
   if not rec then
-    -- What has ended goes by itself; its listing is cleared a little later.
+    -- Ended jobs expire by themselves; tick removes them from the lists a little later.
     right = (key == finished_key or key == dead_key) and score < now_ms + SOON_MS
   elseif not sound(rec) then
-    right = true -- found as a job
+    right = true -- the check of the job reports it
   else
     right = key == home_of(rec) or (key == deadlines_key and rec.x and unclaimed(rec))
   end
@@ -176,7 +176,7 @@ for i = 2, #ARGV, 2 do
   elseif what == 'member' then audit_member(key, id)
   elseif what == 'part' then audit_part(key, id)
   elseif what == 'dedup' then
-    save_ended() -- gives up the keys of those that have been ended here
+    save_ended() -- releases the dedup keys of jobs that this call has ended
     audit_dedup(id)
   elseif what == 'lasting' then audit_lasting(id)
   elseif what == 'beside' then audit_bitmap(id)

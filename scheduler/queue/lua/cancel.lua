@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Give a ticket of a job back, and end the job when it was the last; or end it whoever holds tickets. May be repeated.
+-- Return a ticket of a job, and end the job if it was the last one; or end it whatever tickets are left. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV[1] job  ARGV[2] ticket, '' to end it whoever holds tickets
--- returns 'cancelled' | 'ticket_returned' | 'ended' (it had ended before) | 'not_found'
+-- ARGV[1] job  ARGV[2] ticket, '' to end the job whatever tickets are left
+-- returns 'cancelled' | 'ticket_returned' | 'ended' (it has ended in another way) | 'not_found'
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Forget an ended job now, with all of its text. May be repeated.
+-- Delete an ended job now, with all its text. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job
 -- returns 'deleted' | the state of a job that has not ended | 'not_found'

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Forget dead letters for good. May be repeated.
+-- Delete dead letters. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1…] jobs
--- returns for each 1 if it was one, else 0
+-- returns, for each job: 1 if it was a dead letter, else 0
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/count"

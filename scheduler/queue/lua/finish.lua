@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- End running jobs: write and publish the events that are left, store the end and what came of it, publish it. Once a token;
--- may be repeated. The terminal event is in no stream: it is made from the record, see replay.
+-- End running jobs: write and publish their last events, store the result or error, and publish the terminal event. Once for each
+-- token; may be repeated. The terminal event is in no stream: replay makes it from the record.
 -- KEYS[1] prefix of the queue's keys
--- ARGV, again and again: job, token, state, seq of the first event, number of events before the terminal one, those events,
+-- ARGV, repeated: job, token, state, seq of the first event, number of events before the terminal one, those events,
 --   JSON, the terminal event's JSON up to its last value, that value: result JSON, error JSON or '', reason, '' for a result,
---   result ttl (ms), tokens that the attempt has used or '' where nobody knows
---   a result of '' is large, and stands in the job's staged key; who staged it publishes the terminal event
--- returns, a job: 1 | 0 refused, the job is not this token's any more | 2 its result has gone from where it was staged
+--   result ttl (ms), tokens that the attempt used, '' if unknown
+--   result '': it is large and is in the job's staged key; the caller publishes the terminal event itself
+-- returns, for each job: 1 | 0 refused: the job is no longer this token's | 2 the staged result has gone
 -- @include "lib/clock"
 -- @include "lib/argument"
 -- @include "lib/record"
@@ -24,15 +24,15 @@
 
 local FIELDS = { 's', 'k', 'l', 't', 'd', 'm', 'j', 'v', 'c', 'g' }
 
--- Of all jobs, before anything is written: where one begins, and how many events it has.
+-- Before the first write: where each job begins, and how many events it has.
 local starts, counts, at = {}, {}, 1
 while at <= #ARGV do
   local n = argument(at + 4, 0, #ARGV)
   starts[#starts + 1], counts[#counts + 1] = at, n
-  if not ENDED[ARGV[at + 2]] then error('ARGV[' .. at + 2 .. '] is no state that a job ends in') end
+  if not ENDED[ARGV[at + 2]] then error('ARGV[' .. at + 2 .. '] is not a state in which a job ends') end
   at = at + 10 + n
 end
-if at ~= #ARGV + 1 then error('the number of arguments fits no number of events') end
+if at ~= #ARGV + 1 then error('the arguments do not fit the numbers of events') end
 
 local unleased = {}
 

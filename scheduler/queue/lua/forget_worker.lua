@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- A worker process has stopped: it is taken off the list, and lets go of the maintenance lock if it holds that. May be repeated.
+-- Remove a worker process that has stopped from the list, and release its maintenance lock. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] worker process
 -- returns 1 if it held the lock

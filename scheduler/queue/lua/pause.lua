@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Stop claiming from a lane; enqueues go on. May be repeated.
+-- Stop claims from a lane; jobs can still be enqueued. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] lane
 -- returns 1 if the lane was not paused before

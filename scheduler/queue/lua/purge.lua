@@ -41,7 +41,7 @@ local function purge_level(place, p)
 end
 
 local places = { lane, suspects_lane(lane) }
-local held, next_place = walk('ZSCAN', limited_key, ARGV[4], HELD_LANES_A_CALL)
+local held, next_bookmark = walk('ZSCAN', limited_key, ARGV[4], HELD_LANES_A_CALL)
 for i = 1, #held, 2 do
   if lane_of(held[i]) == lane then places[#places + 1] = held[i] end
 end
@@ -55,5 +55,5 @@ end
 save_ended()
 save_counts()
 -- There may be more in these.
-if purged > 0 and purged == limit then next_place = ARGV[4] == '' and '0 0' or ARGV[4] end
-return { purged, next_place or '' }
+if purged > 0 and purged == limit then next_bookmark = ARGV[4] == '' and '0 0' or ARGV[4] end
+return { purged, next_bookmark or '' }

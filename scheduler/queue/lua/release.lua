@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Let a dedup key go, whoever owns it: the next job with it is new work. May be repeated.
+-- Release a dedup key, whichever job owns it: the next job with the key is new. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] tenant  ARGV[2] dedup hash
--- returns {job that owned it, ms that were left or -1}, {} where it was free
+-- returns {job that owned it, ms that were left or -1}, {} if it was free
 local key = dedup_key(ARGV[1], ARGV[2])
 local owner = redis.pcall('GET', key)
 if type(owner) ~= 'string' then return {} end

@@ -1,9 +1,9 @@
 #!lua flags=no-writes
--- A job's state and its events after a cursor, in one read.
+-- Read a job's state and its events after a cursor.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job  ARGV[2] token and ARGV[3] seq of the last event seen, 0 and 0 at first  ARGV[4] how many at most
 -- returns {} for an unknown job, else {state, token of the last event, its seq, more, event JSON, …}
---   more: 1 there are more events, 0 there are none, 2 none, and the last one comes in two: up to its result, and that
+--   more: 1 there are more events | 0 there are no more | 2 no more, and the last one is in two parts: up to its result, the result
 -- @include "lib/clock"
 -- @include "lib/record"
 -- @include "lib/event"
@@ -21,7 +21,7 @@ local function is_after(event_token, event_seq)
   return event_token and (event_token > token or (event_token == token and event_seq > seq))
 end
 
--- Where the events after the cursor begin: they stand in the order of their ids.
+-- The index of the first event after the cursor: events are in the order of their ids.
 local function after_cursor()
   local low, high = 0, length
   if token == 0 and seq == 0 then return 0 end
@@ -32,7 +32,7 @@ local function after_cursor()
   return low
 end
 
--- What a reply may have: events differ in size by a thousand times, and Lua takes some ms to copy more.
+-- Bounds of a reply. Events differ in size by a factor of a thousand, and Lua takes milliseconds to copy more.
 local PAGE_BYTES, FIRST_SLICE, LARGE_RESULT = 1048576, 16, 65536
 
 local first = after_cursor()
@@ -53,7 +53,7 @@ if length > 0 then
   if last_token then reply[2], reply[3] = text(last_token), text(last_seq) end
 end
 
--- The terminal event is in no stream: it is made from the record.
+-- The terminal event is in no stream, so it is made from the record.
 local k, z = tonumber(rec.k), tonumber(rec.z)
 if ENDED[rec.s] and k and z then
   reply[2], reply[3] = rec.k, rec.z

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Claim from a paused lane again. May be repeated.
+-- Let jobs of a paused lane be claimed again. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] lane
 -- returns 1 if the lane was paused before

@@ -41,18 +41,18 @@ end
 
 -- A round treats all lanes alike: what is due is decided at its beginning.
 local state = redis.call('HMGET', meta_key, 'round', 'worked', 'mended')
-local shows, mends, place = string.match(state[1] or '', '^(%d) (%d) (.+)$')
+local shows, mends, bookmark = string.match(state[1] or '', '^(%d) (%d) (.+)$')
 local work_is_due, mend_is_due = shows == '1', mends == '1'
-if not place then
+if not bookmark then
   work_is_due = now_ms - (tonumber(state[2]) or 0) >= WORK_MS
   mend_is_due = now_ms - (tonumber(state[3]) or 0) >= mend_ms
   if mend_is_due and redis.call('HEXISTS', meta_key, 'suspects') == 1 then
     redis.call('HSET', meta_key, 'suspects', '0') -- mend_place sets it to 1 if there are any
   end
 end
-local more_places = mend_places_beside(mend_is_due and not place, LANES_A_CALL)
+local more_places = mend_places_beside(mend_is_due and not bookmark, LANES_A_CALL)
 
-local lanes, next_place = walk('SSCAN', lanes_key, place, LANES_A_CALL)
+local lanes, next_bookmark = walk('SSCAN', lanes_key, bookmark, LANES_A_CALL)
 if #lanes > 0 then read_bits(lanes) end
 local unclaimed, woken, forgotten = mend_is_due and unclaimed_by_lane(), 0, 0
 for _, lane in ipairs(lanes) do
@@ -61,12 +61,12 @@ for _, lane in ipairs(lanes) do
   if work_is_due then show_work(lane) end
   if mend_is_due and forget_if_unused(lane) then forgotten = forgotten + 1 end
 end
-if next_place then
-  next_place = place_after(next_place, forgotten)
-  redis.call('HSET', meta_key, 'round', (work_is_due and '1 ' or '0 ') .. (mend_is_due and '1 ' or '0 ') .. next_place)
+if next_bookmark then
+  next_bookmark = bookmark_after(next_bookmark, forgotten)
+  redis.call('HSET', meta_key, 'round', (work_is_due and '1 ' or '0 ') .. (mend_is_due and '1 ' or '0 ') .. next_bookmark)
   return { UNDER_WAY_MS, woken }
 end
-if place then redis.call('HDEL', meta_key, 'round') end
+if bookmark then redis.call('HDEL', meta_key, 'round') end
 if work_is_due then redis.call('HSET', meta_key, 'worked', text(now_ms)) end
 if mend_is_due then
   if redis.call('HGET', meta_key, 'suspects') == '0' then redis.call('HDEL', meta_key, 'suspects') end

@@ -1,4 +1,4 @@
--- Events: a job's stream is a list of them in the order of their ids, token and seq; its channel gets the same bytes.
+-- Events. A job's stream is a list of them, in the order of their ids (token and seq); its channel gets the same bytes.
 local RUNNING_STREAM_MS = 86400000
 
 local function next_token()
@@ -12,11 +12,11 @@ end
 
 local function queued_json(id) return '{"id":"0-1","type":"queued","job_id":' .. cjson.encode(id) .. ',"attempt":0}' end
 
--- Without the right to publish a script must not fail half-way: readers find it in the stream, if later.
+-- A script must not fail half-way because it may not publish: readers find the event in the stream, a little later.
 local function tell(channel, message) redis.pcall('PUBLISH', channel, message) end
 
--- Append events[first] to events[last], which the caller makes sure are not there yet. A key that is no list must not stop a
--- script half-way.
+-- Append events[first] to events[last]; the caller makes sure that they are new. A key of another type must not stop a script
+-- half-way.
 local function emit(id, events, first, last)
   local stream, channel = stream_key(id), channel_key(id)
   for at = first, last, 1000 do redis.pcall('RPUSH', stream, unpack(events, at, at + 999 < last and at + 999 or last)) end

@@ -1,6 +1,6 @@
--- Nothing of an ended job is kept, and nothing else names it.
+-- Delete all of an ended job, and every reference to it.
 local function forget(id, rec)
-  -- A finished answer of mode window still owns its key.
+  -- A done job of mode window still owns its dedup key.
   if rec and rec.d then
     local key = dedup_key(rec.t, rec.d)
     if redis.pcall('GET', key) == id then redis.call('DEL', key) end
@@ -10,8 +10,8 @@ local function forget(id, rec)
   redis.call('UNLINK', record_key(id), payload_key(id), result_key(id), tickets_key(id), stream_key(id))
 end
 
--- Of the finished jobs, which are listed by when they go by themselves, goes whichever has ended first of the next and the last:
--- those that are kept for very long do not push out those that have only just ended. Returns how many have gone.
+-- Forget finished jobs beyond `most`. They are listed by the time at which they expire. Of the next to expire and the last to
+-- expire, the one that ended first goes, so that jobs with a long retention do not push out new ones. Returns how many have gone.
 local function bound_finished(most, at_once)
   local over = math.min(at_once, redis.call('ZCARD', finished_key) - most)
   if over <= 0 then return 0 end
@@ -40,7 +40,7 @@ local function bound_finished(most, at_once)
   return over
 end
 
--- Of the dead letters the oldest go first. Returns how many have gone.
+-- Forget dead letters beyond `most`, the oldest first. Returns how many have gone.
 local function bound_dead(most, at_once)
   local over = redis.call('ZCARD', dead_key) - most
   if over <= 0 then return 0 end

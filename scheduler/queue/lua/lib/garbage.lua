@@ -1,12 +1,12 @@
--- What stands in the way without a record that can be used is put aside, so that it stops nobody else.
+-- Jobs whose records cannot be used are set aside, so that they do not stop others.
 local BROKEN = 'the record is missing or not as the queue writes it'
 
--- The caller has taken the member from its place; place is the state that it stood for there.
-local function set_aside(id, rec, place)
+-- The caller has taken the job from its place. state: that of all jobs there.
+local function set_aside(id, rec, state)
   redis.call('HSET', garbage_key, id, BROKEN)
   add('t:garbage', 1)
-  if not rec or rec.s ~= place then return end
-  -- Somebody may wait for this job: it ends rather than vanishes.
+  if not rec or rec.s ~= state then return end
+  -- A caller may wait for this job, so it ends instead of vanishing.
   rec.n, rec.g = tonumber(rec.n) and rec.n, nil
   end_detached_job(id, rec, 'failed', 'record_damaged', error_json('record_damaged', BROKEN))
 end

@@ -1,10 +1,9 @@
--- Add to a job's history what its other fields will not tell: [ms, what, worker, attempt, detail]. What happens again and again
--- is one entry, of the last time, with how often in a row and the ms of the first time after the others. The first entries and
--- the newest stay.
+-- A job's history has entries for what its other fields do not show: [ms, what, worker, attempt, detail]. Repetitions are one entry:
+-- the last of them, with two more values: how many in a row, and the ms of the first. The first and the newest entries are kept.
 local HISTORY_BYTES = 8192
 local FIRST_ENTRIES = 4
 
--- At most 500 bytes, and no half of a character at the end.
+-- At most 500 bytes, without half a character at the end.
 local function shorten(detail)
   if #detail <= 500 then return detail end
   return (string.gsub(string.sub(detail, 1, 500), '[\194-\244]?[\128-\191]*$', ''))
@@ -16,7 +15,7 @@ local function entry_json(one)
   return json .. (one[6] and ',' .. text(one[6]) .. ',' .. text(one[7]) or '') .. ']'
 end
 
--- Whichever worker process it was. Without words each is told: lost leases name the processes that were lost.
+-- The worker process makes no difference. Entries without a detail stay apart: lost leases name the processes that were lost.
 local function is_repeated(one, last)
   return type(last) == 'table' and one[5] ~= '' and last[2] == one[2] and last[5] == one[5]
 end

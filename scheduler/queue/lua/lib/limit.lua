@@ -1,25 +1,26 @@
--- What tenants ('t:acme') and endpoints ('e:chat.0') may still use: a bucket of requests and one of tokens.
--- A bucket is one number, the microsecond at which it will be full again: the generic cell rate algorithm, as virtual
--- scheduling. Source: ITU-T Recommendation I.371, annex A.
+-- Rate limits of tenants ('t:acme') and endpoints ('e:chat.0'): each has a bucket of requests and one of tokens.
+-- A bucket is one number, the microsecond at which it is full again: the generic cell rate algorithm, as virtual scheduling.
+-- Source: ITU-T Recommendation I.371, annex A.
 local MINUTE_US = 60000000
 local BYTES_A_TOKEN = 4
--- No request counts for more than an hour of a limit, and no bucket is in debt for more than a day, whatever an engine says
--- that it has used, and wherever the clock was set.
+-- No request costs more than an hour of a limit, and no bucket is in debt for more than a day, whatever usage an engine reports and
+-- however the clock is set.
 local MOST_MINUTES_A_REQUEST = 60
 local MOST_DEBT_US = 86400000000
 local MOST_A_MINUTE = 1000000000
 
--- What a request is taken to use until its end tells.
+-- The tokens that a request is charged until its end reports them.
 local function estimate_tokens(payload_bytes) return math.floor(payload_bytes / BYTES_A_TOKEN) end
 
--- A gate of two buckets; false where nothing is limited. Its functions are made here, so that no other script pays for them.
+-- A gate of two buckets; false if nothing is limited. Its functions are made inside, so that scripts without limits do not pay for
+-- them.
 local function new_gate(subject, limit)
   local requests_a_minute, tokens_a_minute = string.match(limit or '', '^(%d+) (%d+)$')
   if not requests_a_minute or requests_a_minute + tokens_a_minute == 0 then return false end
   local saved = redis.pcall('GET', bucket_key(subject))
   local requests_at, tokens_at = string.match(type(saved) == 'string' and saved or '', '^(%d+) (%d+)$')
 
-  -- A tenth of the limit may go at once, and the rest is spread so that any 60 s have at most the limit.
+  -- A tenth of the limit may go at once; the rest is spread so that no 60 s exceed the limit.
   local function bucket(limit_text, saved_at)
     local per_minute = math.min(MOST_A_MINUTE, tonumber(limit_text))
     local burst = math.max(1, math.floor(per_minute / 10))
@@ -32,7 +33,7 @@ local function new_gate(subject, limit)
 
   local function take(one, n)
     if not one.limited or n == 0 then return end
-    -- What a bucket would get back beyond its size is lost.
+    -- A refund beyond the size of the bucket is lost.
     local from = n > 0 and math.max(one.full_at, now_us) or one.full_at
     one.full_at = math.max(0, math.min(now_us + MOST_DEBT_US, from + math.ceil(n * one.interval)))
   end
@@ -41,7 +42,7 @@ local function new_gate(subject, limit)
 
   local gate = { changed = false }
 
-  -- The microsecond from which one more may pass: a request fits, and the tokens are not in debt.
+  -- The microsecond from which one more request may pass: it fits, and the tokens are not in debt.
   function gate.passable_at() return math.max(now_us, opens_at(requests), opens_at(tokens)) end
 
   function gate.passable() return gate.passable_at() == now_us end
@@ -58,7 +59,7 @@ local function new_gate(subject, limit)
     gate.changed = true
   end
 
-  -- Put what was used in the place of the estimate.
+  -- Replace the estimate by the tokens that were used.
   function gate.correct(used, estimate)
     take(tokens, bounded(used) - bounded(estimate))
     gate.changed = true
@@ -73,10 +74,10 @@ local function new_gate(subject, limit)
   return gate
 end
 
--- Gates as this script has read and charged them; save_gates() writes them.
+-- The gates that this script has read and charged; save_gates() writes them.
 local gates, limited_kinds = {}, nil
 
--- One read tells whether anything of a kind, 't' or 'e', has a limit.
+-- One read shows whether anything of a kind, 't' or 'e', has a limit.
 local function find_gate(kind, name)
   limited_kinds = limited_kinds or redis.call('HGET', conf_key, 'limits') or ''
   if limited_kinds == '' or not string.find(limited_kinds, kind, 1, true) then return false end
@@ -88,7 +89,7 @@ local function find_gate(kind, name)
   return gates[subject]
 end
 
--- The gate of a tenant or of an endpoint; false where it has no limit.
+-- The gate of a tenant or of an endpoint; false if it has no limit.
 local function tenant_gate(tenant) return find_gate('t', tenant or 'default') end
 local function endpoint_gate(endpoint) return find_gate('e', endpoint) end
 

@@ -1,4 +1,4 @@
--- Commands with more members than unpack takes at once.
+-- Commands with more members than unpack can take.
 local AT_ONCE = 1000
 
 local function each_chunk(command, key, members)

@@ -1,10 +1,10 @@
--- The counts and the bitmaps of levels as they follow from what stands where.
+-- Counts and bitmaps, made again from the jobs that are in each place.
 
--- Beyond this, which lanes the delayed and the held jobs are of takes too long to find out, and how many there are in all.
+-- Beyond these, counting the delayed and held jobs by lane, and all jobs, takes too long.
 local COUNTED = 200
 local PLACES_SUMMED = 64
 
--- The levels in use of a place, as a bitmap, and its jobs.
+-- A bitmap of a place's levels in use, and how many jobs it has.
 local function levels_of(place)
   local bits, jobs = 0, 0
   for p = 0, 9 do
@@ -15,7 +15,7 @@ local function levels_of(place)
   return bits, jobs
 end
 
--- The delayed and the held jobs by lane; nil where there are very many.
+-- How many delayed and held jobs each lane has; nil if there are too many to count.
 local function unclaimed_by_lane()
   if redis.call('ZCARD', delayed_key) > COUNTED or redis.call('ZCARD', limited_key) > COUNTED then return nil end
   local by_lane = {}
@@ -32,12 +32,12 @@ local function unclaimed_by_lane()
   return by_lane
 end
 
--- What the count of a lane has to be; nil where there are very many jobs beside the lane.
+-- The right count of a lane; nil if there are too many delayed and held jobs.
 local function count_of(lane, jobs, unclaimed)
   return unclaimed and jobs + (unclaimed[lane] or 0)
 end
 
--- How many jobs wait, are delayed and held; nil where they stand in very many places.
+-- How many jobs are waiting, delayed and held; nil if they are in too many places.
 local function count_of_all()
   local lanes = redis.call('SCARD', lanes_key)
   if 2 * lanes + redis.call('HLEN', beside_key) + redis.call('ZCARD', limited_key) > PLACES_SUMMED then return nil end

@@ -1,14 +1,14 @@
--- Walks over what may have any number of members, some of them a call: a place in the walk is text that the next call gets.
+-- Walks over keys with any number of members, some of them a call. A bookmark is text from which the next call continues.
 
--- The members after a place of a walk by SSCAN, HSCAN or ZSCAN, at most n; what a small one gives at once is cut as well.
--- Hashes and sorted sets give a value or score after each member. Returns them, and the next place, nil at the end.
--- As with SCAN, what is there all the time is seen; what comes and goes may be; some may be seen twice.
-local function walk(command, key, place, n)
-  local cursor, seen = string.match(place or '', '^(%d+) (%d+)$')
+-- At most n members after a bookmark, by SSCAN, HSCAN or ZSCAN; the reply of a small key, which is all of it, is cut too.
+-- Hashes and sorted sets give a value or score after each member. Returns the members, and the next bookmark, nil at the end.
+-- As with SCAN, members that are there all the time are seen; those that come and go may be missed; some may be seen twice.
+local function walk(command, key, bookmark, n)
+  local cursor, seen = string.match(bookmark or '', '^(%d+) (%d+)$')
   cursor, seen = cursor or '0', tonumber(seen or 0)
-  -- Half, for a page may be longer: a cut page that loses members meanwhile hides others.
+  -- Half of n, since a page may be longer: a cut page that loses members before the next call hides others.
   local reply = redis.pcall(command, key, cursor, 'COUNT', math.ceil(n / 2))
-  if reply.err then return {}, nil end -- a place that is none, or a key that is something else
+  if reply.err then return {}, nil end -- an invalid bookmark, or a key of another type
   local next_cursor, members = reply[1], reply[2]
   if type(next_cursor) == 'number' then next_cursor = text(next_cursor) end
   local width = command == 'SSCAN' and 1 or 2
@@ -19,8 +19,8 @@ local function walk(command, key, place, n)
   return page, nil
 end
 
--- The same place once `gone` of the members before it have been taken out.
-local function place_after(place, gone)
-  local cursor, seen = string.match(place, '^(%d+) (%d+)$')
+-- The same bookmark once `gone` of the members before it have been removed.
+local function bookmark_after(bookmark, gone)
+  local cursor, seen = string.match(bookmark, '^(%d+) (%d+)$')
   return cursor .. ' ' .. text(math.max(0, tonumber(seen) - gone))
 end

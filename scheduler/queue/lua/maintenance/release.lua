@@ -79,16 +79,16 @@ end
 -- Returns whether there are more.
 local CHECKS_A_CALL = 200
 local function check_all_once_limits_change()
-  local place = redis.call('HGET', meta_key, 'limits changed')
-  if not place then return false end
-  local held, next_place = walk('ZSCAN', limited_key, place, CHECKS_A_CALL)
+  local bookmark = redis.call('HGET', meta_key, 'limits changed')
+  if not bookmark then return false end
+  local held, next_bookmark = walk('ZSCAN', limited_key, bookmark, CHECKS_A_CALL)
   for i = 1, #held, 2 do redis.call('ZADD', limited_key, 'XX', 0, held[i]) end
-  if next_place then
-    redis.call('HSET', meta_key, 'limits changed', next_place)
+  if next_bookmark then
+    redis.call('HSET', meta_key, 'limits changed', next_bookmark)
   else
     redis.call('HDEL', meta_key, 'limits changed')
   end
-  return next_place
+  return next_bookmark
 end
 
 -- Returns how many jobs were released.

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Say that a worker process uses some endpoints, and learn how many others do. May be repeated.
+-- Record that a worker process uses some endpoints, and count the processes that do. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV[1] worker process  ARGV[2] how long this holds, ms; 0: it uses them no more  ARGV[3…] endpoints
--- returns, an endpoint: how many worker processes use it, and the place of this one among them, from 0, by name
+-- ARGV[1] worker process  ARGV[2] how long this holds, ms; 0: it no longer uses them  ARGV[3…] endpoints
+-- returns, for each endpoint: how many worker processes use it, the index of this one among them, by name, from 0
 -- @include "lib/clock"
 -- @include "lib/argument"
 
@@ -16,16 +16,16 @@ for i = 3, #ARGV do
   else
     redis.call('HDEL', key, worker)
   end
-  local count, place = 0, 0
+  local count, index = 0, 0
   local users = redis.call('HGETALL', key)
   for j = 1, #users, 2 do
     if (tonumber(users[j + 1]) or 0) < now_ms then
       redis.call('HDEL', key, users[j])
     else
       count = count + 1
-      if users[j] < worker then place = place + 1 end
+      if users[j] < worker then index = index + 1 end
     end
   end
-  reply[#reply + 1], reply[#reply + 2] = count, place
+  reply[#reply + 1], reply[#reply + 2] = count, index
 end
 return reply
