@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from scheduler.cli.arguments import parse_duration, parse_pairs, parse_priority
-from scheduler.cli.enqueue_file import FileWishes, enqueue_file, open_requests, refuse_same_file
-from scheduler.cli.enqueue_one import Wishes, enqueue_one, make_request
+from scheduler.cli.enqueue_file import FileOptions, enqueue_file, open_requests, refuse_same_file
+from scheduler.cli.enqueue_one import AnswerOptions, enqueue_one, make_request
 from scheduler.cli.session import Session, run, session
 from scheduler.model import DedupMode
 
@@ -118,11 +118,11 @@ def enqueue(
     )
     at = session(ctx)
     if file is not None:
-        file_wishes = FileWishes(output, skip, wait, timeout, as_json)
-        _run_file(at, file, fields, system, file_wishes)
+        file_options = FileOptions(output, skip, wait, timeout, as_json)
+        _run_file(at, file, fields, system, file_options)
     else:
         request = make_request(text or "", system, fields)
-        run(enqueue_one(at, request, Wishes(stream, wait, timeout, as_json)))
+        run(enqueue_one(at, request, AnswerOptions(stream, wait, timeout, as_json)))
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _check_options(
 
 
 def _run_file(
-    at: Session, file: Path, fields: dict[str, Any], system: str | None, wishes: FileWishes
+    at: Session, file: Path, fields: dict[str, Any], system: str | None, options: FileOptions
 ) -> None:
     with open_requests(file, fields, system) as requests:
-        run(enqueue_file(at, requests, wishes))
+        run(enqueue_file(at, requests, options))

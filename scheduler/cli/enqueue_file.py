@@ -27,7 +27,7 @@ STDIN = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
-class FileWishes:
+class FileOptions:
     """What to do with the requests of a file, and where to write the outcomes."""
 
     output: Path | None
@@ -90,7 +90,7 @@ def _copy(path: Path, copy: BinaryIO) -> None:
         shutil.copyfileobj(pipe, copy)
 
 
-async def enqueue_file(at: Session, requests: RequestFile, wishes: FileWishes) -> None:
+async def enqueue_file(at: Session, requests: RequestFile, options: FileOptions) -> None:
     """Check the whole file before anything is enqueued, then read it again and send it.
 
     Raises:
@@ -98,41 +98,41 @@ async def enqueue_file(at: Session, requests: RequestFile, wishes: FileWishes) -
         typer.Exit: with 1, if a request came to another end than it should.
     """
     total = requests.check()
-    if wishes.skip >= total:
+    if options.skip >= total:
         raise InvalidRequest(f"--skip: {requests.name} has {total:,} requests; nothing is left", field="skip")
-    with _lines_to(wishes) as lines, _Bar(total - wishes.skip, wait=wishes.wait) as bar:
+    with _lines_to(options) as lines, _Bar(total - options.skip, wait=options.wait) as bar:
         async with at.client() as client:
             run = BulkRun(
                 client,
-                wait=wishes.wait,
-                timeout_s=wishes.timeout_s,
-                first=wishes.skip,
+                wait=options.wait,
+                timeout_s=options.timeout_s,
+                first=options.skip,
                 on_end=lambda: bar.show(run),
             )
             try:
-                await _write_all(run, requests, wishes, lines)
+                await _write_all(run, requests, options, lines)
             except (asyncio.CancelledError, SchedulerError, RedisError):
                 bar.stop()
                 _say_how_to_resume(run, total)
                 raise
-    remark(f"{total - wishes.skip:,} requests: {_counted(run.states)}")
+    remark(f"{total - options.skip:,} requests: {_counted(run.states)}")
     if run.failed:
         raise typer.Exit(1)
 
 
-async def _write_all(run: BulkRun, requests: RequestFile, wishes: FileWishes, lines: BinaryIO) -> None:
+async def _write_all(run: BulkRun, requests: RequestFile, options: FileOptions, lines: BinaryIO) -> None:
     try:
-        async with aclosing(run.outcomes(islice(requests, wishes.skip, None))) as outcomes:
+        async with aclosing(run.outcomes(islice(requests, options.skip, None))) as outcomes:
             async for outcome in outcomes:
-                _write(outcome, wishes, lines)
+                _write(outcome, options, lines)
     except (asyncio.CancelledError, SchedulerError, RedisError):
         for outcome in run.unfinished():
-            _write(outcome, wishes, lines)
+            _write(outcome, options, lines)
         raise
 
 
-def _write(outcome: BulkOutcome, wishes: FileWishes, lines: BinaryIO) -> None:
-    if wishes.plain_ids and outcome.job_id:
+def _write(outcome: BulkOutcome, options: FileOptions, lines: BinaryIO) -> None:
+    if options.plain_ids and outcome.job_id:
         lines.write(outcome.job_id.encode())
     else:
         lines.write(json_line(_fields(outcome)))
@@ -172,14 +172,14 @@ def _counted(states: Mapping[BulkState, int]) -> str:
 
 
 @contextmanager
-def _lines_to(wishes: FileWishes) -> Iterator[BinaryIO]:
-    if wishes.output is None:
+def _lines_to(options: FileOptions) -> Iterator[BinaryIO]:
+    if options.output is None:
         yield sys.stdout.buffer
         return
     try:
-        lines = wishes.output.open("ab" if wishes.skip else "wb")
+        lines = options.output.open("ab" if options.skip else "wb")
     except OSError as error:
-        raise InvalidRequest(f"--output: {wishes.output} cannot be written: {error.strerror}") from None
+        raise InvalidRequest(f"--output: {options.output} cannot be written: {error.strerror}") from None
     with lines:
         yield lines
 

@@ -23,7 +23,7 @@ UNSERVED_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class AnswerOptions:
     """How the answer is shown."""
 
     stream: bool
@@ -58,17 +58,17 @@ def _standard_input() -> str:
         ) from None
 
 
-async def enqueue_one(at: Session, request: PromptRequest, wishes: Wishes) -> None:
+async def enqueue_one(at: Session, request: PromptRequest, options: AnswerOptions) -> None:
     """Enqueue a request, and show what was asked for."""
     async with at.client() as client:
         job = await client.enqueue(request)
-        if not wishes.wait:
-            _show_id(job, as_json=wishes.as_json)
+        if not options.wait:
+            _show_id(job, as_json=options.as_json)
             return
         hint = asyncio.create_task(_warn_if_unserved(client, job))
         try:
-            show = _show_stream if wishes.stream else _show_result
-            await show(job, wishes.timeout_s, as_json=wishes.as_json)
+            show = _show_stream if options.stream else _show_result
+            await show(job, options.timeout_s, as_json=options.as_json)
         finally:
             hint.cancel()
             await asyncio.wait([hint])

@@ -107,9 +107,9 @@ def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("victim", "told"),
     [
-        (("-m arq",), "the worker process has ended with 137:"),
-        (("-m arq", "child_guard.py"), "the worker process has ended with -9:"),
-        (("demo.client",), "the client process has ended with 137:"),
+        (("-m arq",), "the worker process ended with 137:"),
+        (("-m arq", "child_guard.py"), "the worker process ended with -9:"),
+        (("demo.client",), "the client process ended with 137:"),
         (("-server ",), "no Redis answers at redis://127.0.0.1:"),
     ],
 )
