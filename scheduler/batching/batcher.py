@@ -37,7 +37,7 @@ _arrived_at = attrgetter("arrived_at")
 class Batcher:
     """Runs prompts on one endpoint, several to a call where the engine cannot tell them apart.
 
-    `policy` decides and `window` has the places. A batcher belongs to one event loop. `clock` is in seconds
+    `policy` decides and `window` has the slots. A batcher belongs to one event loop. `clock` is in seconds
     and must be the one that `expires_at` was read from. `on_flush` sees every call that goes, `watcher`
     how each begins and ends. A call that is silent for longer than `patience` is ended, whatever its model
     worker does.

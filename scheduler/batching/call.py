@@ -20,7 +20,7 @@ class Member:
     """One prompt in the batcher.
 
     Two things end apart from each other. Its caller may leave: `listening` turns false. The engine may be
-    done with it: `open` turns false, and its place in the window is free. `streamed`: the engine has sent
+    done with it: `open` turns false, and its slot in the window is free. `streamed`: the engine has sent
     something for it. Without a key to share a call by it is `solo`, and has one that no other has.
     """
 
@@ -70,7 +70,7 @@ class Member:
 
     @property
     def urgent(self) -> bool:
-        """Whether it may have the places that are kept."""
+        """Whether it may have the slots that are kept for urgent members."""
         return is_urgent(self.generation.priority)
 
 

@@ -16,7 +16,7 @@ LONG_GENERATION_TOKENS = 1024
 """A prompt that asks for more output tokens than this has a call of its own.
 
 A list saves HTTP and parsing, which is nothing beside an answer that takes tens of seconds. What it costs
-grows with the answer: no member can be aborted alone, so a cancelled one keeps its place in the engine until
+grows with the answer: no member can be aborted alone, so a cancelled one keeps its slot in the engine until
 it ends, and one broken connection loses them all.
 """
 
@@ -143,15 +143,15 @@ class BatchPolicy:
 def ration(groups: Sequence[Sequence[Urgency]], room: int, *, kept: int = 0) -> list[int]:
     """Say how many members of each group may go when `room` may go in all: the most urgent of all the groups.
 
-    The last `kept` places go to urgent members only. Each group is sorted, so each answer is the length of a
+    The last `kept` slots go to urgent members only. Each group is sorted, so each answer is the length of a
     prefix.
     """
     shares = [0] * len(groups)
-    ranked = sorted((urgency, place) for place, group in enumerate(groups) for urgency in group)
-    for taken, (urgency, place) in enumerate(ranked[:room]):
+    ranked = sorted((urgency, at) for at, group in enumerate(groups) for urgency in group)
+    for taken, (urgency, at) in enumerate(ranked[:room]):
         if taken >= room - kept and not is_urgent(-urgency[0]):
             break
-        shares[place] += 1
+        shares[at] += 1
     return shares
 
 

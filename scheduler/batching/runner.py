@@ -49,7 +49,7 @@ class CallWatcher(Protocol):
 
 
 class CallRunner:
-    """Runs calls on one model worker; a member has a place in the window until the engine is done with it.
+    """Runs calls on one model worker; a member has a slot in the window until the engine is done with it.
 
     `on_quiet` is called whenever the last call has ended.
     """

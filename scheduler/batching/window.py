@@ -8,9 +8,9 @@ from collections.abc import Callable
 class Window:
     """Counts the prompts that an endpoint holds for this process, up to a limit.
 
-    The last `kept` free places are for urgent prompts: `free_for(urgent)` says what there is for whom.
+    The last `kept` free slots are for urgent prompts: `free_for(urgent)` says what there is for whom.
     Batchers of several routes may share the window of one endpoint. The functions in `on_room` are called
-    when places have come free, by a release or a higher limit; they must be cheap and must not raise.
+    when slots have come free, by a release or a higher limit; they must be cheap and must not raise.
     """
 
     __slots__ = ("_in_flight", "_kept", "_limit", "on_room")
@@ -34,7 +34,7 @@ class Window:
 
     @property
     def kept(self) -> int:
-        """How many of the free places are for urgent prompts alone."""
+        """How many of the free slots are for urgent prompts alone."""
         return self._kept
 
     @kept.setter
@@ -57,23 +57,23 @@ class Window:
         return self.free if urgent else max(0, self.free - self._kept)
 
     def acquire(self, count: int = 1) -> None:
-        """Take `count` places.
+        """Take `count` slots.
 
         Raises:
             ValueError: fewer are free.
         """
         if not 0 < count <= self.free:
-            raise ValueError(f"window: {count} places asked for, {self.free} of {self._limit} are free")
+            raise ValueError(f"window: {count} slots asked for, {self.free} of {self._limit} are free")
         self._in_flight += count
 
     def release(self, count: int = 1) -> None:
-        """Give `count` places back.
+        """Give `count` slots back.
 
         Raises:
             ValueError: fewer are taken.
         """
         if not 0 < count <= self._in_flight:
-            raise ValueError(f"window: {count} places given back, {self._in_flight} are taken")
+            raise ValueError(f"window: {count} slots given back, {self._in_flight} are taken")
         self._in_flight -= count
         self._tell_of_room()
 

@@ -31,7 +31,7 @@ class Stop(Enum):
 
     LOST = "lost"  # somebody else owns the job now, or it has ended: nothing is left to write
     EXPIRED = "expired"
-    DRAIN = "drain"  # the process ends: the job goes back to its place
+    DRAIN = "drain"  # the process ends: the job waits again
 
 
 GIVEN_BACK = "given_back"
@@ -235,7 +235,7 @@ def _failed(
 
 
 def _go_back(attempt: Attempt, decision: Retry, code: str, message: str) -> None:
-    """Let the job wait: at its own place, where nothing is claimed for its route until the wait is over."""
+    """Let the job wait: in its lane, if nothing is claimed for its route until the wait is over."""
     wait_ms = round(decision.delay_s * 1000)
     in_place = not decision.counts and attempt.is_held_back(attempt.route)
     delay_ms = 0 if in_place else wait_ms

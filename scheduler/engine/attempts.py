@@ -29,7 +29,7 @@ LARGE_BYTES = 32 << 10
 LET_GO_S = 5.0
 """How long a stage may take to end once it is cancelled."""
 
-PLACED_S = 0.05
+ARRIVED_S = 0.05
 """An urgent job has reached its endpoint after this time."""
 
 NO_PERMIT_MS = 1000
@@ -113,7 +113,7 @@ class Attempts:
         self._attempts[job.token] = attempt
         if job.suspect:
             self._mark_suspect(job)
-        self._take_place(attempt)
+        self._count(attempt)
         if job.remaining_ms is not None:
             attempt.set_deadline(time.monotonic() + job.remaining_ms / 1000)
         bounds = serving.bounds[job.lane]
@@ -131,13 +131,13 @@ class Attempts:
             extra=ids_of(job),
         )
 
-    def _take_place(self, attempt: Attempt) -> None:
+    def _count(self, attempt: Attempt) -> None:
         self.running += 1
         self.running_bytes += attempt.payload_bytes
         attempt.route.running += 1
         if is_urgent(attempt.job.priority) and any(endpoint.kept for endpoint in attempt.route.endpoints):
-            # Until it has reached its endpoint, it counts as if it took a place that is not kept.
-            asyncio.get_running_loop().call_later(PLACED_S, self._signal.notify)
+            # Until it has reached its endpoint, it counts as if it took a slot for all.
+            asyncio.get_running_loop().call_later(ARRIVED_S, self._signal.notify)
 
     async def _take_permit(self, job: ClaimedJob, endpoint: str) -> int:
         wait = await self._calls.until_done(lambda: self._queue.take_permit(job, endpoint))

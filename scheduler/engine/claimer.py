@@ -15,9 +15,9 @@ from scheduler.engine.calls import ScriptCalls
 from scheduler.engine.claim_signal import ClaimSignal
 from scheduler.engine.limits import offers_of
 from scheduler.engine.permits import Permits
-from scheduler.engine.places import NO_PLACES, Room, room_in
 from scheduler.engine.service import Service
 from scheduler.engine.serving import Serving
+from scheduler.engine.slots import NO_SLOTS, Room, room_in
 from scheduler.engine.waker import Waker
 from scheduler.logs import traced
 from scheduler.observations import Claimed, Observers
@@ -99,7 +99,7 @@ class Claimer(Service):
                 await self._wait_for_work(room)
 
     def _leads_on(self, claim: Claim, room: Room) -> bool:
-        """Whether to claim again at once. Work without a place now is claimed once there is one."""
+        """Whether to claim again at once. Work without a slot now is claimed once there is one."""
         more = claim.more if room.over_all.for_all else claim.more_urgent
         if more or claim.without_permit:
             self._signal.look = True
@@ -109,10 +109,10 @@ class Claimer(Service):
         """How many jobs may be claimed now; endpoints without a permit take none."""
         serving, attempts = self._serving, self._attempts
         lanes = {
-            name: route.places(without=self._permits.refused(name)) for name, route in serving.routes.items()
+            name: route.slots(without=self._permits.refused(name)) for name, route in serving.routes.items()
         }
         if self._free_bytes <= 0:
-            return Room(lanes, NO_PLACES)
+            return Room(lanes, NO_SLOTS)
         kept = sum(endpoint.kept for endpoint in serving.endpoints if endpoint.admits)
         return room_in(lanes, running=attempts.running, max_running=serving.settings.max_running, kept=kept)
 
@@ -186,7 +186,7 @@ class Claimer(Service):
 
     async def pass_on(self) -> None:
         """Claim nothing: the script wakes other processes where there is work."""
-        room = self.room()._replace(over_all=NO_PLACES)
+        room = self.room()._replace(over_all=NO_SLOTS)
         for lanes in self._turns(room):
             await self._ask(self._next_id(), room, lanes)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -12,6 +11,7 @@ from typing import TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
+from scheduler.backoff import backoff
 from scheduler.redis_server.connection import leave_demoted
 from scheduler.redis_server.errors import passes
 
@@ -98,7 +98,7 @@ class Patience:
 
     async def until_done(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make the call until it goes through. The call must bear being made twice."""
-        delay_s = 0.05
+        waits = backoff()
         while True:
             since = self.outage.changes
             try:
@@ -109,8 +109,7 @@ class Patience:
                 if not isinstance(error, OutOfMemoryError):
                     self.outage.began(since, error)
                 await leave_demoted(self._redis, error)
-                await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
-                delay_s = min(1.0, delay_s * 2)
+                await asyncio.sleep(next(waits))
             else:
                 self.outage.ended(since)
                 return reply

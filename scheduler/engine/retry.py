@@ -37,7 +37,7 @@ def bounds_of(settings: Settings) -> dict[str, Bounds]:
 class Retry:
     """Try again after `delay_s`. `counts`: the attempt was a failure, of which there may be only so many.
 
-    Where it does not count, the wait is not the job's: it may spend it at its own place in the lane.
+    Where it does not count, the endpoint causes the wait: the job may spend it in its lane.
     """
 
     delay_s: float

@@ -13,7 +13,7 @@ import orjson
 from pydantic import SecretStr
 
 from scheduler.batching import BatchPolicy, within
-from scheduler.engine.places import Places
+from scheduler.engine.slots import Slots
 from scheduler.errors import ConfigError
 from scheduler.logs import traced
 from scheduler.observations import NOBODY, Observers
@@ -48,7 +48,7 @@ class Route:
     running: int = 0
     _monitors: list[EndpointMonitor] = field(default_factory=list)
 
-    def places(self, *, without: Container[str] = ()) -> Places:
+    def slots(self, *, without: Container[str] = ()) -> Slots:
         """How many more jobs may be claimed: what its endpoints have room for, less what is on its way.
 
         `without` names endpoints that get nothing now.
@@ -57,12 +57,12 @@ class Route:
         usable = [endpoint for endpoint in self.in_use if endpoint.name not in without]
         free = max(0, sum(endpoint.room for endpoint in usable) - on_its_way)
         for_all = max(0, sum(endpoint.room_for(LEAST_URGENT) for endpoint in usable) - on_its_way)
-        return Places(free, free - for_all)
+        return Slots(free, free - for_all)
 
     @property
     def free(self) -> int:
         """How many more jobs of any priority may be claimed."""
-        return self.places().free
+        return self.slots().free
 
     @property
     def busy(self) -> bool:
@@ -160,7 +160,7 @@ def build_route(name: str, settings: Settings, environ: Mapping[str, str]) -> Ro
 def build_endpoint(
     route_name: str, at: int, settings: Settings, environ: Mapping[str, str] | None = None
 ) -> Endpoint:
-    """Make the endpoint at place `at` of a route, with its model worker. Opens no connection.
+    """Make the endpoint number `at` of a route, with its model worker. Opens no connection.
 
     Raises:
         ConfigError: the back end or the API key is wrong.
@@ -195,8 +195,8 @@ def _identity(route: RouteSettings, endpoint: EndpointSettings) -> str:
     """What it is, and which of those that are the same: so it stays its own when others come or go."""
     known_by = attrgetter("backend", "base_url", "model")
     alike = [other for other in route.endpoints if known_by(other) == known_by(endpoint)]
-    place = next(at for at, other in enumerate(alike) if other is endpoint)
-    return " ".join(map(str, (*known_by(endpoint), place)))
+    number = next(at for at, other in enumerate(alike) if other is endpoint)
+    return " ".join(map(str, (*known_by(endpoint), number)))
 
 
 def endpoint_name(route_name: str, at: int) -> str:

@@ -68,11 +68,11 @@ class Shares:
         now = self._clock()
         view = before if before is not None and before.division == division else _View(division, now)
         self._seen[endpoint.name] = view
-        processes, place = division
+        processes, index = division
         settled = processes == 1 or now - view.since >= self._known_in_s
         unlimited = before is None and endpoint.max_in_flight is None
-        if settled or unlimited or endpoint.share_among(processes, place) <= endpoint.share:
-            endpoint.divide(processes, place)
+        if settled or unlimited or endpoint.share_among(processes, index) <= endpoint.share:
+            endpoint.divide(processes, index)
 
 
 class Division(Service):

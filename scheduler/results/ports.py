@@ -9,7 +9,7 @@ from scheduler.queue.records import START, Cursor, Ending, Publication, Replay, 
 
 
 class WritePort(Protocol):
-    """Where the writer writes. Every call may be repeated."""
+    """Where the writer writes. Waits while Redis is away, repeating the write: that does no harm."""
 
     async def write(
         self,

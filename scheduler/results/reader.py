@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from scheduler.backoff import backoff
 from scheduler.errors import JobNotFound, SchedulerError
 from scheduler.events import EVENT_TYPES, Done, Event, RawEvent, decode_event, ended_error, raw_event
 from scheduler.model import JobResult
@@ -16,8 +17,6 @@ from scheduler.results.subscriptions import Subscriptions
 
 RESYNC_S = 5.0
 """A reader that hears nothing for this long replays: its connection may be half open."""
-RETRY_S = 0.05
-LONGEST_RETRY_S = 1.0
 
 
 async def read_raw_events(
@@ -106,15 +105,14 @@ def _result(event: Event) -> JobResult:
 
 
 async def _replay(queue: ReplayPort, job_id: str, cursor: Cursor) -> Replay:
-    delay_s = RETRY_S
+    waits = backoff()
     while True:
         try:
             replay = await queue.replay(job_id, cursor)
         except Exception as error:
             if not passes(error):
                 raise
-            await asyncio.sleep(delay_s)
-            delay_s = min(LONGEST_RETRY_S, delay_s * 2)
+            await asyncio.sleep(next(waits))
         else:
             if replay is None:
                 raise _not_found(job_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -16,14 +15,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
+from scheduler.backoff import backoff
 from scheduler.logs import traced
 
 logger = logging.getLogger(__name__)
 
 FEED_MESSAGES = 4096
 """How many messages a follower may be behind before it misses some."""
-FIRST_DELAY_S = 0.05
-LONGEST_DELAY_S = 1.0
 
 
 class Feed:
@@ -172,7 +170,7 @@ class Subscriptions:
                 logger.debug("subscriptions: cannot send changes (%s)", error)
 
     async def _run(self) -> None:
-        delay_s = FIRST_DELAY_S
+        waits = backoff()
         while True:
             self._heard = False
             sending: asyncio.Task[None] | None = None
@@ -194,8 +192,9 @@ class Subscriptions:
             for topic in self._topics.values():
                 topic.miss()
             # A server that accepts connections and closes them at once must not cause a tight loop.
-            delay_s = FIRST_DELAY_S if self._heard else min(LONGEST_DELAY_S, delay_s * 2)
-            await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
+            if self._heard:
+                waits = backoff()
+            await asyncio.sleep(next(waits))
 
     async def _connect(self) -> PubSub:
         pubsub = self._redis.pubsub()

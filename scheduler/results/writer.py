@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 from collections.abc import Callable, Sequence
 
 from scheduler.logs import ids_of, traced
 from scheduler.queue.records import ClaimedJob
-from scheduler.redis_server.errors import passes
 from scheduler.results.batch import Batch
 from scheduler.results.job_writer import JobWriter
 from scheduler.results.ports import WritePort
@@ -36,7 +34,7 @@ Callback = Callable[[str, int], None]
 class EventWriter:
     """Writes for all jobs of the process, one round trip at a time. Later events share the next one.
 
-    While Redis is away it keeps its events and retries. The callbacks:
+    `queue` waits while Redis is away; events collect in the meantime. The callbacks:
 
     - `on_refused(job_id, token)`: a write was refused because the token is no longer valid. Nothing more is
       written for the job.
@@ -196,23 +194,14 @@ class EventWriter:
         return batch
 
     async def _write(self, batch: Batch) -> None:
-        delay_s = 0.05
-        while True:
-            try:
-                outcome = await self._queue.write(
-                    publications=batch.publications, returns=batch.returns, endings=batch.endings
-                )
-            except Exception as error:
-                if not passes(error):
-                    await self._isolate(batch, error)
-                    return
-                # The connection has logged that Redis is away.
-                logger.debug("events wait: Redis is away, or takes no writes", exc_info=True)
-                await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
-                delay_s = min(1.0, delay_s * 2)
-            else:
-                self._notify(batch, outcome.refused)
-                return
+        try:
+            outcome = await self._queue.write(
+                publications=batch.publications, returns=batch.returns, endings=batch.endings
+            )
+        except Exception as error:
+            await self._isolate(batch, error)
+        else:
+            self._notify(batch, outcome.refused)
 
     async def _isolate(self, batch: Batch, error: Exception) -> None:
         """Write each job alone, and give up the bad one: it must not take the others along."""

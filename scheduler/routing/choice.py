@@ -30,9 +30,9 @@ def choose_endpoint(
 
 
 def _load(endpoint: Endpoint, priority: int) -> tuple[bool, float]:
-    places = endpoint.limit if is_urgent(priority) else endpoint.limit - endpoint.kept
+    slots = endpoint.limit if is_urgent(priority) else endpoint.limit - endpoint.kept
     burden = endpoint.burden
-    return burden >= places, (burden + 1) / endpoint.weight
+    return burden >= slots, (burden + 1) / endpoint.weight
 
 
 def _affinity(session: str, endpoint: Endpoint) -> float:

@@ -44,7 +44,7 @@ class Endpoint:
     share the limit adapts. It gets no prompts while its breaker is open, or during a pause that it has asked
     for. `on_change` is called when any of this changes. `model` is the endpoint's own name for the model.
     `shared` is false for an endpoint inside this process; all others get nothing before `divide`.
-    `reserved` places are for urgent prompts: others come only while more places are free. `identity` is
+    `reserved` slots are for urgent prompts: others come only while more slots are free. `identity` is
     what sessions hash: unlike the name, it stays when other endpoints are added or removed.
     """
 
@@ -80,7 +80,7 @@ class Endpoint:
         self._left_alone = False
         self._clock = clock
         self._max_in_flight = max_in_flight
-        self._processes, self._place = (0 if shared else 1), 0
+        self._processes, self._index = (0 if shared else 1), 0
         self._adaptive = AdaptiveLimit(
             self.share, start=None if max_in_flight else UNKNOWN_START, clock=clock
         )
@@ -108,29 +108,29 @@ class Endpoint:
     @property
     def share(self) -> int:
         """The part of `max_in_flight` that is this process's."""
-        return self.share_among(self._processes, self._place)
+        return self.share_among(self._processes, self._index)
 
-    def share_among(self, processes: int, place: int) -> int:
-        """The share of the process at `place`, from 0, among `processes`; 0 among none."""
-        return self._part_of(self._total, processes, place)
+    def share_among(self, processes: int, index: int) -> int:
+        """The share of the process number `index`, from 0, among `processes`; 0 among none."""
+        return self._part_of(self._total, processes, index)
 
     @property
     def _total(self) -> int:
         return self._max_in_flight or UNKNOWN_CEILING
 
-    def _part_of(self, total: int, processes: int, place: int) -> int:
-        return share_of(total, processes=processes, place=place, name=self.name) if processes else 0
+    def _part_of(self, total: int, processes: int, index: int) -> int:
+        return share_of(total, processes=processes, index=index, name=self.name) if processes else 0
 
     @property
     def reserved(self) -> int:
         """The part of its share that is for urgent prompts alone: of the whole always less than all."""
-        return self._part_of(min(self.settings.reserved, self._total - 1), self._processes, self._place)
+        return self._part_of(min(self.settings.reserved, self._total - 1), self._processes, self._index)
 
     @property
     def kept(self) -> int:
-        """How many places are left free for urgent prompts now.
+        """How many slots are kept free for urgent prompts now.
 
-        A lowered limit does not leave the others without a place, unless the whole share is reserved.
+        A lowered limit does not leave the others without a slot, unless the whole share is reserved.
         """
         reserved = self.reserved
         return min(reserved, self.limit if reserved == self.share else max(0, self.limit - 1))
@@ -150,16 +150,16 @@ class Endpoint:
 
     @property
     def room(self) -> int:
-        """How many more prompts would go without waiting for a place."""
+        """How many more prompts would go without waiting for a slot."""
         return max(0, self.limit - self.outstanding) if self.admits else 0
 
     def room_for(self, priority: int) -> int:
-        """How many more prompts of that priority would go without waiting for a place."""
+        """How many more prompts of that priority would go without waiting for a slot."""
         return self.room if is_urgent(priority) else max(0, self.room - self.kept)
 
     @property
     def admits(self) -> bool:
-        """Whether a prompt may be given to it now, if only to wait there for a place."""
+        """Whether a prompt may be given to it now, if only to wait there for a slot."""
         return self.limit > 0 and self.breaker.admits and not self._pause.lasts
 
     @property
@@ -183,10 +183,10 @@ class Endpoint:
             self._adaptive = AdaptiveLimit(self.share, clock=self._clock)
             self._set_limit()
 
-    def divide(self, processes: int, place: int) -> None:
-        """Take the share of the process at `place`, from 0, among `processes`; among none it is nothing."""
-        if (processes, place) != (self._processes, self._place):
-            self._processes, self._place = processes, place
+    def divide(self, processes: int, index: int) -> None:
+        """Take the share of process number `index`, from 0, among `processes`; 0 among none."""
+        if (processes, index) != (self._processes, self._index):
+            self._processes, self._index = processes, index
             self._adaptive.ceiling = self.share
             self._set_limit()
 
@@ -330,17 +330,17 @@ class Endpoint:
     def _set_limit(self) -> None:
         """Take over what has become of the adaptive limit, its ceiling, or the part that is reserved."""
         self.limit = self._adaptive.value
-        if (self.limit, self.kept) == self._places:
+        if (self.limit, self.kept) == self._slots:
             return
         self._fit()
         self._changed()
 
     def _fit(self) -> None:
-        """Let the window have the limit and the places that are kept.
+        """Let the window have the limit and the slots that are kept.
 
         Prompts that are here already must get through, even where no more shall come.
         """
-        self._places = self.limit, self.kept
+        self._slots = self.limit, self.kept
         self.window.limit = max(1, self.limit)
         self.window.kept = min(self.kept, self.window.limit - 1)
 

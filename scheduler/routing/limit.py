@@ -63,11 +63,11 @@ class AdaptiveLimit:
         self._bears = max(1.0, min(self._bears, self.ceiling) * factor)
 
 
-def share_of(total: int, *, processes: int, place: int, name: str = "") -> int:
-    """The part of `total` that is for the process at `place` (from 0) among `processes`.
+def share_of(total: int, *, processes: int, index: int, name: str = "") -> int:
+    """The part of `total` for the process number `index`, from 0, among `processes`.
 
-    The parts add up to `total`, so some may be 0. Who gets what is left over is turned by `name`, so that the
-    same processes do not get it of every endpoint.
+    The parts add up to `total`, so some may be 0. `name` decides which processes share the remainder, so that
+    it is not the same ones for every endpoint.
     """
     whole, rest = divmod(total, processes)
-    return whole + ((place + zlib.crc32(name.encode())) % processes < rest)
+    return whole + ((index + zlib.crc32(name.encode())) % processes < rest)

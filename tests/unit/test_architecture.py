@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         frozenset(
             {
                 "arq_jobs",
+                "backoff",
                 "coalescer",
                 "errors",
                 "events",

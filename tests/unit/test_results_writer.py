@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from scheduler.events import Delta, Started, decode_event
 from scheduler.model import JobState
@@ -264,37 +262,6 @@ async def test_a_refused_write_is_told_once(queue: ScriptedQueue, writer: EventW
     other.done(b'{"text":""}')
     await writer.flush()
     assert told.ended == [("job-2", 2)]
-
-
-async def test_an_outage_is_waited_for_and_left_to_others_to_tell(
-    queue: ScriptedQueue, writer: EventWriter, told: Told, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="scheduler.results.writer")
-    queue.errors = [RedisConnectionError("gone"), TimeoutError(), OSError("gone")]
-    open_job(writer).done(b'{"text":"kept"}')
-    await writer.flush()
-    assert told.ended == [("job-1", 1)]
-    assert queue.tries == 4
-    assert caplog.records == []
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ReadOnlyError("You can't write against a read only replica."),
-        ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
-        ResponseError("NOREPLICAS Not enough good replicas to write."),
-    ],
-    ids=["failed over", "disk full", "no replicas"],
-)
-async def test_a_server_that_takes_no_writes_for_a_while_costs_no_job(
-    queue: ScriptedQueue, writer: EventWriter, told: Told, error: RedisError
-) -> None:
-    queue.errors = [error, error]
-    open_job(writer).done(b'{"text":"kept"}')
-    await writer.flush()
-    assert told.ended == [("job-1", 1)]
-    assert told.refused == []
 
 
 async def test_one_bad_write_does_not_take_the_others_along(

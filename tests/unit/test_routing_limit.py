@@ -12,14 +12,14 @@ from tests.unit.scripted_endpoint import Clock
 
 @given(total=st.integers(0, 500), processes=st.integers(1, 200), name=st.text(max_size=12))
 def test_shares_add_up_to_the_whole_and_differ_by_one_at_most(total: int, processes: int, name: str) -> None:
-    shares = [share_of(total, processes=processes, place=place, name=name) for place in range(processes)]
+    shares = [share_of(total, processes=processes, index=index, name=name) for index in range(processes)]
     assert sum(shares) == total
     assert max(shares) - min(shares) <= 1
 
 
 def test_what_is_left_over_does_not_go_to_the_same_process_of_every_endpoint() -> None:
     lucky = {
-        next(place for place in range(10) if share_of(1, processes=10, place=place, name=f"chat.{at}"))
+        next(index for index in range(10) if share_of(1, processes=10, index=index, name=f"chat.{at}"))
         for at in range(20)
     }
     assert len(lucky) > 3

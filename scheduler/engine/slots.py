@@ -9,8 +9,8 @@ CLAIM_AT_ONCE = 64
 """The most jobs of one claim: few enough that Redis works while the process does, many for one round trip."""
 
 
-class Places(NamedTuple):
-    """How many more jobs may be claimed; `kept` of those places are for priorities 8 and 9."""
+class Slots(NamedTuple):
+    """How many more jobs may be claimed; `kept` of those slots are for priorities 8 and 9."""
 
     free: int
     kept: int
@@ -21,32 +21,32 @@ class Places(NamedTuple):
         return self.free - self.kept
 
 
-NO_PLACES = Places(0, 0)
+NO_SLOTS = Slots(0, 0)
 
 
 class Room(NamedTuple):
     """What a process may claim at one moment: from each lane, and from all lanes together."""
 
-    lanes: Mapping[str, Places]
-    over_all: Places
+    lanes: Mapping[str, Slots]
+    over_all: Slots
 
     def wanted_lanes(self) -> frozenset[tuple[str, bool]]:
         """The lanes to wait for: each for work of any priority, or (True) for urgent work alone."""
         full = not self.over_all.for_all
         return frozenset(
-            (name, bool(full or not places.for_all)) for name, places in self.lanes.items() if places.free
+            (name, bool(full or not slots.for_all)) for name, slots in self.lanes.items() if slots.free
         )
 
 
-def room_in(lanes: Mapping[str, Places], *, running: int, max_running: int, kept: int) -> Room:
-    """The room of a process that runs `running` jobs and whose endpoints keep `kept` places for the urgent.
+def room_in(lanes: Mapping[str, Slots], *, running: int, max_running: int, kept: int) -> Room:
+    """The room of a process that runs `running` jobs and whose endpoints keep `kept` slots for the urgent.
 
     At most half of the process is kept for the urgent.
     """
-    if not any(places.free for places in lanes.values()):
-        return Room(lanes, NO_PLACES)
+    if not any(slots.free for slots in lanes.values()):
+        return Room(lanes, NO_SLOTS)
     free = min(max_running - running, CLAIM_AT_ONCE)
     for_all = min(free, max(0, max_running - min(kept, max_running // 2) - running))
-    if not any(places.for_all for places in lanes.values()):
+    if not any(slots.for_all for slots in lanes.values()):
         for_all = 0
-    return Room(lanes, Places(free, free - for_all))
+    return Room(lanes, Slots(free, free - for_all))
