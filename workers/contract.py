@@ -179,10 +179,11 @@ class GenerationContract(ModelWorkerContract):
         return None
 
     def generation(self, prompt: str | None = None, *, stream: bool = True, **changes: Any) -> Generation:
-        """A plain prompt with a short answer."""
+        """A plain prompt with a short answer, or a chat if you give `messages`."""
+        if "messages" not in changes:
+            prompt = prompt or self.prompts[0]
         params = {"max_tokens": self.answer_tokens, **self.sampling}
-        plain = Generation(self.model, prompt=prompt or self.prompts[0], params=params, stream=stream)
-        return replace(plain, **changes)
+        return replace(Generation(self.model, prompt=prompt, params=params, stream=stream), **changes)
 
     def endless(self) -> Generation:
         """A prompt whose answer continues until it is stopped."""
@@ -243,7 +244,7 @@ class GenerationContract(ModelWorkerContract):
         if not worker.capabilities.chat:
             pytest.skip("the back end has no chat")
         messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": self.prompts[0]})
-        (answer,) = await collect(worker, [self.generation(stream=stream, prompt=None, messages=messages)])
+        (answer,) = await collect(worker, [self.generation(stream=stream, messages=messages)])
         assert answer.text or any(piece.reasoning for piece in answer.pieces)
         assert answer.completed.finish_reason == "length"
         assert answer.completed.usage.input_tokens != 0

@@ -443,3 +443,8 @@ async def test_the_honest_worker_is_let_go() -> None:
     assert worker.running == 1
     await outputs.aclose()
     assert worker.running == 0
+
+
+def test_a_chat_of_the_suite_has_messages_and_no_prompt() -> None:
+    chat = HonestContract().generation(messages=({"role": "user", "content": "hello"},))
+    assert (chat.prompt, chat.messages) == (None, ({"role": "user", "content": "hello"},))
