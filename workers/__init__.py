@@ -1,4 +1,4 @@
-"""Model workers: the adapters between the scheduler and the back ends that generate text."""
+"""Model workers: the adapters between the scheduler and back ends."""
 
 from workers.base import (
     Capabilities,

@@ -1,7 +1,6 @@
 """Anthropic, and every server that speaks its Messages API.
 
-Each answer is streamed on the wire, also when it is wanted whole: that is how a call is stopped when it is
-cancelled, and how the limit of the first token is kept.
+Whole answers are streamed too, so that a cancelled call stops and the limit of the first token holds.
 
 Source: https://docs.anthropic.com/en/api/messages-streaming
 """
@@ -53,12 +52,12 @@ _OURS = frozenset({"messages", "model", "stream", "system", "tools", "tool_choic
 class AnthropicWorker(HttpWorker):
     """The adapter to Anthropic or a server that is compatible with it.
 
-    `base_url` is the server's root, a `/v1` at its end is taken off; without one it is that of
-    `ANTHROPIC_BASE_URL`, or Anthropic's own. Without `api_key_env` the key is that of `ANTHROPIC_API_KEY`,
-    else the token of `ANTHROPIC_AUTH_TOKEN`.
+    `base_url` is the server's root; a `/v1` at its end is removed. The default is `ANTHROPIC_BASE_URL`, or
+    Anthropic's own. Without `api_key_env` the key is that of `ANTHROPIC_API_KEY`, else the token of
+    `ANTHROPIC_AUTH_TOKEN`.
 
-    Options: `max_tokens`, for prompts that do not say (the API wants it said; 4096); `beta`, what the header
-    `anthropic-beta` is to hold.
+    Options: `max_tokens`, for requests without it, because the API requires it (4096); `beta`, the value of
+    the header `anthropic-beta`.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -83,7 +82,7 @@ class AnthropicWorker(HttpWorker):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Chats with tools, one in a call; it knows no priorities."""
+        """Chats with tools, one in each call; no priorities."""
         return Capabilities(lists=False, streaming=True, chat=True, tools=True, priority=False)
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
@@ -115,17 +114,17 @@ class AnthropicWorker(HttpWorker):
 
 
 def _credentials(config: EndpointConfig, base_url: str) -> dict[str, str]:
-    """The header with the key of `api_key_env`, else with Anthropic's own where it may go.
+    """The header with the key of `api_key_env`, or with Anthropic's own key if this server may have it.
 
     Raises:
-        WorkerConfigError: there is none, and Anthropic needs one.
+        WorkerConfigError: Anthropic needs a key, and there is none.
     """
     if config.api_key:
         return {"x-api-key": check_key(config.api_key)}
     if has_credentials(config):
         return {}
     theirs = f".{httpx.URL(base_url).host}".endswith(".anthropic.com")
-    # Where the settings name some other server, Anthropic's key would be given away.
+    # If the settings name another server, it must not get Anthropic's key.
     if not config.base_url or theirs:
         if key := config.environ.get("ANTHROPIC_API_KEY"):
             return {"x-api-key": check_key(key)}

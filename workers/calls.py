@@ -1,4 +1,4 @@
-"""What adapters share in asking for an answer and in reading it."""
+"""Making a call and reading its answer: what all adapters share."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from workers.refusals import refusal_of
 from workers.surrogates import SurrogateJoiner
 
 SHORT_TOKENS = 64
-"""Up to so many tokens an answer that is wanted whole is not streamed on the wire either.
+"""The longest answer, in tokens, that is not streamed on the wire if the request wants it whole.
 
 A stream costs the server an event for each token, which is more work than a short answer itself; and there is
-little that would run on if the call were cancelled.
+little left to stop if the call is cancelled.
 """
 
 SIGN_OF_LIFE_S = 1.0
-"""How often something is seen of an answer that is wanted whole and is streamed on the wire."""
+"""How often a whole answer that is streamed on the wire yields a piece, in seconds."""
 
 MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
-"""What reading the fields of an answer raises when they are not what they should be."""
+"""The exceptions that reading the fields of a malformed answer raises."""
 
 
 class ReportedError(Exception):
-    """The server reported an error in a form of its own kind of answer."""
+    """The server reported an error inside an answer."""
 
     def __init__(self, answer: Mapping[str, Any]) -> None:
         super().__init__()
@@ -38,32 +38,34 @@ class ReportedError(Exception):
 
 
 class AnswerReader(Protocol):
-    """Makes outputs of the events of one answer; what it raises out of `MALFORMED` is the server's mistake.
-
-    `missing` of `total` prompts have no end yet; `complete`: nothing more needs to be read.
-    """
+    """Turns the events of one answer into outputs. It may raise the exceptions in `MALFORMED`."""
 
     total: int
+    """How many prompts the call has."""
 
     @property
-    def missing(self) -> int: ...
+    def missing(self) -> int:
+        """How many prompts have no end yet."""
+        ...
 
     @property
-    def complete(self) -> bool: ...
+    def complete(self) -> bool:
+        """Whether the rest of the stream can be ignored."""
+        ...
 
     def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        """What one event says.
+        """The outputs of one event.
 
         Raises:
-            ReportedError: it is an error.
+            ReportedError: the event is an error.
         """
         ...
 
     def finish(self) -> Sequence[Output]:
         """The ends that had to wait for the end of the stream.
 
-        Called when none is `missing`, or when the server has said that this is the end: then a prompt that
-        has an answer and no end may be given one.
+        Called if none is `missing`, or if the server has declared the end of the stream: then a prompt that
+        has an answer but no end may be given one.
         """
         ...
 
@@ -77,10 +79,10 @@ async def answers(
     headers: Mapping[str, str] | None = None,
     optional: OptionalFields = NO_OPTIONAL_FIELDS,
 ) -> AsyncGenerator[Output, None]:
-    """Make one call and yield what `reader` makes of its events.
+    """Make one call and yield the outputs that `reader` makes of its events.
 
-    It is made again without those `optional` fields that the server refuses. Once all prompts have their ends
-    no failure harms them.
+    If the server refuses one of the `optional` fields, the call is repeated without it. A failure after all
+    prompts have ended is ignored.
 
     Raises:
         WorkerError: the call failed, was cut off, or its answer is malformed.
@@ -134,7 +136,7 @@ async def answers_at_once(
     headers: Mapping[str, str] | None = None,
     optional: OptionalFields = NO_OPTIONAL_FIELDS,
 ) -> AsyncGenerator[Output, None]:
-    """The same without a stream: `events` are what `reader` would have read, made of the whole answer.
+    """The same without a stream: `events` turns the whole answer into the events that `reader` reads.
 
     Raises:
         WorkerError: the call failed, or its answer is malformed.
@@ -175,9 +177,9 @@ async def _posted(
 
 
 async def whole(outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output, None]:
-    """The same answers, each in one piece, or in one for each `SIGN_OF_LIFE_S` that it takes.
+    """The same answers in one piece each, or in one piece for every `SIGN_OF_LIFE_S`.
 
-    Whoever reads an answer that takes minutes can thus tell it from one that does not come.
+    So an answer that takes minutes can be told from one that does not come.
     """
     pieces: defaultdict[int, list[Piece]] = defaultdict(list)
     clock = asyncio.get_running_loop().time
@@ -207,11 +209,11 @@ def set_parameters(
 ) -> None:
     """Put the sampling parameters and `extra_body` into a request.
 
-    `names` are the parameters that the engine calls otherwise, `ours` the fields that only the adapter sets,
-    `counts` those that ask for several answers.
+    `names` maps parameters to the engine's names for them, `ours` are the fields that only the adapter may
+    set, and `counts` are the fields that ask for several answers.
 
     Raises:
-        RequestRejected: `extra_body` has what it must not.
+        RequestRejected: `extra_body` has one of these fields.
     """
     for name, value in generation.params.items():
         body[names.get(name, name)] = value
@@ -226,10 +228,10 @@ def set_parameters(
 
 
 def refuse_tools(generation: Generation) -> None:
-    """Check that a plain completion has none.
+    """Check that a plain completion has no tools.
 
     Raises:
-        RequestRejected: it has.
+        RequestRejected: it has some.
     """
     if generation.tools or generation.tool_choice is not None:
         raise RequestRejected("tools: need a chat; give messages instead of prompt")
@@ -239,7 +241,7 @@ def refuse_chats_in_a_list(batch: Sequence[Generation]) -> None:
     """Check that only plain prompts share the call.
 
     Raises:
-        ValueError: they do not, which is the caller's mistake.
+        ValueError: a chat is among them; the caller is at fault.
     """
     if len(batch) > 1 and batch[0].messages is not None:
         raise ValueError("takes one chat in a call; lists are for plain prompts")

@@ -1,4 +1,4 @@
-"""Bodies that a server compresses although it was asked not to."""
+"""Bodies that a server compresses although the request says not to."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-# Read without being asked for. What else is said to be an encoding ("none", "utf-8") is taken to be none.
+# Accepted although not requested. Other values ("none", "utf-8") are taken to mean no compression.
 _READABLE = frozenset({"gzip", "deflate"})
 _UNREADABLE = frozenset({"br", "zstd", "compress", "x-compress", "x-gzip"})
 
 
 def unreadable_encoding(response: httpx.Response) -> str | None:
-    """The encoding of the body, if it is one that cannot be undone here."""
+    """The body's encoding if it cannot be decoded here, else None."""
     return next(iter(_encodings(response) & _UNREADABLE), None)
 
 
 def decoded(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as it comes, decompressed."""
+    """The body as it arrives, decompressed."""
     return response.aiter_bytes() if _encodings(response) & _READABLE else response.aiter_raw()
 
 

@@ -1,18 +1,18 @@
-"""What can go wrong between a model worker and its back end.
+"""The errors of model workers.
 
     WorkerError
     ├── WorkerUnavailable      no connection, still loading, 502          retryable
     │   └── WorkerFailed       500: an error inside the engine            retryable
     ├── WorkerOverloaded       429, 503 queue full, 529                   retryable, may carry retry_after_s
     ├── WorkerTimeout          no answer, or no token, in time            retryable
-    ├── WorkerProtocolError    a stream cut in the middle, no JSON        retryable
+    ├── WorkerProtocolError    a stream that was cut off, invalid JSON    retryable
     ├── ModelNotFound          404: no such model, or no such address     retryable
     ├── WorkerAuthError        401, 403                                   final
-    ├── AnswerTooLong          more than is taken of an answer            final
+    ├── AnswerTooLong          more bytes than an answer may have         final
     └── RequestRejected        any other 4xx: the request is at fault     final
-        └── ContextOverflow    prompt and answer do not fit the context   final
+        └── ContextOverflow    the prompt does not fit the context        final
 
-Not a `WorkerError`, because no call was made: an endpoint that is set up wrongly.
+A wrong configuration is not a `WorkerError`, because no call was made.
 
     WorkerConfigError (ValueError)
     └── UnknownBackend         no model worker of that name
@@ -24,17 +24,18 @@ from typing import ClassVar
 
 
 class WorkerError(Exception):
-    """A back end did not answer a prompt.
-
-    `code` is stable and machine-readable; `retryable` says whether another attempt could succeed;
-    `retry_after_s` is the wait in seconds that the back end asked for, or None. `log_text` is what a log may
-    say of it: the message without words of the back end, which may repeat a prompt. None: the code alone.
-    """
+    """A back end did not answer a prompt."""
 
     code: ClassVar[str] = "worker_error"
+    """A stable, machine-readable name."""
     http_status: ClassVar[int] = 502
+    """The status for an HTTP response about this error."""
     retryable: ClassVar[bool] = True
+    """Whether another attempt could succeed."""
+    retry_after_s: float | None
+    """The wait in seconds that the back end asked for, or None."""
     log_text: str | None = None
+    """The message without the back end's words, which may repeat a prompt. None: log the code alone."""
 
     def __init__(
         self, message: str, *, retry_after_s: float | None = None, log_text: str | None = None
@@ -52,11 +53,11 @@ class WorkerUnavailable(WorkerError):
 
 
 class WorkerFailed(WorkerUnavailable):
-    """The back end answered that it failed inside: it may be at fault, or the request."""
+    """The back end reported an internal error; it or the request may be at fault."""
 
 
 class WorkerOverloaded(WorkerError):
-    """The back end asked for less: its queue or a rate limit is full."""
+    """The back end has too much to do: its queue is full, or a rate limit is reached."""
 
     code = "worker_overloaded"
     http_status = 503
@@ -70,13 +71,13 @@ class WorkerTimeout(WorkerError):
 
 
 class WorkerProtocolError(WorkerError):
-    """The answer was cut off or is not what the protocol promises."""
+    """The answer was cut off or breaks the protocol."""
 
     code = "worker_protocol_error"
 
 
 class ModelNotFound(WorkerError):
-    """The back end does not serve the model, or nothing at this address. Another endpoint may."""
+    """The back end does not serve the model, or serves nothing at this URL. Another endpoint may."""
 
     code = "model_not_found"
     http_status = 503
@@ -90,7 +91,7 @@ class WorkerAuthError(WorkerError):
 
 
 class AnswerTooLong(WorkerError):
-    """The answer has more bytes than are taken; another attempt would cost as much, and end the same way."""
+    """The answer has more bytes than allowed; another attempt would end the same way."""
 
     code = "answer_too_long"
     retryable = False
@@ -112,7 +113,7 @@ class ContextOverflow(RequestRejected):
 
 
 class WorkerConfigError(ValueError):
-    """An endpoint is set up wrongly; the message names the field and what to change."""
+    """An endpoint is configured wrongly; the message names the field and what to change."""
 
     code: ClassVar[str] = "worker_config_error"
 

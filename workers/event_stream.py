@@ -20,15 +20,15 @@ from workers.time_limits import TimeLimit, TimeLimits, now
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
-# After its answer a server that leaves the connection open has so long to send the usage.
+# After the answer, a server that leaves the connection open has this long to send the usage.
 _REST_S = 1.0
-# What remains after the last event is a few bytes. Reading them saves the connection for the next call.
+# A few bytes remain after the last event. Reading them keeps the connection for the next call.
 _DRAIN_S = 1.0
 _HEARTBEATS = frozenset({b"", b"ping", b"pong", b"heartbeat", b"keepalive", b"keep-alive"})
 
 
 class Errors(Protocol):
-    """Makes the errors of an endpoint, in its name."""
+    """Makes the errors of an endpoint."""
 
     def error(self, refusal: Refusal) -> WorkerError: ...
 
@@ -38,13 +38,14 @@ class Errors(Protocol):
 
 
 class EventStream:
-    """The events of one answer, as JSON objects; one step of the iteration is what one read brought.
+    """The events of one answer, as JSON objects; each step of the iteration yields the events of one read.
 
-    Ends when the server ends the stream, or with `[DONE]`: `said_done`. Whether all was said by then is for
-    the adapter to know. Until `output_came()` the limit is that of the first token, and then that of the
-    next. `lenient`: some event was not quite JSON and may hold halves of characters.
+    It ends when the server ends the stream, or with `[DONE]`: then `said_done` is true. Whether the answer is
+    complete is for the adapter to decide. Until the first `output_came()` the time limit is that of the first
+    token, then that of the next. `lenient` is true once an event was not quite JSON and may hold halves of
+    characters.
 
-    A server that does not stream sends JSON: one event, with the whole answer.
+    A server that does not stream sends JSON: one event with the whole answer.
 
     Raises:
         WorkerTimeout: nothing came in time.
@@ -65,7 +66,7 @@ class EventStream:
         self._content_type = response.headers.get("content-type", "nothing")
         self._chunks = decoded(response)
         self._decoder = SseDecoder()
-        self._feed = self._tell
+        self._feed = self._detect
         self._body = JsonBody()
         self._is_whole = False
         self._limits = limits
@@ -80,19 +81,19 @@ class EventStream:
 
     @property
     def said_done(self) -> bool:
-        """Whether the server has said that this is the end; a whole document says so by itself."""
+        """Whether the server has declared the end, by `[DONE]` or by sending a whole document."""
         return self._is_whole or (self._decoder.done and self._decoder.error is None and not self._failure)
 
     def output_came(self) -> None:
-        """Some output has come of what was read last."""
+        """Note that the last read brought output."""
         self._heard = True
 
     def answer_ended(self) -> None:
-        """Nothing that is needed is still to come: the rest has `_REST_S`."""
+        """Note that the answer is complete: the rest of the stream has `_REST_S`."""
         self._set_limit(TimeLimit(now() + _REST_S, f"no end within {_REST_S:g} s of the answer's"))
 
     def close(self) -> None:
-        """No more is read."""
+        """Stop reading."""
         self._timer.close()
 
     def _set_limit(self, limit: TimeLimit) -> None:
@@ -101,7 +102,7 @@ class EventStream:
         self._timer.move(self._limit.at)
 
     def _wait_for_next(self) -> None:
-        """Let the limit be that of the next token."""
+        """Set the limit of the next token."""
         self._heard = False
         self._limit = None
         self._heard_at = now()
@@ -119,7 +120,7 @@ class EventStream:
             data = self._feed(chunk)
             if data and (events := self._events(data)):
                 return events
-        self._raise_what_failed()
+        self._raise_failure()
         await self._drain()
         raise StopAsyncIteration
 
@@ -130,7 +131,7 @@ class EventStream:
                     pass
 
     async def _read(self) -> bytes | None:
-        """The next bytes; None at the end, for which there may be a `_failure`."""
+        """The next bytes; None at the end, whose cause may be in `_failure`."""
         if self._heard:
             self._wait_for_next()
         timer = self._timer
@@ -153,20 +154,20 @@ class EventStream:
         return self._limits.idle(self._heard_at).or_sooner(self._limits.total(self._began_at))
 
     def _last_events(self) -> list[dict[str, Any]]:
-        """What is left at the end, once: a last event whose blank line is missing, or the JSON that it was.
+        """The rest at the end, once: a last event without its blank line, or the events of a JSON document.
 
         Raises:
-            StopAsyncIteration: that was all.
+            StopAsyncIteration: nothing is left.
         """
         if not self._at_end:
             self._at_end = True
             if events := self._document_events() if self._body.size else self._unfinished_events():
                 return events
-        self._raise_what_failed()
+        self._raise_failure()
         raise StopAsyncIteration
 
     def _events(self, data: list[bytes]) -> list[dict[str, Any]]:
-        """The objects of some events. An error among them is raised when those before it have been heard."""
+        """The objects of some events. An error among them is raised after the events before it."""
         events: list[dict[str, Any]] = []
         try:
             for part in data:
@@ -178,7 +179,7 @@ class EventStream:
         return events
 
     def _unfinished_events(self) -> list[dict[str, Any]]:
-        """What the stream ended, or broke off, before the blank line of; nothing where it is not whole."""
+        """The events that lack only their blank line at the end of the stream."""
         events: list[dict[str, Any]] = []
         try:
             for data in self._decoder.feed(b"\n\n"):
@@ -189,7 +190,7 @@ class EventStream:
         except WorkerError as error:  # the server's
             self._failure = error
             return events
-        if self._decoder.done:  # [DONE]: how the connection ended does not matter
+        if self._decoder.done:  # after [DONE] it does not matter how the connection ended
             self._failure = None
         return events
 
@@ -204,8 +205,8 @@ class EventStream:
         parts = said if isinstance(said, list) else [said]
         return [event for part in parts if (event := self._object(part)) is not None]
 
-    def _tell(self, chunk: bytes) -> list[bytes]:
-        """Tell by its first bytes what the server sends. Its media type does not: many say text/plain."""
+    def _detect(self, chunk: bytes) -> list[bytes]:
+        """Detect by the first bytes what the server sends: media types are unreliable, often text/plain."""
         begin = chunk.removeprefix(BYTE_ORDER_MARK).lstrip()
         if not begin:
             return []
@@ -259,8 +260,8 @@ class EventStream:
             return self._object(event[0])
         raise self._endpoint.protocol_error("sent an event that is no JSON object")
 
-    def _raise_what_failed(self) -> None:
-        """Raise what ended the reading, or the error that an event called `error` has brought, if any did."""
+    def _raise_failure(self) -> None:
+        """Raise the error that ended the reading, or the one in an event called `error`, if any."""
         if self._failure is not None:
             raise self._failure
         if (data := self._decoder.error) is None:

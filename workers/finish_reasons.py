@@ -1,4 +1,4 @@
-"""Why an answer ended: the words of many servers, brought to OpenAI's."""
+"""Converts the finish reasons of many servers to OpenAI's."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from workers.base import Completed, MemberFailed, TokenUsage
 from workers.errors import WorkerUnavailable
 
 UNKNOWN = "unknown"
-"""The answer has ended, and nobody can tell why."""
+"""The answer has ended for an unknown reason."""
 
 GIVEN_UP = "given up"
-"""The engine has given the answer up: what it had said until then is no answer."""
+"""The engine has given up: its output so far is not an answer."""
 
-# By their letters alone: MAX_TOKENS, max-tokens and MaxTokens are one word.
+# Only letters count: MAX_TOKENS, max-tokens and MaxTokens are one word.
 _WORDS = {
     "stop": "stop end endturn eos eostoken endoftext stopsequence stopstring stoptoken stopword stopwords "
     "complete completed done finish finished normal success",
@@ -36,10 +36,10 @@ _OTHER = re.compile("[^a-z0-9]")
 
 
 def finish_reason(said: Any) -> str | None:
-    """OpenAI's word for what a server gave as the reason; None where it gave none.
+    """OpenAI's word for a server's finish reason; None if the server gave none.
 
-    stop, length, tool_calls or content_filter; `UNKNOWN` for a word that nobody here knows, since what may be
-    cut must not look whole; `GIVEN_UP`.
+    It is stop, length, tool_calls or content_filter; `GIVEN_UP`; or `UNKNOWN` for an unknown word, because an
+    answer that may be cut must not look complete.
     """
     if isinstance(said, dict):
         said = said.get("type") or said.get("reason")
@@ -52,7 +52,7 @@ def finish_reason(said: Any) -> str | None:
 def ended(
     member: int, reason: str, usage: TokenUsage, model: str | None, *, said: Any = None
 ) -> Completed | MemberFailed:
-    """The end of one answer. `said` is the server's own word for the reason."""
+    """The end of one answer. `said` is the server's own finish reason."""
     if reason == GIVEN_UP:
         error = WorkerUnavailable(f"the engine gave the answer up ({str(said)[:_MAX_WORD_CHARS]})")
         return MemberFailed(member, error)
@@ -60,7 +60,7 @@ def ended(
 
 
 def later(reason: str | None, said: str | None) -> str | None:
-    """Which of two reasons of one answer counts: a mere stop, or an error after it, takes nothing back."""
+    """The one of two reasons that counts: neither stop nor a late error replaces a more specific reason."""
     if said is None or (reason in {"length", "tool_calls", "content_filter", GIVEN_UP}):
         return reason
     return reason if reason is not None and said in {UNKNOWN, GIVEN_UP} else said

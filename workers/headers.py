@@ -1,4 +1,4 @@
-"""Headers and query parameters that an endpoint's settings add to every request."""
+"""The API key, and the headers that an endpoint's settings add to every request."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _ADAPTERS_OWN = frozenset(
     }
 )
 _CREDENTIALS = frozenset({"api-key", "authorization", "x-api-key"})
-# Shorter values are words such as "true": to black them out would garble messages and hide nothing.
+# Shorter values are words such as "true": redacting them would garble messages and hide nothing.
 _SECRET_CHARS = 6
 
 
 def own_headers(config: EndpointConfig) -> dict[str, str]:
-    """The headers of the endpoint's settings, once it is known that they can be sent.
+    """The headers of the endpoint's settings, checked.
 
     Raises:
-        WorkerConfigError: one cannot.
+        WorkerConfigError: one of them cannot be sent.
     """
     for name, value in config.headers.items():
         if not _NAME.fullmatch(name):
@@ -48,19 +48,19 @@ def own_headers(config: EndpointConfig) -> dict[str, str]:
 
 
 def bearer(config: EndpointConfig) -> dict[str, str]:
-    """The header that carries the API key; none without a key.
+    """The `Authorization` header with the API key; empty without a key.
 
     Raises:
-        WorkerConfigError: the key cannot stand in a header.
+        WorkerConfigError: the key cannot be sent in a header.
     """
     return {"Authorization": f"Bearer {check_key(config.api_key)}"} if config.api_key else {}
 
 
 def check_key(key: str) -> str:
-    """The key, once it is known to fit into a header.
+    """The API key, checked.
 
     Raises:
-        WorkerConfigError: it does not.
+        WorkerConfigError: it cannot be sent in a header.
     """
     if not key.isascii() or not key.isprintable() or " " in key:
         raise WorkerConfigError(
@@ -75,7 +75,7 @@ def has_credentials(config: EndpointConfig) -> bool:
 
 
 def secrets_of(config: EndpointConfig) -> tuple[str, ...]:
-    """What a server may say back to us and nobody is to read: as it is, and as it stands in a URL."""
+    """The values to redact in messages: headers, query parameters and the key, plain and URL-escaped."""
     values = [*config.headers.values(), *config.query.values()]
     parts = {part for value in values for part in (value, *value.split())}  # "Bearer …"
     long = {part for part in parts if len(part) >= _SECRET_CHARS}

@@ -1,7 +1,7 @@
-"""What adapters over HTTP share: connections, time limits, bounds, and errors translated once.
+"""One endpoint over HTTP: connections, time limits, size bounds, and errors translated in one place.
 
 Time limits are deadlines on the event loop's clock. They surround single reads, never a `yield`: a time-out
-must strike the worker and not the code that reads its outputs.
+must cancel the worker's read and not the code that reads its outputs.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PROBE_TIMEOUT_S = 5.0
 MAX_ERROR_BYTES = 64 * 1024
 
 _NOTHING = httpx.ByteStream(b"")
-# The words of a refusal come with its head, or are not worth a wait.
+# The body of an error response comes with its head, or is not worth waiting for.
 _REFUSAL_S = 5.0
 
 
 class HttpEndpoint:
-    """One base URL, and how to talk JSON to it.
+    """One base URL that speaks JSON.
 
-    `engine` names the kind of server in messages. `translate` decides which error a refusal is.
+    `engine` names the kind of server in messages. `translate` maps a refusal to its error class.
     """
 
     def __init__(
@@ -75,18 +75,18 @@ class HttpEndpoint:
         self._connections = Connections(make_client, idle_s=KEEPALIVE_S, clock=time.monotonic)
 
     async def get(self, path: str) -> Any:
-        """GET some JSON, such as a server's state, within `PROBE_TIMEOUT_S`.
+        """GET JSON, such as a server's state, within `PROBE_TIMEOUT_S`.
 
         Raises:
-            WorkerError: it did not come.
+            WorkerError: the request failed.
         """
         return self._json(await self.get_bytes(path))
 
     async def get_bytes(self, path: str) -> bytes:
-        """GET something that is not JSON, such as a server's metrics, within `PROBE_TIMEOUT_S`.
+        """GET other content, such as a server's metrics, within `PROBE_TIMEOUT_S`.
 
         Raises:
-            WorkerError: it did not come.
+            WorkerError: the request failed.
         """
         limit = TimeLimit(now() + PROBE_TIMEOUT_S, f"no answer within {PROBE_TIMEOUT_S:g} s")
         async with self._answer("GET", path, None, limit) as response:
@@ -95,12 +95,12 @@ class HttpEndpoint:
     async def post(
         self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
     ) -> Any:
-        """POST some JSON and read the JSON that answers it, within `timeout_s`.
+        """POST JSON and return the JSON response, within `timeout_s`.
 
-        `headers` are this request's alone.
+        `headers` are added to this request.
 
         Raises:
-            WorkerError: it did not come.
+            WorkerError: the request failed.
         """
         limit = self._limits.whole(now())
         async with self._answer("POST", path, _encoded(body), limit, headers) as response:
@@ -113,9 +113,9 @@ class HttpEndpoint:
     async def stream(
         self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[EventStream, None]:
-        """POST some JSON and read the event stream that answers it. Leaving early closes the connection.
+        """POST JSON and read the response as an event stream. Leaving early closes the connection.
 
-        `headers` are this request's alone.
+        `headers` are added to this request.
 
         Raises:
             WorkerError: the server did not answer.
@@ -134,7 +134,7 @@ class HttpEndpoint:
         await self._connections.aclose()
 
     def error(self, refusal: Refusal) -> WorkerError:
-        """The error that a refusal is, in the server's own words."""
+        """The error for a refusal; its message quotes the server."""
         words, kind = refusal.words, refusal.kind
         words = f"{words} ({kind})" if words and kind and kind not in words else words or kind
         said = f": {self._without_secrets(words)}" if words else ""
@@ -153,13 +153,13 @@ class HttpEndpoint:
         return WorkerProtocolError(message, log_text=message)
 
     def malformed(self) -> WorkerProtocolError:
-        """The error for an answer that has not the fields that such a server sends."""
+        """The error for an answer without the expected fields."""
         return self.protocol_error(
             f"sent an answer that is not what {self._engine} sends; is base_url right?"
         )
 
     def cut_off(self, missing: int, total: int) -> WorkerProtocolError:
-        """The error for a stream that ended while `missing` of its `total` prompts had no end."""
+        """The error for a stream that ended before the end of `missing` of its `total` prompts."""
         return self.protocol_error(f"ended its answer before the end of {missing} of {total} prompts")
 
     def timed_out(self, limit: TimeLimit) -> WorkerTimeout:
@@ -176,7 +176,7 @@ class HttpEndpoint:
         limit: TimeLimit,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[httpx.Response, None]:
-        """The response to a request, with its head read, if it is a good one."""
+        """The response to a request, with its head read, if its status is 2xx."""
         async with self._connections.one() as client:
             request = client.build_request(method, path, content=content, headers=headers)
             response = await self._send(client, request, limit)
@@ -191,7 +191,7 @@ class HttpEndpoint:
                         )
                     yield response
             finally:
-                # It holds on to the response, and so to the whole request, until the next garbage collection.
+                # The stream refers to the response, and keeps the request alive until garbage collection.
                 response.stream = _NOTHING
 
     async def _send(
@@ -204,23 +204,23 @@ class HttpEndpoint:
             raise self.timed_out(limit) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = self._without_secrets(str(error)) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
-            message = f"{self._name}: cannot connect ({reason}); {self._what_to_look_at()}"
+            message = f"{self._name}: cannot connect ({reason}); {self._hint()}"
             raise WorkerUnavailable(message, log_text=message) from None
         except httpx.ProxyError as error:
             reason = self._without_secrets(str(error)) or "no reason given"
-            message = f"{self._name}: the proxy refuses ({reason}); {self._what_to_look_at()}"
+            message = f"{self._name}: the proxy refuses ({reason}); {self._hint()}"
             raise WorkerUnavailable(message, log_text=message) from None
         except httpx.HTTPError as error:
             message = f"{self._name}: the connection failed ({type(error).__name__})"
             raise WorkerUnavailable(message, log_text=message) from None
 
-    def _what_to_look_at(self) -> str:
+    def _hint(self) -> str:
         if self._proxy is None:
             return "is the server up, and base_url right?"
         return f"it goes by the proxy of {self._proxy.variable}; is that right, or should NO_PROXY name it?"
 
     async def _refusal(self, response: httpx.Response, limit: TimeLimit) -> Refusal:
-        """What a refusal says, as far as it comes soon: the status alone says enough."""
+        """The refusal in an error response. If its body does not come soon, the status has to do."""
         body = bytearray()
         with suppress(TimeoutError, httpx.HTTPError):
             async with asyncio.timeout_at(min(limit.at, now() + _REFUSAL_S)):

@@ -1,4 +1,4 @@
-"""JSON where an event stream was asked for: one document, or one object a line."""
+"""A JSON body where an event stream was expected: one document, or one object a line."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import orjson
 
 
 class JsonBody:
-    """Gathers the bytes of a body that is JSON, whatever it is cut into.
+    """Collects the chunks of a JSON body.
 
-    Looking whether it is whole costs, over all chunks, no more than a few times what reading it does.
+    Checking whether it is complete costs, over all chunks, at most a few times as much as parsing it once.
     """
 
-    __slots__ = ("_before", "_looked_at", "_one_document", "_parts", "size")
+    __slots__ = ("_before", "_checked", "_one_document", "_parts", "size")
 
     def __init__(self) -> None:
         self.size = 0
         self._parts: list[bytes] = []
-        self._looked_at = 0  # bytes, over all looks
-        self._before = b""  # the last byte of the chunk before
+        self._checked = 0  # bytes checked, over all checks
+        self._before = b""  # the last byte of the previous chunk
         self._one_document = False
 
     def add(self, chunk: bytes) -> None:
-        """Take in more of the body."""
+        """Append a chunk."""
         self._parts.append(chunk)
         self.size += len(chunk)
 
     def is_lines(self) -> bool:
-        """Whether the first line is an object and another begins on the next."""
+        """Whether the first line is an object and the next line begins another."""
         chunk = self._before + self._parts[-1]
         self._before = chunk[-1:]
         if self._one_document or b"\n{" not in chunk:
@@ -36,14 +36,14 @@ class JsonBody:
         return not self._one_document
 
     def is_whole(self) -> bool:
-        """Whether the document ends here, as far as it was looked at."""
-        if not self._parts[-1].rstrip().endswith((b"}", b"]")) or self._looked_at > 4 * self.size:
+        """Whether the document is known to be complete."""
+        if not self._parts[-1].rstrip().endswith((b"}", b"]")) or self._checked > 4 * self.size:
             return False
-        self._looked_at += self.size
+        self._checked += self.size
         return _is_json(self.bytes())
 
     def bytes(self) -> bytes:
-        """All that has come."""
+        """The body so far."""
         return b"".join(self._parts)
 
 

@@ -1,7 +1,6 @@
-"""JSON as engines write it, where that is not quite JSON.
+"""JSON that a strict parser refuses, as some engines write it.
 
-For what a strict parser has refused: `NaN` and `Infinity`, half a surrogate pair, bytes that are no UTF-8,
-raw control characters in strings.
+It may have `NaN` and `Infinity`, half a surrogate pair, invalid UTF-8, and raw control characters in strings.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from typing import Any
 
 
 def loads(data: bytes) -> Any:
-    """The value; bytes that are no UTF-8 become U+FFFD, half a character stays half a one.
+    """Parse it; invalid UTF-8 becomes U+FFFD, and half of a surrogate pair is kept.
 
     Raises:
-        ValueError: it is no JSON even so.
+        ValueError: it is not JSON even so.
     """
     try:
         return json.loads(data.decode("utf-8-sig", "replace"), strict=False)

@@ -1,13 +1,12 @@
 """llama.cpp's `llama-server` over HTTP.
 
-Plain prompts go to its own `/completion` and not to `/v1/completions`: only there does each member of a list
-come with its own token counts (the OpenAI endpoint's `usage` for a whole answer is the first prompt's alone).
-Chats go to `/v1/chat/completions`, which applies the model's template and parses tool calls.
+Plain prompts go to its own `/completion` instead of `/v1/completions`, because only there each member of a
+list has its own token counts (the OpenAI endpoint's `usage` for a list is that of the first prompt). Chats go
+to `/v1/chat/completions`, which applies the model's template and parses tool calls.
 
-Answers are streamed on the wire, also those that are wanted whole: a busy llama-server looks only between
-two events of a stream whether its client is still there, so that a call without a stream would run on when
-it is cancelled. Short ones that are wanted whole are not (`SHORT_TOKENS`): there a stream costs the server a
-third of its rate.
+Whole answers are streamed too: a busy llama-server checks only between two events of a stream whether its
+client is still there, so a cancelled call without a stream would continue. Short ones are the exception
+(`SHORT_TOKENS`): for them a stream costs the server a third of its rate.
 
 Source: tools/server/README.md of llama.cpp.
 """
@@ -43,7 +42,7 @@ from workers.options import refuse_unknown_options
 from workers.refusals import Refusal, error_class
 
 MAX_SLOTS = 65_536
-"""More than any server has: a number beyond it is a mistake."""
+"""More than any server has: a larger number is a mistake."""
 
 _COMPLETION = "/completion"
 _CHAT = "/v1/chat/completions"
@@ -51,7 +50,7 @@ _CHAT = "/v1/chat/completions"
 _OWN_NAMES = {"repetition_penalty": "repeat_penalty"}
 _COMPLETION_NAMES = {**_OWN_NAMES, "max_tokens": "n_predict"}
 
-# Without this the last event repeats the prompt and all settings, some kilobytes a member.
+# Without this the last event repeats the prompt and all settings: some kilobytes for each member.
 _LAST_FIELDS = (
     "index",
     "content",
@@ -63,9 +62,9 @@ _LAST_FIELDS = (
     "timings/cache_n",
 )
 _FINISH_REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
-# It answers 500 to whatever it finds wrong with a request while it reads it, by an exception.
+# llama-server answers 500 if it raises an exception while it reads a faulty request.
 _REQUEST_WORDS = (
-    " input is not supported",  # an image, a sound or a film, for a model that knows text alone
+    " input is not supported",  # an image, sound or film for a text model
     "Failed to parse messages",
     "Failed to parse tool",  # the tools; the arguments of a call in the history
     "Failed to load image",
@@ -90,7 +89,7 @@ _COUNTS = ("n", "n_cmpl")
 class LlamaCppWorker(EngineWorker):
     """The adapter to one llama-server. It takes no options.
 
-    `base_url` is the server's root; a `/v1` at its end is taken off. Start the server with `--metrics` if the
+    `base_url` is the server's root; a `/v1` at its end is removed. Start the server with `--metrics` if the
     worker is to know its load.
     """
 
@@ -103,8 +102,8 @@ class LlamaCppWorker(EngineWorker):
             config,
             engine="llama.cpp",
             base_url=check_base_url(config.base_url).removesuffix("/v1"),
-            # It closes the connection after a stream, whatever its Keep-Alive says, and a call that takes it
-            # from the pool just before would fail.
+            # The server closes the connection after a stream, whatever its Keep-Alive says, and a call that
+            # reuses it just before would fail.
             headers={"Connection": "close", **bearer(config)},
             translate=_error_class,
         )
@@ -113,11 +112,11 @@ class LlamaCppWorker(EngineWorker):
 
     @property
     def capabilities(self) -> Capabilities:
-        """All but priorities: its queue knows none."""
+        """All but priorities: the server's queue has none."""
         return Capabilities(lists=True, streaming=True, chat=True, tools=True, priority=False)
 
     async def health(self) -> Health:
-        """Ready when the model is loaded and the server takes our key."""
+        """Ready when the model is loaded and the server accepts the key."""
         try:
             await self._endpoint.get("/health")
             models = await self._models()
@@ -127,7 +126,7 @@ class LlamaCppWorker(EngineWorker):
         return Health(ready=True, models=models, warnings=self._optional.warnings)
 
     async def capacity(self) -> int | None:
-        """The server's slots; None while it cannot be asked."""
+        """The number of the server's slots; None while it cannot be asked."""
         try:
             slots = (await self._settings()).get("total_slots")
         except WorkerError:
@@ -135,10 +134,10 @@ class LlamaCppWorker(EngineWorker):
         return slots if isinstance(slots, int) and 0 < slots <= MAX_SLOTS else None
 
     async def _settings(self) -> Mapping[str, Any]:
-        """The server's account of itself. Unlike its health, it is shown only to those who have the key."""
+        """The server's properties. Unlike its health, they need the key."""
         try:
             settings = await self._endpoint.get("/props")
-        except RequestRejected:  # a proxy that does not pass it on
+        except RequestRejected:  # a proxy does not pass it on
             return {}
         return settings if isinstance(settings, dict) else {}
 
@@ -177,7 +176,7 @@ class LlamaCppWorker(EngineWorker):
 
 
 class _CompletionReader:
-    """Takes the answers of `/completion` apart; each member's last event has its usage."""
+    """Reads the stream of `/completion`; each member's last event has its usage."""
 
     __slots__ = ("_waiting", "total")
 
@@ -209,7 +208,7 @@ class _CompletionReader:
 
 
 def _as_list(answer: Any) -> list[Any]:
-    """llama-server answers a list with a list, and a single prompt with its answer alone."""
+    """llama-server answers a list with a list, and a single prompt with a single answer."""
     return answer if isinstance(answer, list) else [answer]
 
 
@@ -224,7 +223,7 @@ def _completed(member: int, event: Mapping[str, Any]) -> Completed:
 
 
 def _json_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """`/completion` knows no `response_format`, but JSON schemas."""
+    """The JSON schema of a response format: `/completion` takes schemas only."""
     kind = (response_format or {}).get("type", "text")
     if response_format is None or kind == "text":
         return None
@@ -245,7 +244,7 @@ def _error_class(refusal: Refusal) -> type[WorkerError]:
     if refusal.kind == "not_supported_error":  # 501
         return RequestRejected
     if refusal.kind == "server_error" and refusal.words.startswith("Context size has been exceeded"):
-        return WorkerOverloaded  # all slots together have filled the cache; the prompt alone may fit
+        return WorkerOverloaded  # all slots together have filled the cache; the prompt may fit by itself
     if refusal.kind == "server_error" and any(words in refusal.words for words in _REQUEST_WORDS):
         return RequestRejected
     return error_class(refusal)

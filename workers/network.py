@@ -1,7 +1,8 @@
-"""How a server is reached: by which proxy, and whose certificates are believed.
+"""How to reach a server: its URL, the proxy to use, and the certificates to trust.
 
-httpx reads the same variables, but each client anew, fails on some of them in the middle of a request, and
-knows neither networks nor brackets in `NO_PROXY`. Here they are read once, when an endpoint is made.
+httpx reads the same variables, but again for each client; it fails on some of them in the middle of a
+request, and knows neither networks nor brackets in `NO_PROXY`. Here they are read once, when an endpoint is
+made.
 
 Source: https://curl.se/libcurl/c/CURLOPT_NOPROXY.html, https://pkg.go.dev/golang.org/x/net/http/httpproxy
 """
@@ -28,23 +29,25 @@ _Address: TypeAlias = IPv4Address | IPv6Address
 MAX_PORT = 65_535
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# What desktops write as socks:// is SOCKS 5.
+# Desktops write socks:// for SOCKS 5.
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyRoute:
-    """The proxy to take, and the variable that names it."""
+    """A proxy to use."""
 
     variable: str
+    """The environment variable that names it."""
     proxy: httpx.Proxy = field(repr=False)
+    """Its URL, which may hold a password."""
 
 
 def check_base_url(base_url: str) -> str:
-    """The URL without a slash at its end, once it is known to be usable.
+    """The URL, checked, and without a slash at its end.
 
     Raises:
-        WorkerConfigError: it is not, and why.
+        WorkerConfigError: it cannot be used.
     """
     if not base_url:
         raise WorkerConfigError("base_url: is missing; give the server's URL, such as http://127.0.0.1:8080")
@@ -68,10 +71,10 @@ def check_base_url(base_url: str) -> str:
 
 
 def proxy_of(url: httpx.URL, environ: Mapping[str, str]) -> ProxyRoute | None:
-    """The proxy by which a URL is reached; None: directly, as all of this machine is.
+    """The proxy for a URL. None: reach it directly, as everything on this machine.
 
     Raises:
-        WorkerConfigError: the variable that holds for this URL names no proxy that can be used.
+        WorkerConfigError: the variable for this URL does not name a usable proxy.
     """
     if is_loopback(url.host) or _is_exempt(url, _variable(environ, "no_proxy")[1]):
         return None
@@ -83,7 +86,7 @@ def proxy_of(url: httpx.URL, environ: Mapping[str, str]) -> ProxyRoute | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine."""
+    """Whether a name or an address means this machine."""
     host = host.rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -92,13 +95,13 @@ def is_loopback(host: str) -> bool:
 
 
 def tls_context(url: httpx.URL, environ: Mapping[str, str]) -> ssl.SSLContext:
-    """What verifies the server at a URL: by authorities of `SSL_CERT_FILE` and `SSL_CERT_DIR`, or the usual.
+    """The TLS context for a URL: with the authorities of `SSL_CERT_FILE` and `SSL_CERT_DIR`, or the usual.
 
     Raises:
-        WorkerConfigError: the URL is https, and a variable names what cannot be read.
+        WorkerConfigError: the URL is https, and a variable names something unreadable.
     """
-    # Loading the system's certificates takes some 20 ms an endpoint. A plain URL needs none, and an empty
-    # context trusts nobody.
+    # Loading the system's certificates takes some 20 ms for each endpoint. A plain URL needs none, and an
+    # empty context trusts nobody.
     if url.scheme != "https":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     file, folders = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
@@ -118,7 +121,7 @@ def tls_context(url: httpx.URL, environ: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def _variable(environ: Mapping[str, str], name: str) -> tuple[str, str]:
-    """A variable, as it is spelled, and its value: in lower case before capitals; an empty one is not set."""
+    """A variable's name as it is spelled, and its value. Lower case wins."""
     for spelled in (name, name.upper()):
         if spelled in environ:
             return spelled, environ[spelled].strip()
@@ -126,7 +129,7 @@ def _variable(environ: Mapping[str, str], name: str) -> tuple[str, str]:
 
 
 def _proxy(variable: str, value: str, environ: Mapping[str, str]) -> httpx.Proxy:
-    """Raises WorkerConfigError, without the value: it may hold a password."""
+    """The proxy; errors leave the value out, because it may hold a password."""
     scheme, parted, rest = value.partition("://")
     if not parted:
         scheme, rest = "http", value
@@ -168,9 +171,9 @@ def _is_exempt(url: httpx.URL, no_proxy: str) -> bool:
 
 
 def _covers(entry: str, scheme: str, host: str, port: int | None, address: _Address | None) -> bool:
-    """Whether an entry of NO_PROXY is about a host: a name, a domain, a pattern, an address or a network.
+    """Whether an entry of NO_PROXY covers a host: by name, domain, pattern, address or network.
 
-    A scheme before it and a port behind it have to be the URL's. What is none of these is passed over.
+    A scheme before it and a port after it must be the URL's. Other entries are ignored.
     """
     wanted, parted, rest = entry.partition("://")
     if parted:
@@ -192,7 +195,7 @@ def _covers(entry: str, scheme: str, host: str, port: int | None, address: _Addr
 
 
 def _in_network(entry: str, address: _Address) -> bool | None:
-    """Whether an address is in the network that an entry is; None: it is none."""
+    """Whether an address is in the network of an entry; None if the entry is not a network."""
     if "/" not in entry:
         return None
     try:

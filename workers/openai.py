@@ -1,7 +1,6 @@
 """OpenAI, and every server that speaks its chat completions.
 
-Each answer is streamed on the wire, also when it is wanted whole: that is how a call is stopped when it is
-cancelled, and how the limit of the first token is kept.
+Whole answers are streamed too, so that a cancelled call stops and the limit of the first token holds.
 
 Source: https://platform.openai.com/docs/api-reference/chat
 """
@@ -48,12 +47,12 @@ _SYNONYMS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "ma
 class OpenAIWorker(HttpWorker):
     """The adapter to OpenAI or a server that is compatible with it.
 
-    `base_url` is what the SDK takes: the URL that `/chat/completions` is appended to. One without a path gets
-    `/v1`, at Azure `/openai/v1`. Without one it is that of `OPENAI_BASE_URL`, or OpenAI's own.
+    `base_url` is the one that the SDK takes: `/chat/completions` is appended to it. Without a path it gets
+    `/v1`, at Azure `/openai/v1`. The default is `OPENAI_BASE_URL`, or OpenAI's own.
 
     Options: `completions`, send plain prompts to the legacy `/completions`, instead of as a chat with one
     message; `lists`, let several of them share a call; `organization` and `project`, the ids that OpenAI
-    counts the usage for; `stream_options`, ask for the usage by them (default true).
+    bills; `stream_options`, ask for token counts (default true).
     """
 
     models_path = "/models"
@@ -81,7 +80,7 @@ class OpenAIWorker(HttpWorker):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Chats with tools; lists by option; its queue knows no priorities."""
+        """Chats with tools; lists by option; no priorities."""
         return Capabilities(lists=self._lists, streaming=True, chat=True, tools=True, priority=False)
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
@@ -93,7 +92,7 @@ class OpenAIWorker(HttpWorker):
         return outputs if first.stream else whole(outputs)
 
     async def health(self) -> Health:
-        """As for every server; Azure lists models and is asked for deployments, so its list is left out."""
+        """Ready when the server accepts the key. Azure's list is left out: its requests name deployments."""
         health = await super().health()
         return replace(health, models=()) if self._azure else health
 
@@ -124,10 +123,10 @@ def _base_url(config: EndpointConfig) -> str:
 
 
 def _api_key(config: EndpointConfig, base_url: str) -> str | None:
-    """The key of `api_key_env`, else OpenAI's or Azure's own where it may go.
+    """The key of `api_key_env`, or OpenAI's or Azure's own key if this server may have it.
 
     Raises:
-        WorkerConfigError: there is none, and OpenAI needs one.
+        WorkerConfigError: OpenAI needs a key, and there is none.
     """
     if config.api_key:
         return config.api_key
@@ -145,7 +144,7 @@ def _api_key(config: EndpointConfig, base_url: str) -> str | None:
 
 
 def _azure_key(config: EndpointConfig) -> dict[str, str]:
-    """Azure's own header: the hosts and versions that take a bearer take this as well, and more of them."""
+    """Azure's own header, which more of its hosts and versions accept than a bearer token."""
     return {"api-key": check_key(config.api_key)} if config.api_key else {}
 
 
@@ -159,7 +158,7 @@ def _account(config: EndpointConfig, base_url: str) -> dict[str, str]:
 
 
 def _may_have_openais_key(config: EndpointConfig, base_url: str) -> bool:
-    # Where the settings name some other provider, OpenAI's key would be given away.
+    # If the settings name another provider, it must not get OpenAI's key.
     return not config.base_url or _is_openai(base_url) or is_loopback(httpx.URL(base_url).host)
 
 

@@ -1,8 +1,8 @@
-"""Fields of a request that a server may refuse although it can do what is asked.
+"""Fields of a request that a server may refuse although it can do the work.
 
-Strict servers refuse what they do not know, and a proxy may be stricter than the engine behind it. A field
-that an adapter adds of its own accord is left out after its first refusal, and one with two names gets the
-other. What a user asks for is never left out.
+Strict servers refuse unknown fields, and a proxy may be stricter than the engine behind it. A field that an
+adapter adds by itself is left out after its first refusal, and a field with two names is sent under the other
+one. A field that the user sets is never left out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _UNKNOWN_FIELD = re.compile(
 class OptionalFields:
     """The fields that an endpoint's requests can do without, and those that have a synonym.
 
-    `changes` are what its server has made necessary so far: the other name of a field, or None where it is
-    left out.
+    `changes` maps the fields that the server has refused to their other name, or to None if they are left
+    out.
     """
 
     def __init__(self, *names: str, synonyms: Mapping[str, str] | None = None) -> None:
@@ -41,7 +41,7 @@ class OptionalFields:
         return tuple(f"the server refuses the field {name}: requests go without it" for name in self.refused)
 
     def change_for(self, error: WorkerError, body: Mapping[str, Any]) -> tuple[str, str | None] | None:
-        """What to change in a request so that the server may take it; None where the error names no field."""
+        """The change after which the server may accept a request; None if the error names no such field."""
         words = str(error)
         for name in self.names:
             if name in body and name in words and _may_refuse(name, error):
@@ -56,7 +56,7 @@ NO_OPTIONAL_FIELDS = OptionalFields()
 
 
 class Attempts:
-    """What one call sends: `body`, with the changes that the endpoint's server needs."""
+    """The `body` that one call sends, with the changes that the server needs."""
 
     def __init__(self, body: Mapping[str, Any], optional: OptionalFields) -> None:
         self._optional = optional
@@ -64,13 +64,13 @@ class Attempts:
         self.body = _changed(body, optional.changes)
 
     def accepted(self) -> None:
-        """The server took it: later requests are changed from the start."""
+        """Note that the server accepted the body: later requests are changed from the start."""
         for name, other in self._changes.items():
             self._optional.changes.pop(other or "", None)
             self._optional.changes[name] = other
 
     def give_way(self, error: WorkerError) -> bool:
-        """Change what the error is about; False where nothing can be changed, and it is to be raised."""
+        """Change the field that the error names. False: nothing can be changed; raise the error."""
         change = self._optional.change_for(error, self.body)
         if change is None or change[0] in self._changes:
             return False
@@ -80,7 +80,7 @@ class Attempts:
 
 
 def _may_refuse(name: str, error: WorkerError) -> bool:
-    # Servers in Python answer 500 for an argument that they do not know; a plain word may stand in any 500.
+    # Servers in Python answer 500 to an unknown argument; but a plain word may occur in any 500.
     return isinstance(error, RequestRejected) or (isinstance(error, WorkerUnavailable) and "_" in name)
 
 

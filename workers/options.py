@@ -1,4 +1,4 @@
-"""Reading `EndpointConfig.options`, strictly: a mistake in a name or a value is an error that says so."""
+"""Reads `EndpointConfig.options` strictly: a wrong name or value is an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def refuse_unknown_options(config: EndpointConfig, known: Collection[str]) -> No
     """Check the names of all options.
 
     Raises:
-        WorkerConfigError: for an option that this backend does not have.
+        WorkerConfigError: the backend does not have one of them.
     """
     for name in config.options:
         if name not in known:
@@ -29,7 +29,7 @@ def number_option(
     """Read a finite number from `low` to `high`.
 
     Raises:
-        WorkerConfigError: it is no number, or out of range.
+        WorkerConfigError: it is not a number, or out of range.
     """
     value = config.options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -41,7 +41,7 @@ def number_option(
 
 
 def count_option(config: EndpointConfig, name: str) -> int | None:
-    """Read a whole number of 1 or more; None where the option is not set.
+    """Read a whole number of 1 or more; None if the option is not set.
 
     Raises:
         WorkerConfigError: it is something else.
@@ -67,10 +67,10 @@ def flag_option(config: EndpointConfig, name: str, *, default: bool) -> bool:
 
 
 def text_option(config: EndpointConfig, name: str) -> str | None:
-    """Read some text; None where the option is not set.
+    """Read text; None if the option is not set.
 
     Raises:
-        WorkerConfigError: it is no text, or empty.
+        WorkerConfigError: it is not text, or empty.
     """
     value = config.options.get(name)
     if value is None:

@@ -14,7 +14,7 @@ from workers.http import HttpEndpoint
 
 
 async def load_of(endpoint: HttpEndpoint, path: str, *, running: str, waiting: str) -> Load | None:
-    """The load by the gauges of these names; None where the server has them not, or cannot be asked."""
+    """The load, by the gauges of these names; None if the server lacks them or cannot be asked."""
     try:
         metrics = await endpoint.get_bytes(path)
     except WorkerError:
@@ -26,7 +26,7 @@ async def load_of(endpoint: HttpEndpoint, path: str, *, running: str, waiting: s
 
 
 def gauge(metrics: bytes, name: str) -> float | None:
-    """The value of a gauge, summed over its label sets; None where it is not there."""
+    """The value of a gauge, summed over its label sets; None if it is missing."""
     # Greedy: a label's value may hold a brace, but no line end.
     lines = re.findall(rb"^" + re.escape(name.encode()) + rb"(?:\{.*\})?[ \t]+([0-9.eE+-]+)", metrics, re.M)
     try:

@@ -1,4 +1,4 @@
-"""A time limit for the reads of an answer: one timer for all of them, however many there are."""
+"""A time limit for the reads of an answer, with one timer for all of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 
 
 class ReadTimer:
-    """Cancels a read that is under way when its time is up; between two reads nothing can be struck.
+    """Cancels a read in progress when its time is up; between reads it cancels nothing.
 
-    What `asyncio.timeout_at` around each read does, without a timer for each of them: the one timer looks at
-    the clock when it fires, and goes on if the limit has moved. Bracket each read with `begin()` and `end()`.
+    It does what `asyncio.timeout_at` around each read would do, without a timer for each read: the one timer
+    checks the clock when it fires, and is set again if the limit has moved. Call `begin()` before each read
+    and `end()` after it.
     """
 
     __slots__ = ("_at", "_before", "_fires_at", "_handle", "_loop", "_struck", "_task")
@@ -20,19 +21,19 @@ class ReadTimer:
         self._at = at
         self._fires_at = at
         self._handle: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[object] | None = None  # the one that reads now
-        self._before = 0  # how often it was to be cancelled when the read began
+        self._task: asyncio.Task[object] | None = None  # the task that is reading
+        self._before = 0  # its pending cancellations when the read began
         self._struck = False
 
     def move(self, at: float) -> None:
-        """Set another limit."""
+        """Change the limit."""
         self._at = at
         if self._handle is not None and at < self._fires_at:
             self._handle.cancel()
             self._set()
 
     def begin(self) -> None:
-        """A read begins, in this task."""
+        """Note that a read begins in this task."""
         task = asyncio.current_task()
         self._task = task
         self._before = task.cancelling() if task is not None else 0
@@ -40,22 +41,22 @@ class ReadTimer:
             self._set()
 
     def is_up(self) -> bool:
-        """Whether the read has been cancelled because its time is up, and for no other reason.
+        """Whether the read was cancelled because its time is up, and for no other reason.
 
-        To be asked once, where a read ends with `asyncio.CancelledError`.
+        Call it once, when a read ends with `asyncio.CancelledError`.
         """
         struck, self._struck = self._struck, False
         return struck and self._task is not None and self._task.uncancel() <= self._before
 
     def end(self) -> None:
-        """The read has ended."""
-        if self._struck and self._task is not None:  # it came all the same
+        """Note that the read has ended."""
+        if self._struck and self._task is not None:  # the data came in time after all
             self._task.uncancel()
         self._struck = False
         self._task = None
 
     def close(self) -> None:
-        """There will be no more reads. Safe to call twice."""
+        """Stop the timer. Safe to call twice."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

@@ -1,4 +1,4 @@
-"""What a server says when it refuses: many forms of an error object, read in one place."""
+"""Reads the error objects of many servers, and decides which error they mean."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _STATUSES = ("code", "status", "status_code", "statusCode", "http_status", "http
 _NO_KIND = frozenset({"", "about:blank", "error", "none", "null"})
 _MAX_DEPTH = 4
 
-# What is no status itself, by its letters alone; OpenAI, Anthropic, gRPC and vLLM have names of their own.
+# Names of errors, by their letters alone. OpenAI, Anthropic, gRPC and vLLM each have their own.
 _STATUS_OF_KIND = {
     **dict.fromkeys(("badrequest", "invalidargument", "invalidrequest", "failedprecondition"), 400),
     **dict.fromkeys(("contextlengthexceeded", "contentpolicyviolation", "exceedcontextsize"), 400),
@@ -60,7 +60,7 @@ _STATUS_OF_KIND = {
 }
 _UNKNOWN_STATUS = 500
 
-# A gateway that does not reach its server; from 520 on these are Cloudflare's.
+# A gateway cannot reach its server; 520 and above are Cloudflare's.
 _AWAY = frozenset({502, *range(520, 531)})
 _MODEL_KINDS = frozenset({"model_not_found", "invalid_model", "DeploymentNotFound"})
 _CONTEXT_KINDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
@@ -71,27 +71,28 @@ _BUSY_KINDS = frozenset({"rate_limit_exceeded", "rate_limit_error", "overloaded_
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error that the server sent, as a response or inside a stream.
-
-    `kind` is the server's own name for it, `words` its message, both empty where it gave none. `method` is
-    that of the request.
-    """
+    """An error that the server sent, as a response or inside a stream."""
 
     status: int
+    """The HTTP status, of the response or as the error itself gives it."""
     kind: str = ""
+    """The server's own name for the error; empty if it gave none."""
     words: str = ""
+    """The server's message; empty if it gave none."""
     retry_after_s: float | None = None
+    """The wait in seconds that the server asks for."""
     method: str = "POST"
+    """The method of the request."""
 
 
 Translator: TypeAlias = Callable[[Refusal], type[WorkerError]]
 
 
 def json_of(data: bytes) -> Any:
-    """The value of some JSON, or of what is nearly JSON.
+    """Parse JSON, leniently if need be.
 
     Raises:
-        ValueError: it is not even that.
+        ValueError: it is not JSON.
     """
     try:
         return orjson.loads(data)
@@ -100,9 +101,9 @@ def json_of(data: bytes) -> Any:
 
 
 def refusal_in_answer(answer: Any) -> Refusal | None:
-    """The refusal under `error` of what came with a good status; None where there is none.
+    """The refusal under `error` in an answer with a good status, or None.
 
-    Some servers send an `error` with every answer, whose fields are empty.
+    Some servers send an `error` with empty fields in every answer.
     """
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
@@ -113,10 +114,10 @@ def refusal_in_answer(answer: Any) -> Refusal | None:
 
 
 def refusal_of(answer: Any) -> Refusal:
-    """Read a refusal, with the status that it gives itself, or that its kind means; 500 where neither does.
+    """Read a refusal, with the status that it gives, or else that its kind means, or else 500.
 
-    The forms are `{"error": {"code", "message", "type"}}`, `{"error": "…"}`, the same in a list or in another
-    `error`, `{"message": …}`, `{"detail": …}`, and text.
+    Its form is one of `{"error": {"code", "message", "type"}}`, `{"error": "…"}`, the same in a list or in
+    another `error`, `{"message": …}`, `{"detail": …}`, and text.
     """
     fields = _fields(answer, _MAX_DEPTH)
     kind = next((name for key in _KINDS if (name := _kind(fields.get(key)))), "")
@@ -151,7 +152,7 @@ def _text(words: Any) -> str:
 
 
 def _kind(said: Any) -> str:
-    """A name; numbers are one where they are no status."""
+    """The name of an error; a number counts as one unless it is a status."""
     if isinstance(said, bool) or not isinstance(said, str | int) or _status(said) or not said:
         return ""
     kind = str(said).strip()
@@ -170,13 +171,13 @@ def _letters(kind: str) -> str:
 
 
 def error_class(refusal: Refusal) -> type[WorkerError]:
-    """Which error a refusal is, for servers that have no peculiarities.
+    """The error class of a refusal, for servers without peculiarities.
 
-    Its kind goes before its status, which an error inside a stream often has not got. An account without
-    money is one whose key is refused, although OpenAI answers 429: no wait helps.
+    Its kind takes precedence over its status, because an error inside a stream often has none. An account out
+    of credit counts as a refused key, although OpenAI answers 429: waiting does not help.
     """
     status, kind = refusal.status, refusal.kind
-    # What is asked by GET is something that a server need not have.
+    # A server need not have what is requested by GET.
     if kind in _MODEL_KINDS or (status == 404 and refusal.method == "POST"):
         return ModelNotFound
     if status in {401, 402, 403} or kind in _ACCOUNT_KINDS:
@@ -197,15 +198,15 @@ def error_class(refusal: Refusal) -> type[WorkerError]:
 
 
 def read_refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: datetime) -> Refusal:
-    """Make out what an error response says. `now` is what a Retry-After date counts from."""
+    """Read an error response. `now` is the time from which a Retry-After date counts."""
     wait_s = retry_after_s(headers, now=now)
-    decoder = SseDecoder()  # some answer everything by a stream
+    decoder = SseDecoder()  # some servers answer everything with a stream
     for data in (body, *decoder.feed(body + b"\n\n"), decoder.error or b""):
         with suppress(ValueError):
             refusal = refusal_of(json_of(data))
             return Refusal(status, refusal.kind, refusal.words, wait_s)
     words = body.decode("utf-8", "replace").strip()
-    # The page that a proxy shows to people says less than its status.
+    # The HTML page of a proxy says less than its status.
     return Refusal(status, words="" if words.startswith("<") else words[:MAX_WORDS], retry_after_s=wait_s)
 
 

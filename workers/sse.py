@@ -1,4 +1,4 @@
-"""Server-sent events, decoded from bytes as they come.
+"""Decodes server-sent events from bytes as they arrive.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -12,19 +12,19 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DONE = b"[DONE]"
 _LONGEST_DONE = 32
-_BLANKS = b" \t"  # forgiven around it
+_BLANKS = b" \t"  # tolerated around it
 _UNUSUAL = (b"event:error", b"event: error", b"error:", b"{", b"data")
 
 
 class SseDecoder:
-    """Turns pieces of a byte stream, cut anywhere, into the data of its events.
+    """Turns chunks of a byte stream, cut anywhere, into the data of its events.
 
-    Of an event `data` counts, and whether its name is `error`: other names LLM servers repeat in the data.
-    After OpenAI's closing `[DONE]` or an error, `done` is true and the rest is ignored; `error` is the data
-    of that error. An event that the stream does not finish is never given out.
+    Of an event only `data` is read, and whether its name is `error`: LLM servers repeat other names in the
+    data. After OpenAI's closing `[DONE]` or an error, `done` is true and the rest is ignored; `error` is the
+    data of that error. An unfinished event at the end of the stream is not returned.
 
-    Where servers forget what the standard asks for, it is added: an object on a line of its own is an event
-    although no `data:` stands before it, and one object ends where the next line begins another.
+    Two omissions are tolerated: an object on a line of its own is an event without `data:`, and an object
+    ends where the next line begins another.
     """
 
     __slots__ = (
@@ -44,19 +44,19 @@ class SseDecoder:
         self.error: bytes | None = None
         self._is_error = False
         self._max_bytes = max_event_bytes
-        self._line = bytearray()  # a line that has not ended
+        self._line = bytearray()  # an unfinished line
         self._data: list[bytes] = []
-        self._size = 0  # bytes of the data, a line break each counted
+        self._size = 0  # bytes of the data, with a line break for each line
         self._skip_newline = False
         self._at_start = True
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Take some bytes; return the data of the events that they complete.
+        """Decode a chunk; return the data of the events that it completes.
 
         Raises:
             WorkerProtocolError: an event has more than `max_event_bytes`.
         """
-        if self._skip_newline and chunk:  # the second half of a CRLF that was split
+        if self._skip_newline and chunk:  # the second half of a split CRLF
             chunk = chunk.removeprefix(b"\n")
             self._skip_newline = False
         if self.done or not chunk:
@@ -113,7 +113,7 @@ class SseDecoder:
             self._end_event(events)
 
     def _begins_another(self, value: bytes) -> bool:
-        """Whether a blank line is missing before this data: no JSON goes on like that after an object."""
+        """Whether a blank line is missing before this data: no JSON continues like that after an object."""
         if not (self._data[0].startswith(b"{") and self._data[-1].endswith(b"}")):
             return False
         return value.startswith(b"{") or value.strip(_BLANKS) == _DONE

@@ -1,7 +1,7 @@
-"""Characters beyond U+FFFF whose halves an engine sent apart.
+"""Joins characters beyond U+FFFF whose halves an engine sent separately.
 
 A tokenizer may cut an emoji in two, and JSON can write each half as an escape: `"\\ud83d"`, then
-`"\\ude00"`. The halves belong together across pieces; one that stays alone is no text, and becomes U+FFFD.
+`"\\ude00"`. The halves are joined across pieces; a half that stays alone becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SurrogateJoiner:
         self._held: dict[tuple[int, str], str] = {}  # member and place -> the first half
 
     def mend(self, outputs: Iterable[Output]) -> Iterator[Output]:
-        """The outputs with whole characters; a half that waits for the other is held back."""
+        """The outputs with whole characters; a first half is held back until the second comes."""
         for output in outputs:
             if not isinstance(output, Piece):
                 yield from self._left(output.member)
@@ -66,7 +66,7 @@ class SurrogateJoiner:
         return _HALF.sub(REPLACEMENT, text)
 
     def _left(self, member: int) -> Iterator[Piece]:
-        """The halves whose other half has not come by the end."""
+        """Replacements for the halves whose other half did not come."""
         if (member, "reasoning") in self._held:
             yield Piece(member, reasoning=REPLACEMENT)
         if (member, "text") in self._held:

@@ -1,4 +1,4 @@
-"""How long a call may take, as moments on the event loop's clock."""
+"""Time limits of a call, as moments on the event loop's clock."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from workers.base import EndpointConfig
 
 
 def now() -> float:
-    """The moment, on the clock of the running event loop."""
+    """The time on the clock of the running event loop."""
     return asyncio.get_running_loop().time()
 
 
 @dataclass(frozen=True, slots=True)
 class TimeLimit:
-    """A moment on the event loop's clock, and what it means when it passes."""
+    """A moment on the event loop's clock, and what to say when it has passed."""
 
     at: float
+    """The moment, in seconds on the event loop's clock."""
     message: str
+    """What did not happen in time."""
 
     def or_sooner(self, other: TimeLimit) -> TimeLimit:
-        """The one of two that passes first."""
+        """The earlier of the two."""
         return min(self, other, key=lambda limit: limit.at)
 
 
@@ -38,13 +40,13 @@ class TimeLimits:
         self.idle_s = self._idle[0]
 
     def total(self, began_at: float) -> TimeLimit:
-        """The limit of a whole call, however well it flows."""
+        """The limit of a whole call."""
         if self._total_s is None:
             return NEVER
         return TimeLimit(began_at + self._total_s, f"no end within total_timeout_s = {self._total_s:g}")
 
     def whole(self, began_at: float) -> TimeLimit:
-        """The limit of an answer that comes at once."""
+        """The limit of an answer that is not streamed."""
         limit = TimeLimit(began_at + self._whole_s, f"no answer within timeout_s = {self._whole_s:g}")
         return limit.or_sooner(self.total(began_at))
 

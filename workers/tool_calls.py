@@ -1,9 +1,9 @@
-"""Tool calls as servers stream them, brought to the form in which OpenAI does.
+"""Converts streamed tool calls of many servers to OpenAI's form.
 
-OpenAI numbers the calls of an answer by `index`, names a call once, in its first fragment, and sends its
-arguments as text in any number of fragments. Others leave out the index, or give parallel calls the same,
-repeat id and name in every fragment, send the id last, a new one with each fragment, or the arguments as an
-object.
+OpenAI numbers the calls of an answer by `index`, names each call once, in its first fragment, and sends its
+arguments as text in any number of fragments. Other servers leave out the index, give parallel calls the same
+index, repeat id and name in every fragment, send the id last, send a new id with each fragment, or send the
+arguments as an object.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_NAME_CHARS = 512
 
 
 class ToolCalls:
-    """Tells the calls of one answer apart: by id, else by index, else a fragment continues the last call."""
+    """The tool calls of one answer, identified by id, else by index; else a fragment continues the last."""
 
     __slots__ = ("_by_id", "_by_index", "_calls", "_next_id")
 
@@ -29,17 +29,17 @@ class ToolCalls:
         self._calls: list[_Call] = []
         self._by_id: dict[str, _Call] = {}
         self._by_index: dict[int, _Call] = {}
-        self._next_id = ""  # it came alone, before the call that it is for
+        self._next_id = ""  # an id that came alone, before its call
 
     def __len__(self) -> int:
         """How many calls there are."""
         return len(self._calls)
 
     def read(self, said: Any) -> tuple[Fragment, ...]:
-        """The fragments of one event, each with the index of its call.
+        """Convert the fragments of one event.
 
         Raises:
-            TypeError: they are no objects.
+            TypeError: they are not objects.
         """
         named: set[int] = set()
         entries = [said] if isinstance(said, dict) else said
@@ -47,7 +47,7 @@ class ToolCalls:
         return tuple(fragment for fragment in found if len(fragment) > 1)
 
     def finish(self, *, cut: bool) -> tuple[Fragment, ...]:
-        """The arguments of calls that had none: `{}`, unless the answer was `cut` before they came."""
+        """`{}` for each call without arguments, unless the answer was `cut` before they came."""
         return tuple(
             {"index": call.index, "function": {"arguments": "{}"}}
             for call in self._calls
@@ -65,7 +65,7 @@ class ToolCalls:
         return call.add(said)
 
     def _call_of(self, said: _Said, named: set[int]) -> _Call | None:
-        """The call that a fragment belongs to, which may be a new one; None while only its id is known."""
+        """The call of a fragment, new or known; None while only its id is known."""
         call = self._known(said)
         if call is not None and said.name and self._begins_another(call, said, named):
             call = None
@@ -95,7 +95,7 @@ class ToolCalls:
         return None if said.name or said.id else last
 
     def _begins_another(self, call: _Call, said: _Said, named: set[int]) -> bool:
-        """Whether a fragment with a name is the first of a new call, and not more of this one."""
+        """Whether a fragment with a name begins a new call instead of continuing this one."""
         if said.id and said.id in self._by_id:
             return self._repeats_an_id(call, said, named)
         if said.id and call.id:
@@ -112,7 +112,7 @@ class ToolCalls:
 
     @staticmethod
     def _repeats_an_id(call: _Call, said: _Said, named: set[int]) -> bool:
-        """Whether the id stands for a second call, and not for more of the first."""
+        """Whether a repeated id means a second call instead of more of the first."""
         if not said.arguments.strip() or not call.is_whole:
             return False
         if None not in {said.index, call.said_index} and said.index != call.said_index:
@@ -123,7 +123,7 @@ class ToolCalls:
 
 
 class _Said:
-    """One fragment as it came, its fields brought to their types."""
+    """One fragment as the server sent it, with its fields converted to their types."""
 
     __slots__ = ("arguments", "extra", "id", "index", "name", "type")
 
@@ -141,7 +141,7 @@ class _Said:
 
 
 class _Call:
-    """A call on its way. `said_empty`: its arguments are `{}`, so far; more may still come."""
+    """A call in progress. `said_empty`: its arguments are `{}` so far; more may come."""
 
     __slots__ = ("arguments", "id", "index", "is_function", "name", "said_empty", "said_index", "type")
 
@@ -167,7 +167,7 @@ class _Call:
         return self.arguments[-1].rstrip().endswith("}") and _is_object(self.text)
 
     def add(self, said: _Said) -> Fragment:
-        """What is new in a fragment."""
+        """The new part of a fragment."""
         fragment: Fragment = {"index": self.index}
         if said.id and not self.id:
             self.id = fragment["id"] = said.id
@@ -182,7 +182,7 @@ class _Call:
     def _new_name(self, name: str) -> Fragment:
         if not name or name == self.name or self.arguments:
             return {}
-        # Some send the name in pieces, some all of it so far with each.
+        # Some servers send the name in pieces, others repeat all of it so far.
         new = name.removeprefix(self.name)
         self.name += new
         return {"name": new, "arguments": ""}
@@ -191,7 +191,7 @@ class _Call:
         if not self.arguments and arguments.strip() in {"", "{}", "null"}:
             self.said_empty = self.said_empty or bool(arguments.strip())
             return {}
-        if not arguments or (self.is_whole and arguments == self.text):  # said again at the end
+        if not arguments or (self.is_whole and arguments == self.text):  # repeated at the end
             return {}
         self.arguments.append(arguments)
         return {"arguments": arguments}

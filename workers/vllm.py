@@ -1,13 +1,13 @@
 """vLLM's OpenAI-compatible server.
 
-Plain prompts go to `/v1/completions`, many in one call: `choices[].index` is the prompt's, as only one answer
-is asked for, and with `continuous_usage_stats` each chunk has its own prompt's usage. The engine batches
-continuously whatever comes; what a list saves is HTTP and parsing.
+Plain prompts go to `/v1/completions`, many in one call. `choices[].index` is the prompt's index, because only
+one answer is requested for each, and with `continuous_usage_stats` each chunk has the usage of its own
+prompt. The engine batches continuously anyway; a list saves HTTP and parsing.
 
-Answers are streamed on the wire, also those that are wanted whole: so the limit of the first token holds.
-Short completions that are wanted whole are not (`SHORT_TOKENS`): a stream is most of what they cost the
-server. There each member of a list comes with its tokens, which are counted.
-vLLM stops a call when its client hangs up; it cannot stop one member of a list.
+Whole answers are streamed too, so that the limit of the first token holds. Short completions are the
+exception (`SHORT_TOKENS`), because a stream is most of their cost to the server; the tokens of each member
+are counted from its token ids. vLLM stops a call when its client hangs up; it cannot stop one member of a
+list.
 
 Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
 """
@@ -49,12 +49,12 @@ NO_PRIORITIES = (
 class VllmWorker(EngineWorker):
     """The adapter to one vLLM server.
 
-    `base_url` is the server's root; a `/v1` at its end is taken off. Without `api_key_env` the key is that of
-    `VLLM_API_KEY`, if it is set.
+    `base_url` is the server's root; a `/v1` at its end is removed. Without `api_key_env` the key is that
+    of `VLLM_API_KEY`, if it is set.
 
-    Options: `priority`, tell the server each prompt's priority (default true); `stream_options`, ask for the
-    usage by them (default true); `try_priority`, find out by a trial whether it minds priorities, when it is
-    idle and does not say (default true).
+    Options: `priority`, send priorities (default true); `stream_options`, ask for token counts (default
+    true); `try_priority`, detect by a trial whether an idle server respects priorities, if it does not say so
+    itself (default true).
     """
 
     request_id_header = "X-Request-Id"
@@ -66,7 +66,7 @@ class VllmWorker(EngineWorker):
         self._priority = flag_option(config, "priority", default=True)
         self._try_priority = flag_option(config, "try_priority", default=True)
         self._stream_options = flag_option(config, "stream_options", default=True)
-        self._minds_priority: bool | None = None
+        self._respects_priority: bool | None = None
         config = replace(config, api_key=config.api_key or config.environ.get("VLLM_API_KEY"))
         endpoint = HttpEndpoint(
             config,
@@ -83,13 +83,13 @@ class VllmWorker(EngineWorker):
         return Capabilities(lists=True, streaming=True, chat=True, tools=True, priority=self._priority)
 
     async def health(self) -> Health:
-        """Ready when the engine lives and the server takes our key; warns of a server without priorities."""
+        """Ready when the engine runs and the server accepts the key. Warns of a server without priorities."""
         try:
-            with suppress(RequestRejected):  # a proxy that passes on only /v1
+            with suppress(RequestRejected):  # a proxy passes on only /v1
                 await self._endpoint.get_bytes("/health")
             models = await self._models()
         except WorkerError as error:
-            self._minds_priority = None  # it may come back with other settings
+            self._respects_priority = None  # it may restart with other settings
             return Health(ready=False, detail=str(error))
         warnings = (*self._optional.warnings, *await self._warnings(models))
         return Health(ready=True, models=models, warnings=warnings, exclusive=True)
@@ -126,21 +126,21 @@ class VllmWorker(EngineWorker):
         if not self._stream_options:
             del body["stream_options"]
         if self._priority:
-            # vLLM runs the lowest first, and takes 0 where a request says nothing: that is our normal. A list
-            # has one priority; the most urgent member must not wait for the others' sake.
+            # vLLM runs the lowest number first; its default 0 is our normal. A list has one priority: that of
+            # its most urgent member, which must not wait because of the others.
             body["priority"] = _NORMAL - max(generation.priority for generation in batch)
         set_parameters(body, batch[0], names={}, ours=_OURS)
 
     async def _warnings(self, models: Sequence[str]) -> tuple[str, ...]:
         if not self._priority or "priority" in self._optional.refused:
             return ()
-        if self._minds_priority is None:
-            self._minds_priority = await says_priority(self._endpoint)
-        if self._minds_priority is None and self._try_priority and (self._model or models):
-            self._minds_priority = await shows_priority(
+        if self._respects_priority is None:
+            self._respects_priority = await says_priority(self._endpoint)
+        if self._respects_priority is None and self._try_priority and (self._model or models):
+            self._respects_priority = await shows_priority(
                 self._endpoint, model=self._model or models[0], load=self.load
             )
-        return (NO_PRIORITIES,) if self._minds_priority is False else ()
+        return (NO_PRIORITIES,) if self._respects_priority is False else ()
 
 
 def _alone(answer: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
@@ -148,7 +148,7 @@ def _alone(answer: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def _members(answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Each member's part of the whole answer to a list, with its own usage in the place of the sum."""
+    """Each member's part of the answer to a list, with its own usage instead of the sum."""
     for choice in answer["choices"]:
         usage = {
             "prompt_tokens": _length(choice.get("prompt_token_ids")),
@@ -158,5 +158,5 @@ def _members(answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _length(token_ids: Any) -> int | None:
-    """None: a server that gives no token ids, older than 0.10.2."""
+    """The number of tokens; None if the server, older than 0.10.2, sends no token ids."""
     return len(token_ids) if isinstance(token_ids, list) else None
