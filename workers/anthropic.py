@@ -89,7 +89,7 @@ class AnthropicWorker(HttpWorker):
         """Run one generation; see `GenerationWorker.generate`."""
         if len(batch) > 1:
             raise ValueError("takes one generation in a call")
-        outputs = self._answers(_MESSAGES, self._body(batch[0]), MessageReader(), batch[0])
+        outputs = self.answers(_MESSAGES, self._body(batch[0]), MessageReader(), batch[0])
         return outputs if batch[0].stream else whole(outputs)
 
     def _body(self, generation: Generation) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class AnthropicWorker(HttpWorker):
                     "or put what it does have into extra_body"
                 )
         body: dict[str, Any] = {
-            "model": self._model or generation.model,
+            "model": self.model or generation.model,
             "max_tokens": self._max_tokens,
             "stream": True,
             **chat_fields(generation),

@@ -42,19 +42,19 @@ class HttpWorker:
         model: str | None = None,
         optional: OptionalFields = NO_OPTIONAL_FIELDS,
     ) -> None:
-        self._endpoint = endpoint
-        self._model = model
-        self._optional = optional
+        self.endpoint = endpoint
+        self.model = model
+        self.optional = optional
 
     async def health(self) -> Health:
         """Ready when the server accepts the key. A server without a list of models counts as ready."""
         try:
-            models = await self._models()
+            models = await self.models()
         except RequestRejected:
             models = ()
         except WorkerError as error:
             return Health(ready=False, detail=str(error))
-        return Health(ready=True, models=models, warnings=self._optional.warnings)
+        return Health(ready=True, models=models, warnings=self.optional.warnings)
 
     async def capacity(self) -> int | None:
         """None: the server does not say."""
@@ -66,27 +66,32 @@ class HttpWorker:
 
     async def aclose(self) -> None:
         """Close connections. Safe to call twice."""
-        await self._endpoint.aclose()
+        await self.endpoint.aclose()
 
-    async def _models(self) -> tuple[str, ...]:
+    async def models(self) -> tuple[str, ...]:
         """The names of the models that the server lists; empty if its list has another form.
 
         Raises:
             WorkerError: the server gave no list.
         """
-        answer = await self._endpoint.get(self.models_path)
+        answer = await self.endpoint.get(self.models_path)
         try:
             return tuple(str(model["id"]) for model in answer["data"])
         except MALFORMED:
             return ()
 
-    def _answers(
+    def answers(
         self, path: str, body: Mapping[str, Any], reader: AnswerReader, generation: Generation
     ) -> AsyncGenerator[Output, None]:
-        headers = self._request_headers(generation)
-        return answers(self._endpoint, path, body, reader, headers=headers, optional=self._optional)
+        """POST `body` to `path`, and yield the outputs that `reader` makes of the stream.
 
-    def _answers_at_once(
+        Raises:
+            WorkerError: the call failed, was cut off, or its answer is malformed.
+        """
+        headers = self._request_headers(generation)
+        return answers(self.endpoint, path, body, reader, headers=headers, optional=self.optional)
+
+    def answers_at_once(
         self,
         path: str,
         body: Mapping[str, Any],
@@ -94,9 +99,10 @@ class HttpWorker:
         events: Callable[[Any], Iterable[Mapping[str, Any]]],
         generation: Generation,
     ) -> AsyncGenerator[Output, None]:
+        """The same without a stream: `events` turns the whole answer into the events that `reader` reads."""
         headers = self._request_headers(generation)
         return answers_at_once(
-            self._endpoint, path, body, reader, events, headers=headers, optional=self._optional
+            self.endpoint, path, body, reader, events, headers=headers, optional=self.optional
         )
 
     def _request_headers(self, generation: Generation) -> dict[str, str]:
@@ -133,7 +139,7 @@ class EngineWorker(HttpWorker):
     async def load(self) -> Load | None:
         """What the engine's metrics say; None if it has none."""
         return await load_of(
-            self._endpoint, "/metrics", running=self.running_metric, waiting=self.waiting_metric
+            self.endpoint, "/metrics", running=self.running_metric, waiting=self.waiting_metric
         )
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:

@@ -118,12 +118,12 @@ class LlamaCppWorker(EngineWorker):
     async def health(self) -> Health:
         """Ready when the model is loaded and the server accepts the key."""
         try:
-            await self._endpoint.get("/health")
-            models = await self._models()
+            await self.endpoint.get("/health")
+            models = await self.models()
             await self._settings()
         except WorkerError as error:
             return Health(ready=False, detail=str(error))
-        return Health(ready=True, models=models, warnings=self._optional.warnings)
+        return Health(ready=True, models=models, warnings=self.optional.warnings)
 
     async def capacity(self) -> int | None:
         """The number of the server's slots; None while it cannot be asked."""
@@ -136,7 +136,7 @@ class LlamaCppWorker(EngineWorker):
     async def _settings(self) -> Mapping[str, Any]:
         """The server's properties. Unlike its health, they need the key."""
         try:
-            settings = await self._endpoint.get("/props")
+            settings = await self.endpoint.get("/props")
         except RequestRejected:  # a proxy does not pass it on
             return {}
         return settings if isinstance(settings, dict) else {}
@@ -144,12 +144,12 @@ class LlamaCppWorker(EngineWorker):
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
         reader = _CompletionReader(len(batch))
-        return self._answers(_COMPLETION, body, reader, batch[0])
+        return self.answers(_COMPLETION, body, reader, batch[0])
 
     def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = {**self._completion_body(batch), "stream": False}
         reader = _CompletionReader(len(batch))
-        return self._answers_at_once(_COMPLETION, body, reader, _as_list, batch[0])
+        return self.answers_at_once(_COMPLETION, body, reader, _as_list, batch[0])
 
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         first = batch[0]
@@ -168,10 +168,10 @@ class LlamaCppWorker(EngineWorker):
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
         self._set_parameters(body, generation, _OWN_NAMES)
-        return self._answers(_CHAT, body, ChatReader(), generation)
+        return self.answers(_CHAT, body, ChatReader(), generation)
 
     def _set_parameters(self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]) -> None:
-        body["model"] = self._model or generation.model
+        body["model"] = self.model or generation.model
         set_parameters(body, generation, names=names, ours=_OURS, counts=_COUNTS)
 
 

@@ -99,16 +99,16 @@ class OpenAIWorker(HttpWorker):
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
         self._set_parameters(body, generation, self._chat_names)
-        return self._answers(_CHAT, body, ChatReader(), generation)
+        return self.answers(_CHAT, body, ChatReader(), generation)
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         refuse_tools(batch[0])
         body = completion_body(batch)
         self._set_parameters(body, batch[0], {})
-        return self._answers(_COMPLETION, body, CompletionReader(len(batch)), batch[0])
+        return self.answers(_COMPLETION, body, CompletionReader(len(batch)), batch[0])
 
     def _set_parameters(self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]) -> None:
-        body["model"] = self._model or generation.model
+        body["model"] = self.model or generation.model
         if not self._stream_options:
             del body["stream_options"]
         set_parameters(body, generation, names=names, ours=OURS)

@@ -86,19 +86,19 @@ class VllmWorker(EngineWorker):
         """Ready when the engine runs and the server accepts the key. Warns of a server without priorities."""
         try:
             with suppress(RequestRejected):  # a proxy passes on only /v1
-                await self._endpoint.get_bytes("/health")
-            models = await self._models()
+                await self.endpoint.get_bytes("/health")
+            models = await self.models()
         except WorkerError as error:
             self._respects_priority = None  # it may restart with other settings
             return Health(ready=False, detail=str(error))
-        warnings = (*self._optional.warnings, *await self._warnings(models))
+        warnings = (*self.optional.warnings, *await self._warnings(models))
         return Health(ready=True, models=models, warnings=warnings, exclusive=True)
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
         if len(batch) > 1 and self._stream_options:
             body["stream_options"]["continuous_usage_stats"] = True
-        return self._answers(_COMPLETION, body, CompletionReader(len(batch)), batch[0])
+        return self.answers(_COMPLETION, body, CompletionReader(len(batch)), batch[0])
 
     def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
@@ -108,7 +108,7 @@ class VllmWorker(EngineWorker):
             body["return_token_ids"] = True
         reader = CompletionReader(len(batch))
         events = _members if len(batch) > 1 else _alone
-        return self._answers_at_once(_COMPLETION, body, reader, events, batch[0])
+        return self.answers_at_once(_COMPLETION, body, reader, events, batch[0])
 
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         refuse_tools(batch[0])
@@ -119,10 +119,10 @@ class VllmWorker(EngineWorker):
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
         self._set_parameters(body, [generation])
-        return self._answers(_CHAT, body, ChatReader(), generation)
+        return self.answers(_CHAT, body, ChatReader(), generation)
 
     def _set_parameters(self, body: dict[str, Any], batch: Sequence[Generation]) -> None:
-        body["model"] = self._model or batch[0].model
+        body["model"] = self.model or batch[0].model
         if not self._stream_options:
             del body["stream_options"]
         if self._priority:
@@ -132,13 +132,13 @@ class VllmWorker(EngineWorker):
         set_parameters(body, batch[0], names={}, ours=_OURS)
 
     async def _warnings(self, models: Sequence[str]) -> tuple[str, ...]:
-        if not self._priority or "priority" in self._optional.refused:
+        if not self._priority or "priority" in self.optional.refused:
             return ()
         if self._respects_priority is None:
-            self._respects_priority = await says_priority(self._endpoint)
-        if self._respects_priority is None and self._try_priority and (self._model or models):
+            self._respects_priority = await says_priority(self.endpoint)
+        if self._respects_priority is None and self._try_priority and (self.model or models):
             self._respects_priority = await shows_priority(
-                self._endpoint, model=self._model or models[0], load=self.load
+                self.endpoint, model=self.model or models[0], load=self.load
             )
         return (NO_PRIORITIES,) if self._respects_priority is False else ()
 

@@ -22,9 +22,10 @@ from workers import (
     WorkerError,
     WorkerUnavailable,
 )
-from workers.calls import answers, refuse_tools, set_parameters, whole
+from workers.calls import refuse_tools, set_parameters, whole
 from workers.headers import bearer
 from workers.http import HttpEndpoint
+from workers.http_worker import HttpWorker
 from workers.options import refuse_unknown_options
 from workers.prometheus import load_of
 from workers.refusals import Refusal, error_class
@@ -34,12 +35,15 @@ _OURS = frozenset({"details", "do_sample"})
 _FINISH_REASONS = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 
 
-class TgiWorker:
+class TgiWorker(HttpWorker):
     """The adapter to one TGI server. It takes no options; `extra_body` goes into TGI's `parameters`."""
 
     def __init__(self, config: EndpointConfig) -> None:
         refuse_unknown_options(config, ())
-        self._endpoint = HttpEndpoint(config, engine="TGI", headers=bearer(config), translate=_error_class)
+        super().__init__(
+            HttpEndpoint(config, engine="TGI", headers=bearer(config), translate=_error_class),
+            model=config.model,
+        )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -53,13 +57,13 @@ class TgiWorker:
         if generation.prompt is None:
             raise RequestRejected("messages: this backend takes plain prompts; use the backend openai")
         body = {"inputs": generation.prompt, "parameters": _parameters(generation)}
-        outputs = answers(self._endpoint, "/generate_stream", body, _Reader())
+        outputs = self.answers("/generate_stream", body, _Reader(), generation)
         return outputs if generation.stream else whole(outputs)
 
     async def health(self) -> Health:
         """Ready if the server says that it can generate."""
         try:
-            await self._endpoint.get_bytes("/health")
+            await self.endpoint.get_bytes("/health")
             info = await self._info()
         except WorkerError as error:
             return Health(ready=False, detail=str(error))
@@ -76,15 +80,11 @@ class TgiWorker:
     async def load(self) -> Load | None:
         """Running and waiting prompts, from its metrics."""
         return await load_of(
-            self._endpoint, "/metrics", running="tgi_batch_current_size", waiting="tgi_queue_size"
+            self.endpoint, "/metrics", running="tgi_batch_current_size", waiting="tgi_queue_size"
         )
 
-    async def aclose(self) -> None:
-        """Close connections. Safe to call twice."""
-        await self._endpoint.aclose()
-
     async def _info(self) -> Mapping[str, Any]:
-        info = await self._endpoint.get("/info")
+        info = await self.endpoint.get("/info")
         return info if isinstance(info, dict) else {}
 
 
