@@ -1,19 +1,15 @@
-"""Making a call and reading its answer: what all adapters share."""
+"""The parts of a call that all adapters share: reading an answer, whole answers, parameters."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from workers.base import Generation, Output, Piece
-from workers.errors import RequestRejected, WorkerError
-from workers.http import HttpEndpoint
-from workers.optional_fields import NO_OPTIONAL_FIELDS, Attempts, OptionalFields
-from workers.refusals import refusal_of
-from workers.surrogates import SurrogateJoiner
+from workers.errors import RequestRejected
 
 SHORT_TOKENS = 64
 """The longest answer, in tokens, that is not streamed on the wire if the request wants it whole.
@@ -70,110 +66,10 @@ class AnswerReader(Protocol):
         ...
 
 
-async def answers(
-    endpoint: HttpEndpoint,
-    path: str,
-    body: Mapping[str, Any],
-    reader: AnswerReader,
-    *,
-    headers: Mapping[str, str] | None = None,
-    optional: OptionalFields = NO_OPTIONAL_FIELDS,
-) -> AsyncGenerator[Output, None]:
-    """Make one call and yield the outputs that `reader` makes of its events.
-
-    If the server refuses one of the `optional` fields, the call is repeated without it. A failure after all
-    prompts have ended is ignored.
-
-    Raises:
-        WorkerError: the call failed, was cut off, or its answer is malformed.
-    """
-    attempts = Attempts(body, optional)
-    joiner = SurrogateJoiner()
-    again = True
-    said_done = False
-    while again:
-        again = began = False
-        try:
-            async with endpoint.stream(path, attempts.body, headers=headers) as stream:
-                attempts.accepted()
-                async for events in stream:
-                    for event in events:
-                        outputs = _read(endpoint, reader, event)
-                        for output in joiner.mend(outputs) if stream.lenient else outputs:
-                            began = True
-                            stream.output_came()
-                            yield output
-                    if reader.complete:
-                        return
-                    if not reader.missing:
-                        stream.answer_ended()
-                said_done = stream.said_done
-        except WorkerError as error:
-            if reader.missing:
-                again = not began and attempts.give_way(error)
-                if not again:
-                    raise
-    if said_done or not reader.missing:
-        for output in joiner.mend(reader.finish()):
-            yield output
-    if reader.missing:
-        raise endpoint.cut_off(reader.missing, reader.total)
-
-
 def is_short(generation: Generation) -> bool:
     """Whether the request bounds its answer to `SHORT_TOKENS`."""
     tokens = generation.params.get("max_tokens")
     return isinstance(tokens, int) and tokens <= SHORT_TOKENS
-
-
-async def answers_at_once(
-    endpoint: HttpEndpoint,
-    path: str,
-    body: Mapping[str, Any],
-    reader: AnswerReader,
-    events: Callable[[Any], Iterable[Mapping[str, Any]]],
-    *,
-    headers: Mapping[str, str] | None = None,
-    optional: OptionalFields = NO_OPTIONAL_FIELDS,
-) -> AsyncGenerator[Output, None]:
-    """The same without a stream: `events` turns the whole answer into the events that `reader` reads.
-
-    Raises:
-        WorkerError: the call failed, or its answer is malformed.
-    """
-    answer = await _posted(endpoint, path, Attempts(body, optional), headers)
-    try:
-        parts = tuple(events(answer))
-    except MALFORMED:
-        raise endpoint.malformed() from None
-    outputs = [output for event in parts for output in _read(endpoint, reader, event)]
-    for output in SurrogateJoiner().mend((*outputs, *reader.finish())):
-        yield output
-    if reader.missing:
-        raise endpoint.cut_off(reader.missing, reader.total)
-
-
-def _read(endpoint: HttpEndpoint, reader: AnswerReader, event: Mapping[str, Any]) -> Sequence[Output]:
-    try:
-        return reader.read(event)
-    except ReportedError as reported:
-        raise endpoint.error(refusal_of(reported.answer)) from None
-    except MALFORMED:
-        raise endpoint.malformed() from None
-
-
-async def _posted(
-    endpoint: HttpEndpoint, path: str, attempts: Attempts, headers: Mapping[str, str] | None
-) -> Any:
-    while True:
-        try:
-            answer = await endpoint.post(path, attempts.body, headers=headers)
-        except WorkerError as error:
-            if not attempts.give_way(error):
-                raise
-        else:
-            attempts.accepted()
-            return answer
 
 
 async def whole(outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output, None]:

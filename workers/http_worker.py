@@ -9,16 +9,17 @@ from workers.base import Generation, Health, Load, Output
 from workers.calls import (
     MALFORMED,
     AnswerReader,
-    answers,
-    answers_at_once,
+    ReportedError,
     is_short,
     refuse_chats_in_a_list,
     whole,
 )
 from workers.errors import RequestRejected, WorkerError
 from workers.http import HttpEndpoint
-from workers.optional_fields import NO_OPTIONAL_FIELDS, OptionalFields
+from workers.optional_fields import NO_OPTIONAL_FIELDS, Attempts, OptionalFields
 from workers.prometheus import load_of
+from workers.refusals import refusal_of
+from workers.surrogates import SurrogateJoiner
 
 _MAX_ID_CHARS = 512
 
@@ -80,18 +81,55 @@ class HttpWorker:
         except MALFORMED:
             return ()
 
-    def answers(
-        self, path: str, body: Mapping[str, Any], reader: AnswerReader, generation: Generation
+    async def answers(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        reader: AnswerReader,
+        generation: Generation,
     ) -> AsyncGenerator[Output, None]:
-        """POST `body` to `path`, and yield the outputs that `reader` makes of the stream.
+        """Make one call and yield the outputs that `reader` makes of its events.
+
+        If the server refuses one of the `optional` fields, the call is repeated without it. A failure after
+        all prompts have ended is ignored.
 
         Raises:
             WorkerError: the call failed, was cut off, or its answer is malformed.
         """
+        attempts = Attempts(body, self.optional)
         headers = self._request_headers(generation)
-        return answers(self.endpoint, path, body, reader, headers=headers, optional=self.optional)
+        joiner = SurrogateJoiner()
+        again = True
+        said_done = False
+        while again:
+            again = began = False
+            try:
+                async with self.endpoint.stream(path, attempts.body, headers=headers) as stream:
+                    attempts.accepted()
+                    async for events in stream:
+                        for event in events:
+                            outputs = _read(self.endpoint, reader, event)
+                            for output in joiner.mend(outputs) if stream.lenient else outputs:
+                                began = True
+                                stream.output_came()
+                                yield output
+                        if reader.complete:
+                            return
+                        if not reader.missing:
+                            stream.answer_ended()
+                    said_done = stream.said_done
+            except WorkerError as error:
+                if reader.missing:
+                    again = not began and attempts.give_way(error)
+                    if not again:
+                        raise
+        if said_done or not reader.missing:
+            for output in joiner.mend(reader.finish()):
+                yield output
+        if reader.missing:
+            raise self.endpoint.cut_off(reader.missing, reader.total)
 
-    def answers_at_once(
+    async def answers_at_once(
         self,
         path: str,
         body: Mapping[str, Any],
@@ -99,11 +137,23 @@ class HttpWorker:
         events: Callable[[Any], Iterable[Mapping[str, Any]]],
         generation: Generation,
     ) -> AsyncGenerator[Output, None]:
-        """The same without a stream: `events` turns the whole answer into the events that `reader` reads."""
-        headers = self._request_headers(generation)
-        return answers_at_once(
-            self.endpoint, path, body, reader, events, headers=headers, optional=self.optional
+        """The same without a stream: `events` turns the whole answer into the events that `reader` reads.
+
+        Raises:
+            WorkerError: the call failed, or its answer is malformed.
+        """
+        answer = await _posted(
+            self.endpoint, path, Attempts(body, self.optional), self._request_headers(generation)
         )
+        try:
+            parts = tuple(events(answer))
+        except MALFORMED:
+            raise self.endpoint.malformed() from None
+        outputs = [output for event in parts for output in _read(self.endpoint, reader, event)]
+        for output in SurrogateJoiner().mend((*outputs, *reader.finish())):
+            yield output
+        if reader.missing:
+            raise self.endpoint.cut_off(reader.missing, reader.total)
 
     def _request_headers(self, generation: Generation) -> dict[str, str]:
         """The header with the id of a request; none if the id cannot stand in a header."""
@@ -153,3 +203,26 @@ class EngineWorker(HttpWorker):
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         """One chat, streamed."""
         raise NotImplementedError
+
+
+def _read(endpoint: HttpEndpoint, reader: AnswerReader, event: Mapping[str, Any]) -> Sequence[Output]:
+    try:
+        return reader.read(event)
+    except ReportedError as reported:
+        raise endpoint.error(refusal_of(reported.answer)) from None
+    except MALFORMED:
+        raise endpoint.malformed() from None
+
+
+async def _posted(
+    endpoint: HttpEndpoint, path: str, attempts: Attempts, headers: Mapping[str, str] | None
+) -> Any:
+    while True:
+        try:
+            answer = await endpoint.post(path, attempts.body, headers=headers)
+        except WorkerError as error:
+            if not attempts.give_way(error):
+                raise
+        else:
+            attempts.accepted()
+            return answer
