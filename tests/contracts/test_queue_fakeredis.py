@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any
 
 import fakeredis
 import pytest
+from fakeredis.commands_mixins.scripting_mixin import ScriptingCommandsMixin
 
+from scheduler.model import DedupMode, JobState
+from scheduler.queue.limits import RateLimit
 from scheduler.queue.queue import PromptQueue
+from scheduler.queue.records import Offer
 from tests.contracts.audit_contract import AuditContract
 from tests.contracts.edges_contract import EdgesContract
+from tests.contracts.exact_contract import ExactContract
 from tests.contracts.keeping_contract import KeepingContract
-from tests.contracts.limits_contract import LimitsContract
+from tests.contracts.limits_contract import LimitsContract, acme_job
 from tests.contracts.operators_contract import OperatorsContract
 from tests.contracts.queue_contract import OnQueue, QueueContract
-from tests.contracts.suspects_contract import SuspectsContract
+from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, ending, new_job
+from tests.contracts.suspects_contract import SuspectsContract, make_suspects
 
 
 class OnFakeredis(OnQueue):
@@ -50,3 +57,137 @@ class TestOperatorsOnFakeredis(OnFakeredis, OperatorsContract):
 
 class TestEdgesOnFakeredis(OnFakeredis, EdgesContract):
     pass
+
+
+class TestExactOnFakeredis(OnFakeredis, ExactContract):
+    pass
+
+
+class TestCommandsOnFakeredis(OnFakeredis):
+    """How many commands a script sends: each costs time in which the server does nothing else.
+
+    A script reads nothing twice, and does not look where a bitmap or a counter says that nothing is. If you
+    change a script, change its numbers, and say why if they grow.
+    """
+
+    @pytest.fixture
+    def commands(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The names of the commands that scripts send."""
+        sent: list[str] = []
+        call = ScriptingCommandsMixin._lua_redis_call
+
+        def noting(self: Any, runtime: Any, expected: Any, op: bytes, *args: Any) -> Any:
+            sent.append(op.decode())
+            return call(self, runtime, expected, op, *args)
+
+        monkeypatch.setattr(ScriptingCommandsMixin, "_lua_redis_call", noting)
+        return sent
+
+    async def test_enqueue(self, q: QueueDriver, commands: list[str]) -> None:
+        steps = (
+            ([new_job("a")], 23),
+            ([new_job("b")], 20),
+            ([new_job(f"c{n}") for n in range(10)], 65),
+            ([new_job("d", key="K")], 22),
+            ([new_job("e", key="K")], 14),
+            ([new_job("f", 9, key="K", deadline_ms=60_000, max_attempts=3, result_ttl_ms=1000)], 26),
+            ([new_job("g", key="K", content="other", dedup=DedupMode.REPLACE)], 37),
+            ([new_job("h", delay_ms=1000, deadline_ms=60_000)], 16),
+            ([acme_job("i"), acme_job("j")], 25),
+        )
+        await self._counts(q, commands, [(q.enqueue(*jobs), n) for jobs, n in steps])
+
+    async def test_enqueue_into_a_full_queue(self, q: QueueDriver, commands: list[str]) -> None:
+        await q.configure(max_waiting=6, when_full="shed")
+        await q.enqueue(*[new_job(f"{lane}{p}", p, lane=lane) for lane in "xy" for p in (1, 5)])
+        await q.enqueue(new_job("later", 2, delay_ms=60_000), acme_job("acme"))
+        steps = (
+            (q.enqueue(new_job("a", 9)), 49),
+            (q.enqueue(*[new_job(f"b{n}", 9) for n in range(4)]), 103),
+            (q.enqueue(new_job("c", 9), new_job("d", 9, delay_ms=60_000), new_job("e")), 48),
+            (q.enqueue(new_job("f", 0)), 12),
+        )
+        await self._counts(q, commands, steps)
+
+    async def test_claim(self, q: QueueDriver, commands: list[str]) -> None:
+        await make_suspects(q, "s")
+        await q.enqueue(*[new_job(f"{p}-{n}", p) for p in (2, 5, 9) for n in range(12)])
+        await q.enqueue(*[new_job(f"x{n}", lane="x", deadline_ms=60_000) for n in range(3)])
+        lanes = {LANE: 100, "x": 100, "idle": 100}
+        steps = (
+            (q.claim_all(1, lanes={"idle": 1}), 7),
+            (q.claim_all(1, suspects=False), 25),
+            (q.claim_all(1), 26),
+            (q.claim_all(1, lanes=lanes), 30),
+            (q.claim_all(20, lanes=lanes), 94),
+            (q.claim_all(100, lanes=lanes), 82),
+            (q.claim_all(1, lanes=lanes), 9),
+        )
+        await self._counts(q, commands, steps)
+
+    async def test_claim_under_limits(self, q: QueueDriver, commands: list[str]) -> None:
+        await q.configure(
+            tenants={"acme": RateLimit(requests=100)}, endpoints={"chat.0": RateLimit(requests=100)}
+        )
+        await q.enqueue(*[acme_job(f"a{n}") for n in range(20)])
+        offers = {LANE: [Offer("chat.0", 50), Offer("chat.1", 50)]}
+        steps = (
+            (q.claim_all(2, offers=offers), 32),
+            (q.claim_all(30, offers=offers), 88),
+            (q.claim_all(30, offers=offers), 6),
+            (q.tick(), 144),
+            (q.tick(), 27),
+        )
+        await self._counts(q, commands, steps)
+
+    async def test_running_jobs(self, q: QueueDriver, commands: list[str]) -> None:
+        await q.enqueue(*[new_job(f"j{n}", key=f"K{n}", dedup=DedupMode.WINDOW) for n in range(9)])
+        await q.enqueue(new_job("more", key="K0"))
+        a, b, c, d, e, f, *_ = (await q.claim_all()).jobs
+        held = [(job.id, job.token) for job in (a, b)]
+        steps = (
+            (q.queue.renew(q.worker, held, lease_ms=LEASE_MS, about=b"{}"), 10),
+            (q.publish(a, "1", "2"), 6),
+            (q.publish(a, "1", "2", "3"), 5),
+            (q.publish(a, "4", first_seq=4), 4),
+            (q.replay("j0"), 6),
+            (q.finish(a, seq=5), 20),
+            (q.queue.write(endings=[ending(b), ending(c)]), 25),
+            (q.replay("j1"), 5),
+            (q.finish(d, JobState.FAILED), 17),
+            (q.give_back(e), 22),
+            (q.give_back(f, delay_ms=60_000, counts=False), 14),
+            (q.queue.position("j4"), 12),
+            (q.queue.cancel("j4"), 26),
+            (q.queue.cancel("j5"), 23),
+            (q.queue.cancel("j6"), 20),
+            (q.queue.requeue("j4"), 27),
+            (q.queue.purge(LANE), 29),
+            (q.queue.delete("j1"), 9),
+            (q.queue.discard(["j3", "j2"]), 9),
+        )
+        await self._counts(q, commands, steps)
+
+    async def test_maintenance(self, q: QueueDriver, commands: list[str]) -> None:
+        await q.tick(mend_ms=3_600_000)
+        await q.enqueue(new_job("a"), new_job("b", delay_ms=1), new_job("c", 9, lane="x"))
+        await q.pass_ms(2)
+        steps = (
+            (q.tick(mend_ms=3_600_000), 42),
+            (q.tick(mend_ms=3_600_000), 32),
+            (q.tick(mend_ms=0), 131),
+            (q.tick("another"), 8),
+        )
+        await self._counts(q, commands, steps)
+
+    @staticmethod
+    async def _counts(
+        q: QueueDriver, commands: list[str], steps: Sequence[tuple[Coroutine[Any, Any, Any], int]]
+    ) -> None:
+        await q.queue.load()
+        counted = []
+        for step, _ in steps:
+            commands.clear()
+            await step
+            counted.append(len(commands))
+        assert counted == [wanted for _, wanted in steps]

@@ -14,6 +14,7 @@ from scheduler.queue.records import WriteOutcome
 from scheduler.queue.scripts import Scripts
 from tests.contracts.audit_contract import AuditContract
 from tests.contracts.edges_contract import EdgesContract
+from tests.contracts.exact_contract import ExactContract
 from tests.contracts.extremes_contract import ExtremesContract
 from tests.contracts.keeping_contract import KeepingContract
 from tests.contracts.limits_contract import LimitsContract
@@ -192,4 +193,8 @@ async def test_databases_of_one_server_do_not_hear_each_other(server_url: str) -
 
 
 class TestEdgesOnServers(OnServers, EdgesContract):
+    pass
+
+
+class TestExactOnServers(OnServers, ExactContract):
     pass

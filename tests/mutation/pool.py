@@ -10,12 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
-from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
 
 from scheduler.queue import scripts
+from tests.mutation.lines import Lines, changed_lines, seen_lines
 from tests.mutation.lua import Mutant
 
 LEAST_TIME_S = 20.0
@@ -35,7 +35,7 @@ class Trial:
         self.outcomes: dict[Mutant, Outcome] = {}
         self._mutants = mutants
         self._jobs = jobs
-        self._users: dict[str, set[pytest.Item]] = defaultdict(set)  # by script
+        self._lines: dict[pytest.Item, Lines] = {}
         self._took_s: dict[pytest.Item, float] = {}
         self._killers: dict[str, Counter[pytest.Item]] = defaultdict(Counter)  # by file
 
@@ -55,23 +55,27 @@ class Trial:
         return True
 
     def _run_whole(self, item: pytest.Item) -> None:
-        """Run a test on the scripts as they are, and note which it uses."""
+        """Run a test on the scripts as they are, and note which lines of them it runs."""
         began = time.monotonic()
-        with _seen() as used:
+        with seen_lines() as lines:
             reports = runtestprotocol(item, nextitem=None, log=False)
         for report in reports:
             if report.failed:
                 pytest.exit(f"{item.nodeid} fails without a mutant:\n{report.longreprtext}", returncode=2)
         self._took_s[item] = time.monotonic() - began
-        for name in used:
-            self._users[name].add(item)
+        self._lines[item] = lines
 
     def _items(self, mutant: Mutant) -> list[pytest.Item]:
-        """The tests that run the mutant's line of code: first those that have killed others of its file."""
-        before = {name: scripts.source(name) for name in scripts.NAMES}
+        """The tests that run a line the mutant changes; first those that have killed others of its file."""
+        before = [scripts.source(name, flags=False) for name in scripts.NAMES]
         with _applied(mutant):
-            changed = [name for name in scripts.NAMES if scripts.source(name) != before[name]]
-        users = set().union(*(self._users[name] for name in changed))
+            after = [scripts.source(name, flags=False) for name in scripts.NAMES]
+        changed = {old: changed_lines(old, new) for old, new in zip(before, after, strict=True) if old != new}
+        users = [
+            item
+            for item, lines in self._lines.items()
+            if any(lines.get(script, set()) & numbers for script, numbers in changed.items())
+        ]
         killed = self._killers[mutant.file]
         return sorted(users, key=lambda item: (-killed[item], self._took_s[item]))
 
@@ -100,6 +104,8 @@ class Trial:
         self.outcomes[mutant] = Outcome.KILLED if code else Outcome.SURVIVED
         if 0 < code <= min(MOST_CODES, len(items)):
             self._killers[mutant.file][items[code - 1]] += 1
+        if not code:
+            print(f"\r{mutant}", flush=True)
         said = f"{len(self.outcomes)} of {len(self._mutants)}, {self.survived} survived"
         print(f"\r{said}", end="", file=sys.stderr, flush=True)
 
@@ -133,18 +139,3 @@ def _applied(mutant: Mutant) -> Iterator[None]:
         scripts.source.cache_clear()
         yield
     scripts.source.cache_clear()
-
-
-@contextmanager
-def _seen() -> Iterator[set[str]]:
-    """The names of the scripts that are run meanwhile."""
-    used: set[str] = set()
-    by_hash = scripts.Scripts._by_hash
-
-    def noting(self: scripts.Scripts, name: str, args: Sequence[scripts.Argument]) -> Any:
-        used.add(name)
-        return by_hash(self, name, args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scripts.Scripts, "_by_hash", noting)
-        yield used
