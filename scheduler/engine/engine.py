@@ -315,7 +315,8 @@ class Engine:
         self.serving.retire(old)
         gone = [route.name for route in old if route.name not in routes]
         await self._calls.until_done(self._announce)
-        await self._calls.until_done(lambda: self.published.withdraw(gone))
+        if gone:
+            await self._calls.until_done(lambda: self.published.withdraw(gone))
         self._signal.look_again()
 
     async def _start_fresh(self, routes: Sequence[Route]) -> None:

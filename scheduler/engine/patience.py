@@ -97,7 +97,10 @@ class Patience:
         return self.outage.is_away
 
     async def until_done(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make the call until it goes through. The call must bear being made twice."""
+        """Make the call until it goes through. It must be safe to make twice.
+
+        It must reach Redis: a call that goes through shows that Redis is back.
+        """
         waits = backoff()
         while True:
             since = self.outage.changes

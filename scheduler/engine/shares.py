@@ -88,7 +88,8 @@ class Division(Service):
         """Divide for ever."""
         while True:
             await asyncio.sleep(self._serving.settings.lease_s / 3)
-            await self._calls.until_done(self._divide)
+            if any(endpoint.shared for endpoint in self._serving.endpoints):
+                await self._calls.until_done(self._divide)
 
     async def _divide(self) -> None:
         """A process that drains leaves to others the endpoints it no longer needs."""
