@@ -14,6 +14,7 @@ from scheduler.queue.limits import RateLimit
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Offer
 from tests.contracts.audit_contract import AuditContract
+from tests.contracts.bounds_contract import BoundsContract
 from tests.contracts.edges_contract import EdgesContract
 from tests.contracts.exact_contract import ExactContract
 from tests.contracts.keeping_contract import KeepingContract
@@ -61,6 +62,87 @@ class TestEdgesOnFakeredis(OnFakeredis, EdgesContract):
 
 class TestExactOnFakeredis(OnFakeredis, ExactContract):
     pass
+
+
+class TestBoundsOnFakeredis(OnFakeredis, BoundsContract):
+    pass
+
+
+class TestOutagesOnFakeredis(OnFakeredis):
+    """What Redis tells of its own outages, in INFO, which fakeredis does not have."""
+
+    @pytest.fixture
+    def info(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+        """The figures of INFO; a test may change them."""
+        figures = {"uptime_in_seconds": 1000}
+        call = ScriptingCommandsMixin._lua_redis_call
+
+        def answering(self: Any, runtime: Any, expected: Any, op: bytes, *args: Any) -> Any:
+            if op == b"INFO":
+                assert args == (b"server", b"errorstats")
+                lines = [
+                    f"{name}:{'count=' if name.startswith('errorstat_') else ''}{value}\r\n"
+                    for name, value in figures.items()
+                ]
+                return "".join(lines).encode()
+            return call(self, runtime, expected, op, *args)
+
+        monkeypatch.setattr(ScriptingCommandsMixin, "_lua_redis_call", answering)
+        return figures
+
+    @staticmethod
+    async def _is_excused(q: QueueDriver, nobody_ticked_s: float) -> bool:
+        """Whether a tick after that long excuses the leases."""
+        meta = q.queue.keys.fixed("meta")
+        await q.redis.hdel(meta, "excused")
+        await q.nobody_ticked(nobody_ticked_s)
+        await q.tick()
+        after = await q.meta()
+        if "excused" not in after:
+            return False
+        assert int(after["excused"]) == int(after["tick"]) + LEASE_MS
+        return True
+
+    @pytest.mark.parametrize(
+        ("code", "is_outage"),
+        [
+            *((code, True) for code in ("READONLY", "NOREPLICAS", "MISCONF", "BUSY", "LOADING")),
+            *((code, True) for code in ("MASTERDOWN", "CLUSTERDOWN")),
+            *((code, False) for code in ("ERR", "WRONGTYPE")),
+        ],
+    )
+    async def test_refused_commands_excuse_leases_once(
+        self, q: QueueDriver, info: dict[str, int], code: str, is_outage: bool
+    ) -> None:
+        info[f"errorstat_{code}"] = 3
+        await q.tick()
+        assert not await self._is_excused(q, 3), "what was refused before the first tick says nothing"
+        info[f"errorstat_{code}"] = 4
+        assert await self._is_excused(q, 3) == is_outage
+        assert not await self._is_excused(q, 3), "nothing was refused since"
+        info[f"errorstat_{code}"] = 0
+        assert not await self._is_excused(q, 3), "the server counts anew"
+
+    async def test_refusals_of_all_kinds_count_together(self, q: QueueDriver, info: dict[str, int]) -> None:
+        info |= {"errorstat_READONLY": 3, "errorstat_LOADING": 4}
+        await q.tick()
+        assert (await q.meta())["refusals"] == "7"
+
+    @pytest.mark.parametrize(("uptime_s", "is_outage"), [(0, True), (2, True), (4, False), (5, False)])
+    async def test_a_start_since_the_last_tick_excuses_leases(
+        self, q: QueueDriver, info: dict[str, int], uptime_s: int, is_outage: bool
+    ) -> None:
+        await q.tick()
+        info["uptime_in_seconds"] = uptime_s
+        assert await self._is_excused(q, 3.0) == is_outage
+
+    async def test_while_ticks_follow_each_other_there_is_no_outage(
+        self, q: QueueDriver, info: dict[str, int]
+    ) -> None:
+        await q.tick()
+        info["errorstat_READONLY"] = 1
+        assert not await self._is_excused(q, 0.1)
+        assert await self._is_excused(q, 1.1)
 
 
 class TestCommandsOnFakeredis(OnFakeredis):

@@ -13,6 +13,7 @@ from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import WriteOutcome
 from scheduler.queue.scripts import Scripts
 from tests.contracts.audit_contract import AuditContract
+from tests.contracts.bounds_contract import BoundsContract
 from tests.contracts.edges_contract import EdgesContract
 from tests.contracts.exact_contract import ExactContract
 from tests.contracts.extremes_contract import ExtremesContract
@@ -197,4 +198,8 @@ class TestEdgesOnServers(OnServers, EdgesContract):
 
 
 class TestExactOnServers(OnServers, ExactContract):
+    pass
+
+
+class TestBoundsOnServers(OnServers, BoundsContract):
     pass

@@ -260,8 +260,8 @@ for i = 1, #jobs do
   if job.payload == '' and replies[i][1] ~= 'new' then redis.call('UNLINK', staged_key(job.id)) end
   if shed_cost >= SHED_COST_A_CALL then break end
 end
-if refused > 0 then add('t:refused', refused) end
-if lane_full > 0 then add('t:refused_lane', lane_full) end
+add('t:refused', refused)
+add('t:refused_lane', lane_full)
 save_us()
 save_ended()
 save_counts()

@@ -7,13 +7,11 @@ local listed, unwanted, released_dedup, dedup_owners = {}, {}, {}, {}
 local function save_ended()
   for key, members in pairs(listed) do each_chunk('ZADD', key, members) end
   if listed[dead_key] then bound_dead(keeping().max_dead, #listed[dead_key]) end
-  if #released_dedup > 0 then
-    -- This script may have given a key to another job since.
-    for i = 1, #released_dedup, 1000 do
-      local owners = redis.call('MGET', unpack(released_dedup, i, math.min(#released_dedup, i + 999)))
-      for j = 1, #owners do
-        if owners[j] == dedup_owners[i + j - 1] then unwanted[#unwanted + 1] = released_dedup[i + j - 1] end
-      end
+  -- This script may have given a key to another job since.
+  for i = 1, #released_dedup, 1000 do
+    local owners = redis.call('MGET', unpack(released_dedup, i, math.min(#released_dedup, i + 999)))
+    for j = 1, #owners do
+      if owners[j] == dedup_owners[i + j - 1] then unwanted[#unwanted + 1] = released_dedup[i + j - 1] end
     end
   end
   save_spare_requests(unwanted)
