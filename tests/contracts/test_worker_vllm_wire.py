@@ -23,6 +23,7 @@ from tests.contracts.wire import (
     stream,
     unused_url,
 )
+from tests.patience import SOON_S
 from workers import (
     Completed,
     ContextOverflow,
@@ -56,6 +57,11 @@ vllm:num_requests_waiting{engine="0",model_name="tiny"} 1.0
 vllm:num_requests_waiting{engine="1",model_name="tiny"} 0.0
 vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="capacity"} 1.0
 """
+
+
+@pytest.fixture(autouse=True)
+def _trials_have_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.vllm_priority.TRIAL_TIMEOUT_S", SOON_S)
 
 
 def make(server: FakeServer, **config: Any) -> VllmWorker:
