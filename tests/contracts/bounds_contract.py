@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 from redis.exceptions import ResponseError
 
 from scheduler import admin
-from scheduler.model import DedupMode
+from scheduler.model import DedupMode, JobState
 from scheduler.queue.limits import RateLimit
 from scheduler.queue.records import Enqueued, Full
 from tests.contracts.limits_contract import acme_job
-from tests.contracts.queue_contract import HOUR_MS, OnQueue, fail
+from tests.contracts.queue_contract import HOUR_MS, OnQueue, fail, reach
 from tests.contracts.queue_driver import LANE, QueueDriver, new_job
 from tests.contracts.suspects_contract import make_suspects
 
@@ -78,6 +79,23 @@ class BoundsContract(OnQueue):
         for n in (999, 1000, 1001, 5000):
             await q.configure(tenants={f"tenant{i}": RateLimit(requests=i + 1) for i in range(n)})
             assert await q.redis.hlen(q.queue.keys.fixed("limits")) == n
+
+    async def test_a_queue_may_keep_nothing(self, q: QueueDriver, untidy: None) -> None:
+        await q.configure(max_finished=0, max_dead=0, spare_bytes=0)
+        await q.finish(await q.running("done"))
+        await q.finish(await q.running("failed"), JobState.FAILED)
+        await q.enqueue(new_job("cancelled"))
+        await q.queue.cancel("cancelled")
+        assert await q.queue.request("cancelled") is None
+        await q.tick()
+        assert [await q.state(name) for name in ("done", "failed", "cancelled")] == [None] * 3
+
+    async def test_a_queue_and_a_lane_may_have_no_room_at_all(self, q: QueueDriver) -> None:
+        await q.configure(max_waiting__chat=0)
+        assert isinstance((await q.enqueue(new_job("a")))[0], Full)
+        assert isinstance((await q.enqueue(new_job("b", lane="other")))[0], Enqueued)
+        await q.configure(max_waiting=0)
+        assert isinstance((await q.enqueue(new_job("c")))[0], Full)
 
     # Dedup keys
 
@@ -189,6 +207,33 @@ class BoundsContract(OnQueue):
         await q.enqueue(acme_job("b", key="K"))
         assert await q.state("a") == "held"
         assert await q.redis.llen(q.queue.keys.of("wake", LANE)) == 0
+
+    @pytest.mark.parametrize("policy", ["reject", "shed"])
+    async def test_what_a_call_ends_makes_room_for_one_other_of_that_call(
+        self, q: QueueDriver, policy: str
+    ) -> None:
+        await q.configure(max_waiting=3, when_full=policy)
+        await q.enqueue(new_job("a", key="K"), new_job("b"))
+        replacing = new_job("new", key="K", content="other", dedup=DedupMode.REPLACE)
+        outcomes = await q.enqueue(replacing, new_job("c"), new_job("d"))
+        assert [isinstance(outcome, Full) for outcome in outcomes] == [False, False, True]
+        outcomes = await q.enqueue(new_job("e", 9), new_job("f", 5))
+        assert [isinstance(outcome, Full) for outcome in outcomes] == [policy == "reject", True]
+
+    @pytest.mark.parametrize("state", [JobState.RUNNING, JobState.DELAYED])
+    async def test_a_join_that_raises_a_job_that_does_not_wait_makes_nothing_ready(
+        self, q: QueueDriver, state: JobState
+    ) -> None:
+        await reach(q, state, key="K")
+        await q.enqueue(new_job("joins", 9, key="K", delay_ms=90_000))
+        assert (await q.record("a"))["p"] == "9"
+        assert await q.claimed_ids() == []
+
+    async def test_a_large_answer_lives_as_long_as_its_job(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        await q.finish(job, value=orjson.dumps({"text": "x" * 2_000_000}), result_ttl_ms=120_000)
+        left_ms = await q.redis.pttl(q.queue.keys.of("result", "a"))
+        assert 60_000 < left_ms <= 120_000
 
     # History
 

@@ -129,7 +129,7 @@ local function wanted(cursor)
   local place = cursor.place
   if place.is_beside and suspects < 1 then return false end
   local lane = place.lane
-  if cursor.p >= URGENT then return lane.quota > 0 and places > 0 end
+  if cursor.p >= URGENT then return lane.quota > 0 end
   return lane.quota > lane.kept and places > limit_kept
 end
 
