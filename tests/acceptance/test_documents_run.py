@@ -2,8 +2,9 @@
 
 A page is one test. Its blocks run in order and share their names. They meet a real server, in the place of
 `redis://localhost:6379`, and a worker process with the route `chat`. Python blocks may `await`, and `client`
-is an open `AsyncClient` in each. Those that define tests are run by pytest. Shell blocks share a folder; a
-plain command of ours runs inside the test, and says yes where it asks. The ids that pages use are there.
+is an open `AsyncClient` in each. One that begins with the name of a file (`# my_package/worker.py`) is that
+file: it is imported, or run by pytest if it is a test. Shell blocks share a folder; a plain command of ours
+runs inside the test, and says yes where it asks. The ids that pages use are there.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from tests.patience import SOON_S
 LOCAL = "redis://localhost:6379"
 DELAYED = "01a2086a-21e2-700b-95b3-25ef702fdc8c"
 DEAD = "01a2086a-1277-74d4-9c0c-0855e4085f25"
+FILE = re.compile(r"# (?P<path>[\w/]+\.py)\n")
 OURS = re.compile(r"prompt-scheduler [^|<>$`;&]*(\s#.*)?")
 ROUTES = '{"chat": {"endpoints": [{"backend": "echo", "options": {"fail_text": "forbidden"}}]}}'
 
@@ -94,8 +96,10 @@ class Reader:
         Raises:
             AssertionError: it failed, or did not print what the page shows.
         """
-        if "def test_" in block.code:
-            self._pytest(block)
+        if file := FILE.match(block.code):
+            self._add_file(Path(file["path"]), block.code)
+        elif "def test_" in block.code:
+            self._add_file(Path("test_block.py"), block.code)
         elif block.language == "python":
             _compare(self._python(block), block.output)
         else:
@@ -112,9 +116,16 @@ class Reader:
                 self._loop.run(asyncio.wait_for(done, SOON_S))
         return printed.getvalue()
 
-    def _pytest(self, block: Block) -> None:
-        (self._folder / "test_block.py").write_text(block.code, encoding="utf-8")
-        self._shell(f"{sys.executable} -m pytest -q -p no:cacheprovider test_block.py", check=True)
+    def _add_file(self, path: Path, code: str) -> None:
+        whole = self._folder / path
+        whole.parent.mkdir(exist_ok=True)
+        whole.write_text(code, encoding="utf-8")
+        if path.name.startswith("test_"):
+            options = "-q -p no:cacheprovider -o asyncio_mode=auto"
+            self._shell(f"{sys.executable} -m pytest {options} {path}", check=True)
+        else:
+            module = ".".join(path.with_suffix("").parts)
+            self._shell(f"{sys.executable} -W error -c 'import {module}'", check=True)
 
     def _command(self, command: str, *, check: bool) -> str:
         lines = [line for line in command.splitlines() if line.strip()]
