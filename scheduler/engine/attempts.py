@@ -9,15 +9,12 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 from scheduler.engine.attempt import Attempt, Stop, close_attempt, run_attempt
-from scheduler.engine.calls import PatientWrites, ScriptCalls
-from scheduler.engine.claim_signal import ClaimSignal
+from scheduler.engine.calls import PatientWrites
+from scheduler.engine.context import EngineContext
 from scheduler.engine.overdue import Overdue
-from scheduler.engine.permits import Permits
-from scheduler.engine.serving import Serving
 from scheduler.logs import ids_of
 from scheduler.model import is_urgent
-from scheduler.observations import Observers, Written
-from scheduler.queue.queue import PromptQueue
+from scheduler.observations import Written
 from scheduler.queue.records import ClaimedJob
 from scheduler.results.writer import EventWriter
 
@@ -42,33 +39,17 @@ class Attempts:
     events and ends; `overdue` has those whose deadlines have passed.
     """
 
-    def __init__(
-        self,
-        worker: str,
-        *,
-        queue: PromptQueue,
-        calls: ScriptCalls,
-        serving: Serving,
-        permits: Permits,
-        signal: ClaimSignal,
-        observers: Observers,
-    ) -> None:
-        self._worker = worker
-        self._queue = queue
-        self._calls = calls
-        self._serving = serving
-        self._permits = permits
-        self._signal = signal
-        self._observers = observers
+    def __init__(self, context: EngineContext) -> None:
+        self._context = context
         self._attempts: dict[int, Attempt] = {}
         self._suspects: set[int] = set()  # tokens of jobs that may have killed a process; one at most
         self.overdue = Overdue()
         self.writer = EventWriter(
-            PatientWrites(queue, calls),
+            PatientWrites(context.queue, context.calls),
             on_refused=self.lost,
             on_ended=self._ended,
-            on_written=None if observers.written is None else self._written,
-            result_ttl_ms=round(serving.settings.result_ttl_s * 1000),
+            on_written=None if context.observers.written is None else self._written,
+            result_ttl_ms=round(context.serving.settings.result_ttl_s * 1000),
         )
         self.running = 0
         self.running_bytes = 0
@@ -100,16 +81,16 @@ class Attempts:
 
     def begin(self, job: ClaimedJob) -> None:
         """Run a claimed job in a task of its own."""
-        serving, writer = self._serving, self.writer
+        serving, writer = self._context.serving, self.writer
         route = serving.routes[job.lane]
         payload = job.payload
         if len(payload) > LARGE_BYTES:
             job = job._replace(payload=b"")
-        attempt = Attempt(job, payload, route, writer.open(job, self._worker), self.overdue.add)
+        attempt = Attempt(job, payload, route, writer.open(job, self._context.worker), self.overdue.add)
         if serving.limits.endpoints:
             attempt.take_permit = partial(self._take_permit, job)
-        attempt.is_held_back = self._permits.is_held_back
-        attempt.observers = self._observers
+        attempt.is_held_back = self._context.permits.is_held_back
+        attempt.observers = self._context.observers
         self._attempts[job.token] = attempt
         if job.suspect:
             self._mark_suspect(job)
@@ -137,28 +118,28 @@ class Attempts:
         attempt.route.running += 1
         if is_urgent(attempt.job.priority) and any(endpoint.kept for endpoint in attempt.route.endpoints):
             # Until it has reached its endpoint, it counts as if it took a slot for all.
-            asyncio.get_running_loop().call_later(ARRIVED_S, self._signal.notify)
+            asyncio.get_running_loop().call_later(ARRIVED_S, self._context.signal.notify)
 
     async def _take_permit(self, job: ClaimedJob, endpoint: str) -> int:
-        wait = await self._calls.until_done(lambda: self._queue.take_permit(job, endpoint))
+        wait = await self._context.calls.until_done(lambda: self._context.queue.take_permit(job, endpoint))
         if wait == "lost":
             self.lost(job.id, job.token)
             return NO_PERMIT_MS
         if wait:
-            self._permits.refuse(job.lane, (endpoint,), wait / 1000)
+            self._context.permits.refuse(job.lane, (endpoint,), wait / 1000)
         return wait
 
     def _finished(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
         self.running -= 1
         self.running_bytes -= attempt.payload_bytes
         attempt.route.running -= 1
-        self._signal.notify()
+        self._context.signal.notify()
         close_attempt(attempt, task)
         if attempt.stop is Stop.LOST:
             self._forget(attempt.job.token)
 
     def _written(self, jobs: int, lag_s: float) -> None:
-        if (observe := self._observers.written) is not None:
+        if (observe := self._context.observers.written) is not None:
             observe(Written(jobs, lag_s))
 
     def _ended(self, job_id: str, token: int) -> None:
@@ -183,10 +164,10 @@ class Attempts:
             self._report_end(attempt)
         if token in self._suspects:
             self._suspects.discard(token)
-            self._signal.look_again()  # the next suspect may come
+            self._context.signal.look_again()  # the next suspect may come
 
     def _report_end(self, attempt: Attempt) -> None:
-        observe = self._observers.attempt_ended
+        observe = self._context.observers.attempt_ended
         watcher = attempt.context.watcher if attempt.context is not None else None
         if observe is not None:
             observe(attempt)

@@ -11,18 +11,13 @@ from functools import partial
 from redis.exceptions import RedisError
 
 from scheduler.engine.attempts import Attempts
-from scheduler.engine.calls import ScriptCalls
-from scheduler.engine.claim_signal import ClaimSignal
+from scheduler.engine.context import EngineContext, EngineService
 from scheduler.engine.limits import offers_of
-from scheduler.engine.permits import Permits
-from scheduler.engine.service import Service
-from scheduler.engine.serving import Serving
 from scheduler.engine.slots import NO_SLOTS, Room, room_in
 from scheduler.engine.waker import Waker
 from scheduler.logs import traced
-from scheduler.observations import Claimed, Observers
+from scheduler.observations import Claimed
 from scheduler.queue.leases import LANES_A_CLAIM
-from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import NOTHING_CLAIMED, Claim, Offer
 
 logger = logging.getLogger(__name__)
@@ -34,33 +29,15 @@ CLAIM_AGAIN_S = 1.0
 """The wait after Redis has refused a claim."""
 
 
-class Claimer(Service):
+class Claimer(EngineService):
     """Claims jobs and begins them; `claims` counts its calls. `under_way` is locked from a claim until its
     jobs have begun."""
 
-    def __init__(
-        self,
-        worker: str,
-        *,
-        queue: PromptQueue,
-        calls: ScriptCalls,
-        serving: Serving,
-        attempts: Attempts,
-        permits: Permits,
-        signal: ClaimSignal,
-        observers: Observers,
-    ) -> None:
-        super().__init__("claim")
-        self._worker = worker
-        self._queue = queue
-        self._calls = calls
-        self._serving = serving
+    def __init__(self, context: EngineContext, attempts: Attempts) -> None:
+        super().__init__("claim", context)
         self._attempts = attempts
-        self._permits = permits
-        self._signal = signal
-        self._observers = observers
         self.under_way = asyncio.Lock()
-        self.waker = Waker(queue, calls, signal.look_again)
+        self.waker = Waker(context.queue, context.calls, context.signal.look_again)
         self.claims = 0
         self._turn = 0  # the part of very many lanes that is asked first
 

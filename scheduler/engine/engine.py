@@ -21,6 +21,7 @@ from scheduler.engine.attempts import Attempts
 from scheduler.engine.calls import ScriptCalls
 from scheduler.engine.claim_signal import ClaimSignal
 from scheduler.engine.claimer import Claimer
+from scheduler.engine.context import EngineContext
 from scheduler.engine.control import Control
 from scheduler.engine.keeper import LeaseKeeper
 from scheduler.engine.leases import Deadlines, Leases
@@ -77,61 +78,39 @@ class Engine:
         connect: Callable[[], Redis] | None = None,
     ) -> None:
         self.id = name or worker_id(settings)
-        self.queue = queue = PromptQueue(redis, settings.queue, script_flags=script_flags)
-        self._observers = observing = Observers.of(observers)
-        self._calls = calls = ScriptCalls(Patience(redis, outage), observing)
-        self.serving = serving = Serving(settings)
-        self._signal = signal = ClaimSignal()
-        self._permits = permits = Permits(on_due=signal.look_again)
+        self.queue = PromptQueue(redis, settings.queue, script_flags=script_flags)
+        self.serving = Serving(settings)
+        signal, observing = ClaimSignal(), Observers.of(observers)
+        self._context = context = EngineContext(
+            worker=self.id,
+            queue=self.queue,
+            calls=ScriptCalls(Patience(redis, outage), observing),
+            serving=self.serving,
+            permits=Permits(on_due=signal.look_again),
+            signal=signal,
+            observers=observing,
+        )
         self._subscriptions = Subscriptions(redis)
-        self._shares = Shares(queue, self.id, lease_ms=serving.lease_ms)
-        self.attempts = Attempts(
-            self.id,
-            queue=queue,
-            calls=calls,
-            serving=serving,
-            permits=permits,
-            signal=signal,
-            observers=observing,
-        )
-        self.claimer = Claimer(
-            self.id,
-            queue=queue,
-            calls=calls,
-            serving=serving,
-            attempts=self.attempts,
-            permits=permits,
-            signal=signal,
-            observers=observing,
-        )
-        self._presence = Presence(
-            self.id, queue=queue, calls=calls, serving=serving, attempts=self.attempts, permits=permits
-        )
-        leases = Leases(
-            self.id,
-            queue=queue,
-            calls=calls,
-            serving=serving,
-            attempts=self.attempts,
-            presence=self._presence,
-        )
+        self._shares = Shares(self.queue, self.id, lease_ms=self.serving.lease_ms)
+        self.attempts = Attempts(context)
+        self.claimer = Claimer(context, self.attempts)
+        self._presence = Presence(context, self.attempts)
+        leases = Leases(context, self.attempts, self._presence)
         self._keeper: LeaseKeeper | None = None
         if connect is not None:
             self._keeper = LeaseKeeper(partial(leases.renew_by, connect), lease_s=settings.lease_s)
-        self.published = PublishedSettings(queue=queue, calls=calls, serving=serving)
-        self._maintenance = MaintenanceLoop(
-            self.id, queue=queue, calls=calls, lease_ms=serving.lease_ms, observers=observing
-        )
+        self.published = PublishedSettings(context)
+        self._maintenance = MaintenanceLoop(context)
         self._services: Sequence[Service] = (
             leases,
-            Division(self._shares, calls=calls, serving=serving),
+            Division(context, self._shares),
             self.published,
-            Deadlines(calls, self.attempts.overdue, leases),
+            Deadlines(context, self.attempts.overdue, leases),
             self._presence,
             self._maintenance,
             Control(
                 self._subscriptions,
-                queue.control_channel,
+                self.queue.control_channel,
                 on_cancel=self.attempts.lost,
                 on_forgive=self._forgive,
             ),
@@ -172,7 +151,7 @@ class Engine:
     @property
     def redis_is_away(self) -> bool:
         """Whether Redis does not answer, or takes no writes."""
-        return self._calls.outage.is_away
+        return self._context.calls.outage.is_away
 
     @property
     def pending_write_bytes(self) -> int:
@@ -217,8 +196,8 @@ class Engine:
 
     async def _start(self) -> None:
         identify(queue=self.settings.queue, worker=self.id)
-        await self.serving.start(self._endpoint_changed, self._observers)
-        await self._calls.until_done(self._enter)
+        await self.serving.start(self._endpoint_changed, self._context.observers)
+        await self._context.calls.until_done(self._enter)
         await self.attempts.writer.start()
         if self._keeper is not None:
             self._keeper.start()
@@ -238,16 +217,16 @@ class Engine:
         await self._shares.update(self.endpoints)
 
     def _endpoint_changed(self, endpoint: Endpoint) -> None:
-        self._signal.look_again()
+        self._context.signal.look_again()
         self._presence.endpoint_changed(endpoint)
 
     def _forgive(self, subject: str) -> None:
         """An administrator has reset the limit of `e:<endpoint>` or of a tenant."""
-        self._permits.clear()
+        self._context.permits.clear()
         for endpoint in self.endpoints:
             if subject == f"e:{endpoint.name}":
                 endpoint.end_pause()
-        self._signal.look_again()
+        self._context.signal.look_again()
 
     async def stop(self, *, drain_s: float | None = None) -> None:
         """Stop claiming, finish what runs within `drain_s` (default: the setting), give back the rest.
@@ -289,7 +268,7 @@ class Engine:
     async def run_until_drained(self) -> None:
         """Return once no job waits, is delayed, or runs in this process, as `arq --burst` does."""
         while not self.draining:
-            left = await self._calls.until_done(lambda: self.queue.unfinished(list(self.routes)))
+            left = await self._context.calls.until_done(lambda: self.queue.unfinished(list(self.routes)))
             # A job leaves the count when it is claimed: it is here then, or on its way.
             if not left and not self.attempts and not self.claimer.under_way.locked():
                 return
@@ -310,19 +289,19 @@ class Engine:
         await self._start_fresh(fresh)
         async with self.claimer.under_way:
             old = self.serving.replace(settings, routes)
-            self._permits.clear()
+            self._context.permits.clear()
             self.attempts.writer.result_ttl_ms = round(settings.result_ttl_s * 1000)
         self.serving.retire(old)
         gone = [route.name for route in old if route.name not in routes]
-        await self._calls.until_done(self._announce)
+        await self._context.calls.until_done(self._announce)
         if gone:
-            await self._calls.until_done(lambda: self.published.withdraw(gone))
-        self._signal.look_again()
+            await self._context.calls.until_done(lambda: self.published.withdraw(gone))
+        self._context.signal.look_again()
 
     async def _start_fresh(self, routes: Sequence[Route]) -> None:
         try:
             for route in routes:
-                await route.start(self._endpoint_changed, self._observers)
+                await route.start(self._endpoint_changed, self._context.observers)
         except BaseException:
             for route in routes:
                 await route.stop()

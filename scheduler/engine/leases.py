@@ -12,32 +12,17 @@ from redis.asyncio import Redis
 
 from scheduler.engine.attempt import Attempt, Stop
 from scheduler.engine.attempts import Attempts
-from scheduler.engine.calls import ScriptCalls
+from scheduler.engine.context import EngineContext, EngineService
 from scheduler.engine.overdue import Overdue
 from scheduler.engine.presence import Presence
-from scheduler.engine.service import Service
-from scheduler.engine.serving import Serving
 from scheduler.queue.queue import PromptQueue
 
 
-class Leases(Service):
+class Leases(EngineService):
     """Renews the leases of all attempts three times a lease."""
 
-    def __init__(
-        self,
-        worker: str,
-        *,
-        queue: PromptQueue,
-        calls: ScriptCalls,
-        serving: Serving,
-        attempts: Attempts,
-        presence: Presence,
-    ) -> None:
-        super().__init__("leases")
-        self._worker = worker
-        self._queue = queue
-        self._calls = calls
-        self._serving = serving
+    def __init__(self, context: EngineContext, attempts: Attempts, presence: Presence) -> None:
+        super().__init__("leases", context)
         self._attempts = attempts
         self._presence = presence
 
@@ -78,12 +63,11 @@ class Leases(Service):
             await redis.aclose()
 
 
-class Deadlines(Service):
+class Deadlines(EngineService):
     """Confirms deadlines that have passed by this process' clock; a duplicate may have moved them."""
 
-    def __init__(self, calls: ScriptCalls, overdue: Overdue, leases: Leases) -> None:
-        super().__init__("deadlines")
-        self._calls = calls
+    def __init__(self, context: EngineContext, overdue: Overdue, leases: Leases) -> None:
+        super().__init__("deadlines", context)
         self._overdue = overdue
         self._leases = leases
 

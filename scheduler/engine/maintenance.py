@@ -7,26 +7,18 @@ import random
 import time
 from collections.abc import Awaitable
 
-from scheduler.engine.calls import ScriptCalls
-from scheduler.engine.service import Service
-from scheduler.observations import Observers, Ticked
-from scheduler.queue.queue import PromptQueue
+from scheduler.engine.context import EngineContext, EngineService
+from scheduler.observations import Ticked
 from scheduler.queue.records import TickReport
 
 
-class MaintenanceLoop(Service):
+class MaintenanceLoop(EngineService):
     """Calls `tick` whenever it is due. `leads`: this process holds the lock and does the maintenance."""
 
-    def __init__(
-        self, worker: str, *, queue: PromptQueue, calls: ScriptCalls, lease_ms: int, observers: Observers
-    ) -> None:
-        super().__init__("tick")
-        self._worker = worker
-        self._queue = queue
-        self._calls = calls
-        self._lease_ms = lease_ms
-        self._lock_ms = min(2000, max(500, lease_ms // 4))
-        self._observers = observers
+    def __init__(self, context: EngineContext) -> None:
+        super().__init__("tick", context)
+        self._lease_ms = context.serving.lease_ms
+        self._lock_ms = min(2000, max(500, self._lease_ms // 4))
         self._ticked_at: float | None = None  # when a tick was last answered, by `_boottime_s`
         self.leads = False
 

@@ -10,12 +10,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from scheduler.engine.attempts import Attempts
-from scheduler.engine.calls import ScriptCalls
-from scheduler.engine.permits import Permits
+from scheduler.engine.context import EngineContext, EngineService
 from scheduler.engine.routes import Route
-from scheduler.engine.service import Service
-from scheduler.engine.serving import Serving
-from scheduler.queue.queue import PromptQueue
 from scheduler.queue.worker_report import RouteReport, WorkerReport, encode_report
 from scheduler.routing import BreakerState, Endpoint
 
@@ -23,29 +19,15 @@ AGAIN_S = 0.5
 """The least time between two reports because of breakers."""
 
 
-class Presence(Service):
+class Presence(EngineService):
     """Reports this process to Redis with each renewal of leases, and soon after a breaker has changed.
 
     `last_report` is the report of the last renewal; `metrics_url` is where the process serves its metrics.
     """
 
-    def __init__(
-        self,
-        worker: str,
-        *,
-        queue: PromptQueue,
-        calls: ScriptCalls,
-        serving: Serving,
-        attempts: Attempts,
-        permits: Permits,
-    ) -> None:
-        super().__init__("breakers")
-        self._worker = worker
-        self._queue = queue
-        self._calls = calls
-        self._serving = serving
+    def __init__(self, context: EngineContext, attempts: Attempts) -> None:
+        super().__init__("breakers", context)
         self._attempts = attempts
-        self._permits = permits
         self._started_at_ms = time.time_ns() // 1_000_000
         self._breakers: dict[str, BreakerState] = {}
         self._breaker_changed = asyncio.Event()

@@ -6,26 +6,20 @@ import asyncio
 import logging
 from collections.abc import Collection
 
-from scheduler.engine.calls import ScriptCalls
+from scheduler.engine.context import EngineContext, EngineService
 from scheduler.engine.queue_settings import disagreements, limit_disagreements
 from scheduler.engine.routes import describe_routes
-from scheduler.engine.service import Service
-from scheduler.engine.serving import Serving
 from scheduler.queue.inspection.workers import read_workers
-from scheduler.queue.queue import PromptQueue
 from scheduler.queue.stored_settings import queue_settings
 
 logger = logging.getLogger(__name__)
 
 
-class PublishedSettings(Service):
+class PublishedSettings(EngineService):
     """Publishes the settings, and once a lease checks that Redis still has them."""
 
-    def __init__(self, *, queue: PromptQueue, calls: ScriptCalls, serving: Serving) -> None:
-        super().__init__("settings")
-        self._queue = queue
-        self._calls = calls
-        self._serving = serving
+    def __init__(self, context: EngineContext) -> None:
+        super().__init__("settings", context)
         self._logged = ""  # the disagreements that the log has
 
     async def run(self) -> None:

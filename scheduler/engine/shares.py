@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from scheduler.engine.calls import ScriptCalls
-from scheduler.engine.service import Service
-from scheduler.engine.serving import Serving
+from scheduler.engine.context import EngineContext, EngineService
 from scheduler.queue.queue import PromptQueue
 from scheduler.routing import Endpoint
 
@@ -75,14 +73,12 @@ class Shares:
             endpoint.divide(processes, index)
 
 
-class Division(Service):
+class Division(EngineService):
     """Keeps the shares up to date, three times a lease."""
 
-    def __init__(self, shares: Shares, *, calls: ScriptCalls, serving: Serving) -> None:
-        super().__init__("shares")
+    def __init__(self, context: EngineContext, shares: Shares) -> None:
+        super().__init__("shares", context)
         self._shares = shares
-        self._calls = calls
-        self._serving = serving
 
     async def run(self) -> None:
         """Divide for ever."""

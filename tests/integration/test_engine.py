@@ -354,7 +354,7 @@ async def test_a_wake_token_that_comes_to_a_full_engine_goes_to_others(room: Roo
     # The engine has nothing to wait with now: let it have waited, and got the token.
     full.claimer.waker._task = token = asyncio.create_task(take_token())
     await token
-    full._signal.notify()
+    full._context.signal.notify()
     async with asyncio.timeout(SOON_S):
         while not await client.queue.redis.llen(wake):  # type: ignore[misc]  # redis-py has one type for sync and async
             await asyncio.sleep(0)
