@@ -25,6 +25,7 @@ _DEFINITION = re.compile(
     re.MULTILINE,
 )
 _NUMBER = re.compile(r"^local (?P<name>[A-Z][A-Z_]*) = (?P<value>\d+)(?: --[^\n]*)?\n", re.MULTILINE)
+_NUMBER_NAME = re.compile(r"\b[A-Z][A-Z_]*\b")
 _SHEBANG = re.compile(r"\A#!lua[^\n]*\n")
 
 NAMES = (
@@ -77,10 +78,7 @@ def source(name: str, *, flags: bool = True, db: int = 0) -> str:
 def _numbers_inlined(body: str) -> str:
     """The same with numbers in place of their names: Lua allows 200 local names."""
     numbers = {match["name"]: match["value"] for match in _NUMBER.finditer(body)}
-    if not numbers:
-        return body
-    names = re.compile(rf"\b(?:{'|'.join(numbers)})\b")
-    return names.sub(lambda match: numbers[match.group()], _NUMBER.sub("", body))
+    return _NUMBER_NAME.sub(lambda name: numbers.get(name.group(), name.group()), _NUMBER.sub("", body))
 
 
 def _used(body: str) -> str:

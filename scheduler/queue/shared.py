@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from scheduler.model import URGENT
 from scheduler.queue.rows import row_numbers
 from scheduler.queue.stored_settings import defaults
@@ -13,6 +15,7 @@ LOSSES_OF_A_SUSPECT = 2
 """A job that has lost its worker process this often may have killed it."""
 
 
+@cache
 def lua_constants() -> str:
     """Definitions for a script, one a line: `URGENT`, `NEW_PRIORITY`, `DEFAULT_MAX_WAITING`."""
     shared = {"FORMAT": FORMAT, "LOSSES_OF_A_SUSPECT": LOSSES_OF_A_SUSPECT, "URGENT": URGENT}
