@@ -156,7 +156,7 @@ class RawEvent(NamedTuple):
         return self.type in TERMINAL_TYPES
 
 
-_HEAD = re.compile(rb'\{"id":"(\d+)-(\d+)","type":"(\w+)"')
+_HEAD = re.compile(rb'\{"id":"(\d{1,19})-(\d{1,19})","type":"(\w+)"')
 _ID = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
 
 

@@ -112,7 +112,17 @@ def test_a_raw_event_has_id_and_type_and_the_bytes_as_they_are(data: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no json", b"[1]", b"{}", b'{"id":"7","type":"done"}', b'{"id":"7-1"}']
+    "data",
+    [
+        b"",
+        b"no json",
+        b"[1]",
+        b"{}",
+        b'{"id":"7","type":"done"}',
+        b'{"id":"7-1"}',
+        b'{"id":"%s-1","type":"done"}' % (b"9" * 5000),
+    ],
+    ids=lambda data: data[:24].decode(),
 )
 def test_what_is_not_an_event_has_no_raw_event(data: bytes) -> None:
     with pytest.raises(SchedulerError, match="not an event"):
