@@ -14,6 +14,7 @@ from scheduler.cli.events import AnswerPrinter, JsonLinesPrinter
 from scheduler.cli.output import print_json, remark, say, write_answer
 from scheduler.cli.session import Session
 from scheduler.client import AsyncClient, Job
+from scheduler.client.request_file import add_system
 from scheduler.errors import InvalidRequest, JobEnded, ResultTimeout, SchedulerError
 from scheduler.events import Done, ended_error
 from scheduler.model import PromptRequest
@@ -41,12 +42,12 @@ def make_request(text: str, system: str | None, fields: dict[str, Any]) -> Promp
         InvalidRequest: a field is wrong.
     """
     prompt = _standard_input() if text == "-" else text
-    if system is None:
-        return PromptRequest.parse(prompt=prompt, **fields)
-    if not prompt.strip():
-        raise InvalidRequest("prompt: is empty; give it some text", field="prompt")
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
-    return PromptRequest.parse(messages=messages, **fields)
+    fields = {"prompt": prompt, **fields}
+    if system is not None:
+        if not prompt.strip():
+            raise InvalidRequest("prompt: is empty; give it some text", field="prompt")
+        add_system(fields, system)
+    return PromptRequest.parse(**fields)
 
 
 def _standard_input() -> str:

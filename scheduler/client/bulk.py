@@ -130,9 +130,8 @@ class BulkRun:
         finally:
             sending.cancel()
             await asyncio.wait([sending])
-            failed = (
-                not sending.cancelled() and sending.exception()
-            )  # asked for, so that asyncio logs nothing
+            # Asked for in any case, so that asyncio logs nothing.
+            failed = None if sending.cancelled() else sending.exception()
         if failed:
             raise failed
 

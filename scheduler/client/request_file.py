@@ -68,7 +68,7 @@ class RequestFile:
             if isinstance(fields.get(name), dict) and name in self.defaults:
                 completed[name] = {**self.defaults[name], **fields[name]}
         if self.system is not None:
-            _add_system(completed, self.system)
+            add_system(completed, self.system)
         return completed
 
 
@@ -83,7 +83,8 @@ def _fields(line: bytes) -> dict[str, Any]:
     return fields
 
 
-def _add_system(fields: dict[str, Any], system: str) -> None:
+def add_system(fields: dict[str, Any], system: str) -> None:
+    """Put a system message before the prompt of a request, or before messages that have none."""
     message = {"role": "system", "content": system}
     if isinstance(fields.get("prompt"), str):
         fields["messages"] = [message, {"role": "user", "content": fields.pop("prompt")}]

@@ -68,12 +68,12 @@ class Operations(QueuePart):
 
     async def purge(self, lane: str, priority: int | None = None, *, chunk: int = 500) -> int:
         """Cancel up to `chunk` waiting or held jobs of a lane. Call it until it returns 0."""
-        purged, place = 0, b""
+        purged, bookmark = 0, b""
         while purged < chunk:
             most = min(PURGE_AT_ONCE, chunk - purged)
-            n, place = await self._scripts.run("purge", lane, optional(priority), most, place)
+            n, bookmark = await self._scripts.run("purge", lane, optional(priority), most, bookmark)
             purged += n
-            if not place:
+            if not bookmark:
                 break
         return purged
 
