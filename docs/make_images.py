@@ -23,8 +23,8 @@ from scheduler import AsyncClient, PromptRequest
 from scheduler.cli.admin.top import view as top_view
 from scheduler.cli.admin.top.snapshot import take_snapshot
 from scheduler.cli.admin.top.watch import Frame, Watch
+from scheduler.cli.children import child
 from scheduler.cli.demo import command, view
-from scheduler.cli.demo.children import child
 from scheduler.queue.inspection.workers import read_workers
 from scheduler.redis_server.embedded import EmbeddedServer
 

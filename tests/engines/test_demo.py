@@ -12,10 +12,12 @@ import pytest
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
 
-def test_demo_with_llama_keeps_its_promises(llama_server_binary: Path) -> None:
+def test_demo_with_your_own_llama_server_keeps_its_promises(
+    llama_server_binary: Path, tiny_model: Path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "scheduler", "demo", "--engine", "llama"],
-        env={**os.environ, "LLAMA_SERVER": str(llama_server_binary)},
+        env={**os.environ, "LLAMA_SERVER": str(llama_server_binary), "LLAMA_MODEL": str(tiny_model)},
         capture_output=True,
         text=True,
         timeout=170,

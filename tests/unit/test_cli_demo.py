@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.cli.demo import child_guard
+from scheduler.cli import child_guard
 from scheduler.cli.demo.engines import find_llama_server
 from scheduler.cli.demo.listener import Listener, Stream
 from scheduler.cli.demo.plan import FEWEST, PROMPTS, make_plan
@@ -156,21 +156,23 @@ def test_verdict_fits_a_terminal() -> None:
     assert said[-1] == "FAIL  short"
 
 
-def test_llama_server_is_named_or_found(tmp_path: Path) -> None:
-    binary = tmp_path / "llama-server"
+def test_your_own_llama_server_needs_a_model_and_neither_is_needed(tmp_path: Path) -> None:
+    binary, model = tmp_path / "llama-server", tmp_path / "model.gguf"
     binary.write_text("")
-    nowhere_else = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    with pytest.raises(ConfigError, match="make demo ENGINE=llama"):
-        find_llama_server(nowhere_else)
-    with pytest.raises(ConfigError, match="LLAMA_SERVER names"):
-        find_llama_server({"LLAMA_SERVER": str(binary)})
+    model.write_text("")
+    assert find_llama_server({}) is None
+    both = {"LLAMA_SERVER": str(binary), "LLAMA_MODEL": str(model)}
+    with pytest.raises(ConfigError, match=r"LLAMA_SERVER names .* cannot be run"):
+        find_llama_server(both)
     binary.chmod(0o755)
-    assert find_llama_server({"LLAMA_SERVER": str(binary)}) == binary
-    assert find_llama_server({"PATH": str(tmp_path)}) == binary
-    built = tmp_path / "cache" / "prompt-scheduler" / "llama-server" / "bin" / "llama-server"
-    built.parent.mkdir(parents=True)
-    binary.rename(built)
-    assert find_llama_server(nowhere_else) == built
+    assert find_llama_server(both) == (binary, model)
+    with pytest.raises(ConfigError, match="LLAMA_MODEL, which names a model"):
+        find_llama_server({"LLAMA_SERVER": str(binary)})
+    with pytest.raises(ConfigError, match="LLAMA_SERVER is not set"):
+        find_llama_server({"LLAMA_MODEL": str(model)})
+    model.unlink()
+    with pytest.raises(ConfigError, match="which is not a file"):
+        find_llama_server(both)
 
 
 def test_guarded_command_gives_its_exit_code() -> None:

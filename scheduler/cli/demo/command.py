@@ -17,8 +17,8 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from scheduler.cli.children import Child, child
 from scheduler.cli.demo import view
-from scheduler.cli.demo.children import Child, child
 from scheduler.cli.demo.engines import DemoEngine, EngineKind, open_engine
 from scheduler.cli.demo.listener import Listener
 from scheduler.cli.demo.plan import FEWEST, MOST, PROMPTS
@@ -66,8 +66,9 @@ def demo(
     """Show it at work: 200 prompts, a server, a worker.
 
     Some prompts are sent twice. Exits with 0 if every prompt was answered, urgent ones first, and duplicates
-    ran once. With --engine llama, LLAMA_SERVER names a llama-server and LLAMA_MODEL a model for it. With
-    --engine vllm, VLLM_PYTHON names the Python of an environment that has vLLM.
+    ran once. --engine llama fetches llama.cpp's server and a small model once, 130 MB. To use your own, name
+    the server in LLAMA_SERVER and the model in LLAMA_MODEL. With --engine vllm, VLLM_PYTHON names the Python
+    of an environment that has vLLM.
     """
     if not run(perform(Show(engine, prompts, delay, plain), console())):
         raise typer.Exit(1)

@@ -1,12 +1,9 @@
-"""The engines of the demo: the echo, or a llama-server or vLLM of its own."""
+"""The engines of the demo: the echo, a local model, or a llama-server or vLLM of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import shutil
 import socket
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,23 +11,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from scheduler.cli.demo.children import Child, child
-from scheduler.cli.output import remark
+from scheduler.cli.children import Child, child
+from scheduler.cli.local_model import LocalModelName, open_local_model
+from scheduler.cli.local_model.server import SLOTS as LOCAL_SLOTS
+from scheduler.cli.model_servers import until_healthy
+from scheduler.cli.output import console, remark
 from scheduler.errors import ConfigError
-from workers.base import EndpointConfig
-from workers.registry import make_worker
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "engines"
-MAKE_TINY_GGUF = EXAMPLES / "make_tiny_gguf.py"
 MAKE_TINY_HF = EXAMPLES / "make_tiny_hf.py"
 SERVE_VLLM = EXAMPLES / "serve_vllm.sh"
 START_TIMEOUT_S = 60.0
 VLLM_START_TIMEOUT_S = 300.0  # its imports alone take half a minute, longer on a busy machine
 SLOTS = 16
 PROMPTS_A_SLOT = 25
-BUILT = Path("prompt-scheduler", "llama-server", "bin", "llama-server")
 INSTALLED = Path("prompt-scheduler", "vllm", "bin", "python")
 PARAMS = {"max_tokens": 128, "temperature": 0.8}
+LOCAL_PARAMS = {"max_tokens": 48}
 
 
 class EngineKind(StrEnum):
@@ -82,20 +79,29 @@ options = {{ first_delay_s = {delay_s}, delay_s = {delay_s} }}
     yield DemoEngine("echo", toml)
 
 
+def _llama(folder: Path, environ: Mapping[str, str], at_once: int) -> AbstractAsyncContextManager[DemoEngine]:
+    own = find_llama_server(environ)
+    return _own_llama(folder, *own, at_once) if own else _local_model(at_once)
+
+
 @asynccontextmanager
-async def _llama(folder: Path, environ: Mapping[str, str], at_once: int) -> AsyncIterator[DemoEngine]:
-    binary = find_llama_server(environ)
-    model = Path(environ["LLAMA_MODEL"]) if environ.get("LLAMA_MODEL") else await _tiny_model(folder)
-    if not model.is_file():
-        raise ConfigError(f"LLAMA_MODEL names {model}, which is not a file; without it a tiny model is made")
+async def _local_model(at_once: int) -> AsyncIterator[DemoEngine]:
+    async with open_local_model(LocalModelName.SMOLLM2, console(stderr=True)) as server:
+        model = server.model
+        route = _route(model.name, "llama_cpp", server.base_url, min(at_once, LOCAL_SLOTS), model.system)
+        yield DemoEngine(model.name, route, LOCAL_PARAMS, (server.process,))
+
+
+@asynccontextmanager
+async def _own_llama(folder: Path, binary: Path, model: Path, at_once: int) -> AsyncIterator[DemoEngine]:
     remark("Starting llama-server; this takes some seconds")
     port = _free_port()
-    flags = ("-c", "16384", "-np", str(SLOTS), "-t", "2", "--poll", "0", "--cache-ram", "0", "--no-ui")
+    flags = ("-c", "16384", "-np", str(SLOTS), "-t", "2", "--poll", "0", "--no-ui")
     where = ("--host", "127.0.0.1", "--port", str(port), "--alias", "tiny")
     async with child("llama-server", binary, "-m", model, *where, *flags, folder=folder) as server:
         base_url = f"http://127.0.0.1:{port}"
-        await _until_ready(server, "llama_cpp", base_url, START_TIMEOUT_S)
-        yield DemoEngine("tiny", _route("llama_cpp", base_url, at_once), PARAMS, (server,))
+        await until_healthy(server, "llama_cpp", base_url, START_TIMEOUT_S)
+        yield DemoEngine("tiny", _route("tiny", "llama_cpp", base_url, at_once), PARAMS, (server,))
 
 
 @asynccontextmanager
@@ -109,18 +115,19 @@ async def _vllm(folder: Path, environ: Mapping[str, str], at_once: int) -> Async
     port = _free_port()
     async with child("vLLM", "sh", SERVE_VLLM, python, model, str(port), folder=folder) as server:
         base_url = f"http://127.0.0.1:{port}"
-        await _until_ready(server, "vllm", base_url, VLLM_START_TIMEOUT_S)
-        yield DemoEngine("tiny", _route("vllm", base_url, at_once), PARAMS, (server,))
+        await until_healthy(server, "vllm", base_url, VLLM_START_TIMEOUT_S)
+        yield DemoEngine("tiny", _route("tiny", "vllm", base_url, at_once), PARAMS, (server,))
 
 
-def _route(backend: str, base_url: str, at_once: int) -> str:
+def _route(name: str, backend: str, base_url: str, at_once: int, system: str | None = None) -> str:
+    assemble = f'[routes.{name}.assemble]\nsystem = "{system}"\n' if system else ""
     return f"""
-[[routes.tiny.endpoints]]
+[[routes.{name}.endpoints]]
 backend = "{backend}"
 base_url = "{base_url}"
-model = "tiny"
+model = "{name}"
 max_in_flight = {min(at_once, SLOTS)}
-"""
+{assemble}"""
 
 
 def find_vllm(environ: Mapping[str, str]) -> Path:
@@ -147,35 +154,24 @@ def _cache(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
-def find_llama_server(environ: Mapping[str, str]) -> Path:
-    """The llama-server to run: named by LLAMA_SERVER, else on PATH, else built by the Makefile.
+def find_llama_server(environ: Mapping[str, str]) -> tuple[Path, Path] | None:
+    """The llama-server that LLAMA_SERVER names, and the model that LLAMA_MODEL names; None without either.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: one of them is missing.
     """
-    if named := environ.get("LLAMA_SERVER"):
-        if os.access(named, os.X_OK):
-            return Path(named).absolute()
-        problem = f"LLAMA_SERVER names {named}, which cannot be run"
-    else:
-        if found := shutil.which("llama-server", path=environ.get("PATH")):
-            return Path(found).absolute()
-        built = _cache(environ) / BUILT
-        if os.access(built, os.X_OK):
-            return built
-        problem = "LLAMA_SERVER is not set, and there is no llama-server on PATH"
-    raise ConfigError(f"{problem}; in a checkout `make demo ENGINE=llama` builds one")
-
-
-async def _tiny_model(folder: Path) -> Path:
-    path = folder / "tiny.gguf"
-    if not MAKE_TINY_GGUF.is_file():
-        raise ConfigError("LLAMA_MODEL is not set; it names a model in the GGUF format")
-    remark("Making a tiny model")
-    async with child("model maker", sys.executable, MAKE_TINY_GGUF, path, folder=folder) as maker:
-        if await maker.wait():
-            raise maker.complaint("cannot make a tiny model; set LLAMA_MODEL instead:", ConfigError)
-    return path
+    server, model = environ.get("LLAMA_SERVER"), environ.get("LLAMA_MODEL")
+    if not server and not model:
+        return None
+    neither = "; without both variables, a small model and a server are fetched"
+    if not server or not model:
+        missing = "LLAMA_MODEL, which names a model in the GGUF format," if server else "LLAMA_SERVER"
+        raise ConfigError(f"{missing} is not set{neither}")
+    if not os.access(server, os.X_OK):
+        raise ConfigError(f"LLAMA_SERVER names {server}, which cannot be run{neither}")
+    if not Path(model).is_file():
+        raise ConfigError(f"LLAMA_MODEL names {model}, which is not a file{neither}")
+    return Path(server).absolute(), Path(model).absolute()
 
 
 def _free_port() -> int:
@@ -183,20 +179,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-async def _until_ready(server: Child, backend: str, base_url: str, timeout_s: float) -> None:
-    options = {"try_priority": False} if backend == "vllm" else {}
-    worker = make_worker(EndpointConfig(backend=backend, base_url=base_url, options=options))
-    ended = asyncio.create_task(server.wait())
-    try:
-        async with asyncio.timeout(timeout_s):
-            while not (await worker.health()).ready:
-                if ended.done():
-                    raise await server.failed()
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        raise server.complaint(f"{server.name} was not ready within {timeout_s:g} s:") from None
-    finally:
-        ended.cancel()
-        await worker.aclose()

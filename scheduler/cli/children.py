@@ -1,4 +1,4 @@
-"""The demo's processes. Each runs under a guard, so that none is left behind however the demo ends."""
+"""Child processes of a command. Each runs under a guard, so that none is left behind however it ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scheduler.cli.demo import child_guard
+from scheduler.cli import child_guard
 from scheduler.errors import SchedulerError
 from scheduler.settings import ENV_PREFIX
 
@@ -20,7 +20,7 @@ STOP_S = child_guard.GRACE_S + 5
 
 @dataclass(slots=True)
 class Child:
-    """One process of the demo."""
+    """One child process."""
 
     name: str
     process: asyncio.subprocess.Process
