@@ -33,7 +33,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON=$(PYTHON), ENGINE=$(ENGINE), ARGS for the demo, pytest and the benchmarks."
 
-demo: $(INSTALLED) ## Watch 200 prompts being processed; ENGINE=llama or vllm runs a real model server; llama fetches a small model, 130 MB
+demo: $(INSTALLED) ## Watch 200 prompts being processed; ENGINE=llama or vllm runs a real model server
 	@case "$(ENGINE)" in echo|llama|vllm) ;; *) echo "ENGINE is echo, llama or vllm, not $(ENGINE)" >&2; exit 2;; esac
 	@if [ "$(ENGINE)" = vllm ]; then $(MAKE) --no-print-directory vllm; fi
 	@VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/prompt-scheduler demo --engine $(ENGINE) $(ARGS)

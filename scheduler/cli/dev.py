@@ -202,6 +202,9 @@ async def _run_engine(
         engine = Engine(settings, redis, name=name, observers=telemetry.observers, connect=connect)
         await telemetry.start(engine)
         await engine.start()
+        if private:
+            # Routes of an earlier run in this data_dir: with them, no model would be the default.
+            await engine.published.withdraw({DEFAULT_MODEL, *LocalModelName} - settings.routes.keys())
         drain_s = settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S
         stack.push_async_callback(engine.stop, drain_s=drain_s)
         reloader = SettingsReloader(engine, partial(_load, at, local), at.config or config_path())

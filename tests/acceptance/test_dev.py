@@ -180,6 +180,18 @@ async def test_data_dir_keeps_what_was_there(start_dev: StartDev, tmp_path: Path
         assert (await client.job(job.id).info()).state is JobState.DONE
 
 
+async def test_routes_of_earlier_runs_are_no_longer_offered(start_dev: StartDev, tmp_path: Path) -> None:
+    """A model that was served once, then the echo: a request without a model gets the echo."""
+    folder = str(tmp_path / "data")
+    first = start_dev("--data-dir", folder, toml=slow_echo(0.0).replace("routes.echo", "routes.smollm2"))
+    async with AsyncClient(url_of(first)) as client:
+        assert (await (await client.enqueue("first")).info()).model == "smollm2"
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(SOON_S) == 0
+    async with AsyncClient(url_of(start_dev("--data-dir", folder))) as client:
+        assert (await (await client.enqueue("second")).info()).model == "echo"
+
+
 async def test_a_configured_redis_is_used_and_left_as_it_was(start_dev: StartDev, valkey_url: str) -> None:
     process = start_dev("--quiet", before=("--redis-url", valkey_url))
     assert url_of(process) == valkey_url

@@ -18,11 +18,13 @@ from typing import Any
 
 CACHE_MIB = 512
 """Memory for prefixes of former prompts; llama.cpp's own default is 8 GiB."""
-MAX_TOKENS = 512
+MAX_TOKENS = 256
 """The length of an answer whose request sets none."""
 MAX_THREADS = 8
 TEMPERATURE = 0.2
 TOP_P = 0.9
+REPEAT_PENALTY = 1.1
+"""Small models repeat themselves."""
 
 
 def serve(package: str, model: str, alias: str, slots: int, context: int) -> Any:
@@ -43,6 +45,7 @@ def serve(package: str, model: str, alias: str, slots: int, context: int) -> Any
     params.cpuparams.poll = 0  # threads that spin would starve their neighbours
     params.sampling.temp = TEMPERATURE
     params.sampling.top_p = TOP_P
+    params.sampling.penalty_repeat = REPEAT_PENALTY
     params.endpoint_metrics = True
     params.ui = False
     return llama.Server(params)
