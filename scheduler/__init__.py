@@ -41,6 +41,7 @@ from scheduler.events import (
     Started,
 )
 from scheduler.model import (
+    Choice,
     DedupMode,
     GenerationParams,
     JobError,
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncClient",
     "Cancelled",
+    "Choice",
     "Client",
     "ConfigError",
     "DedupConflict",

@@ -189,11 +189,19 @@ class JobEnded(SchedulerError):
 
 
 class JobFailed(JobEnded):
-    """The job failed for good; `reason` is the code of its last error."""
+    """The job failed for good; `reason` is the code of its last error.
+
+    `status`, `type`, `param` and `engine_code` are the engine's own error, where it answered with one.
+    """
 
     code = "job_failed"
     http_status = 502
     state = "failed"
+
+    status: int | None = None
+    type: str | None = None
+    param: str | None = None
+    engine_code: str | None = None
 
 
 class JobCancelled(JobEnded):

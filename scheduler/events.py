@@ -64,6 +64,10 @@ class Delta(BaseEvent):
     """Fragments of tool calls, in OpenAI's shape."""
     index: int = 0
     """The choice that the piece belongs to; 0 if the request asked for one."""
+    logprobs: dict[str, Any] | None = None
+    """Log probabilities of the tokens since the last delta of this choice, in OpenAI's shape."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More fields of the message, by the engine's names: `refusal` (it repeats `text`), `annotations`, …"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +205,8 @@ def decode_event(data: bytes | str) -> Event:
     try:
         raw = orjson.loads(data)
         cls = EVENT_TYPES[raw.pop("type")]
-        fields = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
+        known = cls.__dataclass_fields__
+        fields = {name: value for name, value in raw.items() if name in known}
         if "error" in fields:
             fields["error"] = JobError.model_validate(fields["error"])
         if "result" in fields:
@@ -216,7 +221,9 @@ def ended_error(event: Failed | Cancelled | Expired | Shed) -> JobEnded:
     job_id, attempts = event.job_id, event.attempt
     if isinstance(event, Failed):
         message = f"job {job_id} failed after {attempts} attempt(s): {event.error.message}"
-        return JobFailed(message, job_id=job_id, reason=event.error.code, attempts=attempts)
+        failed = JobFailed(message, job_id=job_id, reason=event.error.code, attempts=attempts)
+        vars(failed).update(event.error.model_dump(exclude={"code", "message"}, exclude_none=True))
+        return failed
     cls: type[JobEnded] = {"cancelled": JobCancelled, "expired": JobExpired, "shed": JobShed}[event.type]
     return cls(
         f"job {job_id} was {event.type} ({event.reason})",

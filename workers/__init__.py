@@ -2,6 +2,7 @@
 
 from workers.base import (
     Capabilities,
+    ChoiceEnd,
     Completed,
     EndpointConfig,
     Generation,
@@ -17,6 +18,7 @@ from workers.base import (
 from workers.errors import (
     AnswerTooLong,
     ContextOverflow,
+    EngineError,
     ModelNotFound,
     RequestRejected,
     UnknownBackend,
@@ -34,9 +36,11 @@ from workers.registry import known_backends, make_worker
 __all__ = [
     "AnswerTooLong",
     "Capabilities",
+    "ChoiceEnd",
     "Completed",
     "ContextOverflow",
     "EndpointConfig",
+    "EngineError",
     "Generation",
     "GenerationWorker",
     "Health",

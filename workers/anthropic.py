@@ -89,7 +89,7 @@ class AnthropicWorker(HttpWorker):
         """Run one generation; see `GenerationWorker.generate`."""
         if len(batch) > 1:
             raise ValueError("takes one generation in a call")
-        outputs = self.answers(_MESSAGES, self._body(batch[0]), MessageReader(), batch[0])
+        outputs = self.answers(_MESSAGES, self._body(batch[0]), _reader(batch[0]), batch[0])
         return outputs if batch[0].stream else whole(outputs)
 
     def _body(self, generation: Generation) -> dict[str, Any]:
@@ -111,6 +111,10 @@ class AnthropicWorker(HttpWorker):
         if isinstance(body.get("stop_sequences"), str):
             body["stop_sequences"] = [body["stop_sequences"]]
         return body
+
+
+def _reader(generation: Generation) -> MessageReader:
+    return MessageReader(has_more=bool(generation.tools or generation.extra_body))
 
 
 def _credentials(config: EndpointConfig, base_url: str) -> dict[str, str]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import orjson
 
+from workers.anthropic_blocks import ContentBlocks
 from workers.base import Output, Piece, TokenUsage
-from workers.calls import ReportedError
+from workers.calls import NO_HEAD, ReportedError
 from workers.counts import token_count
+from workers.extra_fields import unnamed
 from workers.finish_reasons import UNKNOWN, ended, finish_reason
 
 _COUNTS = (
@@ -21,6 +23,10 @@ _COUNTS = (
     "cache_read_input_tokens",
     "cache_creation_input_tokens",
 )
+_COUNTED = frozenset({*_COUNTS, "output_tokens_details"})
+_PLAIN_BLOCKS = frozenset({"text", "tool_use"})
+_NAMED = frozenset({"content", "delta", "model", "role", "stop_reason", "type", "usage"})
+_NAMED_IN_CALL = frozenset({"id", "input", "name", "type"})
 
 
 class _Call:
@@ -37,25 +43,35 @@ class MessageReader:
     """Puts one streamed message together; complete when `message_stop` has come.
 
     Tool calls and thinking come out as OpenAI's fragments and reasoning; `index` counts the tool calls alone.
-    The blocks of tools that the server itself runs, and kinds of blocks, deltas and events that are not known
-    say nothing.
+    Each block of thinking follows its reasoning, whole and with its signature, as `thinking_blocks`. Where
+    OpenAI's form would lose a block or the order of blocks, all of them come at the end, as `content_blocks`.
+    Such blocks are looked for in every answer, in front of plain text only if the request `has_more` than
+    that: tools, or fields of Anthropic's own. Kinds of events that are not known say nothing.
     """
 
     __slots__ = (
         "_blocks",
         "_calls",
+        "_content",
         "_counts",
+        "_extra",
         "_model",
         "_readers",
         "_said",
         "_spoken",
+        "_usage",
         "complete",
+        "head",
         "total",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_more: bool = False) -> None:
         self.total = 1
         self.complete = False
+        self.head: Mapping[str, Any] = NO_HEAD
+        self._content: ContentBlocks | None = None
+        self._extra: dict[str, Any] = {}
+        self._usage: dict[str, Any] = {}
         self._said: Any = None  # the reason for the end, in the server's word
         self._spoken = False
         self._model: str | None = None
@@ -72,6 +88,9 @@ class MessageReader:
             "message": self._message,
             "error": self._error,
         }
+
+        if has_more:
+            self._keep_content()
 
     @property
     def missing(self) -> int:
@@ -95,17 +114,33 @@ class MessageReader:
         message = event.get("message") or {}
         model = message.get("model")
         self._model = model if isinstance(model, str) else None
+        self._extra |= unnamed(message, _NAMED)
         self._count(message.get("usage"))
         return ()
+
+    def _keep_content(self) -> ContentBlocks:
+        """Keep the blocks from now on."""
+        if self._content is None:
+            self._content = ContentBlocks()
+            self._readers["content_block_delta"] = self._kept_delta
+        return self._content
+
+    def _kept_delta(self, event: Mapping[str, Any]) -> Sequence[Output]:
+        if self._content is not None:
+            self._content.add(event["index"], event["delta"] or {})
+        return self._block_delta(event)
 
     def _block_start(self, event: Mapping[str, Any]) -> Sequence[Output]:
         at, block = event["index"], event["content_block"]
         kind = block.get("type")
+        if self._content is not None or kind not in _PLAIN_BLOCKS:
+            self._keep_content().start(at, block)
         if kind == "tool_use":
             call = self._blocks[at] = _Call(len(self._calls), block.get("input"))
             self._calls.append(call)
             function = {"name": block["name"], "arguments": ""}
-            return _fragment(call, id=block["id"], type="function", function=function)
+            more = unnamed(block, _NAMED_IN_CALL)
+            return _fragment(call, id=block["id"], type="function", function=function, **more)
         self._blocks[at] = None
         if kind == "text":
             return _text(text=block.get("text"))
@@ -130,11 +165,16 @@ class MessageReader:
                 return ()
 
     def _block_stop(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        call = self._blocks.get(event["index"])
+        at = event["index"]
+        if self._content is not None and (thought := self._content.stop(at)):
+            return (Piece(0, extra={"thinking_blocks": [thought]}),)
+        call = self._blocks.get(at)
         return _input_of(call) if call is not None and call.given else ()
 
     def _message_delta(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        self._said = (event.get("delta") or {}).get("stop_reason") or self._said
+        said = event.get("delta") or {}
+        self._said = said.get("stop_reason") or self._said
+        self._extra |= unnamed(said, _NAMED) | unnamed(event, _NAMED)
         self._count(event.get("usage"))
         return ()
 
@@ -162,13 +202,19 @@ class MessageReader:
         # A call without arguments has {}; where the answer was cut they may have been on their way.
         left = [call for call in self._calls if call.given or (call.given is not None and reason != "length")]
         inputs = [output for call in left for output in _input_of(call)]
-        return (*inputs, ended(0, reason, read_usage(self._counts), self._model, said=self._said))
+        blocks = self._content.unlike_openais() if self._content is not None else ()
+        pieces = [Piece(0, extra={"content_blocks": list(blocks)})] if blocks else []
+        usage = read_usage(self._counts, self._usage)
+        extra = {**self._extra, **self.head}
+        return (*inputs, *pieces, ended(0, reason, usage, self._model, said=self._said, extra=extra))
 
     def _count(self, usage: Any) -> None:
         """Keep the counts that say something: they come twice, and either time may have zero or null."""
         details = usage.get("output_tokens_details") if isinstance(usage, Mapping) else None
         found = {name: token_count(usage, name) for name in _COUNTS}
         found["thinking_tokens"] = token_count(details, "thinking_tokens")
+        if isinstance(usage, Mapping) and not usage.keys() <= _COUNTED:
+            self._usage |= {name: value for name, value in usage.items() if value and name not in _COUNTED}
         for name, count in found.items():
             if count or (count == 0 and name not in self._counts):
                 self._counts[name] = count
@@ -191,13 +237,15 @@ def _text(*, text: Any = "", reasoning: Any = "") -> Sequence[Output]:
     return (Piece(0, text, reasoning),) if text or reasoning else ()
 
 
-def read_usage(counts: Mapping[str, int]) -> TokenUsage:
+def read_usage(counts: Mapping[str, int], extra: Mapping[str, Any]) -> TokenUsage:
     """Anthropic's counts. It counts what the cache gave and took apart from the rest of the input."""
     cached, plain = counts.get("cache_read_input_tokens"), counts.get("input_tokens")
-    stored = counts.get("cache_creation_input_tokens", 0)
+    stored = counts.get("cache_creation_input_tokens")
     return TokenUsage(
-        input_tokens=None if plain is None else plain + (cached or 0) + stored,
+        input_tokens=None if plain is None else plain + (cached or 0) + (stored or 0),
         output_tokens=counts.get("output_tokens"),
         cached_tokens=cached,
         reasoning_tokens=counts.get("thinking_tokens"),
+        cache_write_tokens=stored,
+        extra=extra or None,
     )

@@ -83,8 +83,19 @@ def _turn(message: Mapping[str, Any], where: str) -> tuple[str, list[dict[str, A
         return "user", _cached([_tool_result(message, blocks)], message)
     if role != "assistant":
         return "user", _cached(blocks, message)
-    calls = message.get("tool_calls") or ()
-    return "assistant", _cached(blocks + [_tool_use(call, f"{where}.tool_calls") for call in calls], message)
+    if message.get("content_blocks"):  # all there is, in an order that the other fields cannot say
+        return "assistant", _cached(_own_blocks(message, "content_blocks", where), message)
+    thoughts = _own_blocks(message, "thinking_blocks", where)
+    calls = [_tool_use(call, f"{where}.tool_calls") for call in message.get("tool_calls") or ()]
+    return "assistant", _cached(thoughts + blocks + calls, message)
+
+
+def _own_blocks(message: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+    """Blocks of an earlier answer, as they came: they carry signatures."""
+    blocks = message.get(name) or []
+    if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
+        raise RequestRejected(f"{where}.{name}: give the list that the answer had")
+    return [dict(block) for block in blocks]
 
 
 def _tool_result(message: Mapping[str, Any], blocks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -56,10 +56,20 @@ class TokenUsage(NamedTuple):
     """Tokens of the prompt that came from the engine's cache."""
     reasoning_tokens: int | None = None
     """Tokens of the reasoning."""
+    cache_write_tokens: int | None = None
+    """Tokens of the prompt that the engine put into its cache."""
+    input_audio_tokens: int | None = None
+    """Tokens of the prompt's audio."""
+    output_audio_tokens: int | None = None
+    """Tokens of the answer's audio."""
+    cost: float | None = None
+    """What the call cost, in the currency of the engine's account."""
+    extra: Mapping[str, Any] | None = None
+    """The other fields of the engine's `usage`, as they came."""
 
 
 class Piece(NamedTuple):
-    """Text, reasoning or fragments of tool calls for one member. At least one of them is not empty."""
+    """Text, reasoning, fragments of tool calls or more, for one member. At least one of them is not empty."""
 
     member: int
     """The member's index in the batch."""
@@ -69,6 +79,27 @@ class Piece(NamedTuple):
     """The next part of the reasoning."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     """OpenAI's streamed fragments: `{"index": 0, "id": …, "function": {"name": …, "arguments": …}}`."""
+    choice: int = 0
+    """The choice that it belongs to, if the prompt asked for several."""
+    extra: Mapping[str, Any] | None = None
+    """More fields of the message: `refusal`, `annotations`, `audio`, `thinking_blocks`, …; and `logprobs`.
+
+    The same field in several pieces is put together by `workers.extra_fields.merged`. A `refusal` repeats the
+    `text` of its piece.
+    """
+
+
+class ChoiceEnd(NamedTuple):
+    """How one of several choices has ended."""
+
+    choice: int
+    """Its index."""
+    finish_reason: str
+    """As in `Completed`."""
+    raw_finish_reason: str | None = None
+    """As in `Completed`."""
+    extra: Mapping[str, Any] | None = None
+    """The other fields of the choice, as they came."""
 
 
 class Completed(NamedTuple):
@@ -82,6 +113,12 @@ class Completed(NamedTuple):
     """The tokens of this member alone."""
     model: str | None = None
     """The model's name as the engine reports it."""
+    raw_finish_reason: str | None = None
+    """The engine's own word for the finish reason, if it is another."""
+    extra: Mapping[str, Any] | None = None
+    """What else the engine says: `id`, `system_fingerprint`, `service_tier`, `request_id`, `rate_limits`."""
+    choices: tuple[ChoiceEnd, ...] = ()
+    """How each choice has ended, if the prompt asked for several; the fields above are those of choice 0."""
 
 
 @dataclass(frozen=True, slots=True)

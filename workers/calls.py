@@ -6,10 +6,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from workers.base import Generation, Output, Piece
 from workers.errors import RequestRejected
+from workers.extra_fields import gather
 
 SHORT_TOKENS = 64
 """The longest answer, in tokens, that is not streamed on the wire if the request wants it whole.
@@ -20,6 +22,9 @@ little left to stop if the call is cancelled.
 
 SIGN_OF_LIFE_S = 1.0
 """How often a whole answer that is streamed on the wire yields a piece, in seconds."""
+
+NO_HEAD: Mapping[str, Any] = MappingProxyType({})
+"""The head of an answer that says nothing about it."""
 
 MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 """The exceptions that reading the fields of a malformed answer raises."""
@@ -38,6 +43,8 @@ class AnswerReader(Protocol):
 
     total: int
     """How many prompts the call has."""
+    head: Mapping[str, Any]
+    """What the head of the response says about the answer: set before the first event."""
 
     @property
     def missing(self) -> int:
@@ -77,21 +84,21 @@ async def whole(outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output,
 
     So an answer that takes minutes can be told from one that does not come.
     """
-    pieces: defaultdict[int, list[Piece]] = defaultdict(list)
+    pieces: defaultdict[tuple[int, int], list[Piece]] = defaultdict(list)
     clock = asyncio.get_running_loop().time
     said_at = clock()
     async with aclosing(outputs):
         async for output in outputs:
             if isinstance(output, Piece):
-                pieces[output.member].append(output)
+                pieces[output.member, output.choice].append(output)
                 if clock() < said_at + SIGN_OF_LIFE_S:
                     continue
                 said_at = clock()
-                for member in tuple(pieces):
-                    yield _joined(member, pieces.pop(member))
+                for key in tuple(pieces):
+                    yield _joined(*key, pieces.pop(key))
                 continue
-            if said := pieces.pop(output.member, None):
-                yield _joined(output.member, said)
+            for key in [key for key in pieces if key[0] == output.member]:
+                yield _joined(*key, pieces.pop(key))
             yield output
 
 
@@ -143,10 +150,16 @@ def refuse_chats_in_a_list(batch: Sequence[Generation]) -> None:
         raise ValueError("takes one chat in a call; lists are for plain prompts")
 
 
-def _joined(member: int, pieces: Sequence[Piece]) -> Piece:
+def _joined(member: int, choice: int, pieces: Sequence[Piece]) -> Piece:
+    extra: dict[str, Any] = {}
+    for piece in pieces:
+        if piece.extra:
+            gather(extra, piece.extra)
     return Piece(
         member,
         "".join(piece.text for piece in pieces),
         "".join(piece.reasoning for piece in pieces),
         tuple(call for piece in pieces for call in piece.tool_calls),
+        choice,
+        extra or None,
     )

@@ -72,7 +72,7 @@ async def collect(worker: GenerationWorker, batch: Sequence[Generation]) -> list
             answer = answers[output.member]
             assert answer.end is None, f"member {output.member} has an output after its end"
             if isinstance(output, Piece):
-                assert output.text or output.reasoning or output.tool_calls, "a piece with nothing in it"
+                assert any(output[1:4]) or output.extra, "a piece with nothing in it"
                 answer.pieces.append(output)
             else:
                 answer.end = output

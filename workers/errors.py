@@ -20,7 +20,22 @@ A wrong configuration is not a `WorkerError`, because no call was made.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class EngineError:
+    """An error in the engine's own words, of which a `WorkerError` is the translation."""
+
+    status: int | None = None
+    """The HTTP status, of the response or as the error itself gives it."""
+    type: str | None = None
+    """The kind of error, such as `invalid_request_error`."""
+    param: str | None = None
+    """The field of the request that is at fault."""
+    code: str | None = None
+    """The engine's code, such as `context_length_exceeded`."""
 
 
 class WorkerError(Exception):
@@ -36,13 +51,21 @@ class WorkerError(Exception):
     """The wait in seconds that the back end asked for, or None."""
     log_text: str | None = None
     """The message without the back end's words, which may repeat a prompt. None: log the code alone."""
+    engine_error: EngineError | None = None
+    """What the engine itself answered; None if it answered with no error."""
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, log_text: str | None = None
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        log_text: str | None = None,
+        engine_error: EngineError | None = None,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.log_text = log_text
+        self.engine_error = engine_error
 
 
 class WorkerUnavailable(WorkerError):

@@ -12,6 +12,7 @@ import orjson
 from workers import lenient_json
 from workers.encodings import decoded
 from workers.errors import WorkerError, WorkerProtocolError, WorkerTimeout
+from workers.headers import head_of
 from workers.json_body import JsonBody
 from workers.read_timer import ReadTimer
 from workers.refusals import Refusal, json_of, refusal_in_answer, refusal_of
@@ -43,7 +44,7 @@ class EventStream:
     It ends when the server ends the stream, or with `[DONE]`: then `said_done` is true. Whether the answer is
     complete is for the adapter to decide. Until the first `output_came()` the time limit is that of the first
     token, then that of the next. `lenient` is true once an event was not quite JSON and may hold halves of
-    characters.
+    characters. `head` is what the response's head says about the answer.
 
     A server that does not stream sends JSON: one event with the whole answer.
 
@@ -64,6 +65,7 @@ class EventStream:
         self.lenient = False
         self._endpoint = endpoint
         self._content_type = response.headers.get("content-type", "nothing")
+        self.head = head_of(response.headers)
         self._chunks = decoded(response)
         self._decoder = SseDecoder()
         self._feed = self._detect

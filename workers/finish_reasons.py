@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from workers.base import Completed, MemberFailed, TokenUsage
@@ -50,13 +51,25 @@ def finish_reason(said: Any) -> str | None:
 
 
 def ended(
-    member: int, reason: str, usage: TokenUsage, model: str | None, *, said: Any = None
+    member: int,
+    reason: str,
+    usage: TokenUsage,
+    model: str | None,
+    *,
+    said: Any = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Completed | MemberFailed:
-    """The end of one answer. `said` is the server's own finish reason."""
+    """The end of one answer. `said` is the server's own finish reason, `extra` what else it says."""
     if reason == GIVEN_UP:
         error = WorkerUnavailable(f"the engine gave the answer up ({str(said)[:_MAX_WORD_CHARS]})")
         return MemberFailed(member, error)
-    return Completed(member, reason, usage, model)
+    return Completed(member, reason, usage, model, None if said == reason else _word(said), extra or None)
+
+
+def _word(said: Any) -> str | None:
+    if isinstance(said, dict):
+        said = said.get("type") or said.get("reason")
+    return str(said)[:_MAX_WORD_CHARS] if said else None
 
 
 def later(reason: str | None, said: str | None) -> str | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import quote
+
+import httpx
 
 from workers.base import EndpointConfig
 from workers.errors import WorkerConfigError
@@ -23,6 +26,9 @@ _ADAPTERS_OWN = frozenset(
     }
 )
 _CREDENTIALS = frozenset({"api-key", "authorization", "x-api-key"})
+_REQUEST_IDS = frozenset({b"x-request-id", b"request-id", b"apim-request-id"})
+_MAX_HEADER_BYTES = 200
+_MAX_RATE_LIMITS = 32
 # Shorter values are words such as "true": redacting them would garble messages and hide nothing.
 _SECRET_CHARS = 6
 
@@ -72,6 +78,27 @@ def check_key(key: str) -> str:
 def has_credentials(config: EndpointConfig) -> bool:
     """Whether a header of the endpoint's settings stands for the API key."""
     return any(name.lower() in _CREDENTIALS for name in config.headers)
+
+
+def head_of(headers: httpx.Headers) -> dict[str, Any]:
+    """What the head of a response says about the answer: `request_id` and `rate_limits`, if it has them.
+
+    `rate_limits` has the headers by their own names, in lower case.
+    """
+    said: dict[str, Any] = {}
+    for raw_name, raw_value in headers.raw:
+        name = raw_name.lower()
+        if name in _REQUEST_IDS:
+            said["request_id"] = _header_text(raw_value)
+        elif b"ratelimit" in name:
+            limits = said.setdefault("rate_limits", {})
+            if len(limits) < _MAX_RATE_LIMITS:
+                limits[_header_text(name)] = _header_text(raw_value)
+    return said
+
+
+def _header_text(value: bytes) -> str:
+    return value[:_MAX_HEADER_BYTES].decode("latin-1")
 
 
 def secrets_of(config: EndpointConfig) -> tuple[str, ...]:

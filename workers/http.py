@@ -145,6 +145,7 @@ class HttpEndpoint:
             f"{answered}{said}{hint}",
             retry_after_s=refusal.retry_after_s,
             log_text=f"{answered}{hint}",
+            engine_error=replace(refusal.said, status=refusal.status),
         )
 
     def protocol_error(self, what: str) -> WorkerProtocolError:

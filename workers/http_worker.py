@@ -106,6 +106,7 @@ class HttpWorker:
             try:
                 async with self.endpoint.stream(path, attempts.body, headers=headers) as stream:
                     attempts.accepted()
+                    reader.head = stream.head
                     async for events in stream:
                         for event in events:
                             outputs = _read(self.endpoint, reader, event)

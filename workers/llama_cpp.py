@@ -13,7 +13,7 @@ Source: tools/server/README.md of llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Any
 
 from workers.base import (
@@ -26,7 +26,7 @@ from workers.base import (
     Piece,
     TokenUsage,
 )
-from workers.calls import refuse_tools, set_parameters
+from workers.calls import NO_HEAD, refuse_tools, set_parameters
 from workers.counts import token_count
 from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
 from workers.finish_reasons import UNKNOWN
@@ -34,7 +34,7 @@ from workers.headers import bearer
 from workers.http import HttpEndpoint
 from workers.http_worker import EngineWorker
 from workers.network import check_base_url
-from workers.openai_chat_answer import ChatReader
+from workers.openai_choices import chat_reader
 from workers.openai_content import model_name
 from workers.openai_wire import OURS, chat_body
 from workers.optional_fields import OptionalFields
@@ -167,21 +167,28 @@ class LlamaCppWorker(EngineWorker):
 
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
-        self._set_parameters(body, generation, _OWN_NAMES)
-        return self.answers(_CHAT, body, ChatReader(), generation)
+        self._set_parameters(body, generation, _OWN_NAMES, counts=())
+        return self.answers(_CHAT, body, chat_reader(generation), generation)
 
-    def _set_parameters(self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]) -> None:
+    def _set_parameters(
+        self,
+        body: dict[str, Any],
+        generation: Generation,
+        names: Mapping[str, str],
+        counts: Collection[str] = _COUNTS,
+    ) -> None:
         body["model"] = self.model or generation.model
-        set_parameters(body, generation, names=names, ours=_OURS, counts=_COUNTS)
+        set_parameters(body, generation, names=names, ours=_OURS, counts=counts)
 
 
 class _CompletionReader:
     """Reads the stream of `/completion`; each member's last event has its usage."""
 
-    __slots__ = ("_waiting", "total")
+    __slots__ = ("_waiting", "head", "total")
 
     def __init__(self, total: int) -> None:
         self.total = total
+        self.head: Mapping[str, Any] = NO_HEAD
         self._waiting = set(range(total))
 
     @property
@@ -199,7 +206,7 @@ class _CompletionReader:
         pieces = (Piece(member, text),) if text else ()
         if not event["stop"]:
             return pieces
-        end = _completed(member, event)
+        end = _completed(member, event, self.head)
         self._waiting.remove(member)
         return (*pieces, end)
 
@@ -212,14 +219,16 @@ def _as_list(answer: Any) -> list[Any]:
     return answer if isinstance(answer, list) else [answer]
 
 
-def _completed(member: int, event: Mapping[str, Any]) -> Completed:
+def _completed(member: int, event: Mapping[str, Any], head: Mapping[str, Any]) -> Completed:
     usage = TokenUsage(
         input_tokens=token_count(event, "tokens_evaluated"),
         output_tokens=token_count(event, "tokens_predicted"),
         cached_tokens=token_count(event, "timings/cache_n"),
     )
-    reason = _FINISH_REASONS.get(str(event.get("stop_type")), UNKNOWN)
-    return Completed(member, reason, usage, model_name(event.get("model")))
+    said = event.get("stop_type")
+    reason = _FINISH_REASONS.get(str(said), UNKNOWN)
+    raw_reason = said if isinstance(said, str) and said != reason else None
+    return Completed(member, reason, usage, model_name(event.get("model")), raw_reason, head or None)
 
 
 def _json_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -20,8 +20,7 @@ from workers.headers import bearer, check_key, has_credentials
 from workers.http import HttpEndpoint
 from workers.http_worker import HttpWorker
 from workers.network import check_base_url, is_loopback
-from workers.openai_chat_answer import ChatReader
-from workers.openai_completion_answer import CompletionReader
+from workers.openai_choices import chat_reader, completion_reader
 from workers.openai_wire import OURS, chat_body, completion_body
 from workers.optional_fields import OptionalFields
 from workers.options import flag_option, refuse_unknown_options, text_option
@@ -99,19 +98,19 @@ class OpenAIWorker(HttpWorker):
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
         self._set_parameters(body, generation, self._chat_names)
-        return self.answers(_CHAT, body, ChatReader(), generation)
+        return self.answers(_CHAT, body, chat_reader(generation), generation)
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         refuse_tools(batch[0])
         body = completion_body(batch)
         self._set_parameters(body, batch[0], {})
-        return self.answers(_COMPLETION, body, CompletionReader(len(batch)), batch[0])
+        return self.answers(_COMPLETION, body, completion_reader(batch), batch[0])
 
     def _set_parameters(self, body: dict[str, Any], generation: Generation, names: Mapping[str, str]) -> None:
         body["model"] = self.model or generation.model
         if not self._stream_options:
             del body["stream_options"]
-        set_parameters(body, generation, names=names, ours=OURS)
+        set_parameters(body, generation, names=names, ours=OURS, counts=())
 
 
 def _base_url(config: EndpointConfig) -> str:

@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workers.base import Output, Piece
+from workers.calls import NO_HEAD
+from workers.extra_fields import take_unnamed
 from workers.finish_reasons import UNKNOWN, ended, finish_reason, later
-from workers.openai_content import model_name, split_reasoning
+from workers.openai_content import IN_EVERY_CHUNK, NAMED, NAMED_IN_CHOICE, model_name, split_reasoning
 from workers.openai_errors import raise_if_error, raise_if_error_in_choice
 from workers.openai_usage import UsageCounts
 from workers.tool_calls import Fragment, ToolCalls
 
 _REASONING = frozenset({"reasoning_content", "reasoning", "thinking"})
+_CONTENT = frozenset({"annotations", "audio", "images", "refusal"})
 
 
 class ChatReader:
@@ -24,6 +27,7 @@ class ChatReader:
 
     __slots__ = (
         "_calls",
+        "_extra",
         "_model",
         "_reason",
         "_refused",
@@ -31,6 +35,7 @@ class ChatReader:
         "_spoken",
         "_talks_on",
         "_usage",
+        "head",
         "total",
     )
 
@@ -46,6 +51,8 @@ class ChatReader:
         self._calls: ToolCalls | None = None
         self._usage = UsageCounts()
         self._model: str | None = None
+        self._extra: dict[str, Any] = {}
+        self.head: Mapping[str, Any] = NO_HEAD
 
     @property
     def missing(self) -> int:
@@ -83,7 +90,8 @@ class ChatReader:
         self._talks_on = False
         reason = self._final_reason()
         fragments = self._calls.finish(cut=reason != "tool_calls") if self._calls else ()
-        last = ended(0, reason, self._usage.counts, self._model, said=self._said_reason)
+        extra = {**self._extra, **self.head} if self.head else self._extra
+        last = ended(0, reason, self._usage.counts, self._model, said=self._said_reason, extra=extra)
         return (Piece(0, tool_calls=fragments), last) if fragments else (last,)
 
     def _final_reason(self) -> str:
@@ -98,6 +106,7 @@ class ChatReader:
     def _read_delta(self, delta: Mapping[str, Any]) -> Piece | None:
         text = reasoning = thoughts = ""
         called: Any = None
+        extra: dict[str, Any] | None = None
         for key, value in delta.items():
             if not value:
                 continue
@@ -113,11 +122,17 @@ class ChatReader:
             elif key == "refusal":
                 self._refused = True
                 text += "".join(split_reasoning(value))
+                extra = {**(extra or {}), "refusal": text}
+            elif key != "role":
+                extra = {**(extra or {}), key: value}
         fragments = self._read_calls(called) if called else ()
         if not (text or reasoning or thoughts or fragments):
-            return None
+            if extra is None:
+                return None
+            self._spoken = self._spoken or not _CONTENT.isdisjoint(extra)
+            return Piece(0, extra=extra)
         self._spoken = True
-        return Piece(0, text, reasoning or thoughts, fragments)
+        return Piece(0, text, reasoning or thoughts, fragments, 0, extra)
 
     def _read_calls(self, called: Any) -> tuple[Fragment, ...]:
         if self._calls is None:
@@ -149,11 +164,15 @@ class ChatReader:
             self._said_reason = said
         self._model = model_name(event.get("model")) or self._model
         self._usage.add_elsewhere(choice, event)
+        take_unnamed(self._extra, event, NAMED)
+        take_unnamed(self._extra, choice, NAMED_IN_CHOICE)
 
     def _read_aside(self, event: Mapping[str, Any]) -> Sequence[Output]:
         raise_if_error(event)
         self._usage.add_elsewhere({}, event)
         self._model = self._model or model_name(event.get("model"))
+        if not event.keys() <= IN_EVERY_CHUNK:
+            take_unnamed(self._extra, event, NAMED)
         return ()
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workers.base import Output, Piece
+from workers.calls import NO_HEAD
+from workers.extra_fields import take_unnamed
 from workers.finish_reasons import UNKNOWN, ended, finish_reason, later
-from workers.openai_content import model_name, split_reasoning
+from workers.openai_content import IN_EVERY_CHUNK, NAMED, NAMED_IN_CHOICE, model_name, split_reasoning
 from workers.openai_errors import raise_if_error, raise_if_error_in_choice
 from workers.openai_usage import NO_USAGE, UsageCounts, read_usage
 
@@ -19,7 +21,17 @@ class CompletionReader:
     the server gives it: the sum for the whole list tells nothing.
     """
 
-    __slots__ = ("_model", "_reason", "_said_reason", "_spoken", "_usage", "_waiting", "total")
+    __slots__ = (
+        "_extra",
+        "_model",
+        "_reason",
+        "_said_reason",
+        "_spoken",
+        "_usage",
+        "_waiting",
+        "head",
+        "total",
+    )
 
     complete = False
 
@@ -31,6 +43,8 @@ class CompletionReader:
         self._said_reason: Any = None
         self._model: str | None = None
         self._usage = UsageCounts()
+        self._extra: dict[str, Any] = {}  # a single prompt's
+        self.head: Mapping[str, Any] = NO_HEAD
 
     @property
     def missing(self) -> int:
@@ -67,8 +81,10 @@ class CompletionReader:
             if self._reason is None and not self._spoken:
                 return ()
             self._waiting.clear()
+            extra = {**self._extra, **self.head} if self.head else self._extra
+            usage = self._usage.counts
             return (
-                ended(0, self._reason or UNKNOWN, self._usage.counts, self._model, said=self._said_reason),
+                ended(0, self._reason or UNKNOWN, usage, self._model, said=self._said_reason, extra=extra),
             )
         unended = sorted(self._waiting & self._spoken)
         self._waiting.difference_update(unended)
@@ -98,6 +114,9 @@ class CompletionReader:
             return
         raise_if_error_in_choice(choice)
         self._model = model_name(event.get("model")) or self._model
+        extra = self._extra if self.total == 1 else {}
+        take_unnamed(extra, event, NAMED)
+        take_unnamed(extra, choice, NAMED_IN_CHOICE)
         if self.total == 1:
             self._reason = later(self._reason, reason)
             if self._reason == reason:
@@ -107,12 +126,15 @@ class CompletionReader:
         elif member in self._waiting:
             self._waiting.remove(member)
             usage = read_usage(choice.get("usage") or event.get("usage"))
-            outputs.append(ended(member, reason, usage, self._model, said=said))
+            extra |= self.head
+            outputs.append(ended(member, reason, usage, self._model, said=said, extra=extra))
 
     def _read_aside(self, event: Mapping[str, Any]) -> Sequence[Output]:
         raise_if_error(event)
         if self.total == 1:
             self._usage.add_elsewhere({}, event)
+            if not event.keys() <= IN_EVERY_CHUNK:
+                take_unnamed(self._extra, event, NAMED)
         return ()
 
 

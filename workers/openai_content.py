@@ -9,6 +9,14 @@ _REASONING_TYPES = frozenset({"thinking", "reasoning", "reasoning_text", "though
 _TEXTS = ("text", "content", "output_text", "refusal", "thinking", "reasoning", "summary")
 _MAX_NAME_CHARS = 512
 
+# The padding of `obfuscation` hides the length of a token from listeners on the way: it says nothing.
+NAMED = frozenset({"choices", "model", "object", "obfuscation", "usage", "usageMetadata"})
+"""The fields of a chunk that have a name in the ports, or that say nothing."""
+IN_EVERY_CHUNK = NAMED | {"created", "id"}
+"""The fields that the chunk after the answer repeats."""
+NAMED_IN_CHOICE = frozenset({"delta", "finish_reason", "index", "logprobs", "message", "text", "usage"})
+"""The fields of a choice that have a name in the ports."""
+
 
 def model_name(said: Any) -> str | None:
     """A name that may stand in a result; None where it is none."""

@@ -10,6 +10,22 @@ from workers.counts import token_count
 
 NO_USAGE = TokenUsage()
 
+_PLAIN = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
+_COUNTED = _PLAIN | {
+    *(
+        "input_tokens",
+        "output_tokens",
+        "cached_tokens",
+        "prompt_cache_hit_tokens",
+        "reasoning_tokens",
+        "cost",
+    ),
+    *("promptTokenCount", "candidatesTokenCount", "totalTokenCount", "thoughtsTokenCount"),
+    *("cachedContentTokenCount", "prompt_eval_count", "eval_count", "prompt_n", "predicted_n", "cache_n"),
+}
+_COUNTED_IN_DETAILS = frozenset({"audio_tokens", "cache_write_tokens", "cached_tokens", "reasoning_tokens"})
+_MOST_COST = 1e9
+
 
 class UsageCounts:
     """The counts of one answer, which may come in several places, with every chunk, late, or as zeros."""
@@ -43,7 +59,10 @@ class UsageCounts:
     def counts(self) -> TokenUsage:
         """The counts: later ones are better, unless they are zero or missing."""
         known, more = self._counts, read_usage(self._last)
-        return TokenUsage(*(new if new or old is None else old for old, new in zip(known, more, strict=True)))
+        if known is NO_USAGE:
+            return more
+        later = {name: new for name, new in more._asdict().items() if new or getattr(known, name) is None}
+        return known._replace(**later)
 
 
 def read_usage(usage: Any) -> TokenUsage:
@@ -58,7 +77,8 @@ def read_usage(usage: Any) -> TokenUsage:
         return _usage_by_other_names(usage)
     if cached is None:  # DeepSeek; Moonshot
         cached = _first_count(usage, "prompt_cache_hit_tokens", "cached_tokens")
-    return TokenUsage(read, said, cached, reasoning)
+    counts = TokenUsage(read, said, cached, reasoning)
+    return counts if usage.keys() <= _PLAIN else _with_details(counts, usage)
 
 
 def _usage_by_other_names(usage: Mapping[str, Any]) -> TokenUsage:
@@ -67,12 +87,44 @@ def _usage_by_other_names(usage: Mapping[str, Any]) -> TokenUsage:
     cached = token_count(details, "cached_tokens")
     if cached is None:
         cached = _first_count(usage, "cachedContentTokenCount", "cache_n")
-    return TokenUsage(
+    counts = TokenUsage(
         _first_count(usage, "input_tokens", "promptTokenCount", "prompt_eval_count", "prompt_n"),
         _first_count(usage, "output_tokens", "candidatesTokenCount", "eval_count", "predicted_n"),
         cached,
         _first_count(usage, "reasoning_tokens", "thoughtsTokenCount"),
     )
+    return _with_details(counts, usage)
+
+
+def _with_details(counts: TokenUsage, usage: Mapping[str, Any]) -> TokenUsage:
+    """With what few requests have: the cache's writes (OpenRouter), audio, cost, and the rest as it came."""
+    read = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    said = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+    extra = {
+        name: rest for name, value in usage.items() if name not in _COUNTED and (rest := _rest(name, value))
+    }
+    return counts._replace(
+        cache_write_tokens=token_count(read, "cache_write_tokens"),
+        input_audio_tokens=token_count(read, "audio_tokens"),
+        output_audio_tokens=token_count(said, "audio_tokens"),
+        cost=cost(usage.get("cost")),
+        extra=extra or None,
+    )
+
+
+def _rest(name: str, value: Any) -> Any:
+    """What a field says that has no name in `TokenUsage`."""
+    if not name.endswith("_details"):
+        return value or None
+    if not isinstance(value, Mapping):
+        return None
+    return {name: count for name, count in value.items() if count and name not in _COUNTED_IN_DETAILS}
+
+
+def cost(said: Any) -> float | None:
+    """A cost that can be right."""
+    is_number = isinstance(said, int | float) and not isinstance(said, bool)
+    return float(said) if is_number and 0 <= said <= _MOST_COST else None
 
 
 def _first_count(counts: Mapping[str, Any], *names: str) -> int | None:

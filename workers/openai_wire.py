@@ -10,7 +10,7 @@ from workers.base import Generation
 OURS = frozenset({"messages", "model", "prompt", "stream", "stream_options"})
 """The fields of a request that only the adapter sets."""
 
-_ANTHROPICS = frozenset({"cache_control", "is_error"})
+_ANTHROPICS = frozenset({"cache_control", "content_blocks", "is_error", "thinking_blocks"})
 
 
 def chat_body(generation: Generation) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ import orjson
 from workers import lenient_json
 from workers.errors import (
     ContextOverflow,
+    EngineError,
     ModelNotFound,
     RequestRejected,
     WorkerAuthError,
@@ -44,6 +45,7 @@ _WORDS = (
 _STATUSES = ("code", "status", "status_code", "statusCode", "http_status", "http_status_code", "error_code")
 _NO_KIND = frozenset({"", "about:blank", "error", "none", "null"})
 _MAX_DEPTH = 4
+_MAX_SAID_CHARS = 200
 
 # Names of errors, by their letters alone. OpenAI, Anthropic, gRPC and vLLM each have their own.
 _STATUS_OF_KIND = {
@@ -83,6 +85,8 @@ class Refusal:
     """The wait in seconds that the server asks for."""
     method: str = "POST"
     """The method of the request."""
+    said: EngineError = field(default=EngineError(), compare=False)
+    """Its type, code and field at fault, as the server gave them."""
 
 
 Translator: TypeAlias = Callable[[Refusal], type[WorkerError]]
@@ -125,7 +129,14 @@ def refusal_of(answer: Any) -> Refusal:
     statuses = (_status(fields.get(key)) for key in _STATUSES)
     status = next((status for status in statuses if status), 0)
     status = status or _STATUS_OF_KIND.get(_letters(kind), _UNKNOWN_STATUS)
-    return Refusal(status, kind[:MAX_WORDS], _text(words)[:MAX_WORDS])
+    said = EngineError(None, *(_said(fields.get(key)) for key in ("type", "param", "code")))
+    return Refusal(status, kind[:MAX_WORDS], _text(words)[:MAX_WORDS], said=said)
+
+
+def _said(value: Any) -> str | None:
+    """A name or a number that the error object has."""
+    is_said = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+    return str(value)[:_MAX_SAID_CHARS] if is_said else None
 
 
 def _fields(answer: Any, depth: int) -> Mapping[str, Any]:
@@ -204,7 +215,7 @@ def read_refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: d
     for data in (body, *decoder.feed(body + b"\n\n"), decoder.error or b""):
         with suppress(ValueError):
             refusal = refusal_of(json_of(data))
-            return Refusal(status, refusal.kind, refusal.words, wait_s)
+            return Refusal(status, refusal.kind, refusal.words, wait_s, said=refusal.said)
     words = body.decode("utf-8", "replace").strip()
     # The HTML page of a proxy says less than its status.
     return Refusal(status, words="" if words.startswith("<") else words[:MAX_WORDS], retry_after_s=wait_s)

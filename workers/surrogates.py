@@ -22,7 +22,8 @@ class SurrogateJoiner:
     """Joins halves across the pieces of each member, in text, reasoning and the arguments of tool calls."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[int, str], str] = {}  # member and place -> the first half
+        # Member, choice and place -> the first half
+        self._held: dict[tuple[int, int, str], str] = {}
 
     def mend(self, outputs: Iterable[Output]) -> Iterator[Output]:
         """The outputs with whole characters; a first half is held back until the second comes."""
@@ -32,28 +33,34 @@ class SurrogateJoiner:
                 yield output
             elif self._held or output.reasoning or output.tool_calls or not output.text.isascii():
                 mended = self._mended(output)
-                if mended.text or mended.reasoning or mended.tool_calls:
+                if mended.text or mended.reasoning or mended.tool_calls or mended.extra:
                     yield mended
             else:
                 yield output
 
     def _mended(self, piece: Piece) -> Piece:
-        member = piece.member
+        answer = (piece.member, piece.choice)
+        text = self._joined((*answer, "text"), piece.text)
+        extra = piece.extra
+        if extra and "refusal" in extra:  # it repeats the text
+            extra = {**extra, "refusal": text}
         return Piece(
-            member,
-            self._joined((member, "text"), piece.text),
-            self._joined((member, "reasoning"), piece.reasoning),
-            tuple(self._mended_call(member, call) for call in piece.tool_calls),
+            piece.member,
+            text,
+            self._joined((*answer, "reasoning"), piece.reasoning),
+            tuple(self._mended_call(answer, call) for call in piece.tool_calls),
+            piece.choice,
+            extra,
         )
 
-    def _mended_call(self, member: int, call: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _mended_call(self, answer: tuple[int, int], call: Mapping[str, Any]) -> Mapping[str, Any]:
         function = call.get("function")
         if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
             return call
-        place = (member, str(call.get("index")))
+        place = (*answer, str(call.get("index")))
         return {**call, "function": {**function, "arguments": self._joined(place, function["arguments"])}}
 
-    def _joined(self, place: tuple[int, str], text: str) -> str:
+    def _joined(self, place: tuple[int, int, str], text: str) -> str:
         if not text:
             return text
         text = self._held.pop(place, "") + text
@@ -67,10 +74,13 @@ class SurrogateJoiner:
 
     def _left(self, member: int) -> Iterator[Piece]:
         """Replacements for the halves whose other half did not come."""
-        if (member, "reasoning") in self._held:
-            yield Piece(member, reasoning=REPLACEMENT)
-        if (member, "text") in self._held:
-            yield Piece(member, REPLACEMENT)
-        for _, place in [key for key in self._held if key[0] == member and key[1].isdigit()]:
-            yield Piece(member, tool_calls=({"index": int(place), "function": {"arguments": REPLACEMENT}},))
+        held = [(choice, place) for of, choice, place in self._held if of == member]
+        for choice, place in sorted(held, key=lambda key: (key[0], key[1].isdigit(), key[1])):
+            if place == "reasoning":
+                yield Piece(member, reasoning=REPLACEMENT, choice=choice)
+            elif place == "text":
+                yield Piece(member, REPLACEMENT, choice=choice)
+            elif place.isdigit():
+                call = {"index": int(place), "function": {"arguments": REPLACEMENT}}
+                yield Piece(member, tool_calls=(call,), choice=choice)
         self._held = {key: half for key, half in self._held.items() if key[0] != member}

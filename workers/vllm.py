@@ -26,8 +26,7 @@ from workers.headers import bearer
 from workers.http import HttpEndpoint
 from workers.http_worker import EngineWorker
 from workers.network import check_base_url
-from workers.openai_chat_answer import ChatReader
-from workers.openai_completion_answer import CompletionReader
+from workers.openai_choices import chat_reader, completion_reader
 from workers.openai_wire import OURS, chat_body, completion_body
 from workers.optional_fields import OptionalFields
 from workers.options import flag_option, refuse_unknown_options
@@ -98,7 +97,7 @@ class VllmWorker(EngineWorker):
         body = self._completion_body(batch)
         if len(batch) > 1 and self._stream_options:
             body["stream_options"]["continuous_usage_stats"] = True
-        return self.answers(_COMPLETION, body, CompletionReader(len(batch)), batch[0])
+        return self.answers(_COMPLETION, body, completion_reader(batch), batch[0])
 
     def _complete_at_once(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)
@@ -106,7 +105,7 @@ class VllmWorker(EngineWorker):
         body["stream"] = False
         if len(batch) > 1:
             body["return_token_ids"] = True
-        reader = CompletionReader(len(batch))
+        reader = completion_reader(batch)
         events = _members if len(batch) > 1 else _alone
         return self.answers_at_once(_COMPLETION, body, reader, events, batch[0])
 
@@ -119,7 +118,7 @@ class VllmWorker(EngineWorker):
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
         self._set_parameters(body, [generation])
-        return self.answers(_CHAT, body, ChatReader(), generation)
+        return self.answers(_CHAT, body, chat_reader(generation), generation)
 
     def _set_parameters(self, body: dict[str, Any], batch: Sequence[Generation]) -> None:
         body["model"] = self.model or batch[0].model
@@ -129,7 +128,7 @@ class VllmWorker(EngineWorker):
             # vLLM runs the lowest number first; its default 0 is our normal. A list has one priority: that of
             # its most urgent member, which must not wait because of the others.
             body["priority"] = _NORMAL - max(generation.priority for generation in batch)
-        set_parameters(body, batch[0], names={}, ours=_OURS)
+        set_parameters(body, batch[0], names={}, ours=_OURS, counts=())
 
     async def _warnings(self, models: Sequence[str]) -> tuple[str, ...]:
         if not self._priority or "priority" in self.optional.refused:
@@ -151,8 +150,8 @@ def _members(answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Each member's part of the answer to a list, with its own usage instead of the sum."""
     for choice in answer["choices"]:
         usage = {
-            "prompt_tokens": _length(choice.get("prompt_token_ids")),
-            "completion_tokens": _length(choice.get("token_ids")),
+            "prompt_tokens": _length(choice.pop("prompt_token_ids", None)),
+            "completion_tokens": _length(choice.pop("token_ids", None)),
         }
         yield {"model": answer.get("model"), "choices": (choice,), "usage": usage}
 

@@ -23,8 +23,14 @@ it ends, and one broken connection loses them all.
 DEADLINE_SHARE = 0.1
 """The part of the time to its deadline that a member may spend being gathered."""
 
-# These make several choices of one prompt, which a list numbers together with its members, or pin one slot.
-_OWN_CALL_KEYS = frozenset({"n", "best_of", "use_beam_search", "id_slot"})
+# These make several choices of one prompt, which a list numbers together with its members; or bring something
+# with each token, which the readers of lists do not look for; or pin one slot.
+_OWN_CALL_KEYS = frozenset(
+    {
+        *("n", "best_of", "use_beam_search", "id_slot"),
+        *("logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "top_logprobs"),
+    }
+)
 
 
 class FlushReason(StrEnum):
@@ -68,7 +74,9 @@ def share_key(generation: Generation, capabilities: Capabilities) -> Hashable | 
     if generation.tools or generation.tool_choice is not None or generation.response_format is not None:
         return None
     params, extra_body = generation.params, generation.extra_body
-    if (params.get("max_tokens") or 0) > LONG_GENERATION_TOKENS or not _OWN_CALL_KEYS.isdisjoint(extra_body):
+    if (params.get("max_tokens") or 0) > LONG_GENERATION_TOKENS:
+        return None
+    if not (_OWN_CALL_KEYS.isdisjoint(extra_body) and _OWN_CALL_KEYS.isdisjoint(params)):
         return None
     urgent = is_urgent(generation.priority)
     if not params and not extra_body:

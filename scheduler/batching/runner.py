@@ -239,7 +239,7 @@ class CallRunner:
         if not member.listening:
             return
         if piece.member:
-            piece = Piece(0, piece.text, piece.reasoning, piece.tool_calls)
+            piece = piece._replace(member=0)
         try:
             member.deliver(piece)
         except Exception as error:
@@ -248,7 +248,7 @@ class CallRunner:
 
     def _complete(self, call: Call, member: Member, completed: Completed) -> None:
         if completed.member:
-            completed = Completed(0, completed.finish_reason, completed.usage, completed.model)
+            completed = completed._replace(member=0)
         call.completed = True
         if not member.future.done():
             member.future.set_result(completed)

@@ -49,7 +49,7 @@ def _details(event: Event) -> str:
         case Started():
             return f"attempt {event.attempt} on {event.worker}"
         case Delta():
-            return orjson.dumps(event.text or event.reasoning or event.tool_calls).decode()
+            return orjson.dumps(event.text or event.reasoning or event.tool_calls or event.extra).decode()
         case Retrying():
             return f"in {event.delay_s:g} s, after {event.error.code}: {event.error.message}"
         case Done():

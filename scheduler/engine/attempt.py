@@ -21,7 +21,7 @@ from scheduler.results.job_writer import JobWriter
 from scheduler.stages.base import PromptContext
 from scheduler.stages.pipeline import DeadlinePassed
 from scheduler.stages.stream import build_result
-from workers.errors import WorkerError
+from workers.errors import EngineError, WorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -222,24 +222,27 @@ def _failed(
     if isinstance(error, SchedulerError) and not error.retryable:
         writer.failed(code, message)
         return
+    said = error.engine_error if isinstance(error, WorkerError) else None
     bounds = _own_bounds(attempt, bounds)
     decision = policy.decide(
         job.failures, bounds.max_attempts, error, waits=job.waits, max_waits=bounds.max_waits
     )
     if isinstance(decision, Retry):
-        _go_back(attempt, decision, code, message)
+        _go_back(attempt, decision, code, message, said)
     elif decision.waited_out:
-        writer.failed(TOO_MANY_WAITS, _waited_out(bounds.max_waits, message))
+        writer.failed(TOO_MANY_WAITS, _waited_out(bounds.max_waits, message), said)
     else:
-        writer.failed(code, message)
+        writer.failed(code, message, said)
 
 
-def _go_back(attempt: Attempt, decision: Retry, code: str, message: str) -> None:
+def _go_back(attempt: Attempt, decision: Retry, code: str, message: str, said: EngineError | None) -> None:
     """Let the job wait: in its lane, if nothing is claimed for its route until the wait is over."""
     wait_ms = round(decision.delay_s * 1000)
     in_place = not decision.counts and attempt.is_held_back(attempt.route)
     delay_ms = 0 if in_place else wait_ms
-    attempt.writer.retry(code, message, delay_ms=delay_ms, counts=decision.counts, wait_ms=wait_ms)
+    attempt.writer.retry(
+        code, message, delay_ms=delay_ms, counts=decision.counts, wait_ms=wait_ms, engine_error=said
+    )
 
 
 def _own_bounds(attempt: Attempt, bounds: Bounds) -> Bounds:

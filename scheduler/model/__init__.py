@@ -15,7 +15,7 @@ from scheduler.model.request import (
     Message,
     PromptRequest,
 )
-from scheduler.model.result import JobResult, Source, Timings, Usage
+from scheduler.model.result import Choice, JobResult, Source, Timings, Usage
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -26,6 +26,7 @@ __all__ = [
     "MAX_REQUEST_BYTES",
     "NAME",
     "URGENT",
+    "Choice",
     "DedupMode",
     "Duration",
     "Frozen",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from scheduler.model.field import Frozen
 from scheduler.model.request import DEFAULT_TENANT, DedupMode
@@ -42,12 +42,25 @@ _ENDED = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState
 
 
 class JobError(Frozen):
-    """Why a job, or one attempt of it, failed."""
+    """Why a job, or one attempt of it, failed.
+
+    The last four fields are the engine's own error; None where it answered with none, or did not say.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     code: str
     """A stable code, such as `worker_timeout`."""
     message: str
     """What happened, for people."""
+    status: int | None = None
+    """The HTTP status, of the engine's response or as its error gives it."""
+    type: str | None = None
+    """The kind of error, such as `invalid_request_error`."""
+    param: str | None = None
+    """The field of the request that is at fault."""
+    engine_code: str | None = None
+    """The engine's code, such as `context_length_exceeded`."""
 
 
 class HistoryEntry(Frozen):

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    ConfigDict,
     Field,
     StrictBool,
     StrictInt,
@@ -39,7 +40,12 @@ class DedupMode(StrEnum):
 
 
 class Message(Frozen):
-    """One chat message, in OpenAI's shape."""
+    """One chat message, in OpenAI's shape; fields that have no name here reach the engine as they are.
+
+    So a `result.message` goes back as it came, with all that the engine wants to see again.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     """Who speaks."""
@@ -55,6 +61,12 @@ class Message(Frozen):
     """Whether a `tool` message reports a failed call. For Anthropic; others do not get it."""
     cache_control: dict[str, Any] | None = None
     """Marks the end of a prefix to cache. For Anthropic; others do not get it."""
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Message:
+        if self.content is None and self.model_extra and self.role != "assistant":
+            raise ValueError(f"content: is missing, and {next(iter(self.model_extra))} is no such field")
+        return self
 
 
 class GenerationParams(Frozen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -11,6 +12,8 @@ from scheduler.model.field import Frozen
 
 class Usage(Frozen):
     """Tokens that a job used; None if the engine did not report them."""
+
+    model_config = ConfigDict(extra="ignore")
 
     input_tokens: int | None = None
     """Tokens of the prompt."""
@@ -22,6 +25,16 @@ class Usage(Frozen):
     """Tokens of the prompt that the engine had cached."""
     reasoning_tokens: int | None = None
     """Tokens of the answer that are reasoning."""
+    cache_write_tokens: int | None = None
+    """Tokens of the prompt that the engine put into its cache."""
+    input_audio_tokens: int | None = None
+    """Tokens of the prompt's audio."""
+    output_audio_tokens: int | None = None
+    """Tokens of the answer's audio."""
+    cost: float | None = None
+    """What the answer cost, in the currency of the engine's account, where the engine says it."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """The other fields of the engine's `usage`, as they came."""
 
 
 class Source(Frozen):
@@ -48,6 +61,36 @@ class Timings(Frozen):
     """`queue_ms`, and from the claim to the end."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One of the answers to a request that asked for several."""
+
+    index: int = 0
+    """Its number, from 0."""
+    text: str = ""
+    """The answer."""
+    message: dict[str, Any] = field(default_factory=dict)
+    """The whole assistant message; see `JobResult.message`."""
+    reasoning: str = ""
+    """The reasoning before the answer."""
+    finish_reason: str = "stop"
+    """As in `JobResult`."""
+    raw_finish_reason: str = ""
+    """The engine's own word for it, if it is another."""
+    logprobs: dict[str, Any] | None = None
+    """Log probabilities of the tokens, in OpenAI's shape, if the request asked for them."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """The other fields of the choice, as the engine sent them."""
+
+
+def _only_choice(fields: dict[str, Any]) -> list[Choice]:
+    """The answer as a choice, where there is one alone: it is not stored twice."""
+    return [Choice(**{name: fields[name] for name in _OF_A_CHOICE if name in fields})]
+
+
+_OF_A_CHOICE = ("text", "message", "reasoning", "finish_reason", "raw_finish_reason", "logprobs")
+
+
 class JobResult(Frozen):
     """The result of a job that is done."""
 
@@ -56,15 +99,27 @@ class JobResult(Frozen):
     text: str
     """The answer."""
     message: dict[str, Any] = Field(default_factory=dict)
-    """The whole assistant message, in OpenAI's shape."""
+    """The whole assistant message, in OpenAI's shape: put it into the `messages` of the next turn as it is.
+
+    It has what the engine wants back: `thinking_blocks` with their signatures, `refusal`, `annotations`, and
+    fields of its own.
+    """
     tool_calls: list[dict[str, Any]] = Field(default_factory=list)
     """The tool calls of the answer, in OpenAI's shape."""
     reasoning: str = ""
     """The reasoning before the answer."""
     finish_reason: str = "stop"
     """`stop`, `length`, `tool_calls`, `content_filter`, or `unknown` if the engine gave no reason."""
+    raw_finish_reason: str = ""
+    """The engine's own word for it, if it is another."""
+    logprobs: dict[str, Any] | None = None
+    """Log probabilities of the tokens, in OpenAI's shape, if the request asked for them."""
+    choices: list[Choice] = Field(default_factory=_only_choice)
+    """All answers, by their index; the fields above are those of the first. A single one is not stored."""
     usage: Usage = Usage()
-    """Tokens used."""
+    """Tokens used, by all choices."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Also said: `id`, `system_fingerprint`, `service_tier`, `request_id`, `rate_limits`, …"""
     model: str = ""
     """The model, by the name that the engine gave it, else that of the route."""
     endpoint: str = ""

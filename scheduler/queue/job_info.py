@@ -81,7 +81,7 @@ def _error(text: str | None) -> JobError | None:
         return None
     try:
         raw = orjson.loads(text)
-        return JobError(code=str(raw["code"]), message=str(raw["message"]))
+        return JobError(**{**raw, "code": str(raw["code"]), "message": str(raw["message"])})
     except (ValueError, KeyError, TypeError):
         return JobError(code="unknown", message=text)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from workers.errors import EngineError
+
 
 class EventEncoder:
     """Makes the events of one attempt. Their common parts are encoded once."""
@@ -22,8 +24,17 @@ class EventEncoder:
         """A `Started` event."""
         return b'%s%d","type":"started%s,"worker":%s}' % (self._head, seq, self._tail, orjson.dumps(worker))
 
-    def delta(self, seq: int, text: str, reasoning: str, tool_calls: Sequence[Mapping[str, Any]]) -> bytes:
-        """A `Delta` event. Empty fields are left out."""
+    def delta(
+        self,
+        seq: int,
+        text: str,
+        reasoning: str,
+        tool_calls: Sequence[Mapping[str, Any]],
+        *,
+        index: int = 0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """A `Delta` event. Empty fields are left out; `extra` has the `logprobs` too."""
         parts = [b'%s%d","type":"delta%s' % (self._head, seq, self._tail)]
         if text:
             parts.append(b',"text":' + encode(text))
@@ -31,6 +42,14 @@ class EventEncoder:
             parts.append(b',"reasoning":' + encode(reasoning))
         if tool_calls:
             parts.append(b',"tool_calls":' + encode(list(tool_calls)))
+        if index:
+            parts.append(b',"index":%d' % index)
+        if extra:
+            more = dict(extra)
+            if logprobs := more.pop("logprobs", None):
+                parts.append(b',"logprobs":' + encode(logprobs))
+            if more:
+                parts.append(b',"extra":' + encode(more))
         parts.append(b"}")
         return b"".join(parts)
 
@@ -95,6 +114,14 @@ def _number(value: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def encode_error(code: Any, message: str) -> bytes:
+def encode_error(code: Any, message: str, engine_error: EngineError | None = None) -> bytes:
     """The JSON of a `JobError`. Invalid UTF-8 in an engine's message is replaced."""
-    return encode({"code": code if isinstance(code, str) else "unknown", "message": str(message)})
+    fields: dict[str, Any] = {"code": code if isinstance(code, str) else "unknown", "message": str(message)}
+    if engine_error is not None:
+        said = zip(_SAID, (getattr(engine_error, name) for name in _FIELDS), strict=True)
+        fields |= {name: value for name, value in said if value is not None}
+    return encode(fields)
+
+
+_FIELDS = ("status", "type", "param", "code")
+_SAID = ("status", "type", "param", "engine_code")

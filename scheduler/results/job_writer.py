@@ -11,7 +11,9 @@ from scheduler.logs import ids_of
 from scheduler.model import JobState
 from scheduler.queue.records import ClaimedJob, Ending, Publication, Return
 from scheduler.results.encoding import EventEncoder, encode_error
+from scheduler.results.gathered import GatheredChoice
 from workers.base import Piece
+from workers.errors import EngineError
 
 if TYPE_CHECKING:
     from scheduler.results.writer import EventWriter
@@ -32,6 +34,7 @@ class JobWriter:
     __slots__ = (
         "_encode",
         "_events",
+        "_gathered",
         "_reasonings",
         "_seq",
         "_taken_at",
@@ -59,6 +62,7 @@ class JobWriter:
         self._texts: list[str] = []
         self._reasonings: list[str] = []
         self._tool_calls: list[Mapping[str, Any]] = []
+        self._gathered: dict[int, GatheredChoice] = {}  # what few answers have: other choices, more fields
         self._seq = 0
         self._taken_at = 0.0  # when events were last written, on the event loop's clock
         self.job = job
@@ -82,13 +86,17 @@ class JobWriter:
         """The next piece of the answer. It is gathered if events have just been written."""
         if self.end is not None or self.refused:
             return
-        if piece.text:
-            self._texts.append(piece.text)
-        if piece.reasoning:
-            self._reasonings.append(piece.reasoning)
-        if piece.tool_calls:
-            self._tool_calls += piece.tool_calls
-        size = len(piece.text) + len(piece.reasoning) + 100 * len(piece.tool_calls)
+        _, text, reasoning, tool_calls, choice, extra = piece
+        if choice or extra:
+            size = self._gather_more(piece)
+        else:
+            if text:
+                self._texts.append(text)
+            if reasoning:
+                self._reasonings.append(reasoning)
+            if tool_calls:
+                self._tool_calls += tool_calls
+            size = len(text) + len(reasoning) + 100 * len(tool_calls)
         self.bytes += size
         self._writer.pending_bytes += size
         if not self.streamed:
@@ -98,16 +106,25 @@ class JobWriter:
             wait_s = COALESCE_S * 2 ** (self._seq // EVENTS_A_DOUBLING)
             self._writer.wake_at(self, self._taken_at + wait_s)
 
+    def _gather_more(self, piece: Piece) -> int:
+        """A piece of another choice, or one with more fields: events of their own gather these."""
+        if not piece.choice:
+            self._gather()
+        gathered = self._gathered.get(piece.choice)
+        if gathered is None:
+            gathered = self._gathered[piece.choice] = GatheredChoice()
+        return gathered.add(piece)
+
     def done(self, result: bytes) -> None:
         """The job is done; `result` is the JSON of its `JobResult`."""
         if self.end is None:
             self._end(JobState.DONE, self._encode.done(self._close()), result)
 
-    def failed(self, code: str, message: str) -> None:
+    def failed(self, code: str, message: str, engine_error: EngineError | None = None) -> None:
         """The job has failed for good."""
         if self.end is None:
             self.code = code
-            error = encode_error(code, message)
+            error = encode_error(code, message, engine_error)
             self._end(JobState.FAILED, self._encode.failed(self._close()), error, reason=code)
 
     def expired(self) -> None:
@@ -116,7 +133,14 @@ class JobWriter:
             self._end(JobState.EXPIRED, self._encode.expired(self._close()), reason="deadline")
 
     def retry(
-        self, code: str, message: str, *, delay_ms: int, counts: bool, wait_ms: int | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        delay_ms: int,
+        counts: bool,
+        wait_ms: int | None = None,
+        engine_error: EngineError | None = None,
     ) -> None:
         """The job returns to its lane after `delay_ms`. `counts`: the attempt counts as a failure.
 
@@ -124,7 +148,7 @@ class JobWriter:
         """
         if self.end is None:
             self.code = code
-            error = encode_error(code, message)
+            error = encode_error(code, message, engine_error)
             event = self._encode.retrying(self._close(), error, delay_ms if wait_ms is None else wait_ms)
             self.end = Return(self.job.id, self.job.token, event, counts, delay_ms, error, self.used_tokens)
             self._writer.wake(self)
@@ -154,17 +178,37 @@ class JobWriter:
     def _gather(self) -> None:
         if self._texts or self._reasonings or self._tool_calls:
             text, reasoning = "".join(self._texts), "".join(self._reasonings)
-            while len(text) > EVENT_CHARS or len(reasoning) > EVENT_CHARS:
-                self._add_delta(text[:EVENT_CHARS], reasoning[:EVENT_CHARS], ())
-                text, reasoning = text[EVENT_CHARS:], reasoning[EVENT_CHARS:]
+            if len(text) > EVENT_CHARS or len(reasoning) > EVENT_CHARS:
+                text, reasoning = self._add_long(text, reasoning)
             self._add_delta(text, reasoning, self._tool_calls)
             self._texts.clear()
             self._reasonings.clear()
             self._tool_calls.clear()
+        if self._gathered:
+            gathered, self._gathered = self._gathered, {}
+            for index, choice in gathered.items():
+                text, reasoning = "".join(choice.texts), "".join(choice.reasonings)
+                text, reasoning = self._add_long(text, reasoning, index=index)
+                self._add_delta(text, reasoning, choice.tool_calls, index=index, extra=choice.extra)
 
-    def _add_delta(self, text: str, reasoning: str, tool_calls: Sequence[Mapping[str, Any]]) -> None:
+    def _add_long(self, text: str, reasoning: str, *, index: int = 0) -> tuple[str, str]:
+        """Add events while there is more than fits one; returns the rest."""
+        while len(text) > EVENT_CHARS or len(reasoning) > EVENT_CHARS:
+            self._add_delta(text[:EVENT_CHARS], reasoning[:EVENT_CHARS], (), index=index)
+            text, reasoning = text[EVENT_CHARS:], reasoning[EVENT_CHARS:]
+        return text, reasoning
+
+    def _add_delta(
+        self,
+        text: str,
+        reasoning: str,
+        tool_calls: Sequence[Mapping[str, Any]],
+        *,
+        index: int = 0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         try:
-            event = self._encode.delta(self._seq + 1, text, reasoning, tool_calls)
+            event = self._encode.delta(self._seq + 1, text, reasoning, tool_calls, index=index, extra=extra)
         except (TypeError, ValueError, RecursionError) as error:
             # A model worker's mistake must stop neither the other jobs' writes nor this job's end.
             logger.error(

@@ -21,6 +21,7 @@ from workers.errors import (
     WorkerOverloaded,
     WorkerUnavailable,
 )
+from workers.extra_fields import size_of
 
 STOPPED_S = 2.0
 """How long an engine that lets a stop string through may take to end by itself."""
@@ -99,7 +100,7 @@ class InferenceStage:
                 )
             context.completed = believed(completed)
         except (TimeoutError, WorkerError):
-            if not context.stopped:
+            if not context.all_stopped:
                 raise
             endpoint.breaker.record(epoch, ok=True)  # the engine did its part
             context.completed = Completed(member=0, finish_reason="stop")
@@ -113,7 +114,7 @@ class InferenceStage:
 
         def deliver(piece: Piece) -> None:
             nonlocal left
-            if context.stopped:
+            if context.stopped and (not piece.choice or context.all_stopped):
                 return
             left -= _bytes_of(piece)
             if left < 0:
@@ -124,7 +125,7 @@ class InferenceStage:
             if context.first_token_at is None:
                 context.first_token_at = self._clock()
             context.deliver(piece)
-            if context.stopped:
+            if context.stopped and context.all_stopped:
                 limit.reschedule(asyncio.get_running_loop().time() + self._stopped_s)
 
         return deliver
@@ -152,7 +153,7 @@ def _bytes_of(piece: Piece) -> int:
     for fragment in piece.tool_calls:
         parts = (fragment.get("function") or {}).values()
         size += sum(_utf8_bytes(part) for part in parts if isinstance(part, str))
-    return size
+    return size + size_of(piece.extra) if piece.extra else size
 
 
 def _utf8_bytes(text: str) -> int:

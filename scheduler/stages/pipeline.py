@@ -174,8 +174,10 @@ class Pipeline:
             try:
                 if context.expires_at is not None and monotonic() >= context.expires_at:
                     raise DeadlinePassed(step.name)
-                for open_filters in step.openers:
-                    open_filters(context)
+                if step.openers:
+                    context.openers = step.openers
+                    for open_filters in step.openers:
+                        open_filters(context)
                 await run(context)
                 gate.passed += 1
             except BaseException as error:

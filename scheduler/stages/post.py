@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from scheduler.settings import PostSettings
 from scheduler.stages.base import PromptContext
+from scheduler.stages.redacted_extra import redact_extra
 from scheduler.stages.redaction import RedactFilter
 from workers.base import Completed
 
@@ -128,11 +129,15 @@ class PostStage:
         if self._redact:
             context.filters.append(RedactFilter(self._redact))
             context.reasoning_filters.append(RedactFilter(self._redact))
+            context.holds_extra = True
 
     async def run(self, context: PromptContext) -> None:
         """Give out what the filters held back, and say why the answer ended."""
         if context.filters or context.reasoning_filters:
-            context.flush()
+            for choice in context.all_choices:
+                choice.flush()
+        if self._redact:
+            redact_extra(context, self._redact)
         if context.stopped:
             completed = context.completed or Completed(member=0, finish_reason="stop")
             context.completed = completed._replace(finish_reason="stop")

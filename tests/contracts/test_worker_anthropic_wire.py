@@ -80,12 +80,14 @@ async def test_answer_is_put_together_with_thinking_tools_and_usage(
             reason="tool_use",
         )
     )
-    usage = TokenUsage(input_tokens=10, output_tokens=7, cached_tokens=3)
+    usage = TokenUsage(input_tokens=10, output_tokens=7, cached_tokens=3, cache_write_tokens=2)
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": "x"}
     first = {"index": 0, "id": "t1", "type": "function", "function": {"name": "sky", "arguments": ""}}
     second = {"index": 1, "id": "t2", "type": "function", "function": {"name": "sea", "arguments": ""}}
     third = {"index": 2, "id": "t3", "type": "function", "function": {"name": "air", "arguments": ""}}
     assert await outputs_of(worker, PROMPT) == [
         Piece(0, reasoning="Hm."),
+        Piece(0, extra={"thinking_blocks": [thought]}),
         Piece(0, "Ray"),
         Piece(0, "leigh"),
         Piece(0, tool_calls=(first,)),
@@ -95,7 +97,7 @@ async def test_answer_is_put_together_with_thinking_tools_and_usage(
         Piece(0, tool_calls=({"index": 1, "function": {"arguments": '{"b":2}'}},)),
         Piece(0, tool_calls=(third,)),
         Piece(0, tool_calls=({"index": 2, "function": {"arguments": "{}"}},)),
-        Completed(0, "tool_calls", usage, "claude-1"),
+        Completed(0, "tool_calls", usage, "claude-1", "tool_use"),
     ]
 
 
@@ -178,7 +180,7 @@ async def test_input_that_comes_with_its_block_and_again_in_deltas_counts_once(
         ("something_new", {"text": {"of": "its own"}}),
     ],
 )
-async def test_blocks_that_are_not_the_callers_pass(
+async def test_blocks_that_openais_form_does_not_have_are_kept_as_they_came(
     server: FakeServer, worker: AnthropicWorker, kind: str, content: dict[str, Any]
 ) -> None:
     server.script = stream(
@@ -194,8 +196,13 @@ async def test_blocks_that_are_not_the_callers_pass(
             delta(2, "input_json_delta", partial_json="{}"),
         )
     )
-    text, call, arguments, _ = await outputs_of(worker, PROMPT)
+    *thoughts, text, call, arguments, kept, _ = await outputs_of(worker, PROMPT)
     assert text == Piece(0, "ok")
+    assert len(thoughts) == (kind == "redacted_thinking")
+    blocks = kept.extra["content_blocks"]
+    assert [block["type"] for block in blocks] == [kind, "text", "tool_use"]
+    assert blocks[1] == {"type": "text", "text": "ok", "citations": [{"url": "https://example.org"}]}
+    assert blocks[2] == {"type": "tool_use", "id": "t1", "name": "sky", "input": {}}
     assert call.tool_calls[0]["index"] == arguments.tool_calls[0]["index"] == 0
 
 
@@ -213,7 +220,7 @@ async def test_blocks_that_are_not_the_callers_pass(
         (
             {"input_tokens": 5, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 2},
             {"output_tokens": 7, "cache_read_input_tokens": 0, "cache_creation_input_tokens": None},
-            TokenUsage(10, 7, 3),
+            TokenUsage(10, 7, 3, cache_write_tokens=2),
         ),
         (
             {"input_tokens": 0},
@@ -233,7 +240,7 @@ async def test_counts_that_come_late_or_as_nothing_leave_right_ones_alone(
         {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": last},
         {"type": "message_stop"},
     )
-    assert await outputs_of(worker, PROMPT) == [Completed(0, "stop", usage, "claude-1")]
+    assert await outputs_of(worker, PROMPT) == [Completed(0, "stop", usage, "claude-1", "end_turn")]
 
 
 async def test_an_answer_that_is_said_to_be_done_needs_no_reason(
@@ -281,9 +288,14 @@ def test_a_whole_message_is_read_like_its_stream() -> None:
             "usage": {"input_tokens": 5, "output_tokens": 7},
         }
     )
-    assert outputs[:2] == (Piece(0, reasoning="Hm."), Piece(0, "ok"))
-    assert outputs[3] == Piece(0, tool_calls=({"index": 0, "function": {"arguments": '{"a":1}'}},))
-    assert outputs[-1] == Completed(0, "tool_calls", TokenUsage(5, 7), "claude-1")
+    thought = {"type": "thinking", "thinking": "Hm."}
+    assert outputs[:3] == (
+        Piece(0, reasoning="Hm."),
+        Piece(0, extra={"thinking_blocks": [thought]}),
+        Piece(0, "ok"),
+    )
+    assert outputs[4] == Piece(0, tool_calls=({"index": 0, "function": {"arguments": '{"a":1}'}},))
+    assert outputs[-1] == Completed(0, "tool_calls", TokenUsage(5, 7), "claude-1", "tool_use")
     assert reader.complete
 
 

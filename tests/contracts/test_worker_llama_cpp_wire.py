@@ -81,9 +81,9 @@ async def test_interleaved_members_are_told_apart(server: FakeServer, worker: Ll
     assert await outputs_of(worker, PROMPT, PROMPT) == [
         Piece(1, "b"),
         Piece(0, "a"),
-        Completed(1, "stop", TokenUsage(2, 2, 1), "m"),
+        Completed(1, "stop", TokenUsage(2, 2, 1), "m", "eos"),
         Piece(0, "A"),
-        Completed(0, "length", TokenUsage(1, 2, 0), "m"),
+        Completed(0, "length", TokenUsage(1, 2, 0), "m", "limit"),
     ]
 
 
@@ -104,7 +104,7 @@ async def test_what_is_not_quite_json_or_lies_costs_no_answer(
     server.script = stream(event(token(0, "a?b")).replace(b"?", b"\xff"), b"data:\n\n", event(lies)[:-2])
     assert await outputs_of(worker, PROMPT) == [
         Piece(0, "a\ufffdb"),
-        Completed(0, "length", TokenUsage(cached_tokens=0)),
+        Completed(0, "length", TokenUsage(cached_tokens=0), raw_finish_reason="limit"),
     ]
 
 

@@ -198,10 +198,6 @@ async def test_extra_body_may_not_replace_what_the_request_is(worker: OpenAIWork
     assert f"extra_body.{name}" in str(error)
 
 
-async def test_several_answers_to_one_prompt_are_refused(worker: OpenAIWorker) -> None:
-    assert "extra_body.n" in str(await error_of(worker, Generation("gpt", prompt="a", extra_body={"n": 2})))
-
-
 @pytest.mark.parametrize("request_id", ["", "line\nend", "ümlaut", "x" * 513])
 async def test_request_id_that_can_stand_in_no_header_is_left_out(
     server: FakeServer, worker: OpenAIWorker, request_id: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -129,12 +129,14 @@ def answer(status: int, body: Any, *headers: str) -> Script:
     return script
 
 
-def stream(*chunks: Any, end: bool = True, content_type: str = "text/event-stream") -> Script:
+def stream(
+    *chunks: Any, end: bool = True, content_type: str = "text/event-stream", headers: Sequence[str] = ()
+) -> Script:
     """An event stream in HTTP chunks; what is not bytes becomes an event. `end=False` cuts it off."""
 
     async def script(writer: asyncio.StreamWriter) -> None:
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
-        writer.write(head.encode())
+        head = [f"Content-Type: {content_type}", "Transfer-Encoding: chunked", *headers]
+        writer.write("\r\n".join(["HTTP/1.1 200 OK", *head, "", ""]).encode())
         for chunk in chunks:
             write_chunk(writer, chunk)
             await writer.drain()

@@ -187,9 +187,9 @@ class Answer:
         return await asyncio.wait_for(asyncio.shield(self.task), SOON_S)
 
     async def error(self) -> BaseException:
-        (outcome,) = await asyncio.gather(self.task, return_exceptions=True)
-        assert isinstance(outcome, BaseException)
-        return outcome
+        outcomes = await asyncio.gather(self.task, return_exceptions=True)
+        assert isinstance(outcomes[0], BaseException)
+        return outcomes[0]
 
     async def cancel(self) -> None:
         self.task.cancel()

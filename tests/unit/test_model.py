@@ -19,6 +19,7 @@ from scheduler.model import (
     Priority,
     PromptRequest,
 )
+from scheduler.payload import payload_of
 
 NAN, INF = float("nan"), float("inf")
 USER = {"role": "user", "content": "Hello"}
@@ -95,7 +96,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [USER, {"role": "king", "content": "x"}]}, "messages.1.role", "'user'"),
     ({"messages": [{"content": "x"}]}, "messages.0.role", "is missing"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "give text or a list"),
-    ({"messages": [USER | {"text": "x"}]}, "messages.0.text", "no such field"),
+    ({"messages": [{"role": "user", "text": "x"}]}, "messages.0", "content: is missing, and text is no such"),
     ({"priority": 10}, "priority", "give 9 or less"),
     ({"priority": -1}, "priority", "give 0 or more"),
     ({"priority": "high"}, "priority", "give a whole number"),
@@ -144,6 +145,22 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"priorty": 5}, "priorty", "no such field; did you mean priority?"),
     ({"tenant": "a b"}, "tenant", "begin with a letter or a digit"),
 ]
+
+
+def test_fields_of_a_message_that_have_no_name_here_are_kept_in_their_order() -> None:
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    said = {
+        "role": "assistant",
+        "content": None,
+        "thinking_blocks": [thought],
+        "refusal": "no",
+        "audio": {"id": "a"},
+    }
+    request = PromptRequest.parse(messages=[USER, said])
+    assert payload_of(request)["messages"] == [
+        USER,
+        {name: value for name, value in said.items() if value is not None},
+    ]
 
 
 @pytest.mark.parametrize(("fields", "field", "words"), WRONG, ids=[f"{f}-{w}" for _, f, w in WRONG])

@@ -12,9 +12,10 @@ from scheduler.events import Done, decode_event
 from scheduler.model import JobResult, Source
 from scheduler.results.encoding import EventEncoder
 from scheduler.stages.base import PromptContext
+from scheduler.stages.choices import merge_tool_calls
 from scheduler.stages.completion import believed
-from scheduler.stages.stream import StreamStage, build_result, merge_tool_calls
-from workers.base import Completed, Piece, TokenUsage
+from scheduler.stages.stream import StreamStage, build_result
+from workers.base import ChoiceEnd, Completed, Piece, TokenUsage
 from workers.counts import MAX_TOKENS
 from workers.errors import WorkerProtocolError
 
@@ -63,7 +64,7 @@ def test_result_has_all_that_the_attempt_produced() -> None:
     assert result.reasoning == "hm, sky"
     assert (result.finish_reason, result.model, result.endpoint) == ("length", "tiny-1", "chat/0")
     assert (result.attempts, result.reused, result.tool_calls) == (2, False, [])
-    assert result.usage.model_dump() == {
+    assert result.usage.model_dump(exclude_unset=True) == {
         "input_tokens": 7,
         "output_tokens": 5,
         "total_tokens": 12,
@@ -154,6 +155,11 @@ async def test_stage_refuses_an_attempt_without_an_answer() -> None:
         Completed(0, "stop", TokenUsage(), "half \ud800"),
         Completed(0, None),  # type: ignore[arg-type]  # the same
         Completed(0, ["stop"]),  # type: ignore[arg-type]  # the same
+        Completed(0, "stop", TokenUsage(cost=float("inf"), extra=[1], cache_write_tokens=-1)),  # type: ignore[arg-type]  # the same
+        Completed(0, "stop", TokenUsage(cost=True, input_audio_tokens=2.5)),  # type: ignore[arg-type]  # the same
+        Completed(0, "stop", raw_finish_reason=5, extra="x", choices=(5,)),  # type: ignore[arg-type]  # the same
+        Completed(0, "stop", choices=(ChoiceEnd("a", None, 5, 5),)),  # type: ignore[arg-type]  # the same
+        Completed(0, "stop", extra={1: {"half \ud800": 2**70}}, raw_finish_reason="\udc00"),  # type: ignore[dict-item]  # the same
     ],
     ids=repr,
 )
@@ -168,7 +174,7 @@ def test_whatever_a_worker_says_at_the_end_the_result_can_be_read_back(completed
     assert result.text == "text ?"
     assert result.finish_reason in {"stop", "unknown"}
     assert result.model in {"chat", "half ?"}
-    counts = result.usage.model_dump().values()
+    counts = result.usage.model_dump(exclude={"extra"}).values()
     assert all(count is None or 0 <= count <= 2 * MAX_TOKENS for count in counts)
 
 

@@ -15,7 +15,7 @@ from scheduler.client.fields import RequestFields
 
 PROMISED = {
     *("AsyncClient", "Client", "Job", "SyncJob", "Priority", "PromptRequest", "GenerationParams", "Message"),
-    *("JobState", "JobInfo", "JobResult", "JobError", "Usage", "Timings", "Source", "DedupMode"),
+    *("JobState", "JobInfo", "JobResult", "JobError", "Usage", "Timings", "Source", "DedupMode", "Choice"),
     *("Queued", "Started", "Delta", "Retrying", "Done", "Failed", "Cancelled", "Expired", "Shed", "Event"),
     "RawEvent",
     *("SchedulerError", "InvalidRequest", "UnknownModel", "ConfigError", "DedupConflict", "QueueFull"),
@@ -30,7 +30,18 @@ REQUEST_FIELDS = [
 ]
 RESULT_FIELDS = {
     *("text", "message", "tool_calls", "reasoning", "finish_reason", "usage", "model", "endpoint"),
-    *("attempts", "reused", "hits", "age_s", "sources", "timings"),
+    *(
+        "attempts",
+        "reused",
+        "hits",
+        "age_s",
+        "sources",
+        "timings",
+        "raw_finish_reason",
+        "logprobs",
+        "choices",
+    ),
+    "extra",
 }
 
 
@@ -47,8 +58,11 @@ def test_requests_and_results_have_the_promised_fields() -> None:
     assert set(scheduler.JobResult.model_fields) == RESULT_FIELDS
     assert set(scheduler.Usage.model_fields) == {
         *("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
+        *("cache_write_tokens", "input_audio_tokens", "output_audio_tokens", "cost", "extra"),
     }
-    assert {"text", "reasoning", "tool_calls", "index"} <= set(scheduler.Delta.__dataclass_fields__)
+    assert {"text", "reasoning", "tool_calls", "index", "logprobs", "extra"} <= set(
+        scheduler.Delta.__dataclass_fields__
+    )
 
 
 def test_enqueue_takes_every_field_of_a_request_by_name() -> None:

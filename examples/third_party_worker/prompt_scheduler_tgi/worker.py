@@ -95,6 +95,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.missing = 1
+        self.head: Mapping[str, Any] = {}
 
     @property
     def complete(self) -> bool:
@@ -110,7 +111,7 @@ class _Reader:
         usage = TokenUsage(
             input_tokens=details.get("input_length"), output_tokens=details["generated_tokens"]
         )
-        return (*said, Completed(0, _FINISH_REASONS[details["finish_reason"]], usage))
+        return (*said, Completed(0, _FINISH_REASONS[details["finish_reason"]], usage, extra=self.head))
 
     def finish(self) -> Sequence[Output]:
         return ()
