@@ -232,7 +232,7 @@ def test_an_environment_without_pip_uses_the_one_that_comes_with_python(
 
 
 FAKE_SERVER = """
-import http.server, json, pathlib, threading
+import http.server, json, pathlib, threading, time
 
 class _Bag:
     def __getattr__(self, name):
@@ -247,6 +247,8 @@ class Server:
         weights = pathlib.Path(params.model.path).read_text()
         if weights == "broken":
             raise SystemExit("the weights are broken")
+        while weights == "endless":
+            time.sleep(1)
         answers = {
             "/health": {"status": "ok"},
             "/v1/models": {"data": [{"id": next(iter(params.model_alias))}]},
@@ -297,6 +299,34 @@ async def test_a_server_that_does_not_start_is_told_with_its_log(package: Path) 
     *lines, where = raised.value.__notes__
     assert "the weights are broken" in lines
     assert "the weights are broken" in Path(where.removeprefix("the whole log: ")).read_text()
+
+
+async def test_a_start_that_is_interrupted_leaves_nothing_behind(package: Path) -> None:
+    (package.parent / "model.gguf").write_text("endless")
+    temporary = package.parent / "temporary"
+
+    async def serve() -> None:
+        async with server.serve_file(package.parent / "model.gguf", package, SMOLLM2):
+            raise AssertionError("it is never ready")
+
+    task = asyncio.create_task(serve())
+    while not any("loading" in log.read_text() for log in temporary.glob("*/model-server.log")):
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert list(temporary.iterdir()) == []
+
+
+async def test_a_server_that_is_not_ready_in_time_is_told_with_its_log(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "START_TIMEOUT_S", 0.5)
+    (package.parent / "model.gguf").write_text("endless")
+    with pytest.raises(SchedulerError, match=r"model server was not ready within 0\.5 s") as raised:
+        async with server.serve_file(package.parent / "model.gguf", package, SMOLLM2):
+            pass
+    assert Path(raised.value.__notes__[-1].removeprefix("the whole log: ")).exists()
 
 
 async def test_the_end_of_a_server_is_told_with_its_log(package: Path) -> None:

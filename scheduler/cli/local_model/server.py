@@ -84,11 +84,14 @@ async def serve_file(path: Path, package: Path, model: LocalModel) -> AsyncItera
     address = folder / "address"
     arguments = (package, path, model.name, str(SLOTS), str(SLOT_TOKENS), address)
     command = (sys.executable, "-I", "-S", serve.__file__, *arguments)
-    failed = True
+    failed = False
     try:
         async with child("model server", *command, folder=folder) as process:
-            server = ModelServer(model, await _started(process, address), process)
-            failed = False
+            try:
+                server = ModelServer(model, await _started(process, address), process)
+            except SchedulerError:
+                failed = True
+                raise
             try:
                 yield server
             finally:
