@@ -53,10 +53,13 @@ def url_of(dev: subprocess.Popen[str]) -> str:
             assert "licence MIT" in "".join(said)
             assert "licence Apache-2.0" in "".join(said)
             return line.split()[-1]
-    text = "".join(said)
-    if "pip cannot fetch" in text and "Retrying" in text:
-        pytest.skip(f"the package index cannot be reached: {text}")
-    raise AssertionError(text)
+    skip_without_network("".join(said))
+    raise AssertionError("".join(said))
+
+
+def skip_without_network(said: str) -> None:
+    if "pip cannot fetch" in said and "Retrying" in said:
+        pytest.skip(f"the package index cannot be reached: {said}")
 
 
 def ask(url: str) -> str:
@@ -92,3 +95,15 @@ def test_the_end_of_the_model_server_ends_dev_and_names_the_log(
     (log,) = tmp_path.glob("prompt-scheduler-model-*/model-server.log")
     assert f"the whole log: {log}" in out
     assert "Traceback" not in out
+
+
+def test_the_demo_needs_no_compiler(tmp_path: Path) -> None:
+    unset = {"LLAMA_SERVER": "", "LLAMA_MODEL": "", "TMPDIR": str(tmp_path)}
+    command = [*PROGRAM, "demo", "--engine", "llama", "--prompts", "50"]
+    done = subprocess.run(
+        command, env={**os.environ, **unset}, capture_output=True, text=True, timeout=400, check=False
+    )
+    skip_without_network(done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "50 prompts sent, 50 answered" in done.stdout
+    assert list(tmp_path.iterdir()) == []
