@@ -82,7 +82,7 @@ class KnownRoutes:
 
     async def _refresh(self) -> None:
         try:
-            self._published = {
+            published = {
                 name: KnownRoute(
                     name,
                     str(route.get("revision", "")),
@@ -95,6 +95,8 @@ class KnownRoutes:
             raise SchedulerError(
                 "the routes in Redis cannot be read; start a worker process, which publishes them again"
             ) from None
+        # No routes where there were some: Redis has lost its data, and a worker process publishes them again.
+        self._published = published or self._published
         self._read_at = time.monotonic()
 
 

@@ -100,7 +100,7 @@ class Engine:
         if connect is not None:
             self._keeper = LeaseKeeper(partial(leases.renew_by, connect), lease_s=settings.lease_s)
         self.published = PublishedSettings(context)
-        self._maintenance = MaintenanceLoop(context)
+        self._maintenance = MaintenanceLoop(context, on_data_lost=self.published.check_soon)
         self._services: Sequence[Service] = (
             leases,
             Division(context, self._shares),

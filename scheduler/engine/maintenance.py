@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from scheduler.engine.context import EngineContext, EngineService
 from scheduler.observations import Ticked
@@ -13,13 +13,18 @@ from scheduler.queue.records import TickReport
 
 
 class MaintenanceLoop(EngineService):
-    """Calls `tick` whenever it is due. `leads`: this process holds the lock and does the maintenance."""
+    """Calls `tick` whenever it is due. `leads`: this process holds the lock and does the maintenance.
 
-    def __init__(self, context: EngineContext) -> None:
+    It calls `on_data_lost` where Redis has lost the queue's data.
+    """
+
+    def __init__(self, context: EngineContext, *, on_data_lost: Callable[[], None]) -> None:
         super().__init__("tick", context)
+        self._on_data_lost = on_data_lost
         self._lease_ms = context.serving.lease_ms
         self._lock_ms = min(2000, max(500, self._lease_ms // 4))
-        self._ticked_at: float | None = None  # when a tick was last answered, by `_boottime_s`
+        self._known_tick_ms: int | None = None  # the queue's time at a tick
+        self._told_at: float | None = None  # when this process was told it, by `_boottime_s`
         self.leads = False
 
     async def run(self) -> None:
@@ -29,6 +34,8 @@ class MaintenanceLoop(EngineService):
             if report.in_doubt:
                 report = await self._tick(is_sure=True)
             self.leads = report.leader
+            if report.data_lost:
+                self._on_data_lost()
             if (observe := self._observers.ticked) is not None:
                 observe(Ticked(report))
             # Processes that wait for the lock spread out: fifty idle ones must not ask all at once.
@@ -39,12 +46,13 @@ class MaintenanceLoop(EngineService):
         outage = self._calls.outage
 
         def tick() -> Awaitable[TickReport]:
-            silent_s = None if self._ticked_at is None else _boottime_s() - self._ticked_at
+            silent_s = None if self._told_at is None else _boottime_s() - self._told_at
             call = self._queue.tick(
                 self._worker,
                 lease_ms=self._lease_ms,
                 lock_ms=self._lock_ms,
                 silent_ms=None if silent_s is None else round(silent_s * 1000),
+                known_tick_ms=self._known_tick_ms,
                 is_sure=is_sure,
                 away_ms=outage.untold_ms,
             )
@@ -52,8 +60,8 @@ class MaintenanceLoop(EngineService):
 
         report = await self._calls.until_done(tick)
         outage.told()
-        if not report.in_doubt:
-            self._ticked_at = _boottime_s()
+        if report.tick_ms is not None:
+            self._known_tick_ms, self._told_at = report.tick_ms, _boottime_s()
         return report
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 
 from scheduler.engine.context import EngineContext, EngineService
 from scheduler.engine.queue_settings import disagreements, limit_disagreements
@@ -16,17 +17,24 @@ logger = logging.getLogger(__name__)
 
 
 class PublishedSettings(EngineService):
-    """Publishes the settings, and once a lease checks that Redis still has them."""
+    """Publishes the settings; checks once a lease, and when asked, that Redis still has them."""
 
     def __init__(self, context: EngineContext) -> None:
         super().__init__("settings", context)
         self._logged = ""  # the disagreements that the log has
+        self._asked = asyncio.Event()
 
     async def run(self) -> None:
-        """Check once a lease."""
+        """Check once a lease, and when asked."""
         while True:
-            await asyncio.sleep(self._serving.settings.lease_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), self._serving.settings.lease_s)
+            self._asked.clear()
             await self._calls.until_done(self.mend)
+
+    def check_soon(self) -> None:
+        """Check at once: Redis has lost data."""
+        self._asked.set()
 
     async def publish(self) -> None:
         """Publish the settings, for clients, administrators and scripts."""

@@ -26,6 +26,7 @@ class Maintenance(QueuePart):
         chunk: int = TICK_CHUNK,
         mend_ms: int = 10_000,
         silent_ms: int | None = None,
+        known_tick_ms: int | None = None,
         is_sure: bool = False,
         away_ms: int = 0,
     ) -> TickReport:
@@ -39,14 +40,17 @@ class Maintenance(QueuePart):
             mend_ms: how often counts and bitmaps are made anew.
             silent_ms: how long ago, by its own clock, it got the reply to its last tick; None: never.
                 It reveals a jump of Redis' clock.
+            known_tick_ms: the `tick_ms` of that reply; None: never. It restores the queue's clock where
+                Redis has lost its data.
             is_sure: call again with this, at once, if the report is `in_doubt`.
             away_ms: for how long Redis has just been away for this process. Jobs whose leases ended for that
                 do not become suspects.
         """
-        jobs = (worker, lock_ms, lease_ms, chunk, optional(silent_ms), int(is_sure), away_ms)
-        calls: list[Call] = [("tick", jobs), ("tend", (worker, mend_ms))]
-        (leader, next_ms, *done), (tend_in_ms, woken) = await self._scripts.run_all(calls)
-        report = TickReport(leader == 1, next_ms, *done)
+        bounds = (lock_ms, lease_ms, chunk)
+        clock = (optional(silent_ms), int(is_sure), away_ms, optional(known_tick_ms))
+        calls: list[Call] = [("tick", (worker, *bounds, *clock)), ("tend", (worker, mend_ms))]
+        (leader, next_ms, tick_ms, is_lost, *done), (tend_in_ms, woken) = await self._scripts.run_all(calls)
+        report = TickReport(leader == 1, next_ms, tick_ms or None, bool(is_lost), *done)
         if leader == 2:
             return replace(report, in_doubt=True)
         if not report.leader:

@@ -314,13 +314,14 @@ async def main() -> None:
     url, ledger, seed, jobs_per_s, poison_every_s = sys.argv[1:]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with AsyncClient(url) as client:
-        while True:
-            try:
-                await client.connect()
-                break
-            except RedisError:
-                await asyncio.sleep(READ_AGAIN_S)
+    client = AsyncClient(url)
+    while True:
+        try:
+            await client.connect()
+            break
+        except RedisError:
+            await asyncio.sleep(READ_AGAIN_S)
+    async with client:
         load = Load(client, Ledger(Path(ledger)), random.Random(seed))
         await load.run(float(jobs_per_s), float(poison_every_s), stop)
 

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from scheduler.model import DedupMode, JobState
 from scheduler.queue.limits import RateLimit
 from scheduler.queue.records import Conflict, Enqueued
-from tests.contracts.limits_contract import acme_job, hold, open_gate, states
+from tests.contracts.limits_contract import THREE, acme_job, hold, open_gate, states
 from tests.contracts.queue_contract import ENDS_WITHOUT_RESULT, OnQueue, reach
 from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, event, new_job
 from tests.contracts.suspects_contract import make_suspects
@@ -416,3 +416,17 @@ class EdgesContract(OnQueue):
         assert (await q.tick(silent_ms=10)).in_doubt
         assert (await q.tick(silent_ms=20, is_sure=True)).released == 0
         assert await q.state("a") == "held"
+
+    async def test_a_limit_that_was_reached_after_a_jump_of_the_clock_holds_for_a_minute_at_most(
+        self, q: QueueDriver
+    ) -> None:
+        await q.configure(tenants=THREE)
+        await q.tick()
+        await q.put_clock(3_600_000)
+        await q.enqueue(*[acme_job(f"j{n}") for n in range(4)])
+        assert len(await q.claimed_ids()) == 3
+        assert (await q.tick(silent_ms=0)).in_doubt
+        now_ms = (await q.tick(silent_ms=0, is_sure=True)).tick_ms or 0
+        await q.tick()
+        ((_, due_ms),) = await q.redis.zrange(q.queue.keys.fixed("limited"), 0, -1, withscores=True)
+        assert now_ms < due_ms <= now_ms + 61_000

@@ -713,7 +713,7 @@ class LimitsContract(OnQueue):
         await q.drain_limit("e:y")
         wait_ms = await q.queue.take_permit(job, "y")
         assert isinstance(wait_ms, int)
-        assert wait_ms > 3_500_000
+        assert 50_000 < wait_ms <= 60_000, "a request a minute"
         assert (await q.record("a"))["v"] == "x"
 
     async def test_an_endpoint_without_a_limit_needs_no_permit(self, q: QueueDriver) -> None:

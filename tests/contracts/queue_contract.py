@@ -1049,6 +1049,30 @@ class QueueContract(OnQueue):
         report = await q.tick(silent_ms=HOUR_MS, is_sure=True)
         assert (report.leader, report.expired) == (True, 1)
 
+    @pytest.mark.parametrize("by_ms", [HOUR_MS, -HOUR_MS])
+    async def test_the_clock_survives_a_redis_that_loses_how_far_it_is_off(
+        self, q: QueueDriver, by_ms: int
+    ) -> None:
+        told = await q.tick()
+        await q.put_clock(by_ms)
+        known = await q.tick(silent_ms=0, known_tick_ms=told.tick_ms, is_sure=True)
+        await q.enqueue(new_job("late", deadline_ms=60_000), new_job("delayed", delay_ms=60_000))
+        await q.redis.delete(q.queue.keys.fixed("meta"))
+        await q.put_clock(by_ms)
+        report = await q.tick(silent_ms=0, known_tick_ms=known.tick_ms, is_sure=True)
+        assert (report.data_lost, report.expired, report.promoted) == (True, 0, 0)
+        assert report.tick_ms == pytest.approx(known.tick_ms, abs=2000)
+        assert 58_000 < ((await q.claim()).remaining_ms or 0) <= 62_000
+
+    async def test_a_process_that_does_not_lead_hears_the_time_of_the_last_tick(self, q: QueueDriver) -> None:
+        led = await q.tick("w1")
+        followed = await q.tick("w2", silent_ms=HOUR_MS, known_tick_ms=1)
+        assert (followed.leader, followed.tick_ms, followed.data_lost) == (False, led.tick_ms, False)
+
+    async def test_a_process_that_knows_of_no_tick_starts_by_redis_clock(self, q: QueueDriver) -> None:
+        report = await q.tick()
+        assert (report.leader, report.data_lost) == (True, False)
+
     async def test_time_in_which_nobody_ticked_has_gone(self, q: QueueDriver) -> None:
         await q.tick()
         await q.enqueue(new_job("late", deadline_ms=60_000))

@@ -735,6 +735,15 @@ async def test_settings_that_redis_lost_are_published_again(room: Room) -> None:
     assert engine.running == 0
 
 
+async def test_settings_are_published_again_with_the_next_tick_once_redis_has_lost_them(room: Room) -> None:
+    engine, client = await room.engine(settings_of(lease_s=3600)), await room.client()
+    await until(lambda: engine.leads)
+    await client.queue.redis.flushall()
+    async with asyncio.timeout(SOON_S):
+        while not await client.queue.routes():
+            await asyncio.sleep(0.01)
+
+
 async def test_settings_of_the_queue_that_redis_lost_are_published_again(room: Room) -> None:
     engine = await room.engine(settings_of(lease_s=0.5))
     await engine.queue.redis.delete(engine.queue.keys.fixed("conf"))

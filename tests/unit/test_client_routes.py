@@ -69,3 +69,15 @@ async def test_the_longest_time_for_results_is_that_of_the_queue() -> None:
 async def test_routes_that_are_no_routes_are_explained() -> None:
     with pytest.raises(SchedulerError, match="the routes in Redis cannot be read"):
         await routes(published={"chat": "nonsense"}).find("chat")
+
+
+async def test_routes_stay_known_while_redis_has_lost_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = {"chat": {"revision": "r"}}
+    known = routes(published=published)
+    await known.find("chat")
+    published.clear()
+    monkeypatch.setattr("scheduler.client.routes.ROUTES_FRESH_S", -1.0)
+    assert (await known.find("chat")).name == "chat"
+    published["code"] = {"revision": "r"}
+    with pytest.raises(UnknownModel, match="no route 'chat'; there are: code"):
+        await known.find("chat")

@@ -6,8 +6,10 @@
 -- ARGV[5] ms since the worker process got the reply to its last tick, by its own clock; '' on its first
 -- ARGV[6] 1 if this call confirms one that was answered with 2, else 0
 -- ARGV[7] how long the worker process has just been without a Redis that takes writes, ms; 0: it was not, or has reported it
--- returns {leader (1 or 0; 2: nothing was done, call again at once to confirm), next tick in ms, promoted, reaped, expired,
---   released, lanes that were woken, ended jobs that were forgotten}
+-- ARGV[8] the queue's time in the reply to its last tick, ms; '' on its first
+-- returns {leader (1 or 0; 2: nothing was done, call again at once to confirm), next tick in ms, the queue's time at the last tick
+--   (0: unknown), 1 if Redis has lost the queue's data since then, promoted, reaped, expired, released, lanes that were woken, ended
+--   jobs that were forgotten}
 -- error: NEWERFORMAT if a newer version has written the queue
 -- @include "lib/clock"
 -- @include "lib/argument"
@@ -50,6 +52,7 @@ check_format(kept[4])
 local worker, lock_ms = named(1), argument(2, 1, MOST_MS)
 local lease_ms, chunk = argument(3, 1, MOST_MS), argument(4, 1, MOST_JOBS)
 local silent_ms, is_sure, away_ms = whole(ARGV[5], 0, MOST_MS), ARGV[6] == '1', argument(7, 0, MOST_MS)
+local known_tick_ms = whole(ARGV[8], 0, MOST_NUMBER)
 
 -- Any worker process reports an outage, whether it holds the lock or not.
 local was_away = away_ms > lease_ms / 4
@@ -58,11 +61,11 @@ if was_away then excuse_leases(lease_ms) end
 -- When the clock has been set back, the lock of a leader that may be dead would last too long.
 local leader = redis.call('GET', leader_key)
 if leader and leader ~= worker and not is_set_back then
-  return { 0, math.max(50, redis.call('PTTL', leader_key)), 0, 0, 0, 0, 0, 0 }
+  return { 0, math.max(50, redis.call('PTTL', leader_key)), last_tick_ms or 0, 0, 0, 0, 0, 0, 0, 0 }
 end
 
 local meta = redis.call('HMGET', meta_key, 'reap_after', 'sampled', 'excused')
-if not keep_time(silent_ms, is_sure) then return { 2, 0, 0, 0, 0, 0, 0, 0 } end
+if not keep_time(silent_ms, known_tick_ms, is_sure) then return { 2, 0, 0, 0, 0, 0, 0, 0, 0, 0 } end
 redis.call('SET', leader_key, worker, 'PX', text(lock_ms))
 local reap_after, excused_until = consider_outages(was_away, lease_ms, tonumber(meta[1]) or 0, tonumber(meta[3]) or 0)
 redis.call('HSET', meta_key, 'tick', text(now_ms))
@@ -84,4 +87,5 @@ for _, key in ipairs({ delayed_key, limited_key }) do
   if soonest[2] then next_ms = math.min(next_ms, math.max(SOON_MS, tonumber(soonest[2]) - now_ms)) end
 end
 if are_more_to_check or are_more_to_forget or math.max(promoted, reaped, expired, released) >= chunk then next_ms = 0 end
-return { 1, next_ms, promoted, reaped, expired, released, woken, forgotten }
+local is_lost = known_tick_ms and not last_tick_ms
+return { 1, next_ms, now_ms, is_lost and 1 or 0, promoted, reaped, expired, released, woken, forgotten }

@@ -13,6 +13,10 @@ class TickReport:
     """Whether this process holds the lock; without it nothing was done."""
     next_ms: int
     """When to call again."""
+    tick_ms: int | None = None
+    """The time of the queue's clock at the last tick, ms since the epoch; None if Redis does not know it."""
+    data_lost: bool = False
+    """Whether Redis has lost the queue's data since the `tick_ms` that this process gave."""
     promoted: int = 0
     """Delayed jobs that became due."""
     reaped: int = 0

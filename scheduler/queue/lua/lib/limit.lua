@@ -3,8 +3,8 @@
 -- Source: ITU-T Recommendation I.371, annex A.
 local MINUTE_US = 60000000
 local BYTES_A_TOKEN = 4
--- No request costs more than an hour of a limit, and no bucket is in debt for more than a day, whatever usage an engine reports and
--- however the clock is set.
+-- No request costs more than an hour of a limit, and no bucket of tokens is in debt for more than a day, whatever usage an engine
+-- reports. A bucket of requests has no debt: it is full again within a minute, however the clock is set.
 local MOST_MINUTES_A_REQUEST = 60
 local MOST_DEBT_US = 86400000000
 local MOST_A_MINUTE = 1000000000
@@ -21,14 +21,14 @@ local function new_gate(subject, limit)
   local requests_at, tokens_at = string.match(type(saved) == 'string' and saved or '', '^(%d+) (%d+)$')
 
   -- A tenth of the limit may go at once; the rest is spread so that no 60 s exceed the limit.
-  local function bucket(limit_text, saved_at)
+  local function bucket(limit_text, saved_at, most_debt_us)
     local per_minute = math.min(MOST_A_MINUTE, tonumber(limit_text))
     local burst = math.max(1, math.floor(per_minute / 10))
     local interval = MINUTE_US / (per_minute - burst + 1)
-    local full_at = math.min(now_us + MOST_DEBT_US, tonumber(saved_at or 0))
+    local full_at = math.min(now_us + most_debt_us, tonumber(saved_at or 0))
     return { limited = per_minute > 0, interval = interval, burst = burst, full_at = full_at, per_minute = per_minute }
   end
-  local requests, tokens = bucket(requests_a_minute, requests_at), bucket(tokens_a_minute, tokens_at)
+  local requests, tokens = bucket(requests_a_minute, requests_at, MINUTE_US), bucket(tokens_a_minute, tokens_at, MOST_DEBT_US)
   requests.interval = math.ceil(requests.interval)
 
   local function take(one, n)
