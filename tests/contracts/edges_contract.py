@@ -429,4 +429,6 @@ class EdgesContract(OnQueue):
         now_ms = (await q.tick(silent_ms=0, is_sure=True)).tick_ms or 0
         await q.tick()
         ((_, due_ms),) = await q.redis.zrange(q.queue.keys.fixed("limited"), 0, -1, withscores=True)
-        assert now_ms < due_ms <= now_ms + 61_000
+        assert now_ms < due_ms <= now_ms + 60_000
+        await q.put_clock(60_000)
+        assert (await q.tick(silent_ms=60_000)).released == 1

@@ -152,8 +152,8 @@ class QueueDriver:
         await self.redis.zunionstore(limited, {limited: 0})
 
     async def drain_limit(self, subject: str, kind: Literal["requests", "tokens"] = "requests") -> None:
-        """Use up what a subject may use, for an hour."""
-        back_us = (await self.now_ms() + 3_600_000) * 1000
+        """Use up what a subject may use: requests for a minute, tokens for an hour."""
+        back_us = (await self.now_ms() + (60_000 if kind == "requests" else 3_600_000)) * 1000
         whole = f"{back_us} 0" if kind == "requests" else f"0 {back_us}"
         await self.redis.set(self.queue.keys.of("bucket", subject), whole, px=3_600_000)
 

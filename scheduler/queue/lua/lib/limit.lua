@@ -71,6 +71,8 @@ local function new_gate(subject, limit)
     redis.call('SET', bucket_key(subject), full_at, 'PX', text(math.max(1, left_ms)))
   end
 
+  -- A bound that is not saved would start anew with every look.
+  if requests.full_at < tonumber(requests_at or 0) or tokens.full_at < tonumber(tokens_at or 0) then gate.save() end
   return gate
 end
 
