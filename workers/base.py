@@ -13,6 +13,14 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from workers.errors import WorkerError
 
+MAX_CHOICES = 128
+"""The most choices that a prompt may have, as many as OpenAI makes of one."""
+
+TOKEN_DETAILS = frozenset(
+    {"logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "top_logprobs"}
+)
+"""Parameters that ask for something beside each token: log probabilities, token ids."""
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -84,7 +92,7 @@ class Piece(NamedTuple):
     extra: Mapping[str, Any] | None = None
     """More fields of the message: `refusal`, `annotations`, `audio`, `thinking_blocks`, …; and `logprobs`.
 
-    The same field in several pieces is put together by `workers.extra_fields.merged`. A `refusal` repeats the
+    The same field in several pieces is put together by `workers.extra_fields.gather`. A `refusal` repeats the
     `text` of its piece.
     """
 

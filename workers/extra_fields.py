@@ -25,13 +25,6 @@ _STREAMED = frozenset(
 _MAX_DEPTH = 16
 
 
-def take_unnamed(into: dict[str, Any], fields: Mapping[str, Any], named: Collection[str]) -> None:
-    """Add the fields that are not among those `named` and say something."""
-    for name, value in fields.items():
-        if value and name not in named:
-            into[name] = value
-
-
 def unnamed(fields: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
     """The fields that are not among those `named` and say something."""
     return {name: value for name, value in fields.items() if value and name not in named}

@@ -11,7 +11,7 @@ from typing import Any
 
 from workers.base import Output, Piece
 from workers.calls import NO_HEAD
-from workers.extra_fields import take_unnamed
+from workers.extra_fields import unnamed
 from workers.finish_reasons import UNKNOWN, ended, finish_reason, later
 from workers.openai_content import IN_EVERY_CHUNK, NAMED, NAMED_IN_CHOICE, model_name, split_reasoning
 from workers.openai_errors import raise_if_error, raise_if_error_in_choice
@@ -164,15 +164,14 @@ class ChatReader:
             self._said_reason = said
         self._model = model_name(event.get("model")) or self._model
         self._usage.add_elsewhere(choice, event)
-        take_unnamed(self._extra, event, NAMED)
-        take_unnamed(self._extra, choice, NAMED_IN_CHOICE)
+        self._extra |= unnamed(event, NAMED) | unnamed(choice, NAMED_IN_CHOICE)
 
     def _read_aside(self, event: Mapping[str, Any]) -> Sequence[Output]:
         raise_if_error(event)
         self._usage.add_elsewhere({}, event)
         self._model = self._model or model_name(event.get("model"))
         if not event.keys() <= IN_EVERY_CHUNK:
-            take_unnamed(self._extra, event, NAMED)
+            self._extra |= unnamed(event, NAMED)
         return ()
 
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from workers.base import ChoiceEnd, Completed, Generation, MemberFailed, Output, Piece
+from workers.base import (
+    MAX_CHOICES,
+    TOKEN_DETAILS,
+    ChoiceEnd,
+    Completed,
+    Generation,
+    MemberFailed,
+    Output,
+    Piece,
+)
 from workers.calls import NO_HEAD
 from workers.errors import RequestRejected
 from workers.extra_fields import gather, unnamed
@@ -18,16 +27,6 @@ from workers.openai_completion_answer import CompletionReader
 
 ChoiceReader: TypeAlias = ChatReader | CompletionReader
 
-MAX_CHOICES = 128
-"""As many as OpenAI makes of one prompt."""
-
-_WITH_EACH_TOKEN = (
-    "logprobs",
-    "top_logprobs",
-    "prompt_logprobs",
-    "return_token_ids",
-    "return_tokens_as_token_ids",
-)
 _TOKENS = frozenset({"token_ids"})  # these come with every chunk, the rest of a choice with its last
 
 
@@ -64,7 +63,7 @@ def _one_prompt() -> CompletionReader:
 def _needs_choices(generation: Generation) -> bool:
     if not generation.params and not generation.extra_body:
         return False
-    asked = (_asked(generation, name) for name in _WITH_EACH_TOKEN)
+    asked = (_asked(generation, name) for name in TOKEN_DETAILS)
     # 0 log probabilities are those of the tokens alone.
     return choices_of(generation) > 1 or any(said is not None and said is not False for said in asked)
 

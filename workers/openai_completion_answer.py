@@ -7,7 +7,7 @@ from typing import Any
 
 from workers.base import Output, Piece
 from workers.calls import NO_HEAD
-from workers.extra_fields import take_unnamed
+from workers.extra_fields import unnamed
 from workers.finish_reasons import UNKNOWN, ended, finish_reason, later
 from workers.openai_content import IN_EVERY_CHUNK, NAMED, NAMED_IN_CHOICE, model_name, split_reasoning
 from workers.openai_errors import raise_if_error, raise_if_error_in_choice
@@ -115,8 +115,7 @@ class CompletionReader:
         raise_if_error_in_choice(choice)
         self._model = model_name(event.get("model")) or self._model
         extra = self._extra if self.total == 1 else {}
-        take_unnamed(extra, event, NAMED)
-        take_unnamed(extra, choice, NAMED_IN_CHOICE)
+        extra |= unnamed(event, NAMED) | unnamed(choice, NAMED_IN_CHOICE)
         if self.total == 1:
             self._reason = later(self._reason, reason)
             if self._reason == reason:
@@ -134,7 +133,7 @@ class CompletionReader:
         if self.total == 1:
             self._usage.add_elsewhere({}, event)
             if not event.keys() <= IN_EVERY_CHUNK:
-                take_unnamed(self._extra, event, NAMED)
+                self._extra |= unnamed(event, NAMED)
         return ()
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from scheduler.model import is_urgent
-from workers.base import Capabilities, Generation
+from workers.base import TOKEN_DETAILS, Capabilities, Generation
 
 LONG_GENERATION_TOKENS = 1024
 """A prompt that asks for more output tokens than this has a call of its own.
@@ -25,12 +25,7 @@ DEADLINE_SHARE = 0.1
 
 # These make several choices of one prompt, which a list numbers together with its members; or bring something
 # with each token, which the readers of lists do not look for; or pin one slot.
-_OWN_CALL_KEYS = frozenset(
-    {
-        *("n", "best_of", "use_beam_search", "id_slot"),
-        *("logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "top_logprobs"),
-    }
-)
+_OWN_CALL_KEYS = TOKEN_DETAILS | {"n", "best_of", "use_beam_search", "id_slot"}
 
 
 class FlushReason(StrEnum):

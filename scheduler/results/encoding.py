@@ -118,10 +118,11 @@ def encode_error(code: Any, message: str, engine_error: EngineError | None = Non
     """The JSON of a `JobError`. Invalid UTF-8 in an engine's message is replaced."""
     fields: dict[str, Any] = {"code": code if isinstance(code, str) else "unknown", "message": str(message)}
     if engine_error is not None:
-        said = zip(_SAID, (getattr(engine_error, name) for name in _FIELDS), strict=True)
-        fields |= {name: value for name, value in said if value is not None}
+        said = {
+            "status": engine_error.status,
+            "type": engine_error.type,
+            "param": engine_error.param,
+            "engine_code": engine_error.code,
+        }
+        fields |= {name: value for name, value in said.items() if value is not None}
     return encode(fields)
-
-
-_FIELDS = ("status", "type", "param", "code")
-_SAID = ("status", "type", "param", "engine_code")

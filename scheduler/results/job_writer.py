@@ -178,8 +178,7 @@ class JobWriter:
     def _gather(self) -> None:
         if self._texts or self._reasonings or self._tool_calls:
             text, reasoning = "".join(self._texts), "".join(self._reasonings)
-            if len(text) > EVENT_CHARS or len(reasoning) > EVENT_CHARS:
-                text, reasoning = self._add_long(text, reasoning)
+            text, reasoning = self._add_long(text, reasoning)
             self._add_delta(text, reasoning, self._tool_calls)
             self._texts.clear()
             self._reasonings.clear()

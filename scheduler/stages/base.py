@@ -12,12 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from scheduler.model import Source
 from scheduler.observations import AttemptWatcher
-from workers.base import Completed, Piece
+from workers.base import MAX_CHOICES, Completed, Piece
 from workers.errors import WorkerProtocolError
 from workers.extra_fields import gather
-
-MAX_CHOICES = 128
-"""The most choices that an answer may have."""
 
 
 @runtime_checkable

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scheduler.stages.base import PromptContext
+from scheduler.stages.completion import NO_DETAILS
 from workers.base import ChoiceEnd, Completed, TokenUsage
 
 _CALLED = frozenset({"function", "custom"})  # what these hold comes in pieces
 _DETAILS = TokenUsage._fields[4:]
-_NO_DETAILS = TokenUsage()[4:]
 
 
 def answer_of(context: PromptContext) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def usage_of(usage: TokenUsage) -> dict[str, Any]:
         "cached_tokens": usage.cached_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
     }
-    if usage[4:] == _NO_DETAILS:
+    if usage[4:] == NO_DETAILS:
         return counts
     details = zip(_DETAILS, usage[4:], strict=True)
     return counts | {name: said for name, said in details if said is not None}

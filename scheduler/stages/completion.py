@@ -11,7 +11,8 @@ from workers.counts import MAX_TOKENS
 from workers.finish_reasons import UNKNOWN
 
 _COUNTS = TokenUsage._fields[:7]
-_NO_DETAILS = TokenUsage()[4:]
+NO_DETAILS = TokenUsage()[4:]
+"""The end of the usage of most answers: nothing beside the usual four counts."""
 
 
 def believed(completed: Completed) -> Completed:
@@ -26,7 +27,7 @@ def believed(completed: Completed) -> Completed:
         and (model is None or type(model) is str)
         and type(usage) is TokenUsage
         and all(count is None or _is_count(count) for count in usage[:4])
-        and usage[4:] == _NO_DETAILS
+        and usage[4:] == NO_DETAILS
         and raw_finish_reason is None
         and not extra
         and not choices

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from scheduler.cli.cache import user_cache
 from scheduler.cli.children import Child, child
 from scheduler.cli.local_model import LocalModelName, open_local_model
 from scheduler.cli.local_model.server import SLOTS as LOCAL_SLOTS
@@ -25,7 +26,7 @@ START_TIMEOUT_S = 60.0
 VLLM_START_TIMEOUT_S = 300.0  # its imports alone take half a minute, longer on a busy machine
 SLOTS = 16
 PROMPTS_A_SLOT = 25
-INSTALLED = Path("prompt-scheduler", "vllm", "bin", "python")
+INSTALLED = Path("vllm", "bin", "python")
 PARAMS = {"max_tokens": 128, "temperature": 0.8}
 LOCAL_PARAMS = {"max_tokens": 48}
 
@@ -134,7 +135,7 @@ def find_vllm(environ: Mapping[str, str]) -> Path:
     """The Python that has vLLM: the one that VLLM_PYTHON names, else the one that the Makefile installs.
 
     Raises:
-        ConfigError: there is none, or the script that makes a model is missing.
+        ConfigError: there is none, or the script that makes a model is missing, or there is no cache folder.
     """
     if not SERVE_VLLM.is_file():
         raise ConfigError("--engine vllm: works only in a checkout of the project, which can make a model")
@@ -143,15 +144,11 @@ def find_vllm(environ: Mapping[str, str]) -> Path:
             return Path(named).absolute()
         problem = f"VLLM_PYTHON names {named}, which cannot be run"
     else:
-        installed = _cache(environ) / INSTALLED
+        installed = user_cache(environ) / INSTALLED
         if os.access(installed, os.X_OK):
             return installed
         problem = "VLLM_PYTHON is not set; it names the Python of an environment with vLLM"
     raise ConfigError(f"{problem}; `make demo ENGINE=vllm` installs one")
-
-
-def _cache(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def find_llama_server(environ: Mapping[str, str]) -> tuple[Path, Path] | None:

