@@ -15,6 +15,7 @@ from workers.base import (
     Piece,
     TokenUsage,
 )
+from workers.embedding import Embedded, EmbeddingTask, EmbeddingWorker
 from workers.errors import (
     AnswerTooLong,
     ContextOverflow,
@@ -32,6 +33,7 @@ from workers.errors import (
     WorkerUnavailable,
 )
 from workers.registry import known_backends, make_worker
+from workers.rerank import Reranked, RerankTask, RerankWorker, Score
 
 __all__ = [
     "AnswerTooLong",
@@ -39,6 +41,9 @@ __all__ = [
     "ChoiceEnd",
     "Completed",
     "ContextOverflow",
+    "Embedded",
+    "EmbeddingTask",
+    "EmbeddingWorker",
     "EndpointConfig",
     "EngineError",
     "Generation",
@@ -51,6 +56,10 @@ __all__ = [
     "Output",
     "Piece",
     "RequestRejected",
+    "RerankTask",
+    "RerankWorker",
+    "Reranked",
+    "Score",
     "TokenUsage",
     "UnknownBackend",
     "WorkerAuthError",

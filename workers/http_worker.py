@@ -97,7 +97,7 @@ class HttpWorker:
             WorkerError: the call failed, was cut off, or its answer is malformed.
         """
         attempts = Attempts(body, self.optional)
-        headers = self._request_headers(generation)
+        headers = self.request_headers(generation.request_id)
         joiner = SurrogateJoiner()
         again = True
         said_done = False
@@ -143,8 +143,8 @@ class HttpWorker:
         Raises:
             WorkerError: the call failed, or its answer is malformed.
         """
-        answer = await _posted(
-            self.endpoint, path, Attempts(body, self.optional), self._request_headers(generation)
+        answer = await post_body(
+            self.endpoint, path, Attempts(body, self.optional), self.request_headers(generation.request_id)
         )
         try:
             parts = tuple(events(answer))
@@ -156,9 +156,9 @@ class HttpWorker:
         if reader.missing:
             raise self.endpoint.cut_off(reader.missing, reader.total)
 
-    def _request_headers(self, generation: Generation) -> dict[str, str]:
+    def request_headers(self, value: str) -> dict[str, str]:
         """The header with the id of a request; none if the id cannot stand in a header."""
-        name, value = self.request_id_header, generation.request_id
+        name = self.request_id_header
         if not name or not value or len(value) > _MAX_ID_CHARS:
             return {}
         return {name: value} if value.isascii() and value.isprintable() else {}
@@ -215,9 +215,14 @@ def _read(endpoint: HttpEndpoint, reader: AnswerReader, event: Mapping[str, Any]
         raise endpoint.malformed() from None
 
 
-async def _posted(
+async def post_body(
     endpoint: HttpEndpoint, path: str, attempts: Attempts, headers: Mapping[str, str] | None
 ) -> Any:
+    """POST a body, and again without the field that the server refuses, if it can do without.
+
+    Raises:
+        WorkerError: the call failed.
+    """
     while True:
         try:
             answer = await endpoint.post(path, attempts.body, headers=headers)

@@ -28,7 +28,14 @@ from workers.base import (
 )
 from workers.calls import NO_HEAD, refuse_tools, set_parameters
 from workers.counts import token_count
-from workers.errors import RequestRejected, WorkerError, WorkerOverloaded, WorkerUnavailable
+from workers.errors import (
+    ContextOverflow,
+    ModelNotFound,
+    RequestRejected,
+    WorkerError,
+    WorkerOverloaded,
+    WorkerUnavailable,
+)
 from workers.finish_reasons import UNKNOWN
 from workers.headers import bearer
 from workers.http import HttpEndpoint
@@ -82,6 +89,8 @@ _REQUEST_WORDS = (
     "[json.exception.type_error.302]",  # a field of another type
     "[json.exception.out_of_range.403]",  # a field that is missing
 )
+# It was started without --embeddings or --reranking: another endpoint may do this kind of work.
+_START_IT_WITH = "Start it with"
 _OURS = OURS | {"response_fields"}
 _COUNTS = ("n", "n_cmpl")
 
@@ -98,17 +107,8 @@ class LlamaCppWorker(EngineWorker):
 
     def __init__(self, config: EndpointConfig) -> None:
         refuse_unknown_options(config, ())
-        endpoint = HttpEndpoint(
-            config,
-            engine="llama.cpp",
-            base_url=check_base_url(config.base_url).removesuffix("/v1"),
-            # The server closes the connection after a stream, whatever its Keep-Alive says, and a call that
-            # reuses it just before would fail.
-            headers={"Connection": "close", **bearer(config)},
-            translate=_error_class,
-        )
         optional = OptionalFields("response_fields", "stream_options")
-        super().__init__(endpoint, model=config.model, optional=optional)
+        super().__init__(llama_cpp_endpoint(config), model=config.model, optional=optional)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -247,11 +247,30 @@ def _json_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any]
     return schema or {"type": "object"}
 
 
+def llama_cpp_endpoint(config: EndpointConfig) -> HttpEndpoint:
+    """The endpoint of a llama-server. `base_url` as for `LlamaCppWorker`.
+
+    Raises:
+        WorkerConfigError: the URL or the key is wrong.
+    """
+    return HttpEndpoint(
+        config,
+        engine="llama.cpp",
+        base_url=check_base_url(config.base_url).removesuffix("/v1"),
+        # The server closes the connection after a stream, whatever its Keep-Alive says, and a call that
+        # reuses it just before would fail.
+        headers={"Connection": "close", **bearer(config)},
+        translate=_error_class,
+    )
+
+
 def _error_class(refusal: Refusal) -> type[WorkerError]:
     if refusal.kind == "unavailable_error":  # 503 while the model is loading; llama-server has no other
         return WorkerUnavailable
     if refusal.kind == "not_supported_error":  # 501
-        return RequestRejected
+        return ModelNotFound if _START_IT_WITH in refusal.words else RequestRejected
+    if refusal.kind == "server_error" and "is too large to process" in refusal.words:
+        return ContextOverflow  # an input to embed must fit one physical batch
     if refusal.kind == "server_error" and refusal.words.startswith("Context size has been exceeded"):
         return WorkerOverloaded  # all slots together have filled the cache; the prompt may fit by itself
     if refusal.kind == "server_error" and any(words in refusal.words for words in _REQUEST_WORDS):

@@ -11,33 +11,20 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import httpx
-
 from workers.base import Capabilities, EndpointConfig, Generation, Health, Output
 from workers.calls import refuse_chats_in_a_list, refuse_tools, set_parameters, whole
 from workers.errors import WorkerConfigError
-from workers.headers import bearer, check_key, has_credentials
-from workers.http import HttpEndpoint
 from workers.http_worker import HttpWorker
-from workers.network import check_base_url, is_loopback
 from workers.openai_choices import chat_reader, completion_reader
+from workers.openai_endpoint import is_azure, is_openai, openai_endpoint
 from workers.openai_wire import OURS, chat_body, completion_body
 from workers.optional_fields import OptionalFields
-from workers.options import flag_option, refuse_unknown_options, text_option
+from workers.options import flag_option, refuse_unknown_options
 
-BASE_URL = "https://api.openai.com/v1"
 OPTIONS = ("completions", "lists", "organization", "project", "stream_options")
 
 _CHAT = "/chat/completions"
 _COMPLETION = "/completions"
-_OPENAI_HOSTS = (".api.openai.com",)  # also eu.api.openai.com
-# Source: https://learn.microsoft.com/azure/ai-foundry/foundry-models/concepts/endpoints
-_AZURE_HOSTS = tuple(
-    f".{service}.{cloud}"
-    for service in ("openai", "cognitiveservices", "services.ai")
-    for cloud in ("azure.com", "azure.us", "azure.cn")
-)
-_AZURE_PATH = "/openai/v1"
 _OPENAI_CHAT_NAMES = {"max_tokens": "max_completion_tokens"}  # their newer models refuse the old name
 # Proxies to them refuse the old name, others the newer one.
 _SYNONYMS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
@@ -64,16 +51,9 @@ class OpenAIWorker(HttpWorker):
         if self._lists and not self._completions:
             raise WorkerConfigError("options.lists: needs completions = true; a chat takes no list")
         self._stream_options = flag_option(config, "stream_options", default=True)
-        base_url = _base_url(config)
-        config = replace(config, api_key=_api_key(config, base_url))
-        self._azure = _is_azure(base_url)
-        self._chat_names = _OPENAI_CHAT_NAMES if _is_openai(base_url) else {}
-        endpoint = HttpEndpoint(
-            config,
-            engine="openai",
-            base_url=base_url,
-            headers={**(_azure_key if self._azure else bearer)(config), **_account(config, base_url)},
-        )
+        endpoint = openai_endpoint(config)
+        self._azure = is_azure(endpoint.url)
+        self._chat_names = _OPENAI_CHAT_NAMES if is_openai(endpoint.url) else {}
         optional = OptionalFields("stream_options", synonyms=_SYNONYMS)
         super().__init__(endpoint, model=config.model, optional=optional)
 
@@ -111,59 +91,3 @@ class OpenAIWorker(HttpWorker):
         if not self._stream_options:
             del body["stream_options"]
         set_parameters(body, generation, names=names, ours=OURS, counts=())
-
-
-def _base_url(config: EndpointConfig) -> str:
-    base_url = config.base_url or config.environ.get("OPENAI_BASE_URL") or BASE_URL
-    base_url = check_base_url(base_url)
-    if httpx.URL(base_url).path.strip("/"):
-        return base_url
-    return base_url + (_AZURE_PATH if _is_azure(base_url) else "/v1")
-
-
-def _api_key(config: EndpointConfig, base_url: str) -> str | None:
-    """The key of `api_key_env`, or OpenAI's or Azure's own key if this server may have it.
-
-    Raises:
-        WorkerConfigError: OpenAI needs a key, and there is none.
-    """
-    if config.api_key:
-        return config.api_key
-    if has_credentials(config):
-        return None
-    variables = ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY") if _is_azure(base_url) else ("OPENAI_API_KEY",)
-    keys = map(config.environ.get, variables if _may_have_openais_key(config, base_url) else ())
-    if key := next(filter(None, keys), None):
-        return key
-    if _is_openai(base_url):
-        raise WorkerConfigError(
-            f"api_key_env: OpenAI needs a key; set {variables[0]}, or name another variable in api_key_env"
-        )
-    return None
-
-
-def _azure_key(config: EndpointConfig) -> dict[str, str]:
-    """Azure's own header, which more of its hosts and versions accept than a bearer token."""
-    return {"api-key": check_key(config.api_key)} if config.api_key else {}
-
-
-def _account(config: EndpointConfig, base_url: str) -> dict[str, str]:
-    environ = config.environ if _may_have_openais_key(config, base_url) else {}
-    ids = {
-        "OpenAI-Organization": text_option(config, "organization") or environ.get("OPENAI_ORG_ID"),
-        "OpenAI-Project": text_option(config, "project") or environ.get("OPENAI_PROJECT_ID"),
-    }
-    return {name: value for name, value in ids.items() if value}
-
-
-def _may_have_openais_key(config: EndpointConfig, base_url: str) -> bool:
-    # If the settings name another provider, it must not get OpenAI's key.
-    return not config.base_url or _is_openai(base_url) or is_loopback(httpx.URL(base_url).host)
-
-
-def _is_openai(base_url: str) -> bool:
-    return f".{httpx.URL(base_url).host}".endswith(_OPENAI_HOSTS) or _is_azure(base_url)
-
-
-def _is_azure(base_url: str) -> bool:
-    return f".{httpx.URL(base_url).host}".endswith(_AZURE_HOSTS)

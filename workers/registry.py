@@ -14,7 +14,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from workers.base import EndpointConfig, GenerationWorker, ModelWorker
+from workers.embedding import EmbeddingWorker
 from workers.errors import UnknownBackend, WorkerConfigError
+from workers.rerank import RerankWorker
 
 _OURS = frozenset({"scheduler", "workers"})
 
@@ -25,11 +27,14 @@ class Registry(Generic[WorkerT]):
     """The backends that do one kind of work.
 
     `port` is the protocol of their workers, `group` the entry point group of installed packages, and
-    `built_in` maps the names of our own backends to `module:name`.
+    `built_in` maps the names of our own backends to `module:name`. `does` says in errors what they do.
     """
 
-    def __init__(self, port: type[WorkerT], *, group: str, built_in: Mapping[str, str]) -> None:
+    def __init__(
+        self, port: type[WorkerT], *, group: str, built_in: Mapping[str, str], does: str = ""
+    ) -> None:
         self.group = group
+        self._does = does
         self._port = port
         self._built_in = built_in
 
@@ -67,7 +72,7 @@ class Registry(Generic[WorkerT]):
         near = difflib.get_close_matches(backend.lower().replace("-", "_").replace(".", "_"), known, n=1)
         hint = f"did you mean {near[0]!r}? There" if near else "there"
         return (
-            f"backend: no model worker is called {backend!r}; {hint} are {', '.join(known)}; "
+            f"backend: no model worker{self._does} is called {backend!r}; {hint} are {', '.join(known)}; "
             f"a package adds its own with the entry point group {self.group}"
         )
 
@@ -84,6 +89,32 @@ GENERATION = Registry(
     },
 )
 """The backends that generate text."""
+
+EMBEDDING = Registry(
+    EmbeddingWorker,  # type: ignore[type-abstract]  # as above
+    group="prompt_scheduler.embedding_workers",
+    built_in={
+        "echo": "workers.echo_kinds:EchoEmbeddingWorker",
+        "llama_cpp": "workers.llama_cpp_kinds:LlamaCppEmbeddingWorker",
+        "openai": "workers.openai_kinds:OpenAIEmbeddingWorker",
+        "vllm": "workers.vllm_kinds:VllmEmbeddingWorker",
+    },
+    does=" that embeds",
+)
+"""The backends that turn text into vectors."""
+
+RERANK = Registry(
+    RerankWorker,  # type: ignore[type-abstract]  # as above
+    group="prompt_scheduler.rerank_workers",
+    built_in={
+        "echo": "workers.echo_kinds:EchoRerankWorker",
+        "llama_cpp": "workers.llama_cpp_kinds:LlamaCppRerankWorker",
+        "openai": "workers.openai_kinds:OpenAIRerankWorker",
+        "vllm": "workers.vllm_kinds:VllmRerankWorker",
+    },
+    does=" that reranks",
+)
+"""The backends that order documents by their relevance to a query."""
 
 
 def known_backends() -> tuple[str, ...]:

@@ -66,15 +66,8 @@ class VllmWorker(EngineWorker):
         self._try_priority = flag_option(config, "try_priority", default=True)
         self._stream_options = flag_option(config, "stream_options", default=True)
         self._respects_priority: bool | None = None
-        config = replace(config, api_key=config.api_key or config.environ.get("VLLM_API_KEY"))
-        endpoint = HttpEndpoint(
-            config,
-            engine="vllm",
-            base_url=check_base_url(config.base_url).removesuffix("/v1"),
-            headers=bearer(config),
-        )
         optional = OptionalFields("stream_options", "return_token_ids", "priority")
-        super().__init__(endpoint, model=config.model, optional=optional)
+        super().__init__(vllm_endpoint(config), model=config.model, optional=optional)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -140,6 +133,21 @@ class VllmWorker(EngineWorker):
                 self.endpoint, model=self.model or models[0], load=self.load
             )
         return (NO_PRIORITIES,) if self._respects_priority is False else ()
+
+
+def vllm_endpoint(config: EndpointConfig) -> HttpEndpoint:
+    """The endpoint of a vLLM server. `base_url` and key as for `VllmWorker`.
+
+    Raises:
+        WorkerConfigError: the URL or the key is wrong.
+    """
+    config = replace(config, api_key=config.api_key or config.environ.get("VLLM_API_KEY"))
+    return HttpEndpoint(
+        config,
+        engine="vllm",
+        base_url=check_base_url(config.base_url).removesuffix("/v1"),
+        headers=bearer(config),
+    )
 
 
 def _alone(answer: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

@@ -1,0 +1,47 @@
+"""Embeddings and rerank of a llama-server that was started with `--embeddings` or `--reranking`.
+
+An input has to fit one physical batch (`--ubatch-size`, 512 tokens by default). A longer one is refused as
+`ContextOverflow`.
+
+Source: tools/server/README.md of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from workers.base import EndpointConfig, Health
+from workers.embedding_calls import EmbeddingCalls
+from workers.errors import RequestRejected, WorkerError
+from workers.http_worker import HttpWorker
+from workers.llama_cpp import llama_cpp_endpoint
+from workers.optional_fields import OptionalFields
+from workers.options import refuse_unknown_options
+from workers.rerank_calls import RerankCalls
+
+
+class _LlamaServer(HttpWorker):
+    def __init__(self, config: EndpointConfig) -> None:
+        refuse_unknown_options(config, ())
+        super().__init__(
+            llama_cpp_endpoint(config), model=config.model, optional=OptionalFields("encoding_format")
+        )
+
+    async def health(self) -> Health:
+        """Ready when the model is loaded and the server accepts the key."""
+        try:
+            await self.endpoint.get("/health")
+            models = await self.models()
+            with suppress(RequestRejected):  # a proxy does not pass it on
+                await self.endpoint.get("/props")  # unlike the others it needs the key
+        except WorkerError as error:
+            return Health(ready=False, detail=str(error))
+        return Health(ready=True, models=models, warnings=self.optional.warnings)
+
+
+class LlamaCppEmbeddingWorker(_LlamaServer, EmbeddingCalls):
+    """Embeds at one llama-server; `base_url` as for `LlamaCppWorker`. It takes no options."""
+
+
+class LlamaCppRerankWorker(_LlamaServer, RerankCalls):
+    """Reranks at one llama-server; `base_url` as for `LlamaCppWorker`. It takes no options."""
