@@ -197,9 +197,20 @@ class TestEdgesOnServers(OnServers, EdgesContract):
     pass
 
 
-class TestExactOnServers(OnServers, ExactContract):
+class OnValkey(OnQueue):
+    """Counts and bounds are the scripts' own: they need a real server, and not each version."""
+
+    @pytest.fixture
+    async def queue(self, valkey_url: str) -> AsyncIterator[PromptQueue]:
+        async with Redis.from_url(valkey_url) as redis:
+            queue = PromptQueue(redis, "real")
+            await queue.load()
+            yield queue
+
+
+class TestExactOnValkey(OnValkey, ExactContract):
     pass
 
 
-class TestBoundsOnServers(OnServers, BoundsContract):
+class TestBoundsOnValkey(OnValkey, BoundsContract):
     pass

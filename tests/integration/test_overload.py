@@ -25,7 +25,7 @@ CLIENTS, EACH, BOUND = 50, 40, 500
 
 async def flood(url: str, when_full: str, *, priorities: bool = False) -> list[Job | SchedulerError]:
     """What fifty clients get who enqueue two thousand jobs at the same time into a queue of five hundred."""
-    settings = settings_of(block_timeout_s=0.5)
+    settings = settings_of(block_timeout_s=0.1)
     async with AsyncExitStack() as stack:
         queue = (await stack.enter_async_context(AsyncClient(url, settings=settings))).queue
         await QueueDriver(queue).configure(max_waiting=BOUND, when_full=when_full)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import socket
 import subprocess
 import sys
 import tokenize
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from tokenize import COMMENT
@@ -79,6 +80,9 @@ def modules(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.py"))
 
 
+OURS_THAT_RUNS = (*modules(SCHEDULER), *modules(WORKERS))
+
+
 @cache
 def imports(path: Path) -> frozenset[str]:
     """Dotted names that a module imports, anywhere in it; those only for type checkers included."""
@@ -111,22 +115,29 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def breaches(paths: Iterable[Path], banned: Callable[[Path], Iterable[str]]) -> dict[str, list[str]]:
+    """What each of some files has that it may not have; files that have nothing of it are left out."""
+    found = {relative(path): sorted(banned(path)) for path in paths}
+    return {path: names for path, names in found.items() if names}
+
+
 def test_every_part_of_the_scheduler_has_its_layer() -> None:
     parts = {part(path) for path in modules(SCHEDULER)} - {"__init__"}
     assert parts == ALL
 
 
-@pytest.mark.parametrize("path", modules(SCHEDULER), ids=relative)
-def test_imports_in_the_scheduler_point_one_way(path: Path) -> None:
-    if part(path) == "__init__":
-        return
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("scheduler.")}
-    assert (used & ALL) - allowed(part(path)) == set()
+def test_imports_in_the_scheduler_point_one_way() -> None:
+    def upward(path: Path) -> set[str]:
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("scheduler.")}
+        return (used & ALL) - allowed(part(path))
+
+    paths = [path for path in modules(SCHEDULER) if part(path) != "__init__"]
+    assert breaches(paths, upward) == {}
 
 
-@pytest.mark.parametrize("path", modules(WORKERS), ids=relative)
-def test_workers_know_nothing_of_the_scheduler(path: Path) -> None:
-    assert top_levels(path) & {"scheduler", "redis", "arq", "valkey"} == set()
+def test_workers_know_nothing_of_the_scheduler() -> None:
+    banned = {"scheduler", "redis", "arq", "valkey"}
+    assert breaches(modules(WORKERS), lambda path: top_levels(path) & banned) == {}
 
 
 @pytest.mark.parametrize("path", modules(ROOT / "_prompt_scheduler"), ids=relative)
@@ -142,35 +153,34 @@ def test_entry_points_import_nothing_of_ours_before_they_have_looked_whose_it_is
     assert {name.split(".")[0] for name in at_import - ours} <= sys.stdlib_module_names | {"pytest"}
 
 
-@pytest.mark.parametrize("path", modules(SCHEDULER), ids=relative)
-def test_arq_is_known_to_the_worker_process_alone(path: Path) -> None:
-    if part(path) not in {"host", "cli", "testing"}:
-        assert "arq" not in top_levels(path)
+def test_arq_is_known_to_the_worker_process_alone() -> None:
+    paths = [path for path in modules(SCHEDULER) if part(path) not in {"host", "cli", "testing"}]
+    assert breaches(paths, lambda path: top_levels(path) & {"arq"}) == {}
 
 
-@pytest.mark.parametrize("path", [*modules(SCHEDULER), *modules(WORKERS)], ids=relative)
-def test_core_never_imports_metrics(path: Path) -> None:
-    if path.is_relative_to(SCHEDULER / "telemetry"):
-        return
-    assert top_levels(path) & {"prometheus_client", "opentelemetry"} == set()
+def test_core_never_imports_metrics() -> None:
+    paths = [path for path in OURS_THAT_RUNS if not path.is_relative_to(SCHEDULER / "telemetry")]
+    banned = {"prometheus_client", "opentelemetry"}
+    assert breaches(paths, lambda path: top_levels(path) & banned) == {}
 
 
-@pytest.mark.parametrize("path", [*modules(SCHEDULER), *modules(WORKERS)], ids=relative)
-def test_one_module_listens_for_http(path: Path) -> None:
-    if path != SCHEDULER / "http_server.py":
-        assert "uvicorn" not in top_levels(path)
+def test_one_module_listens_for_http() -> None:
+    using = [relative(path) for path in OURS_THAT_RUNS if "uvicorn" in top_levels(path)]
+    assert using == ["scheduler/http_server.py"]
 
 
-@pytest.mark.parametrize("path", modules(SCHEDULER / "batching"), ids=relative)
-def test_batching_does_no_input_or_output(path: Path) -> None:
-    assert top_levels(path) & {"redis", "httpx", "socket"} == set()
+def test_batching_does_no_input_or_output() -> None:
+    banned = {"redis", "httpx", "socket"}
+    assert breaches(modules(SCHEDULER / "batching"), lambda path: top_levels(path) & banned) == {}
 
 
-@pytest.mark.parametrize("path", [*modules(SCHEDULER), *sorted(LUA.rglob("*.lua"))], ids=relative)
-def test_keys_are_spelled_in_one_file(path: Path) -> None:
-    if path == SCHEDULER / "queue" / "keys.py":
-        return
-    assert re.search(r"""["']ps:""", path.read_text(encoding="utf-8")) is None
+def test_keys_are_spelled_in_one_file() -> None:
+    spelling = [
+        relative(path)
+        for path in (*modules(SCHEDULER), *sorted(LUA.rglob("*.lua")))
+        if re.search(r"""["']ps:""", path.read_text(encoding="utf-8"))
+    ]
+    assert spelling == ["scheduler/queue/keys.py"]
 
 
 # A call site is named after its script, but for what callers know under another name.
@@ -247,27 +257,29 @@ def import_alone(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("path", [*modules(SCHEDULER), *modules(WORKERS)], ids=str)
-def test_nothing_is_read_that_could_run_code(path: Path) -> None:
+def test_nothing_is_read_that_could_run_code() -> None:
     """No pickle anywhere: whoever can write to Redis must not be able to run code in a worker process."""
     banned = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
-    assert not banned & {name.split(".")[0] for name in imports(path)}
+    assert breaches(OURS_THAT_RUNS, lambda path: top_levels(path) & banned) == {}
 
 
 IGNORED_WITH_REASON = re.compile(r"# (noqa: [A-Z]+\d+(, ?[A-Z]+\d+)*  |type: ignore\[[a-z, -]+\]  # )\S")
 OURS = ("scheduler", "workers", "_prompt_scheduler", "benchmarks", "tests", "docs", "examples", "deploy")
 
 
-@pytest.mark.parametrize(
-    "path", sorted(path for folder in OURS for path in (ROOT / folder).rglob("*.py")), ids=relative
-)
-def test_each_check_that_is_ignored_has_its_reason(path: Path) -> None:
-    with tokenize.open(path) as file:
-        comments = [
-            token.string for token in tokenize.generate_tokens(file.readline) if token.type == COMMENT
-        ]
+def test_each_check_that_is_ignored_has_its_reason() -> None:
+    paths = [path for folder in OURS for path in modules(ROOT / folder)]
+    assert breaches(paths, ignored_without_reason) == {}
+
+
+def ignored_without_reason(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    if "# noqa" not in text and "# type: ignore" not in text:
+        return []
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [token.string for token in tokens if token.type == COMMENT]
     ignored = [comment for comment in comments if re.match(r"# (noqa|type: ignore)", comment)]
-    assert [comment for comment in ignored if not IGNORED_WITH_REASON.match(comment)] == []
+    return [comment for comment in ignored if not IGNORED_WITH_REASON.match(comment)]
 
 
 def undocumented(path: Path) -> Iterator[str]:
@@ -286,13 +298,10 @@ def is_literal(node: ast.stmt | None) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [*modules(SCHEDULER / "model"), *modules(SCHEDULER / "settings"), SCHEDULER / "queue" / "reports.py"],
-    ids=relative,
-)
-def test_each_field_of_a_public_model_is_documented(path: Path) -> None:
-    assert list(undocumented(path)) == []
+def test_each_field_of_a_public_model_is_documented() -> None:
+    reports = SCHEDULER / "queue" / "reports.py"
+    paths = [*modules(SCHEDULER / "model"), *modules(SCHEDULER / "settings"), reports]
+    assert breaches(paths, undocumented) == {}
 
 
 def test_import_reads_no_settings_and_opens_no_connection() -> None:
@@ -336,13 +345,7 @@ def dependencies() -> list[str]:
     return sorted(names - {"prompt-scheduler"})
 
 
-@pytest.mark.parametrize("package", dependencies())
-def test_document_says_why_there_is(package: str) -> None:
-    text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
-    assert re.search(rf"\| `{re.escape(package)}(\[\w+\])?` \|", text)
-
-
-def test_document_names_no_dependency_that_is_gone() -> None:
+def test_document_says_why_each_dependency_is_there_and_names_none_that_is_gone() -> None:
     text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     named = [re.match(r"\| (?:`\w+` \| )?`([\w-]+)(?:\[\w+\])?` \|", row) for row in rows]
