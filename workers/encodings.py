@@ -18,7 +18,11 @@ def unreadable_encoding(response: httpx.Response) -> str | None:
 
 def decoded(response: httpx.Response) -> AsyncIterator[bytes]:
     """The body as it arrives, decompressed."""
-    return response.aiter_bytes() if _encodings(response) & _READABLE else response.aiter_raw()
+    if _encodings(response) & _READABLE:
+        return response.aiter_bytes()
+    # A direct connection's own body, without httpx's layers.
+    body = response.extensions.get("body")
+    return response.aiter_raw() if body is None else aiter(body)
 
 
 def _encodings(response: httpx.Response) -> set[str]:

@@ -32,7 +32,7 @@ from workers.headers import own_headers, secrets_of
 from workers.network import check_base_url, proxy_of
 from workers.refusals import Refusal, Translator, error_class, json_of, read_refusal, refusal_in_answer
 from workers.time_limits import TimeLimit, TimeLimits, now
-from workers.transport import CONNECT_TIMEOUT_S, KEEPALIVE_S, client_factory, send
+from workers.transport import CONNECT_TIMEOUT_S, KEEPALIVE_S, client_factory
 
 PROBE_TIMEOUT_S = 5.0
 MAX_ERROR_BYTES = 64 * 1024
@@ -200,7 +200,7 @@ class HttpEndpoint:
     ) -> httpx.Response:
         try:
             async with asyncio.timeout_at(limit.at):
-                return await send(client, request)
+                return await client.send(request, stream=True)
         except TimeoutError:
             raise self.timed_out(limit) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:

@@ -1,12 +1,14 @@
-"""How a request goes out: the HTTP client of one connection, and sending again on a fresh connection."""
+"""How requests go out: HTTP clients of one connection each."""
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 
+from workers.http1 import Http1Transport
 from workers.network import ProxyRoute, tls_context
 
 CONNECT_TIMEOUT_S = 5.0
@@ -31,57 +33,68 @@ def client_factory(
     query = dict(query)
 
     def make() -> httpx.AsyncClient:
-        transport = _Transport(
-            query=query,
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=KEEPALIVE_S),
-            verify=tls,
-            proxy=proxy and proxy.proxy,
-            trust_env=False,
-        )
+        transport = _direct(tls) if proxy is None else _ProxyTransport(proxy.proxy, tls)
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
         return httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=timeout, transport=transport, trust_env=False
+            base_url=url,
+            headers=headers,
+            timeout=timeout,
+            transport=_WithQuery(transport, query) if query else transport,
+            trust_env=False,
         )
 
     return make
 
 
-async def send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-    """Send a request; send it again if the server had closed the idle connection it went to.
+def _direct(tls: ssl.SSLContext) -> httpx.AsyncBaseTransport:
+    return Http1Transport(tls=tls, keepalive_s=KEEPALIVE_S)
 
-    On a new connection a request is sent once.
+
+class _ProxyTransport(httpx.AsyncHTTPTransport):
+    """One connection through a proxy.
+
+    A request is sent again if the server had closed the idle connection it went to. On a new connection it is
+    sent once.
     """
-    while True:
-        route = _Route()
-        request.extensions["trace"] = route
-        try:
-            return await client.send(request, stream=True)
-        except (httpx.NetworkError, httpx.RemoteProtocolError):
-            if not route.used_before:
-                raise
+
+    def __init__(self, proxy: httpx.Proxy, tls: ssl.SSLContext) -> None:
+        limits = httpx.Limits(max_connections=1, keepalive_expiry=KEEPALIVE_S)
+        super().__init__(proxy=proxy, verify=tls, limits=limits, trust_env=False)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        while True:
+            request.extensions["trace"] = way = _Way()
+            try:
+                return await super().handle_async_request(request)
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                if not way.used_before:
+                    raise
 
 
-class _Transport(httpx.AsyncHTTPTransport):
+class _WithQuery(httpx.AsyncBaseTransport):
     """Adds the endpoint's query on the way out: httpx logs URLs, and the query may hold a secret."""
 
-    def __init__(self, *, query: Mapping[str, str], **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, transport: httpx.AsyncBaseTransport, query: Mapping[str, str]) -> None:
+        self._transport = transport
         self._query = query
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if self._query:
-            url = request.url.copy_merge_params(self._query)
-            request = httpx.Request(
+        url = request.url.copy_merge_params(self._query)
+        return await self._transport.handle_async_request(
+            httpx.Request(
                 request.method,
                 url,
                 headers=request.headers,
                 stream=request.stream,
                 extensions=request.extensions,
             )
-        return await super().handle_async_request(request)
+        )
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
 
 
-class _Route:
+class _Way:
     """Notes on what connection a request went. httpcore calls it for each step of its work."""
 
     def __init__(self) -> None:
