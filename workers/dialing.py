@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -66,9 +66,7 @@ async def _first(
                 tried.append(asyncio.create_task(open_one(untried.pop(0))))
                 waiting.add(tried[-1])
             limit_s = NEXT_ADDRESS_S if untried else None
-            done, waiting = await asyncio.wait(
-                waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, waiting = await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 if task.exception() is None:
                     tried.remove(task)

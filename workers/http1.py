@@ -50,12 +50,14 @@ class Http1Transport(httpx.AsyncBaseTransport):
         """
         message = _encoded(request, await request.aread())
         kept, self._connection = self._connection, None
-        if kept is not None and kept.usable(self._keepalive_s):
-            try:
-                return await self._exchange(kept, message)
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                if kept.heard:
-                    raise
+        if kept is not None:
+            if kept.usable(self._keepalive_s):
+                try:
+                    return await self._exchange(kept, message)
+                except (httpx.NetworkError, httpx.RemoteProtocolError):
+                    if kept.heard:
+                        raise
+            kept.abort()
         return await self._exchange(await self._connect(request), message)
 
     async def aclose(self) -> None:
@@ -242,9 +244,7 @@ class IncomingResponse(httpx.AsyncByteStream):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except HttpParserUpgrade:
-            self._fail(httpx.RemoteProtocolError("the server switches to another protocol"))
-        except HttpParserError as error:
+        except (HttpParserError, HttpParserUpgrade) as error:
             self._fail(httpx.RemoteProtocolError(f"the server does not speak HTTP/1.1 ({error})"))
         if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(httpx.RemoteProtocolError(f"the head has more than {MAX_HEAD_BYTES:,} bytes"))
@@ -297,7 +297,9 @@ class IncomingResponse(httpx.AsyncByteStream):
         if self._has_head or self._parser is None:
             return
         self.status = self._parser.get_status_code()
-        if self.status > _LAST_INTERIM or self.status == _SWITCHING_PROTOCOLS:
+        if self.status == _SWITCHING_PROTOCOLS:
+            self._fail(httpx.RemoteProtocolError("the server switches to another protocol"))
+        elif self.status > _LAST_INTERIM:
             self._has_head = True
             self._wake()
 
