@@ -13,7 +13,7 @@ from scheduler.queue.limits import RateLimit
 from scheduler.queue.records import Conflict, Enqueued
 from tests.contracts.limits_contract import THREE, acme_job, hold, open_gate, states
 from tests.contracts.queue_contract import ENDS_WITHOUT_RESULT, OnQueue, reach
-from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, event, new_job
+from tests.contracts.queue_driver import LANE, LEASE_MS, QueueDriver, audit, event, new_job
 from tests.contracts.suspects_contract import make_suspects
 
 AGING_US = 30_000_000
@@ -106,6 +106,16 @@ class EdgesContract(OnQueue):
         assert [one["type"] for one in await q.events("a", (job.token, 2))] == ["done"]
         assert await q.events("a", (job.token, 3)) == []
 
+    async def test_a_replay_from_the_beginning_of_an_attempt_leaves_the_earlier_ones_out(
+        self, q: QueueDriver
+    ) -> None:
+        first = await q.running("a")
+        await q.publish(first, "x")
+        await q.give_back(first, seq=2)
+        again = await q.claim()
+        await q.publish(again, "y")
+        assert [one["id"] for one in await q.events("a", (again.token, 0))] == [f"{again.token}-1"]
+
     async def test_a_replay_that_has_just_all_events_goes_on_to_the_end(self, q: QueueDriver) -> None:
         job = await q.running("a")
         await q.publish(job, *"abc")
@@ -148,6 +158,20 @@ class EdgesContract(OnQueue):
         kept = (await q.record("a"))["y"]
         assert 8192 - 40 < len(kept) <= 8192
         assert [entry[0] for entry in await q.history("a")][:4] == [0, 1, 2, 3]
+
+    async def test_an_end_that_broke_off_half_way_is_finished_when_it_comes_again(
+        self, q: QueueDriver
+    ) -> None:
+        job = await q.running("a", key="K", deadline_ms=60_000)
+        record = q.queue.keys.of("record", "a")
+        await q.redis.hset(record, mapping={"s": "done", "e": await q.now_ms(), "z": 1})
+        assert await q.finish(job)
+        assert await q.redis.pttl(record) > 0
+        assert await q.owner("K") is None
+        await audit(q.queue)
+        counted = (await q.meta())["t:done"]
+        assert await q.finish(job)
+        assert (await q.meta())["t:done"] == counted, "once more changes nothing"
 
     # Claims that come again
 
@@ -291,6 +315,16 @@ class EdgesContract(OnQueue):
         )
         assert (await q.tick()).forgotten == 3
         assert await q.redis.zrange(finished, 0, -1) == [b"new"]
+
+    async def test_who_does_not_lead_asks_again_when_the_leader_may_be_gone_and_not_at_once(
+        self, q: QueueDriver
+    ) -> None:
+        await q.tick("w1")
+        for left_ms, next_ms in ((10, 50), (60_000, 60_000)):
+            await q.redis.pexpire(q.queue.keys.fixed("leader"), left_ms)
+            report = await q.tick("w2")
+            assert next_ms - 1000 < report.next_ms <= next_ms
+            assert report.next_ms >= 50
 
     async def test_lanes_are_looked_after_32_at_once(self, q: QueueDriver) -> None:
         await q.redis.sadd(q.queue.keys.fixed("lanes"), *[f"lane{n}" for n in range(40)])

@@ -19,7 +19,6 @@ from tests.contracts.queue_driver import (
     LANE,
     LEASE_MS,
     QueueDriver,
-    audit,
     deltas,
     ending,
     event,
@@ -251,20 +250,6 @@ class ExtremesContract(OnQueue):
         jobs = (await q.claim_all(40)).jobs
         await q.queue.write(endings=[ending(job, used_tokens=2**64) for job in jobs])
         assert 0 < await q.redis.pttl(q.queue.keys.of("bucket", f"t:{TENANT}")) <= 86_400_000
-
-    async def test_an_end_that_broke_off_half_way_is_finished_when_it_comes_again(
-        self, q: QueueDriver
-    ) -> None:
-        job = await q.running("a", key="K", deadline_ms=60_000)
-        record = q.queue.keys.of("record", "a")
-        await q.redis.hset(record, mapping={"s": "done", "e": await q.now_ms(), "z": 1})
-        assert await q.finish(job)
-        assert await q.redis.pttl(record) > 0
-        assert await q.owner("K") is None
-        await audit(q.queue)
-        counted = (await q.meta())["t:done"]
-        assert await q.finish(job)
-        assert (await q.meta())["t:done"] == counted, "once more changes nothing"
 
     async def test_a_count_that_is_full_stops_no_script(self, q: QueueDriver) -> None:
         await q.redis.hset(q.queue.keys.fixed("meta"), mapping={"t:done": 2**63 - 1, "t:enqueued": "x"})

@@ -105,6 +105,19 @@ class LimitsContract(OnQueue):
         assert not claim.more
         assert set(await states(q, *[f"j{i}" for i in range(3, 10)])) == {"held"}
 
+    @pytest.mark.parametrize(
+        ("first", "then"),
+        [(RateLimit(requests=100), RateLimit(tokens=100)), (RateLimit(tokens=10_000), RateLimit(requests=1))],
+    )
+    async def test_what_is_not_limited_is_not_charged(
+        self, q: QueueDriver, first: RateLimit, then: RateLimit
+    ) -> None:
+        await q.configure(tenants={ACME: first})
+        await q.finish(await q.running("a", tenant=ACME), used_tokens=50)
+        await q.configure(tenants={ACME: then})
+        await q.enqueue(acme_job("b"))
+        assert await q.claimed_ids() == ["b"]
+
     async def test_others_pass_who_is_held(self, q: QueueDriver) -> None:
         await q.configure(tenants=ONE)
         await q.enqueue(*[acme_job(f"a{i}", 9) for i in range(5)], new_job("other", 0), new_job("more", 1))

@@ -243,6 +243,19 @@ class QueueContract(OnQueue):
         assert (await q.queue.position("high"), await q.queue.position("low")) == (0, 1)
         assert await q.claimed_ids() == ["high", "low"]
 
+    async def test_whatever_has_aged_nine_comes_first(self, q: QueueDriver) -> None:
+        await q.enqueue(*[new_job(f"p{p}", p) for p in range(10)])
+        for p in range(8):
+            await q.backdate(f"p{p}", 10_000)
+        assert [await q.queue.position(f"p{p}") for p in (9, 8, 7, 6, 0)] == [0, 1, 2, 3, 9]
+
+    async def test_a_job_that_stands_in_no_level_is_before_its_own(
+        self, q: QueueDriver, untidy: None
+    ) -> None:
+        await q.enqueue(new_job("a"), new_job("b"))
+        await q.redis.zrem(q.queue.keys.level(LANE, 5), "b")
+        assert await q.queue.position("b") == 0
+
     async def test_only_a_waiting_job_has_a_position(self, q: QueueDriver) -> None:
         await q.running("running")
         await q.enqueue(new_job("delayed", delay_ms=60_000))

@@ -2,10 +2,8 @@
 -- Remove a worker process that has stopped from the list, and release its maintenance lock. May be repeated.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] worker process
--- returns 1 if it held the lock
+-- returns nothing
 local worker = ARGV[1]
-local led = redis.call('GET', leader_key) == worker
 redis.call('ZREM', workers_key, worker)
 redis.call('DEL', worker_key(worker), claimed_key(worker))
-if led then redis.call('DEL', leader_key) end
-return led and 1 or 0
+if redis.call('GET', leader_key) == worker then redis.call('DEL', leader_key) end

@@ -3,14 +3,13 @@
 -- before a suspect, how many suspects.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] job
--- returns the number, -1 for a job that neither waits nor is held, -2 for an unknown one
+-- returns the number, -1 for a job that neither waits nor is held
 -- @include "lib/argument"
 -- @include "lib/record"
 -- @include "lib/rank"
 
 local rec = read(ARGV[1], { 's', 'p', 'l', 't', 'q', 'o' })
-if not sound(rec) or not rec.q then return -2 end
-if rec.s ~= 'waiting' and rec.s ~= 'held' then return -1 end
+if not sound(rec) or not rec.q or (rec.s ~= 'waiting' and rec.s ~= 'held') then return -1 end
 local lane, p = place_of(rec), tonumber(rec.p)
 local rank = tonumber(rec.q) + handicap_of(p)
 
