@@ -11,7 +11,7 @@
     ├── InvalidTransition      the job's state does not allow this
     ├── ResultTimeout          the job did not end in time; it keeps running
     ├── BadRecord              the stored data of a job cannot be read
-    ├── UnknownKind            the job asks for a kind of work that this version does not do
+    ├── UnknownKind            the job asks for a kind of work that its route or this version does not do
     ├── RedisError
     │   ├── RedisUnavailable   no server answers at the URL
     │   ├── RedisAuthError     wrong password, or the ACL forbids a command
@@ -131,7 +131,7 @@ class BadRecord(SchedulerError):
 
 
 class UnknownKind(SchedulerError):
-    """The job asks for a kind of work that this version does not know; a newer client enqueued it."""
+    """The job asks for a kind of work that this version, or its route, does not do."""
 
     code = "unknown_kind"
 

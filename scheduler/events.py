@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import orjson
 
 from scheduler.errors import JobCancelled, JobEnded, JobExpired, JobFailed, JobShed, SchedulerError
-from scheduler.model import JobError, JobResult
+from scheduler.model import JobError, JobResult, result_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +210,7 @@ def decode_event(data: bytes | str) -> Event:
         if "error" in fields:
             fields["error"] = JobError.model_validate(fields["error"])
         if "result" in fields:
-            fields["result"] = JobResult.model_validate(fields["result"])
+            fields["result"] = result_of(fields["result"])
         return cls(**fields)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise SchedulerError(f"not an event of this version: {error!r}") from error

@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from scheduler.batching import Flush
+from scheduler.batching import Flush, Work
 from scheduler.logs import traced
 from scheduler.queue.records import ClaimedJob, TickReport
-from workers.base import Completed, Generation
+from workers.base import Completed
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class CallBegan(NamedTuple):
     endpoint: str
     backend: str
     base_url: str
-    generations: Sequence[Generation]
+    work: Sequence[Work]
 
 
 class EndedCall(Protocol):

@@ -7,20 +7,20 @@ change it before a job runs again. Everything else about a job is in its record.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict, cast
 
 import orjson
 
 from scheduler.errors import BadRecord, InvalidRequest, UnknownKind
-from scheduler.model import MAX_REQUEST_BYTES, PromptRequest
-
-
-class Kind(StrEnum):
-    """The kind of work that a payload asks for."""
-
-    GENERATE = "generate"
+from scheduler.model import (
+    MAX_REQUEST_BYTES,
+    EmbeddingRequest,
+    JobRequest,
+    Kind,
+    PromptRequest,
+    RerankRequest,
+)
 
 
 class Payload(TypedDict, total=False):
@@ -39,6 +39,12 @@ class Payload(TypedDict, total=False):
     session: str
     stream: bool
     max_waits: int
+    input: list[str] | list[list[int]]
+    dimensions: int
+    query: str
+    documents: list[str]
+    top_n: int
+    return_documents: bool
     traceparent: str
     """The caller's span, as W3C's Trace Context writes it; only with traces."""
     tracestate: str
@@ -60,7 +66,7 @@ NOT_CONTENT_FIELDS = frozenset({"metadata", "session", "stream", "max_waits"})
 _PLAIN = frozenset({"prompt"})
 
 
-def payload_of(request: PromptRequest) -> Payload:
+def payload_of(request: JobRequest) -> Payload:
     """The payload of a request.
 
     Raises:
@@ -68,9 +74,10 @@ def payload_of(request: PromptRequest) -> Payload:
     """
     fields = REQUEST_FIELDS & request.model_fields_set
     if fields == _PLAIN:  # most requests, and pydantic is slow
-        return {"prompt": cast("str", request.prompt)}
+        return {"prompt": cast("Any", request).prompt}
     try:
-        return cast("Payload", request.model_dump(include=set(fields), exclude_defaults=True))
+        payload = cast("Payload", request.model_dump(include=set(fields), exclude_defaults=True))
+        return payload if request.kind is Kind.GENERATE else {"kind": request.kind.value, **payload}
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
 
@@ -106,26 +113,80 @@ def decode(data: bytes) -> Payload:
         payload = None
     if not isinstance(payload, dict):
         raise _bad_record()
-    check_kind(payload)
-    prompt, messages = payload.get("prompt"), payload.get("messages")
-    has_one = isinstance(prompt, str) != isinstance(messages, list)
-    if not has_one or not isinstance(payload.get("params", {}), dict):
+    if not _IS_WHOLE[kind_of(payload)](payload):
         raise _bad_record()
     return cast("Payload", payload)
 
 
-def check_kind(payload: Mapping[str, Any]) -> None:
-    """Refuse a kind of work that this version does not do.
+def kind_of(payload: Mapping[str, Any]) -> Kind:
+    """The kind of work that a payload asks for.
 
     Raises:
-        UnknownKind: the payload asks for one.
+        UnknownKind: this version does not do it.
     """
     kind = payload.get("kind")
-    if kind is not None and kind != Kind.GENERATE:
+    if kind is None:
+        return Kind.GENERATE
+    if not isinstance(kind, str) or kind not in _REQUESTS:
         raise UnknownKind(
             f"the job asks for {str(kind)[:40]!r} work, which this version does not do; "
             "update the worker processes, then requeue the job"
         )
+    return Kind(kind)
+
+
+def request_type(payload: Mapping[str, Any]) -> type[JobRequest]:
+    """The class of the request that a payload was made from.
+
+    Raises:
+        UnknownKind: this version does not have it.
+    """
+    return _REQUESTS[kind_of(payload)]
+
+
+def parse_request(fields: Mapping[str, Any]) -> JobRequest:
+    """Make a request from fields of which `kind` says which class it is; left out, it is a prompt.
+
+    Raises:
+        InvalidRequest: a field is wrong; the message names it.
+    """
+    try:
+        kind = request_type(fields)
+    except UnknownKind:
+        raise InvalidRequest(f"kind: give one of {', '.join(_REQUESTS)}", field="kind") from None
+    return kind.parse(**{name: value for name, value in fields.items() if name != "kind"})
+
+
+_REQUESTS: Mapping[str, type[JobRequest]] = {
+    Kind.GENERATE: PromptRequest,
+    Kind.EMBEDDING: EmbeddingRequest,
+    Kind.RERANK: RerankRequest,
+}
+
+
+def _has_prompt(payload: Mapping[str, Any]) -> bool:
+    prompt, messages = payload.get("prompt"), payload.get("messages")
+    has_one = isinstance(prompt, str) != isinstance(messages, list)
+    return has_one and isinstance(payload.get("params", {}), dict)
+
+
+def _has_inputs(payload: Mapping[str, Any]) -> bool:
+    inputs = payload.get("input")
+    return isinstance(inputs, list) and bool(inputs) and all(isinstance(one, str | list) for one in inputs)
+
+
+def _has_documents(payload: Mapping[str, Any]) -> bool:
+    query, documents = payload.get("query"), payload.get("documents")
+    if not isinstance(query, str) or not isinstance(documents, list):
+        return False
+    return bool(documents) and all(isinstance(one, str) for one in documents)
+
+
+_IS_WHOLE: Mapping[Kind, Callable[[Mapping[str, Any]], bool]] = {
+    Kind.GENERATE: _has_prompt,
+    Kind.EMBEDDING: _has_inputs,
+    Kind.RERANK: _has_documents,
+}
 
 
 def peek(data: bytes | None) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ import orjson
 
 from scheduler.admin.jobs import requeue
 from scheduler.errors import InvalidRequest, InvalidTransition, JobNotFound, SchedulerError
-from scheduler.model import JobInfo, JobState, PromptRequest
-from scheduler.payload import REQUEST_FIELDS, TRACE_FIELDS, check_kind, encode, payload_of, peek
+from scheduler.model import JobInfo, JobState
+from scheduler.payload import REQUEST_FIELDS, TRACE_FIELDS, encode, payload_of, peek, request_type
 from scheduler.queue import PromptQueue
 from scheduler.queue.inspection.clock import read_clock_ms
 from scheduler.queue.inspection.jobs import jobs_in_state, read_job
@@ -107,22 +107,22 @@ def changed_request(request: Mapping[str, Any], changes: Mapping[str, Any], *, m
         InvalidRequest: there is no such field, or a value is wrong.
         UnknownKind: the job asks for a kind of work that this version does not do.
     """
-    _check_names(changes)
-    check_kind(request)
+    kind = request_type(request)
+    _check_names(changes, REQUEST_FIELDS & kind.model_fields.keys())
     fields = copy.deepcopy(dict(request))
     fields.pop("kind", None)
     trace = {name: fields.pop(name) for name in sorted(TRACE_FIELDS) if name in fields}
     for path, value in changes.items():
         _put(fields, path, value)
-    changed = payload_of(PromptRequest.parse(**fields, model=model))
+    changed = payload_of(kind.parse(**fields, model=model))
     return encode(changed, trace=orjson.dumps(trace) if trace else b"")
 
 
-def _check_names(paths: Iterable[str]) -> None:
+def _check_names(paths: Iterable[str], known: Collection[str] = REQUEST_FIELDS) -> None:
     for path in paths:
-        if path.split(".")[0] not in REQUEST_FIELDS:
-            known = ", ".join(sorted(REQUEST_FIELDS))
-            raise InvalidRequest(f"{path}: cannot be changed; these can: {known}", field=path)
+        if path.split(".")[0] not in known:
+            these = ", ".join(sorted(known))
+            raise InvalidRequest(f"{path}: cannot be changed; these can: {these}", field=path)
 
 
 def _put(fields: dict[str, Any], path: str, value: Any) -> None:

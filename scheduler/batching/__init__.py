@@ -2,7 +2,8 @@
 
 from scheduler.batching.batcher import Batcher, Flush
 from scheduler.batching.bounded import within
-from scheduler.batching.call import Member
+from scheduler.batching.call import Member, Work
+from scheduler.batching.kinds import EmbeddingCaller, RerankCaller
 from scheduler.batching.patience import CallPatience
 from scheduler.batching.policy import LONG_GENERATION_TOKENS, BatchPolicy, FlushReason, share_key
 from scheduler.batching.runner import CallWatcher
@@ -14,10 +15,13 @@ __all__ = [
     "Batcher",
     "CallPatience",
     "CallWatcher",
+    "EmbeddingCaller",
     "Flush",
     "FlushReason",
     "Member",
+    "RerankCaller",
     "Window",
+    "Work",
     "share_key",
     "within",
 ]

@@ -7,17 +7,20 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from scheduler.batching import failures
-from scheduler.batching.call import Deliver, Group, Member
+from scheduler.batching.call import Deliver, Group, Member, Work
+from scheduler.batching.kinds import BatchWorker, End, share_key_for
 from scheduler.batching.patience import CallPatience
-from scheduler.batching.policy import BatchPolicy, Cut, FlushReason, ration, share_key, trim
+from scheduler.batching.policy import BatchPolicy, Cut, FlushReason, ration, trim
 from scheduler.batching.runner import CallRunner, CallWatcher
 from scheduler.batching.window import Window
 from scheduler.logs import traced
-from workers.base import Completed, Generation, GenerationWorker
+from workers.base import Completed, Generation
+from workers.embedding import Embedded, EmbeddingTask
 from workers.errors import WorkerError
+from workers.rerank import Reranked, RerankTask
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class Batcher:
 
     def __init__(
         self,
-        worker: GenerationWorker,
+        worker: BatchWorker,
         policy: BatchPolicy,
         window: Window,
         *,
@@ -55,6 +58,7 @@ class Batcher:
         patience: CallPatience | None = None,
     ) -> None:
         self._capabilities = worker.capabilities
+        self._share_key = share_key_for(worker)
         self._policy = policy
         self._window = window
         self._clock = clock
@@ -80,9 +84,22 @@ class Batcher:
         """The prompts that wait for their call."""
         return self._gathered
 
+    @overload
     async def run(
-        self, generation: Generation, deliver: Deliver, *, tokens: int, expires_at: float | None = None
-    ) -> Completed:
+        self, work: Generation, deliver: Deliver, *, tokens: int, expires_at: float | None = None
+    ) -> Completed: ...
+
+    @overload
+    async def run(
+        self, work: EmbeddingTask, deliver: Deliver, *, tokens: int, expires_at: float | None = None
+    ) -> Embedded: ...
+
+    @overload
+    async def run(
+        self, work: RerankTask, deliver: Deliver, *, tokens: int, expires_at: float | None = None
+    ) -> Reranked: ...
+
+    async def run(self, work: Work, deliver: Deliver, *, tokens: int, expires_at: float | None = None) -> End:
         """Run one prompt, alone or with others, and hand its pieces to `deliver` as they come.
 
         Pieces and end are numbered as if the prompt had been alone: `member` is 0. `tokens` is the estimate
@@ -95,13 +112,14 @@ class Batcher:
         """
         if self._closed:
             raise failures.closed()
-        member = self._new_member(generation, deliver, tokens, expires_at)
+        member = self._new_member(work, deliver, tokens, expires_at)
         self._admit(member)
         try:
-            return await member.future
+            end: End = await member.future
         except asyncio.CancelledError:
             await self._give_up(member)
             raise
+        return end
 
     def turn_away(self, error: WorkerError) -> None:
         """Fail the prompts that wait for their call; what has gone goes on, and new ones may come."""
@@ -133,22 +151,20 @@ class Batcher:
             self.turn_away(failures.closed())
         await self._runner.aclose()
 
-    def _new_member(
-        self, generation: Generation, deliver: Deliver, tokens: int, expires_at: float | None
-    ) -> Member:
+    def _new_member(self, work: Work, deliver: Deliver, tokens: int, expires_at: float | None) -> Member:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         self._arrivals += 1
         now = self._clock()
         return Member(
-            generation,
+            work,
             deliver,
             self._loop.create_future(),
-            key=share_key(generation, self._capabilities) if self._policy.max_size > 1 else None,
+            key=self._share_key(work, self._capabilities) if self._policy.max_size > 1 else None,
             tokens=tokens,
             arrived_at=now,
             due=self._policy.due(now, expires_at),
-            urgency=(-generation.priority, self._arrivals),
+            urgency=(-work.priority, self._arrivals),
         )
 
     def _admit(self, member: Member) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from scheduler.batching.policy import Due, Urgency
 from scheduler.logs import attempt_ids
 from scheduler.model import is_urgent
-from workers.base import Completed, Generation, Piece
+from workers.base import Generation, Piece
+from workers.embedding import EmbeddingTask
 from workers.errors import WorkerError
+from workers.rerank import RerankTask
+
+Work: TypeAlias = Generation | EmbeddingTask | RerankTask
+"""What a member of a call asks for."""
 
 Deliver: TypeAlias = Callable[[Piece], None]
 
 
 class Member:
-    """One prompt in the batcher.
+    """One prompt, or one task of another kind of work, in the batcher.
 
     Two things end apart from each other. Its caller may leave: `listening` turns false. The engine may be
     done with it: `open` turns false, and its slot in the window is free. `streamed`: the engine has sent
@@ -30,7 +35,6 @@ class Member:
         "deliver",
         "due",
         "future",
-        "generation",
         "ids",
         "key",
         "listening",
@@ -39,13 +43,14 @@ class Member:
         "streamed",
         "tokens",
         "urgency",
+        "work",
     )
 
     def __init__(
         self,
-        generation: Generation,
+        work: Work,
         deliver: Deliver,
-        future: asyncio.Future[Completed],
+        future: asyncio.Future[Any],
         *,
         key: Hashable | None,
         tokens: int,
@@ -53,7 +58,7 @@ class Member:
         due: Due,
         urgency: Urgency,
     ) -> None:
-        self.generation = generation
+        self.work = work
         self.deliver = deliver
         self.future = future
         self.solo = key is None
@@ -71,7 +76,7 @@ class Member:
     @property
     def urgent(self) -> bool:
         """Whether it may have the slots that are kept for urgent members."""
-        return is_urgent(self.generation.priority)
+        return is_urgent(self.work.priority)
 
 
 class Group:
@@ -148,7 +153,7 @@ class Call:
 
     def __init__(self, members: Sequence[Member], now: float = 0.0) -> None:
         self.began_at = self.heard_at = now
-        self.whole = not members[0].generation.stream
+        self.whole = not members[0].work.stream
         self.overdue: WorkerError | None = None
         self.left = False
         self.watched: object = None

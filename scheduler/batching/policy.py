@@ -77,12 +77,13 @@ def share_key(generation: Generation, capabilities: Capabilities) -> Hashable | 
     if not params and not extra_body:
         return (generation.model, generation.stream, urgent)
     try:
-        return (generation.model, generation.stream, urgent, _canonical(params), _canonical(extra_body))
+        return (generation.model, generation.stream, urgent, canonical(params), canonical(extra_body))
     except orjson.JSONEncodeError:
         return None  # what has no canonical form cannot be compared
 
 
-def _canonical(values: Mapping[str, Any]) -> bytes:
+def canonical(values: Mapping[str, Any]) -> bytes:
+    """The same bytes for equal fields, in whatever order."""
     return orjson.dumps(dict(values), option=orjson.OPT_SORT_KEYS) if values else b"{}"
 
 

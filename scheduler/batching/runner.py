@@ -12,10 +12,11 @@ from typing import Any, Protocol
 from scheduler.batching import failures
 from scheduler.batching.bounded import let_go
 from scheduler.batching.call import Call, Member
+from scheduler.batching.kinds import ENDS, BatchWorker, End
 from scheduler.batching.patience import CallPatience
 from scheduler.batching.window import Window
 from scheduler.logs import speak_for
-from workers.base import Completed, GenerationWorker, Output, Piece
+from workers.base import Output, Piece
 from workers.errors import RequestRejected, WorkerError, WorkerFailed
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class CallRunner:
 
     def __init__(
         self,
-        worker: GenerationWorker,
+        worker: BatchWorker,
         window: Window,
         *,
         on_quiet: Callable[[], None],
@@ -161,7 +162,7 @@ class CallRunner:
         """Take in all outputs of a call; return what went wrong with the call as a whole."""
         now = asyncio.get_running_loop().time
         try:
-            outputs = self._worker.generate([member.generation for member in call.members])
+            outputs = self._worker.generate([member.work for member in call.members])
             try:
                 async for output in outputs:
                     if call.overdue is not None or call.left:
@@ -220,7 +221,7 @@ class CallRunner:
             self._watcher.call_given_up(call.watched)
         self._end(call, None)
 
-    def _take_in(self, call: Call, output: Output) -> None:
+    def _take_in(self, call: Call, output: Output | End) -> None:
         if not 0 <= output.member < len(call.members):
             raise failures.no_such_member(output.member, len(call.members))
         member = call.members[output.member]
@@ -228,7 +229,7 @@ class CallRunner:
             return
         if isinstance(output, Piece):
             self._deliver(call, member, output)
-        elif isinstance(output, Completed):
+        elif isinstance(output, ENDS):
             self._complete(call, member, output)
         else:
             call.error = output.error
@@ -246,7 +247,7 @@ class CallRunner:
             call.completed = True  # the engine did its part, whatever became of it here
             self._refuse(call, member, error)
 
-    def _complete(self, call: Call, member: Member, completed: Completed) -> None:
+    def _complete(self, call: Call, member: Member, completed: End) -> None:
         if completed.member:
             completed = completed._replace(member=0)
         call.completed = True
@@ -294,7 +295,7 @@ def _halves(members: Sequence[Member]) -> list[Sequence[Member]]:
     return [half for half in (members[:middle], members[middle:]) if half]
 
 
-async def close_outputs(outputs: AsyncIterator[Output]) -> None:
+async def close_outputs(outputs: AsyncIterator[Any]) -> None:
     """Stop the call that yields these outputs, as far as they can be stopped."""
     aclose = getattr(outputs, "aclose", None)
     if aclose is not None:

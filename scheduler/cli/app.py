@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from scheduler import __version__
-from scheduler.cli import admin, demo, dev, doctor, enqueue, subscribe, worker
+from scheduler.cli import admin, demo, dev, doctor, enqueue, kinds, subscribe, worker
 from scheduler.cli.output import complain, let_go_of_streams, say
 from scheduler.cli.session import Session
 from scheduler.errors import (
@@ -133,6 +133,8 @@ app.command()(demo.demo)
 app.command()(dev.dev)
 app.command()(worker.worker)
 app.command()(enqueue.enqueue)
+app.command()(kinds.embed)
+app.command()(kinds.rerank)
 app.command()(subscribe.subscribe)
 app.command()(doctor.doctor)
 app.add_typer(admin.app, name="admin")

@@ -66,7 +66,7 @@ async def enqueue_one(at: Session, request: PromptRequest, options: AnswerOption
         if not options.wait:
             _show_id(job, as_json=options.as_json)
             return
-        hint = asyncio.create_task(_warn_if_unserved(client, job))
+        hint = asyncio.create_task(warn_if_unserved(client, job))
         try:
             show = _show_stream if options.stream else _show_result
             await show(job, options.timeout_s, as_json=options.as_json)
@@ -111,7 +111,7 @@ async def _show_stream(job: Job, timeout_s: float | None, *, as_json: bool) -> N
         ) from None
 
 
-async def _warn_if_unserved(client: AsyncClient, job: Job) -> None:
+async def warn_if_unserved(client: AsyncClient, job: Job) -> None:
     """After a while, warn if no worker process serves the route: the wait would never end."""
     await asyncio.sleep(UNSERVED_AFTER_S)
     try:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from scheduler.client.connection import Connection, not_connected, open_connection
 from scheduler.client.enqueuer import Enqueuer
-from scheduler.client.fields import RequestFields
+from scheduler.client.fields import JobFields, RequestFields
 from scheduler.client.job import Job, check_timeout
 from scheduler.errors import InvalidRequest, SchedulerError
-from scheduler.model import JobResult, PromptRequest
+from scheduler.model import (
+    EmbeddingRequest,
+    Embeddings,
+    Input,
+    JobRequest,
+    JobResult,
+    PromptRequest,
+    Ranking,
+    RerankRequest,
+)
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import Enqueued, NewJob
 from scheduler.redis_server.embedded import EmbeddedServer
@@ -27,6 +36,8 @@ from scheduler.telemetry.needed import needs
 
 if TYPE_CHECKING:
     from scheduler.telemetry.client_traces import ClientTraces
+
+ResultT = TypeVar("ResultT", bound=JobResult)
 
 
 class AsyncClient:
@@ -127,12 +138,13 @@ class AsyncClient:
         return self._connected().reading()
 
     async def enqueue(
-        self, prompt: str | PromptRequest | None = None, /, **fields: Unpack[RequestFields]
+        self, prompt: str | JobRequest | None = None, /, **fields: Unpack[RequestFields]
     ) -> Job:
-        """Enqueue one prompt; `fields` are those of `PromptRequest`.
+        """Enqueue one prompt; `fields` are those of `PromptRequest`. Or enqueue a request of any kind.
 
         Raises:
-            InvalidRequest: a field is wrong, or no `model` is given and there are several routes.
+            InvalidRequest: a field is wrong, the route does another kind of work, or no `model` is given and
+                there are several routes.
             UnknownModel: there is no route of that name.
             DedupConflict: another request has the same dedup key.
             QueueFull: there is no space, or, if the queue blocks, none became free in time.
@@ -149,11 +161,11 @@ class AsyncClient:
             sending.sent(job.id, deduplicated=job.deduplicated, reused=job._reuse is not None)
             return job
 
-    async def enqueue_many(self, requests: Iterable[PromptRequest]) -> list[Job | SchedulerError]:
-        """Enqueue many prompts. Returns one outcome each, in order: the job, or the error that it met.
+    async def enqueue_many(self, requests: Iterable[JobRequest]) -> list[Job | SchedulerError]:
+        """Enqueue many requests, of any kind. Returns one outcome each, in order: the job, or its error.
 
         Raises:
-            InvalidRequest: an item is not a `PromptRequest`; nothing was enqueued.
+            InvalidRequest: an item is not a request; nothing was enqueued.
             RedisUnavailable, RedisOutOfMemory: some were not enqueued; those before them were. Give each
                 request a `job_id` to retry all of them safely.
         """
@@ -189,7 +201,7 @@ class AsyncClient:
 
     async def run(
         self,
-        prompt: str | PromptRequest | None = None,
+        prompt: str | JobRequest | None = None,
         /,
         *,
         timeout_s: float | None = None,
@@ -204,11 +216,62 @@ class AsyncClient:
         job = await self.enqueue(prompt, **fields)
         return await job.result(timeout_s=timeout_s)
 
+    async def embed(
+        self,
+        input: Input,  # noqa: A002  the field's name everywhere
+        *,
+        dimensions: int | None = None,
+        timeout_s: float | None = None,
+        **fields: Unpack[JobFields],
+    ) -> Embeddings:
+        """Embed texts, or token ids, and wait for their vectors: one job, which may share a call with others.
 
-def _request(prompt: str | PromptRequest | None, fields: RequestFields) -> PromptRequest:
-    if isinstance(prompt, PromptRequest):
+        `fields` are those of `EmbeddingRequest`.
+
+        Raises:
+            SchedulerError: see `enqueue` and `Job.result`.
+        """
+        request = EmbeddingRequest.parse(input=input, dimensions=dimensions, **fields)
+        return _of_class(Embeddings, await self.run(request, timeout_s=timeout_s), request)
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        return_documents: bool = False,
+        timeout_s: float | None = None,
+        **fields: Unpack[JobFields],
+    ) -> Ranking:
+        """Order documents by their relevance to a query, and wait for their scores.
+
+        `fields` are those of `RerankRequest`.
+
+        Raises:
+            SchedulerError: see `enqueue` and `Job.result`.
+        """
+        request = RerankRequest.parse(
+            query=query, documents=documents, top_n=top_n, return_documents=return_documents, **fields
+        )
+        return _of_class(Ranking, await self.run(request, timeout_s=timeout_s), request)
+
+
+def _of_class(cls: type[ResultT], result: JobResult, request: JobRequest) -> ResultT:
+    if not isinstance(result, cls):  # the job of that id was there before
+        raise InvalidRequest(f"job_id: job {request.job_id} does another kind of work", field="job_id")
+    return result
+
+
+def _a(request: JobRequest) -> str:
+    name = type(request).__name__
+    return f"an {name}" if name[0] in "AEIO" else f"a {name}"
+
+
+def _request(prompt: str | JobRequest | None, fields: RequestFields) -> JobRequest:
+    if isinstance(prompt, JobRequest):
         if fields:
-            raise InvalidRequest("give a PromptRequest or fields, not both")
+            raise InvalidRequest(f"give {_a(prompt)} or fields, not both")
         return prompt
     if prompt is None:
         return PromptRequest.parse(**fields)
@@ -225,9 +288,11 @@ def _traces_of(settings: Settings) -> ClientTraces:
     return ClientTraces(settings.queue)
 
 
-def _check_types(requests: list[PromptRequest]) -> None:
+def _check_types(requests: list[JobRequest]) -> None:
     for at, request in enumerate(requests):
-        if not isinstance(request, PromptRequest):
+        if not isinstance(request, JobRequest):
             raise InvalidRequest(
-                f"requests.{at}: give a PromptRequest, not {type(request).__name__}", field="requests"
+                f"requests.{at}: give a PromptRequest, EmbeddingRequest or RerankRequest, "
+                f"not {type(request).__name__}",
+                field="requests",
             )

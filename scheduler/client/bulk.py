@@ -12,7 +12,7 @@ from itertools import islice
 from scheduler.client.async_client import AsyncClient
 from scheduler.client.job import Job
 from scheduler.errors import JobEnded, JobNotFound, QueueFull, ResultTimeout, SchedulerError
-from scheduler.model import JobResult, PromptRequest
+from scheduler.model import JobRequest, JobResult
 
 CHUNK = 64
 """How many requests are enqueued together."""
@@ -107,7 +107,7 @@ class BulkRun:
         """How many jobs have been enqueued and have not ended."""
         return sum(one.state is BulkState.ENQUEUED for one in self._open.values())
 
-    async def outcomes(self, requests: Iterable[PromptRequest]) -> AsyncGenerator[BulkOutcome, None]:
+    async def outcomes(self, requests: Iterable[JobRequest]) -> AsyncGenerator[BulkOutcome, None]:
         """Send all requests; yields one outcome each, in order.
 
         If it is cancelled or raises, `unfinished` has the outcomes that it has not yielded. Use `aclosing`.
@@ -140,13 +140,13 @@ class BulkRun:
         rest = self._open | self._ended
         return [rest[index] for index in sorted(rest)]
 
-    async def _send(self, requests: Iterable[PromptRequest]) -> None:
+    async def _send(self, requests: Iterable[JobRequest]) -> None:
         try:
             await self._send_all(requests)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None  # the first one has ended the others
 
-    async def _send_all(self, requests: Iterable[PromptRequest]) -> None:
+    async def _send_all(self, requests: Iterable[JobRequest]) -> None:
         numbered = enumerate(requests, self.position)
         async with asyncio.TaskGroup() as followers:
             while chunk := dict(islice(numbered, CHUNK)):
@@ -160,7 +160,7 @@ class BulkRun:
                     else:
                         self._end(_enqueued(index, outcome))
 
-    async def _enqueue(self, requests: dict[int, PromptRequest]) -> dict[int, Job | SchedulerError]:
+    async def _enqueue(self, requests: dict[int, JobRequest]) -> dict[int, Job | SchedulerError]:
         """Enqueue a chunk. Requests for which there is no space are sent again later."""
         outcomes: dict[int, Job | SchedulerError] = {}
         self._mark(requests, BulkState.NOT_SENT)
@@ -172,7 +172,7 @@ class BulkRun:
                 await asyncio.sleep(max(reply.retry_after_s for reply in full.values()))
         return dict(sorted(outcomes.items()))
 
-    async def _enqueue_once(self, requests: dict[int, PromptRequest]) -> dict[int, Job | SchedulerError]:
+    async def _enqueue_once(self, requests: dict[int, JobRequest]) -> dict[int, Job | SchedulerError]:
         """Enqueue, and take note of the answer even if the run is cancelled meanwhile."""
         self._mark(requests, BulkState.UNKNOWN)
         sending = asyncio.create_task(self._client.enqueue_many(list(requests.values())))

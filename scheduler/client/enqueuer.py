@@ -14,7 +14,7 @@ from scheduler.client.routes import KnownRoutes
 from scheduler.client.submission import new_job
 from scheduler.coalescer import Chunks, Coalescer
 from scheduler.errors import DedupConflict, InvalidRequest, QueueFull, SchedulerError
-from scheduler.model import PromptRequest
+from scheduler.model import JobRequest
 from scheduler.queue.records import Conflict, Enqueued, EnqueueOutcome, Full, NewJob
 from scheduler.queue.submissions import ENQUEUE_CHUNK
 from scheduler.redis_server.errors import translated
@@ -46,7 +46,7 @@ class Enqueuer:
             connection.enqueue, chunk=ENQUEUE_CHUNK, size=lambda job: len(job.payload)
         )
 
-    async def enqueue(self, request: PromptRequest, trace: bytes = b"") -> Job:
+    async def enqueue(self, request: JobRequest, trace: bytes = b"") -> Job:
         """Enqueue one request, together with those of other callers. `trace`: see `payload.encode`."""
         made = await self._new_job(request, trace)
         outcome = made if isinstance(made, SchedulerError) else (await self._enqueue_chunk({0: made}))[0]
@@ -54,7 +54,7 @@ class Enqueuer:
             raise outcome
         return outcome
 
-    async def enqueue_many(self, requests: Sequence[PromptRequest], trace: bytes = b"") -> list[Outcome]:
+    async def enqueue_many(self, requests: Sequence[JobRequest], trace: bytes = b"") -> list[Outcome]:
         """Enqueue requests in order, chunk by chunk; one outcome each."""
         outcomes: dict[int, Outcome] = {}
         sending: asyncio.Task[dict[int, Outcome]] | None = None
@@ -73,7 +73,7 @@ class Enqueuer:
         return [outcomes[at] for at in range(len(requests))]
 
     async def _chunks(
-        self, requests: Sequence[PromptRequest], outcomes: dict[int, Outcome], trace: bytes
+        self, requests: Sequence[JobRequest], outcomes: dict[int, Outcome], trace: bytes
     ) -> AsyncIterator[dict[int, NewJob]]:
         """The jobs by index, as many as share a call. The errors of the others go into `outcomes`."""
         chunks: Chunks[tuple[int, NewJob]] = Chunks(ENQUEUE_CHUNK)
@@ -88,9 +88,9 @@ class Enqueuer:
         if chunks.left:
             yield dict(chunks.left)
 
-    async def _new_job(self, request: PromptRequest, trace: bytes) -> NewJob | InvalidRequest:
+    async def _new_job(self, request: JobRequest, trace: bytes) -> NewJob | InvalidRequest:
         try:
-            route = await self._routes.find(request.model)
+            route = await self._routes.find(request.model, request.kind)
             return new_job(request, route, trace=trace)
         except InvalidRequest as error:
             return error

@@ -9,11 +9,9 @@ from typing import Any, Literal, TypedDict
 from scheduler.model import DedupMode, GenerationParams, Message
 
 
-class RequestFields(TypedDict, total=False):
-    """The fields of `PromptRequest` as keyword arguments."""
+class JobFields(TypedDict, total=False):
+    """The fields that requests of all kinds have, as keyword arguments."""
 
-    prompt: str
-    messages: Sequence[Message | dict[str, Any]]
     model: str
     priority: int
     dedup_key: str
@@ -25,11 +23,18 @@ class RequestFields(TypedDict, total=False):
     max_attempts: int
     max_waits: int
     result_ttl_s: float | timedelta
+    extra_body: dict[str, Any]
+    metadata: dict[str, Any]
+    job_id: str
+
+
+class RequestFields(JobFields, total=False):
+    """The fields of `PromptRequest` as keyword arguments."""
+
+    prompt: str
+    messages: Sequence[Message | dict[str, Any]]
     tools: Sequence[dict[str, Any]]
     tool_choice: str | dict[str, Any]
     response_format: dict[str, Any]
     params: GenerationParams | dict[str, Any]
     stream: bool
-    extra_body: dict[str, Any]
-    metadata: dict[str, Any]
-    job_id: str

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 import orjson
 
 from scheduler.errors import InvalidRequest
-from scheduler.model import MAX_REQUEST_BYTES, PromptRequest
+from scheduler.model import MAX_REQUEST_BYTES, JobRequest
+from scheduler.payload import parse_request
 
 MAX_LINE_BYTES = 8 * MAX_REQUEST_BYTES
 """JSON may write one byte of a request as six."""
@@ -32,7 +33,7 @@ class RequestFile:
     system: str | None
     """A system message for requests without one."""
 
-    def __iter__(self) -> Iterator[PromptRequest]:
+    def __iter__(self) -> Iterator[JobRequest]:
         self.lines.seek(0)
         number = 0
         while line := self.lines.readline(MAX_LINE_BYTES):
@@ -53,9 +54,9 @@ class RequestFile:
             raise InvalidRequest(f"{self.name}: has no requests", field="file")
         return count
 
-    def _request(self, number: int, line: bytes) -> PromptRequest:
+    def _request(self, number: int, line: bytes) -> JobRequest:
         try:
-            return PromptRequest.parse(**self._completed(_fields(line)))
+            return parse_request(self._completed(_fields(line)))
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(f"{self.name}, line {number}: is not JSON: {error.msg}") from None
         except InvalidRequest as error:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from scheduler.errors import InvalidRequest, SchedulerError, UnknownModel
-from scheduler.model import DEFAULT_MODEL
+from scheduler.model import DEFAULT_MODEL, Kind
 from scheduler.settings import Settings
 
 ROUTES_FRESH_S = 5.0
 """How long the routes that were read serve for known names."""
 ROUTES_RECENT_S = 0.25
 """The same for unknown names, which may have been published since."""
+
+
+_KINDS = frozenset(Kind)  # a newer version may have more
 
 
 class KnownRoute(NamedTuple):
@@ -27,6 +30,8 @@ class KnownRoute(NamedTuple):
     """Whether metadata can change its answers."""
     max_result_ttl_s: float = math.inf
     """The longest that its queue keeps a result."""
+    kind: Kind = Kind.GENERATE
+    """The work that it does."""
 
 
 class KnownRoutes:
@@ -43,12 +48,12 @@ class KnownRoutes:
         self._own: dict[str, KnownRoute] = {}
         self._read_at = -math.inf
 
-    async def find(self, model: str | None) -> KnownRoute:
-        """The route of a name, or the only route if `model` is None.
+    async def find(self, model: str | None, kind: Kind = Kind.GENERATE) -> KnownRoute:
+        """The route of a name, or the only route of a kind if `model` is None.
 
         Raises:
             UnknownModel: there is no route of that name.
-            InvalidRequest: no name is given, and there are several routes.
+            InvalidRequest: no name is given, and there are several routes of this kind, or none.
         """
         known = model in self._published or model in self._settings.routes
         age_s = time.monotonic() - self._read_at
@@ -60,10 +65,11 @@ class KnownRoutes:
             return self._own[model]
         names = self._names()
         if model is None:
-            return self._of(_only(names))
+            return self._of(_only([name for name in names if self._of(name).kind is kind], kind))
         if model not in names:
+            alike = [name for name in names if self._of(name).kind is kind]
             raise UnknownModel(
-                f"model: no route {model!r}; there are: {', '.join(names)}. "
+                f"model: no route {model!r}; there are: {', '.join(alike or names)}. "
                 "Routes come from the settings and from running workers"
             )
         return self._of(model)
@@ -76,7 +82,7 @@ class KnownRoutes:
         if name not in self._published:
             own = self._settings.routes[name]
             self._own[name] = KnownRoute(
-                name, own.revision, own.uses_metadata, self._settings.max_result_ttl_s
+                name, own.revision, own.uses_metadata, self._settings.max_result_ttl_s, own.kind
             )
         return self._published.get(name) or self._own[name]
 
@@ -88,8 +94,10 @@ class KnownRoutes:
                     str(route.get("revision", "")),
                     bool(route.get("uses_metadata")),
                     float(route.get("max_result_ttl_s", math.inf)),
+                    Kind(route.get("kind", Kind.GENERATE)),
                 )
                 for name, route in (await self._read()).items()
+                if route.get("kind", Kind.GENERATE) in _KINDS
             }
         except (ValueError, TypeError, AttributeError):
             raise SchedulerError(
@@ -100,7 +108,12 @@ class KnownRoutes:
         self._read_at = time.monotonic()
 
 
-def _only(names: Iterable[str]) -> str:
+def _only(names: Sequence[str], kind: Kind) -> str:
+    if not names:
+        raise InvalidRequest(
+            f'model: no route does this kind of work; add one with kind = "{kind}" to the settings',
+            field="model",
+        )
     name, *others = names
     if others:
         raise InvalidRequest(

@@ -10,7 +10,7 @@ import orjson
 from scheduler.client.ids import new_job_id
 from scheduler.client.routes import KnownRoute
 from scheduler.errors import InvalidRequest
-from scheduler.model import PromptRequest
+from scheduler.model import JobRequest, Kind
 from scheduler.payload import NOT_CONTENT_FIELDS, Payload, encode, payload_of
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.records import NewJob
@@ -20,12 +20,15 @@ AUTO = "auto"
 _NOT_CONTENT_WITH_METADATA = NOT_CONTENT_FIELDS - {"metadata"}
 
 
-def new_job(request: PromptRequest, route: KnownRoute, *, trace: bytes = b"") -> NewJob:
+def new_job(request: JobRequest, route: KnownRoute, *, trace: bytes = b"") -> NewJob:
     """Make the job of a request. `trace` as for `scheduler.payload.encode`.
 
     Raises:
-        InvalidRequest: the request cannot be stored as JSON, is too big, or its `result_ttl_s` is too long.
+        InvalidRequest: the request cannot be stored as JSON, is too big, its `result_ttl_s` is too long, or
+            the route does another kind of work.
     """
+    if request.kind is not route.kind:
+        raise _wrong_kind(request.kind, route)
     _check_result_ttl(request, route)
     payload = payload_of(request)
     data = encode(payload, trace=trace)
@@ -48,7 +51,21 @@ def new_job(request: PromptRequest, route: KnownRoute, *, trace: bytes = b"") ->
     )
 
 
-def _check_result_ttl(request: PromptRequest, route: KnownRoute) -> None:
+_DOES = {
+    Kind.GENERATE: "generates text: give it a PromptRequest",
+    Kind.EMBEDDING: "embeds: give it an EmbeddingRequest, or call embed()",
+    Kind.RERANK: "reranks: give it a RerankRequest, or call rerank()",
+}
+
+
+def _wrong_kind(kind: Kind, route: KnownRoute) -> InvalidRequest:
+    return InvalidRequest(
+        f'model: route {route.name!r} {_DOES[route.kind]}; this request needs a route with kind = "{kind}"',
+        field="model",
+    )
+
+
+def _check_result_ttl(request: JobRequest, route: KnownRoute) -> None:
     if request.result_ttl_s is not None and request.result_ttl_s > route.max_result_ttl_s:
         raise InvalidRequest(
             f"result_ttl_s: {request.result_ttl_s:,.0f} s is longer than the queue keeps results "

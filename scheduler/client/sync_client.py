@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from scheduler.client.async_client import AsyncClient
-from scheduler.client.fields import RequestFields
+from scheduler.client.fields import JobFields, RequestFields
 from scheduler.client.job import Job
 from scheduler.errors import SchedulerError
 from scheduler.events import Event, RawEvent
-from scheduler.model import JobInfo, JobResult, PromptRequest
+from scheduler.model import Embeddings, Input, JobInfo, JobRequest, JobResult, Ranking
 from scheduler.settings import Settings
 
 T = TypeVar("T")
@@ -239,13 +239,11 @@ class Client:
         finally:
             thread.stop()
 
-    def enqueue(
-        self, prompt: str | PromptRequest | None = None, /, **fields: Unpack[RequestFields]
-    ) -> SyncJob:
+    def enqueue(self, prompt: str | JobRequest | None = None, /, **fields: Unpack[RequestFields]) -> SyncJob:
         """See `AsyncClient.enqueue`."""
         return SyncJob(self._running.run(self._client.enqueue(prompt, **fields)), self._running)
 
-    def enqueue_many(self, requests: Iterable[PromptRequest]) -> list[SyncJob | SchedulerError]:
+    def enqueue_many(self, requests: Iterable[JobRequest]) -> list[SyncJob | SchedulerError]:
         """See `AsyncClient.enqueue_many`."""
         outcomes = self._running.run(self._client.enqueue_many(requests))
         return [
@@ -259,7 +257,7 @@ class Client:
 
     def run(
         self,
-        prompt: str | PromptRequest | None = None,
+        prompt: str | JobRequest | None = None,
         /,
         *,
         timeout_s: float | None = None,
@@ -267,6 +265,39 @@ class Client:
     ) -> JobResult:
         """See `AsyncClient.run`."""
         return self._running.run(self._client.run(prompt, timeout_s=timeout_s, **fields))
+
+    def embed(
+        self,
+        input: Input,  # noqa: A002  the field's name everywhere
+        *,
+        dimensions: int | None = None,
+        timeout_s: float | None = None,
+        **fields: Unpack[JobFields],
+    ) -> Embeddings:
+        """See `AsyncClient.embed`."""
+        call = self._client.embed(input, dimensions=dimensions, timeout_s=timeout_s, **fields)
+        return self._running.run(call)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        return_documents: bool = False,
+        timeout_s: float | None = None,
+        **fields: Unpack[JobFields],
+    ) -> Ranking:
+        """See `AsyncClient.rerank`."""
+        call = self._client.rerank(
+            query,
+            documents,
+            top_n=top_n,
+            return_documents=return_documents,
+            timeout_s=timeout_s,
+            **fields,
+        )
+        return self._running.run(call)
 
     @property
     def _running(self) -> _LoopThread:

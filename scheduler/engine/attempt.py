@@ -11,11 +11,11 @@ from enum import Enum
 
 from scheduler.engine.retry import Bounds, Retry, RetryPolicy
 from scheduler.engine.routes import Route
-from scheduler.errors import SchedulerError
+from scheduler.errors import SchedulerError, UnknownKind
 from scheduler.logs import ids_of, speak_of, traced
-from scheduler.model import JobState
+from scheduler.model import JobState, Kind
 from scheduler.observations import NOBODY, AttemptBegan, Observers, Outcome
-from scheduler.payload import decode
+from scheduler.payload import Payload, decode, kind_of
 from scheduler.queue.records import ClaimedJob, Ending
 from scheduler.results.job_writer import JobWriter
 from scheduler.stages.base import PromptContext
@@ -198,6 +198,8 @@ def make_context(attempt: Attempt) -> PromptContext:
     job = attempt.job
     request = decode(attempt.payload)
     attempt.payload = b""
+    if "kind" in request or attempt.route.settings.kind is not Kind.GENERATE:
+        _check_kind(request, attempt.route)
     return PromptContext(
         job_id=job.id,
         attempt=job.attempt,
@@ -213,6 +215,20 @@ def make_context(attempt: Attempt) -> PromptContext:
         take_permit=attempt.take_permit,
         sink=attempt.writer.piece if request.get("stream", True) else None,
     )
+
+
+def _check_kind(request: Payload, route: Route) -> None:
+    """The route may have changed since the job was enqueued.
+
+    Raises:
+        UnknownKind: the route does another kind of work.
+    """
+    asked, does = kind_of(request), route.settings.kind
+    if asked is not does:
+        raise UnknownKind(
+            f"the job asks for {asked} work, and route {route.name} does {does} work now; give that route "
+            "another name, or enqueue the job again for another route"
+        )
 
 
 def _failed(

@@ -12,18 +12,21 @@ from operator import attrgetter
 import orjson
 from pydantic import SecretStr
 
-from scheduler.batching import BatchPolicy, within
+from scheduler.batching import BatchPolicy, EmbeddingCaller, RerankCaller, within
+from scheduler.batching.kinds import BatchWorker
 from scheduler.engine.slots import Slots
 from scheduler.errors import ConfigError
 from scheduler.logs import traced
+from scheduler.model import Kind
 from scheduler.observations import NOBODY, Observers
 from scheduler.routing import Endpoint, EndpointMonitor
 from scheduler.settings import EndpointSettings, FromVariable, RouteSettings, Settings
 from scheduler.stages.inference import InferenceStage
+from scheduler.stages.kinds import EmbeddingStage, RerankStage
 from scheduler.stages.pipeline import Pipeline, build_pipeline
 from scheduler.stages.stream import StreamStage
 from workers.base import EndpointConfig
-from workers.registry import make_worker
+from workers.registry import EMBEDDING, RERANK, make_worker
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +155,7 @@ def build_route(name: str, settings: Settings, environ: Mapping[str, str]) -> Ro
     """
     route = settings.routes[name]
     endpoints = tuple(build_endpoint(name, at, settings, environ) for at in range(len(route.endpoints)))
-    inference = InferenceStage(endpoints)
+    inference = _INFERENCE[route.kind](endpoints)
     pipeline = build_pipeline(name, route, inference=inference, stream=StreamStage())
     return Route(name=name, settings=route, endpoints=endpoints, inference=inference, pipeline=pipeline)
 
@@ -170,7 +173,7 @@ def build_endpoint(
     name = endpoint_name(route_name, at)
     config = _config(name, endpoint, os.environ if environ is None else environ)
     try:
-        worker = make_worker(config)
+        worker = _make_worker(route.kind, config)
     except ValueError as error:
         raise ConfigError(f"endpoint {name}: {error}") from None
     # An echo lives in this process and holds what the process holds.
@@ -189,6 +192,23 @@ def build_endpoint(
         shared=not own,
         identity=_identity(route, endpoint),
     )
+
+
+_INFERENCE: Mapping[Kind, type[InferenceStage]] = {
+    Kind.GENERATE: InferenceStage,
+    Kind.EMBEDDING: EmbeddingStage,
+    Kind.RERANK: RerankStage,
+}
+
+
+def _make_worker(kind: Kind, config: EndpointConfig) -> BatchWorker:
+    match kind:
+        case Kind.EMBEDDING:
+            return EmbeddingCaller(EMBEDDING.make(config))
+        case Kind.RERANK:
+            return RerankCaller(RERANK.make(config))
+        case _:
+            return make_worker(config)
 
 
 def _identity(route: RouteSettings, endpoint: EndpointSettings) -> str:
@@ -239,6 +259,7 @@ def describe_routes(routes: Mapping[str, Route], *, max_result_ttl_s: float) -> 
     return {
         name: orjson.dumps(
             {
+                "kind": route.settings.kind,
                 "revision": route.settings.revision,
                 "uses_metadata": route.settings.uses_metadata,
                 "max_result_ttl_s": max_result_ttl_s,

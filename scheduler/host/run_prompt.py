@@ -12,7 +12,8 @@ from arq import Retry as ArqRetry
 
 from scheduler.client import AsyncClient, Job
 from scheduler.errors import InvalidRequest, RedisOutOfMemory, RedisUnavailable, ResultTimeout
-from scheduler.model import JobResult, PromptRequest
+from scheduler.model import JobResult
+from scheduler.payload import parse_request
 
 # After a crash arq holds a job back for its longest function's timeout: wait in slices, and ask to run again.
 WAIT_S = 60.0
@@ -39,7 +40,8 @@ class RunPrompt:
     async def run_prompt(self, context: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
         """The arq function: enqueue a prompt, wait for its result, return it as JSON values.
 
-        `request` has the fields of `PromptRequest`. The job's id comes from arq's job id and enqueue time, so
+        `request` has the fields of `PromptRequest`; with `kind` "embedding" or "rerank", those of the others.
+        The job's id comes from arq's job id and enqueue time, so
         that a second run of the arq job joins the job of the first. Aborting the arq job cancels the prompt.
         """
         began = time.monotonic()
@@ -56,11 +58,11 @@ class RunPrompt:
 
     async def _enqueue(self, client: AsyncClient, context: dict[str, Any], request: object) -> Job:
         if not isinstance(request, dict):
-            raise InvalidRequest("request: give run_prompt one mapping with the fields of PromptRequest")
+            raise InvalidRequest("request: give run_prompt one mapping with the fields of a request")
         fields = {"job_id": job_id_of(context), **request}
         try:
             await client.connect()
-            return await client.enqueue(PromptRequest.parse(**fields))
+            return await client.enqueue(parse_request(fields))
         except (RedisUnavailable, RedisOutOfMemory):
             raise ArqRetry(defer=1) from None
 

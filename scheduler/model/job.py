@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import ConfigDict, Field
 
 from scheduler.model.field import Frozen
-from scheduler.model.request import DEFAULT_TENANT, DedupMode
+from scheduler.model.job_request import DEFAULT_TENANT, DedupMode
 
 
 class JobState(StrEnum):

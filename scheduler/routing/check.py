@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from scheduler.batching import EmbeddingCaller, RerankCaller, Work
 from scheduler.batching.bounded import within
 from scheduler.batching.runner import close_outputs
 from scheduler.routing.endpoint import Endpoint
@@ -73,11 +74,13 @@ def missing_model(model: str, models: Sequence[str]) -> str:
 
 
 async def try_prompt(endpoint: Endpoint) -> WorkerError | None:
-    """Ask the back end for one token of an answer; returns why it is not well, None if it is.
+    """Ask the back end for one token, vector or score; returns why it is not well, None if it is.
 
     One that refuses the prompt, or has too much to do, answers: it is well. Not every server has both chats
     and plain completions, so one of them will do.
     """
+    if isinstance(endpoint.worker, EmbeddingCaller | RerankCaller):
+        return await _try(endpoint, endpoint.worker.probe)
     if not endpoint.worker.capabilities.chat:
         return await _try(endpoint, _PLAIN)
     error = await _try(endpoint, _CHAT)
@@ -86,7 +89,7 @@ async def try_prompt(endpoint: Endpoint) -> WorkerError | None:
     return error
 
 
-async def _try(endpoint: Endpoint, prompt: Generation) -> WorkerError | None:
+async def _try(endpoint: Endpoint, prompt: Work) -> WorkerError | None:
     limit_s = min(ANSWER_S, endpoint.settings.first_token_timeout_s)
     try:
         await within(limit_s, _first_output(endpoint, replace(prompt, model=endpoint.model)))
@@ -102,7 +105,7 @@ async def _try(endpoint: Endpoint, prompt: Generation) -> WorkerError | None:
     return None
 
 
-async def _first_output(endpoint: Endpoint, prompt: Generation) -> None:
+async def _first_output(endpoint: Endpoint, prompt: Work) -> None:
     outputs = endpoint.worker.generate([prompt])
     try:
         async for output in outputs:

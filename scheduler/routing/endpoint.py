@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scheduler.batching import Batcher, BatchPolicy, Flush, Member, Window
+from scheduler.batching.kinds import BatchWorker
 from scheduler.model import is_urgent
 from scheduler.observations import NOBODY, BreakerChanged, CallBegan, Flushed, Observers
 from scheduler.queue.worker_report import EndpointReport
@@ -19,7 +20,6 @@ from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.routing.pause import Pause
 from scheduler.routing.recent_failures import RecentFailures
 from scheduler.settings import EndpointSettings
-from workers.base import GenerationWorker
 from workers.errors import (
     ModelNotFound,
     RequestRejected,
@@ -54,7 +54,7 @@ class Endpoint:
         name: str,
         model: str,
         settings: EndpointSettings,
-        worker: GenerationWorker,
+        worker: BatchWorker,
         batch: BatchPolicy,
         max_in_flight: int | None = None,
         shared: bool = True,
@@ -212,7 +212,7 @@ class Endpoint:
         """A call begins."""
         call = EndpointCall(self.name, self.breaker.begin(), self._clock(), self._is_full)
         if (tell := self._observers.call_began) is not None:
-            settings, prompts = self.settings, [member.generation for member in members]
+            settings, prompts = self.settings, [member.work for member in members]
             tell(CallBegan(call, self.name, settings.backend, settings.base_url, prompts))
         return call
 

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from scheduler.model import Name
+from scheduler.model import Kind, Name
 from scheduler.settings.endpoint import EndpointSettings
 from scheduler.settings.section import Section
 
@@ -70,9 +70,14 @@ STAGES = ("rag", "assemble", "inference", "post", "stream")
 """The built-in stages, in their order."""
 
 
+_FOR_PROMPTS = frozenset({"rag", "assemble", "post", "stages"})
+
+
 class RouteSettings(Section):
     """A model name that users ask for, and how it is served."""
 
+    kind: Kind = Kind.GENERATE
+    """The kind of work: `generate` (text), `embedding` or `rerank`."""
     endpoints: list[EndpointSettings] = Field(min_length=1)
     """The servers that answer; at least one."""
     fallbacks: list[Name] = Field(default_factory=list)
@@ -109,6 +114,13 @@ class RouteSettings(Section):
         if "inference" not in stages or "stream" not in stages:
             raise ValueError("inference and stream cannot be left out")
         return stages
+
+    @model_validator(mode="after")
+    def _only_prompts_have_stages(self) -> RouteSettings:
+        set_for_prompts = sorted(_FOR_PROMPTS & self.model_fields_set)
+        if self.kind is not Kind.GENERATE and set_for_prompts:
+            raise ValueError(f'{set_for_prompts[0]}: is for prompts; leave it out with kind = "{self.kind}"')
+        return self
 
     @property
     def uses_metadata(self) -> bool:

@@ -129,6 +129,8 @@ class Settings(Strict, BaseSettings):
             return "a route cannot be its own fallback"
         if fallback not in self.routes:
             return f"there is no route {fallback!r}; give one of {', '.join(sorted(self.routes))}"
+        if self.routes[fallback].kind is not self.routes[route].kind:
+            return f"{fallback!r} does another kind of work; give a route with the same kind"
         return f"{fallback!r} is named twice" if fallback in before else ""
 
     @field_validator("log_format", "log_level", mode="before")

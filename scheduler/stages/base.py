@@ -34,7 +34,8 @@ class AnswerFilter(Protocol):
 class PromptContext:
     """One attempt of one job on its way through the stages.
 
-    Before inference, stages change `prompt` or `messages` (exactly one is set) and `passages`. Inference
+    Before inference, stages change `prompt` or `messages` (exactly one is set, and none for other kinds of
+    work) and `passages`. Inference
     calls `deliver` for each piece; what comes out of the filters is kept in `texts` and handed to `sink`.
     Reasoning goes through `reasoning_filters` in the same way; tool calls pass as they are. More fields of
     the message are put together in `extra`; `holds_extra`: they do not stream, as no filter can see them.
@@ -75,6 +76,7 @@ class PromptContext:
     choices: dict[int, PromptContext] = field(default_factory=dict)
     openers: tuple[Callable[[PromptContext], None], ...] = ()
     completed: Completed | None = None
+    answer: Mapping[str, Any] | None = None  # instead of text: what the result of another kind of work has
     endpoint: str = ""
     model: str = ""  # by the endpoint's own name for it
     first_token_at: float | None = None

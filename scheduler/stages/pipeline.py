@@ -16,7 +16,7 @@ from typing import ClassVar, cast
 
 from scheduler.errors import ConfigError
 from scheduler.logs import traced
-from scheduler.model import is_urgent
+from scheduler.model import Kind, is_urgent
 from scheduler.settings import RouteSettings
 from scheduler.stages.assemble import AssembleStage
 from scheduler.stages.base import PromptContext, Stage
@@ -252,6 +252,8 @@ def build_pipeline(
     Raises:
         ConfigError: naming the setting, when a stage of one's own or a template is wrong.
     """
+    if route.kind is not Kind.GENERATE:
+        return Pipeline([(inference, StageGate(UNBOUNDED))])
     setting = f"routes.{route_name}.stages"
     bounds = {**DEFAULT_LIMITS, **(limits or {})}
     stages = [

@@ -45,14 +45,17 @@ def build_result(context: PromptContext, *, queue_ms: float, claimed_at: float) 
     """
     completed = context.completed = context.completed and believed(context.completed)
     usage = completed.usage if completed else None
-    result = answer_of(context)
-    result["finish_reason"] = completed.finish_reason if completed else "stop"
+    if context.answer is None:
+        result = answer_of(context)
+        result["finish_reason"] = completed.finish_reason if completed else "stop"
+        if tool_calls := result["message"].get("tool_calls"):
+            result["tool_calls"] = tool_calls
+    else:
+        result = dict(context.answer)
     result["model"] = (completed.model if completed else None) or context.route
     result["endpoint"] = context.endpoint
     result["attempts"] = context.attempt
     result["timings"] = _timings(context, queue_ms, claimed_at)
-    if tool_calls := result["message"].get("tool_calls"):
-        result["tool_calls"] = tool_calls
     if usage is not None:
         result["usage"] = usage_of(usage)
     if completed is not None and completed[4:] != _NO_MORE:

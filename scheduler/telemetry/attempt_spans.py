@@ -13,13 +13,13 @@ from opentelemetry import trace as otel
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 
+from scheduler.batching import Work
 from scheduler.observations import AttemptBegan, CallBegan, EndedAttempt, Outcome
 from scheduler.queue.records import ClaimedJob
 from scheduler.telemetry import attributes as about
 from scheduler.telemetry import conventions as names
 from scheduler.telemetry.failures import code_of, mark_failed
 from scheduler.telemetry.messages import input_messages, output_messages
-from workers.base import Generation
 
 logger = logging.getLogger(__name__)
 
@@ -162,23 +162,23 @@ class AttemptSpans:
             attributes={names.ENDPOINT: endpoint, names.BATCH_SIZE: size},
         )
 
-    def call_began(self, seen: CallBegan, generation: Generation, batch: Span | None) -> Span:
+    def call_began(self, seen: CallBegan, work: Work, batch: Span | None) -> Span:
         """Begin the span of a call with this attempt's prompt; `batch` is the span of all members."""
         began_at = time.monotonic()
         self._end_call(began_at, "")  # the one before failed or was given up
         call = self._tracer.start_span(
-            f"{about.operation_of(generation)} {generation.model}",
+            f"{about.operation_of(work)} {work.model}",
             context=self._stage_context,
             kind=SpanKind.CLIENT,
             attributes={
                 **about.of_endpoint(seen.endpoint, seen.backend, seen.base_url),
-                **about.of_generation(generation),
+                **about.of_work(work),
             },
             links=[Link(batch.get_span_context())] if batch is not None else None,
             start_time=self.at(began_at),
         )
         if self._captures:
-            call.set_attribute(names.GEN_AI_INPUT_MESSAGES, input_messages(generation))
+            call.set_attribute(names.GEN_AI_INPUT_MESSAGES, input_messages(work))
         self._call, self._call_began_at, self._call_error = call, began_at, None
         return call
 

@@ -7,9 +7,11 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from scheduler.batching import Work
 from scheduler.queue.records import ClaimedJob
 from scheduler.telemetry import conventions as names
 from workers.base import Completed, Generation
+from workers.embedding import EmbeddingTask
 
 Attributes: TypeAlias = dict[str, str | bool | int | float | list[str]]
 
@@ -47,17 +49,26 @@ def of_endpoint(endpoint: str, backend: str, base_url: str) -> Mapping[str, str 
     return found
 
 
-def operation_of(generation: Generation) -> str:
+def operation_of(work: Work) -> str:
     """The operation that a call is, in OpenTelemetry's terms."""
-    return names.TEXT_COMPLETION if generation.messages is None else names.CHAT
+    if isinstance(work, Generation):
+        return names.TEXT_COMPLETION if work.messages is None else names.CHAT
+    return names.EMBEDDINGS if isinstance(work, EmbeddingTask) else names.RERANK
 
 
-def of_generation(generation: Generation) -> Attributes:
-    """The model and parameters of a prompt."""
+def of_work(work: Work) -> Attributes:
+    """The model and parameters of a prompt, or of a task of another kind."""
     found: Attributes = {
-        names.GEN_AI_OPERATION_NAME: operation_of(generation),
-        names.GEN_AI_REQUEST_MODEL: generation.model,
+        names.GEN_AI_OPERATION_NAME: operation_of(work),
+        names.GEN_AI_REQUEST_MODEL: work.model,
     }
+    if isinstance(work, Generation):
+        found.update(_of_generation(work))
+    return found
+
+
+def _of_generation(generation: Generation) -> Attributes:
+    found: Attributes = {}
     if generation.stream:
         found[names.GEN_AI_REQUEST_STREAM] = True
     if generation.params:

@@ -58,6 +58,8 @@ GEN_AI_OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
 
 CHAT: Final = "chat"
 TEXT_COMPLETION: Final = "text_completion"
+EMBEDDINGS: Final = "embeddings"
+RERANK: Final = "rerank"
 
 GEN_AI_REQUEST_PARAMS: Final = MappingProxyType(
     {

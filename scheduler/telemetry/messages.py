@@ -7,13 +7,15 @@ and gen-ai-output-messages.json beside it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import orjson
 
+from scheduler.batching import Work
 from scheduler.observations import Progress
 from workers.base import Generation
+from workers.embedding import EmbeddingTask
 
 CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
@@ -25,11 +27,19 @@ def is_captured(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get(CAPTURE_VARIABLE, "").strip().lower() in {"true", "span_only", "span_and_event"}
 
 
-def input_messages(generation: Generation) -> str:
-    """The messages of a prompt, as JSON."""
-    if generation.messages is None:
-        return _json([{"role": "user", "parts": [_text(generation.prompt or "")]}])
-    return _json([_message(message) for message in generation.messages])
+def input_messages(work: Work) -> str:
+    """The messages of a prompt, as JSON; the texts of other kinds of work as those of a user."""
+    if isinstance(work, Generation) and work.messages is not None:
+        return _json([_message(message) for message in work.messages])
+    return _json([{"role": "user", "parts": [_text(text) for text in _texts(work)]}])
+
+
+def _texts(work: Work) -> Iterable[str]:
+    if isinstance(work, Generation):
+        return (work.prompt or "",)
+    if isinstance(work, EmbeddingTask):
+        return (one if isinstance(one, str) else str(list(one)) for one in work.inputs)
+    return (work.query, *work.documents)
 
 
 def output_messages(progress: Progress, finish_reason: str) -> str:

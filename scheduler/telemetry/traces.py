@@ -74,9 +74,7 @@ class Traces(Observer):
     def call_began(self, seen: CallBegan) -> None:
         """Begin the spans of those members of a call that have a trace."""
         traced = [
-            (spans, generation)
-            for generation in seen.generations
-            if (spans := self._live.get(generation.request_id)) is not None
+            (spans, work) for work in seen.work if (spans := self._live.get(work.request_id)) is not None
         ]
         if not traced:
             # A call runs in the context of the task that made room for it, which may belong to another trace.
@@ -84,9 +82,9 @@ class Traces(Observer):
                 make_current(self._unsampled)
             return
         batch, first = None, traced[0][0]
-        if len(seen.generations) > 1:
-            batch = first.batch_began(seen.endpoint, len(seen.generations))
-        members = [(spans, spans.call_began(seen, generation, batch)) for spans, generation in traced]
+        if len(seen.work) > 1:
+            batch = first.batch_began(seen.endpoint, len(seen.work))
+        members = [(spans, spans.call_began(seen, work, batch)) for spans, work in traced]
         if batch is not None:
             for _, span in members:
                 batch.add_link(span.get_span_context())

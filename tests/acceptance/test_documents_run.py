@@ -1,10 +1,11 @@
 """Every Python and shell block of the README and the documentation runs, and prints what the page shows.
 
 A page is one test. Its blocks run in order and share their names. They meet a real server, in the place of
-`redis://localhost:6379`, and a worker process with the route `chat`. Python blocks may `await`, and `client`
-is an open `AsyncClient` in each. One that begins with the name of a file (`# my_package/worker.py`) is that
-file: it is imported, or run by pytest if it is a test. Shell blocks share a folder; a plain command of ours
-runs inside the test, and says yes where it asks. The ids that pages use are there.
+`redis://localhost:6379`, and a worker process with the routes `chat`, `vectors` and `ranks`. Python blocks
+may `await`, and `client` is an open `AsyncClient` in each. One that begins with the name of a file
+(`# my_package/worker.py`) is that file: it is imported, or run by pytest if it is a test. Shell blocks share
+a folder; a plain command of ours runs inside the test, and says yes where it asks. The ids that pages use are
+there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ast
 import asyncio
 import inspect
 import io
+import json
 import os
 import re
 import shlex
@@ -41,12 +43,14 @@ DELAYED = "01a2086a-21e2-700b-95b3-25ef702fdc8c"
 DEAD = "01a2086a-1277-74d4-9c0c-0855e4085f25"
 FILE = re.compile(r"# (?P<path>[\w/]+\.py)\n")
 OURS = re.compile(r"prompt-scheduler [^|<>$`;&]*(\s#.*)?")
-ROUTES = '{"chat": {"endpoints": [{"backend": "echo", "options": {"fail_text": "forbidden"}}]}}'
+KINDS = {"chat": "generate", "vectors": "embedding", "ranks": "rerank"}
+ECHO = {"backend": "echo", "options": {"fail_text": "forbidden"}}
+ROUTES = json.dumps({name: {"kind": kind, "endpoints": [ECHO]} for name, kind in KINDS.items()})
 
 
 @pytest.fixture(scope="module")
 def server(valkey_binary: Path) -> Iterator[str]:
-    """The URL of a server that has a worker process with the route `chat`."""
+    """The URL of a server that has a worker process with these routes."""
     with EmbeddedServer(binary=valkey_binary) as embedded:
         worker = subprocess.Popen(
             [sys.executable, "-m", "arq", "scheduler.WorkerSettings"],

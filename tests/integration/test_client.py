@@ -115,7 +115,7 @@ async def test_a_prompt_that_is_given_twice_is_refused(client: AsyncClient) -> N
 
 @pytest.mark.parametrize("requests", [["x"], [PromptRequest(prompt="x"), {"prompt": "y"}], "xyz"])
 async def test_many_that_are_no_requests_are_refused_whole(client: AsyncClient, requests: Any) -> None:
-    with pytest.raises(InvalidRequest, match=r"requests\.\d: give a PromptRequest, not (str|dict)"):
+    with pytest.raises(InvalidRequest, match=r"requests\.\d: give a PromptRequest, .*not (str|dict)"):
         await client.enqueue_many(requests)
     assert await client.queue.unfinished(["echo"]) == 0
 

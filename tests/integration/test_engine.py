@@ -690,11 +690,11 @@ async def test_a_job_of_an_unknown_kind_fails_with_a_code_and_stops_nobody(room:
     engine, client = await room.engine(start=False), await room.client()
     unknown, good = await client.enqueue("soon another"), await client.enqueue("good")
     key = client.queue.keys.of("payload", unknown.id)
-    await client.queue.redis.set(key, b'{"kind":"embedding","input":["text"]}')
+    await client.queue.redis.set(key, b'{"kind":"film","input":["text"]}')
     await engine.start()
     (await puppet_of(engine).next_call()).finish("good")
     assert (await good.result(timeout_s=SOON_S)).text == "good"
-    with pytest.raises(JobFailed, match="asks for 'embedding' work") as failed:
+    with pytest.raises(JobFailed, match="asks for 'film' work") as failed:
         await unknown.result(timeout_s=SOON_S)
     assert failed.value.reason == "unknown_kind"
 

@@ -69,7 +69,7 @@ async def test_a_prompt_is_heard_of_at_each_step_once_and_in_order(room: Room) -
     assert end.claimed_at <= end.progress.first_token_at <= end.ended_at
     assert (end.progress.endpoint, end.progress.model) == ("echo.0", "echo")
     assert end.progress.completed.usage == TokenUsage(3, 2)
-    assert [one.request_id for one in call_began.generations] == [job.id]
+    assert [one.request_id for one in call_began.work] == [job.id]
     assert call_began.call is call_ended
     assert (call_ended.endpoint, call_ended.error, call_ended.given_up) == ("echo.0", None, False)
     assert notes.of("flushed") == []  # it went alone and at once

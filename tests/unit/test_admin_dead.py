@@ -71,12 +71,12 @@ async def test_a_filter_finds_its_own_the_oldest_first(
 
 async def test_a_request_of_an_unknown_kind_is_shown_and_cannot_be_changed(q: QueueDriver) -> None:
     await fail(q, "a")
-    stored = {"kind": "embedding", "input": ["text"]}
+    stored = {"kind": "film", "input": ["text"]}
     await q.redis.set(q.queue.keys.of("payload", "a"), orjson.dumps(stored))
     assert (await read_dead_letter(q.queue, "a"))[1] == stored
     outcome = await requeue_dead_letters(q.queue, ["a"], {"prompt": "text"})
     assert outcome.requeued == []
-    assert "asks for 'embedding' work" in outcome.refused["a"]
+    assert "asks for 'film' work" in outcome.refused["a"]
 
 
 async def test_a_dead_letter_is_read_with_its_errors_and_its_request(q: QueueDriver) -> None:

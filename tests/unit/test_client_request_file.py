@@ -17,9 +17,7 @@ from scheduler.errors import InvalidRequest
 from scheduler.model import PromptRequest
 
 
-def read(
-    path: Path, defaults: dict[str, Any] | None = None, system: str | None = None
-) -> list[PromptRequest]:
+def read(path: Path, defaults: dict[str, Any] | None = None, system: str | None = None) -> list[Any]:
     with open_requests(path, defaults or {}, system) as requests:
         count, made = requests.check(), list(requests)
     assert len(made) == count
@@ -93,4 +91,4 @@ def test_a_request_file_is_read_from_the_start_each_time(path: Path) -> None:
     path.write_bytes(orjson.dumps("one") + b"\n")
     with path.open("rb") as lines:
         requests = RequestFile(lines, "x", {}, None)
-        assert [one.prompt for one in requests] == [one.prompt for one in requests] == ["one"]
+        assert list(requests) == list(requests) == [PromptRequest(prompt="one")]

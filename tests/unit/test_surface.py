@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
 import scheduler
 from scheduler import AsyncClient, Client, Job, Priority, PromptRequest, SyncJob
-from scheduler.client.fields import RequestFields
+from scheduler.client.fields import JobFields, RequestFields
 
 PROMISED = {
     *("AsyncClient", "Client", "Job", "SyncJob", "Priority", "PromptRequest", "GenerationParams", "Message"),
@@ -21,6 +21,7 @@ PROMISED = {
     *("SchedulerError", "InvalidRequest", "UnknownModel", "ConfigError", "DedupConflict", "QueueFull"),
     *("NoTicket", "JobNotFound", "InvalidTransition", "ResultTimeout", "JobEnded", "JobFailed"),
     *("JobCancelled", "JobExpired", "JobShed", "RedisError", "RedisUnavailable", "RedisAuthError"),
+    *("EmbeddingRequest", "RerankRequest", "JobRequest", "Embeddings", "Ranking", "Ranked"),
     *("RedisTooOld", "RedisOutOfMemory", "Settings", "load_settings"),
 }
 REQUEST_FIELDS = [
@@ -54,7 +55,15 @@ def test_all_is_sorted_and_has_what_is_promised() -> None:
 
 
 def test_requests_and_results_have_the_promised_fields() -> None:
-    assert list(PromptRequest.model_fields) == REQUEST_FIELDS
+    assert set(PromptRequest.model_fields) == set(REQUEST_FIELDS)
+    shared = set(scheduler.JobRequest.model_fields)
+    assert shared < set(REQUEST_FIELDS)
+    assert set(scheduler.EmbeddingRequest.model_fields) - shared == {"input", "dimensions"}
+    assert set(scheduler.RerankRequest.model_fields) - shared == {
+        *("query", "documents", "top_n", "return_documents")
+    }
+    assert {"vectors", "usage", "dimensions"} <= set(dir(scheduler.Embeddings(embeddings=[])))
+    assert {"results", "usage"} <= set(dir(scheduler.Ranking()))
     assert set(scheduler.JobResult.model_fields) == RESULT_FIELDS
     assert set(scheduler.Usage.model_fields) == {
         *("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
@@ -67,6 +76,13 @@ def test_requests_and_results_have_the_promised_fields() -> None:
 
 def test_enqueue_takes_every_field_of_a_request_by_name() -> None:
     assert set(get_type_hints(RequestFields)) == set(REQUEST_FIELDS)
+
+
+@pytest.mark.parametrize("client", [AsyncClient, Client])
+def test_other_kinds_of_work_have_a_call_of_their_own(client: Any) -> None:
+    assert list(inspect.signature(client.embed).parameters)[:2] == ["self", "input"]
+    assert list(inspect.signature(client.rerank).parameters)[:3] == ["self", "query", "documents"]
+    assert set(get_type_hints(JobFields)) == set(scheduler.JobRequest.model_fields)
 
 
 def test_priorities_have_the_promised_levels() -> None:

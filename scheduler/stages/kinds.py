@@ -1,0 +1,123 @@
+"""The one stage of jobs that embed or rerank: it asks the engine, and makes the result."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from scheduler.model import Kind
+from scheduler.routing import Endpoint
+from scheduler.stages.base import PromptContext
+from scheduler.stages.completion import believed
+from scheduler.stages.inference import InferenceStage
+from scheduler.stages.tokens import estimate_tokens
+from workers.base import Completed, Piece
+from workers.embedding import FLOAT_BYTES, Embedded, EmbeddingTask
+from workers.errors import AnswerTooLong, WorkerProtocolError
+from workers.rerank import Reranked, RerankTask
+
+LEAST_TOKENS = 4
+"""What an input counts at least: special tokens stand around the shortest. It bounds the inputs of a call."""
+
+MAX_VECTOR_BYTES = 4 << 20
+"""The most bytes of the vectors of a job, if its endpoint says nothing."""
+
+
+class _OtherStage(InferenceStage):
+    """Runs the job on one of the route's endpoints, and puts its result into `context.answer`."""
+
+    async def _ask(self, context: PromptContext, endpoint: Endpoint) -> None:
+        context.endpoint, context.model = endpoint.name, endpoint.model
+        ended = await self._run(context, endpoint)
+        completed = Completed(0, "stop", ended.usage, ended.model, None, ended.extra)
+        context.completed = believed(completed)
+
+    async def _run(self, context: PromptContext, endpoint: Endpoint) -> Embedded | Reranked:
+        """Ask the engine, and set `context.answer`."""
+        raise NotImplementedError
+
+
+class EmbeddingStage(_OtherStage):
+    """Embeds the inputs of a job, together with those of others."""
+
+    async def _run(self, context: PromptContext, endpoint: Endpoint) -> Embedded:
+        task = embedding_task(context, endpoint)
+        embedded = await endpoint.batcher.run(
+            task, _no_piece, tokens=_tokens(task.inputs), expires_at=context.expires_at
+        )
+        if len(embedded.vectors) != len(task.inputs):
+            raise WorkerProtocolError("the model worker gave not one vector for each input")
+        _check_size(embedded.vectors, endpoint)
+        context.answer = {
+            "kind": Kind.EMBEDDING.value,
+            "embeddings": [binascii.b2a_base64(one, newline=False).decode() for one in embedded.vectors],
+        }
+        return embedded
+
+
+class RerankStage(_OtherStage):
+    """Orders the documents of a job."""
+
+    async def _run(self, context: PromptContext, endpoint: Endpoint) -> Reranked:
+        request = context.request
+        task = rerank_task(context, endpoint)
+        tokens = _tokens(task.documents) + len(task.documents) * estimate_tokens(task.query)
+        reranked = await endpoint.batcher.run(task, _no_piece, tokens=tokens, expires_at=context.expires_at)
+        results: list[dict[str, Any]] = [{"index": one.index, "score": one.score} for one in reranked.scores]
+        if request.get("return_documents"):
+            for result in results:
+                result["document"] = task.documents[result["index"]]
+        context.answer = {"kind": Kind.RERANK.value, "results": results}
+        return reranked
+
+
+def embedding_task(context: PromptContext, endpoint: Endpoint) -> EmbeddingTask:
+    """Put together what the model worker gets."""
+    request = context.request
+    inputs = tuple(one if isinstance(one, str) else tuple(one) for one in request["input"])
+    return EmbeddingTask(
+        model=endpoint.model,
+        inputs=inputs,  # type: ignore[arg-type]  # all text, or all token ids
+        dimensions=request.get("dimensions"),
+        extra_body=request.get("extra_body") or {},
+        priority=context.priority,
+        request_id=context.job_id,
+    )
+
+
+def rerank_task(context: PromptContext, endpoint: Endpoint) -> RerankTask:
+    """Put together what the model worker gets."""
+    request = context.request
+    return RerankTask(
+        model=endpoint.model,
+        query=request["query"],
+        documents=tuple(request["documents"]),
+        top_n=request.get("top_n"),
+        extra_body=request.get("extra_body") or {},
+        priority=context.priority,
+        request_id=context.job_id,
+    )
+
+
+def _tokens(inputs: Iterable[str | Sequence[int]]) -> int:
+    """Guess the tokens that the engine has to read."""
+    counts = (estimate_tokens(one) if isinstance(one, str) else len(one) for one in inputs)
+    return sum(max(LEAST_TOKENS, count) for count in counts)
+
+
+def _check_size(vectors: Sequence[bytes], endpoint: Endpoint) -> None:
+    settings = endpoint.settings
+    is_set = "max_output_bytes" in settings.model_fields_set
+    most = settings.max_output_bytes if is_set else MAX_VECTOR_BYTES
+    size = sum(map(len, vectors))
+    if size > most:
+        length = len(vectors[0]) // FLOAT_BYTES
+        raise AnswerTooLong(
+            f"endpoint {endpoint.name} gives {len(vectors):,} vectors of {length:,} floats, beyond {most:,} "
+            "bytes: enqueue fewer inputs in one job, ask for fewer dimensions, or raise its max_output_bytes"
+        )
+
+
+def _no_piece(_: Piece) -> None:
+    """Vectors and scores come whole."""
