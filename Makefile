@@ -27,7 +27,7 @@ MERMAID   := $(CACHE)/mermaid-12/mermaid.min.js
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-scripts bench-loss clean llama-server vllm prometheus
+.PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-embeddings bench-scripts bench-loss clean llama-server vllm minilm prometheus
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ demo: $(INSTALLED) ## Watch 200 prompts being processed; ENGINE=llama or vllm ru
 test: $(INSTALLED) ## Run all tests that need no model server
 	$(BIN)/pytest tests --ignore=tests/engines -n 6 --dist worksteal $(ARGS)
 
-test-engines: $(INSTALLED) $(ENGINES) llama-server vllm prometheus ## Test against llama-server, vLLM and Prometheus, installing them if necessary, and a minute of chaos
+test-engines: $(INSTALLED) $(ENGINES) llama-server vllm minilm prometheus ## Test against llama-server, vLLM and Prometheus, installing them if necessary, and a minute of chaos
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" PROMETHEUS="$(PROMETHEUS)" REQUIRE_ENGINES=1 \
 	  $(BIN)/pytest tests/engines $(ARGS)
 	$(MAKE) --no-print-directory chaos MINUTES=1
@@ -76,6 +76,9 @@ bench: $(INSTALLED) $(BENCH) ## Measure speed beside seven other queues in 40 mi
 bench-batching: $(INSTALLED) $(ENGINES) $(BENCH) llama-server vllm ## Measure the gain from batching on both engines
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python -m benchmarks.batching $(ARGS)
 
+bench-embeddings: $(INSTALLED) $(ENGINES) llama-server vllm minilm ## Measure the gain from joint calls for embeddings
+	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python -m benchmarks.embeddings $(ARGS)
+
 bench-scripts: $(INSTALLED) ## Measure how long scripts block Redis, with 100,000 tenants, 5,000 lanes, a million jobs
 	$(BIN)/python -m benchmarks.scripts $(ARGS)
 
@@ -97,6 +100,9 @@ vllm:
 ifeq ($(origin VLLM_PYTHON),file)
 	@sh examples/engines/install_vllm.sh "$(CACHE)/vllm"
 endif
+
+minilm: $(INSTALLED)
+	@PYTHON="$(BIN)/python" sh examples/engines/fetch_minilm.sh "$(CACHE)/minilm"
 
 # Not needed if PROMETHEUS names one of your own. It comes from Debian's packages; without apt-get its tests are skipped.
 prometheus:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, TypeGuard, TypeVar, Unpack
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -268,8 +268,12 @@ def _a(request: JobRequest) -> str:
     return f"an {name}" if name[0] in "AEIO" else f"a {name}"
 
 
+def _is_request(given: object) -> TypeGuard[JobRequest]:
+    return isinstance(given, PromptRequest | EmbeddingRequest | RerankRequest)
+
+
 def _request(prompt: str | JobRequest | None, fields: RequestFields) -> JobRequest:
-    if isinstance(prompt, JobRequest):
+    if _is_request(prompt):
         if fields:
             raise InvalidRequest(f"give {_a(prompt)} or fields, not both")
         return prompt
@@ -290,7 +294,7 @@ def _traces_of(settings: Settings) -> ClientTraces:
 
 def _check_types(requests: list[JobRequest]) -> None:
     for at, request in enumerate(requests):
-        if not isinstance(request, JobRequest):
+        if not _is_request(request):
             raise InvalidRequest(
                 f"requests.{at}: give a PromptRequest, EmbeddingRequest or RerankRequest, "
                 f"not {type(request).__name__}",

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from scheduler.model.kind import Kind
-from scheduler.model.result import JobResult
+from scheduler.model.result import Choice, JobResult
 from workers.embedding import FLOAT_BYTES
 from workers.vectors import to_floats
 
@@ -21,6 +21,8 @@ class Embeddings(JobResult):
 
     text: str = ""
     """Empty."""
+    choices: list[Choice] = Field(default_factory=list)
+    """None."""
     embeddings: list[str] = Field(default_factory=list)
     """The vectors as they are stored: 32-bit floats, little-endian, in base64, as OpenAI encodes them."""
 
@@ -52,6 +54,8 @@ class Ranking(JobResult):
 
     text: str = ""
     """Empty."""
+    choices: list[Choice] = Field(default_factory=list)
+    """None."""
     results: list[Ranked] = Field(default_factory=list)
     """The best `top_n` documents."""
 

@@ -51,12 +51,14 @@ class VllmServer:
     runs: int = VLLM_RUNS
 
 
-def _cached(*path: str) -> Path:
+def cached(*path: str) -> Path:
+    """A path in the cache of what `make` has got."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache.joinpath("prompt-scheduler", *path)
 
 
-def _missing(what: str) -> NoReturn:
+def missing(what: str) -> NoReturn:
+    """Skip for want of something; fail where it is demanded."""
     if os.environ.get("CI") or os.environ.get("REQUIRE_ENGINES"):
         pytest.fail(what)
     pytest.skip(what)
@@ -69,11 +71,11 @@ def llama_server_binary() -> Path:
         if not os.access(named, os.X_OK):
             pytest.fail(f"LLAMA_SERVER names {named}, which is no program that can be run")
         return Path(named)
-    built = _cached("llama-server", "bin", "llama-server")
+    built = cached("llama-server", "bin", "llama-server")
     found = shutil.which("llama-server") or (str(built) if os.access(built, os.X_OK) else None)
     if found:
         return Path(found)
-    _missing("no llama-server: run `make test-engines`, which builds one, or name yours in LLAMA_SERVER")
+    missing("no llama-server: run `make test-engines`, which builds one, or name yours in LLAMA_SERVER")
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +112,7 @@ def start_llama_server(
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         processes.append(process)
         server = LlamaServer(f"http://127.0.0.1:{port}", slots, slot_tokens)
-        _wait_until_ready("llama-server", server.base_url, process, log, START_TIMEOUT_S)
+        wait_until_ready("llama-server", server.base_url, process, log, START_TIMEOUT_S)
         return server
 
     yield start
@@ -132,12 +134,10 @@ def vllm_python() -> Path:
         if not os.access(named, os.X_OK):
             pytest.fail(f"VLLM_PYTHON names {named}, which is no program that can be run")
         return Path(named)
-    made = _cached("vllm", "bin", "python")
+    made = cached("vllm", "bin", "python")
     if os.access(made, os.X_OK):
         return made
-    _missing(
-        "no vLLM: run `make test-engines`, which installs it, or name the Python of yours in VLLM_PYTHON"
-    )
+    missing("no vLLM: run `make test-engines`, which installs it, or name the Python of yours in VLLM_PYTHON")
 
 
 @pytest.fixture(scope="session")
@@ -146,13 +146,13 @@ def prometheus_binary() -> Path:
 
     It comes from Debian's packages: skips where there is no apt-get.
     """
-    got = _cached("prometheus", "bin", "prometheus")
+    got = cached("prometheus", "bin", "prometheus")
     for named in (os.environ.get("PROMETHEUS"), shutil.which("prometheus"), str(got)):
         if named and os.access(named, os.X_OK):
             return Path(named)
     if shutil.which("apt-get") is None:
         pytest.skip("no Prometheus, and no apt-get to get it with: name yours in PROMETHEUS")
-    _missing("no Prometheus: run `make test-engines`, which gets one, or name yours in PROMETHEUS")
+    missing("no Prometheus: run `make test-engines`, which gets one, or name yours in PROMETHEUS")
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +181,7 @@ def vllm_server(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         )
     server = VllmServer(f"http://127.0.0.1:{port}")
     try:
-        _wait_until_ready("vLLM", server.base_url, process, log, VLLM_START_TIMEOUT_S)
+        wait_until_ready("vLLM", server.base_url, process, log, VLLM_START_TIMEOUT_S)
         _put_the_front_end_first(process)
         _warm_up(server)
         yield server
@@ -198,7 +198,7 @@ def free_port() -> int:
         return port
 
 
-def _wait_until_ready(
+def wait_until_ready(
     name: str, base_url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float
 ) -> None:
     give_up_at = time.monotonic() + timeout_s

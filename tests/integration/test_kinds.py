@@ -17,6 +17,7 @@ from scheduler import (
     JobCancelled,
     JobExpired,
     JobFailed,
+    JobRequest,
     PromptRequest,
     Ranked,
     Ranking,
@@ -232,6 +233,16 @@ async def test_vectors_beyond_the_bound_are_a_clear_failure(room: Room) -> None:
 
 
 # What is refused at enqueue
+
+
+async def test_a_request_of_no_kind_is_refused(room: Room) -> None:
+    client = await room.client()
+    with pytest.raises(
+        InvalidRequest, match=r"requests\.0: give a PromptRequest, EmbeddingRequest or Rerank"
+    ):
+        await client.enqueue_many([JobRequest(model="echo")])
+    with pytest.raises(InvalidRequest):
+        await client.enqueue(JobRequest(model="echo"))
 
 
 async def test_a_route_of_another_kind_refuses_the_request(room: Room) -> None:
