@@ -14,15 +14,16 @@ from typing import Any
 import httpx
 
 from workers.anthropic_answer import MessageReader
-from workers.anthropic_messages import chat_fields, format_fields, tool_fields
+from workers.anthropic_messages import chat_fields, format_fields, own_parameters, tool_fields
 from workers.base import Capabilities, EndpointConfig, Generation, Output
-from workers.calls import set_parameters, whole
-from workers.errors import ContextOverflow, RequestRejected, WorkerConfigError, WorkerError
+from workers.calls import whole
+from workers.errors import ContextOverflow, WorkerConfigError, WorkerError
 from workers.headers import check_key, has_credentials
 from workers.http import HttpEndpoint
 from workers.http_worker import HttpWorker
 from workers.network import check_base_url
 from workers.options import count_option, refuse_unknown_options, text_option
+from workers.parameters import PARAMETERS, Parameters
 from workers.refusals import Refusal, error_class
 
 BASE_URL = "https://api.anthropic.com"
@@ -31,8 +32,6 @@ MAX_TOKENS = 4096
 OPTIONS = ("beta", "max_tokens")
 
 _MESSAGES = "/v1/messages"
-_NAMES = {"stop": "stop_sequences"}
-_KNOWN = frozenset({"max_tokens", "stop", "temperature", "top_k", "top_p"})
 # Source: https://docs.anthropic.com/en/api/errors
 _STATUSES = {
     "invalid_request_error": 400,
@@ -46,7 +45,29 @@ _STATUSES = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-_OURS = frozenset({"messages", "model", "stream", "system", "tools", "tool_choice"})
+_PARAMETERS = Parameters(
+    "Anthropic",
+    frozenset({"messages", "model", "stream", "system", "tools", "tool_choice"}),
+    names={"max_completion_tokens": "max_tokens", "stop": "stop_sequences"},
+    lacks=PARAMETERS
+    - {
+        "max_completion_tokens",
+        "max_tokens",
+        "parallel_tool_calls",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "stop",
+        "temperature",
+        "top_k",
+        "top_p",
+        "user",
+    },
+    instead={
+        "n": "enqueue the prompt several times",
+        "prompt_cache_key": "mark a message with cache_control",
+    },
+)
 
 
 class AnthropicWorker(HttpWorker):
@@ -83,7 +104,7 @@ class AnthropicWorker(HttpWorker):
     @property
     def capabilities(self) -> Capabilities:
         """Chats with tools, one in each call; no priorities."""
-        return Capabilities(lists=False, streaming=True, chat=True, tools=True, priority=False)
+        return Capabilities(tools=True, lacks=_PARAMETERS.lacks)
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         """Run one generation; see `GenerationWorker.generate`."""
@@ -93,12 +114,6 @@ class AnthropicWorker(HttpWorker):
         return outputs if batch[0].stream else whole(outputs)
 
     def _body(self, generation: Generation) -> dict[str, Any]:
-        for name in generation.params:
-            if name not in _KNOWN:
-                raise RequestRejected(
-                    f"params.{name}: Anthropic has no such parameter; leave it out, "
-                    "or put what it does have into extra_body"
-                )
         body: dict[str, Any] = {
             "model": self.model or generation.model,
             "max_tokens": self._max_tokens,
@@ -107,9 +122,8 @@ class AnthropicWorker(HttpWorker):
             **tool_fields(generation),
             **format_fields(generation.response_format),
         }
-        set_parameters(body, generation, names=_NAMES, ours=_OURS)
-        if isinstance(body.get("stop_sequences"), str):
-            body["stop_sequences"] = [body["stop_sequences"]]
+        body.update(own_parameters(_PARAMETERS.named(generation), body))
+        _PARAMETERS.put_extra(body, generation)
         return body
 
 

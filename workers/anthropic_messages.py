@@ -11,7 +11,12 @@ from typing import Any
 import orjson
 
 from workers.base import Generation
-from workers.errors import RequestRejected
+from workers.errors import RequestRejected, UnsupportedParameter
+
+_RESHAPED = frozenset(
+    {"parallel_tool_calls", "reasoning_effort", "safety_identifier", "service_tier", "user"}
+)
+_TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
 
 
 def chat_fields(generation: Generation) -> dict[str, Any]:
@@ -74,6 +79,33 @@ def format_fields(response_format: Mapping[str, Any] | None) -> dict[str, Any]:
             f"response_format.type: is {kind!r}; Anthropic takes text, and json_schema with a schema"
         )
     return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+
+
+def own_parameters(named: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of OpenAI's in this API's shape, some of which are parts of fields that `body` may have.
+
+    Raises:
+        UnsupportedParameter: the service tier is none of Anthropic's.
+    """
+    own = {name: value for name, value in named.items() if name not in _RESHAPED}
+    if isinstance(stop := own.get("stop_sequences"), str):
+        own["stop_sequences"] = [stop]
+    if effort := named.get("reasoning_effort"):
+        own["output_config"] = {**(body.get("output_config") or {}), "effort": effort}
+    if user := named.get("safety_identifier") or named.get("user"):
+        own["metadata"] = {"user_id": user}
+    if named.get("parallel_tool_calls") is False and body.get("tools"):
+        choice = body.get("tool_choice") or {"type": "auto"}
+        own["tool_choice"] = {**choice, "disable_parallel_tool_use": True}
+    if (tier := named.get("service_tier")) is not None:
+        own["service_tier"] = _tier(tier)
+    return own
+
+
+def _tier(tier: Any) -> str:
+    if tier not in _TIERS:
+        raise UnsupportedParameter(f"params.service_tier: is {tier!r}; Anthropic has auto and standard_only")
+    return _TIERS[tier]
 
 
 def _turn(message: Mapping[str, Any], where: str) -> tuple[str, list[dict[str, Any]]]:

@@ -156,6 +156,8 @@ class Capabilities:
     """It calls tools."""
     priority: bool = False
     """Its own queue respects priorities."""
+    lacks: frozenset[str] = frozenset()
+    """Names of `Generation.params` that it refuses, whatever the prompt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -100,34 +100,6 @@ async def whole(outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output,
             for key in [key for key in pieces if key[0] == output.member]:
                 yield _joined(*key, pieces.pop(key))
             yield output
-
-
-def set_parameters(
-    body: dict[str, Any],
-    generation: Generation,
-    *,
-    names: Mapping[str, str],
-    ours: Collection[str],
-    counts: Collection[str] = ("n",),
-) -> None:
-    """Put the sampling parameters and `extra_body` into a request.
-
-    `names` maps parameters to the engine's names for them, `ours` are the fields that only the adapter may
-    set, and `counts` are the fields that ask for several answers.
-
-    Raises:
-        RequestRejected: `extra_body` has one of these fields.
-    """
-    for name, value in generation.params.items():
-        body[names.get(name, name)] = value
-    for name, value in generation.extra_body.items():
-        if name in ours:
-            raise RequestRejected(f"extra_body.{name}: is set from the request itself; leave it out")
-        if name in counts and value != 1:
-            raise RequestRejected(
-                f"extra_body.{name}: a job has one answer; enqueue the prompt several times"
-            )
-        body[name] = value
 
 
 def refuse_tools(generation: Generation) -> None:

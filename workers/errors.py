@@ -10,7 +10,8 @@
     ├── WorkerAuthError        401, 403                                   final
     ├── AnswerTooLong          more bytes than an answer may have         final
     └── RequestRejected        any other 4xx: the request is at fault     final
-        └── ContextOverflow    the prompt does not fit the context        final
+        ├── ContextOverflow    the prompt does not fit the context        final
+        └── UnsupportedParameter   this back end does not have one; another endpoint may   final
 
 A wrong configuration is not a `WorkerError`, because no call was made.
 
@@ -133,6 +134,13 @@ class ContextOverflow(RequestRejected):
 
     code = "context_overflow"
     http_status = 413
+
+
+class UnsupportedParameter(RequestRejected):
+    """The back end lacks a parameter of the request, which was not sent. Another endpoint may have it."""
+
+    code = "unsupported_parameter"
+    http_status = 400
 
 
 class WorkerConfigError(ValueError):

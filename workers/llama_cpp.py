@@ -13,7 +13,7 @@ Source: tools/server/README.md of llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from workers.base import (
@@ -26,7 +26,7 @@ from workers.base import (
     Piece,
     TokenUsage,
 )
-from workers.calls import NO_HEAD, refuse_tools, set_parameters
+from workers.calls import NO_HEAD, refuse_tools
 from workers.counts import token_count
 from workers.errors import (
     ContextOverflow,
@@ -46,6 +46,7 @@ from workers.openai_content import model_name
 from workers.openai_wire import OURS, chat_body
 from workers.optional_fields import OptionalFields
 from workers.options import refuse_unknown_options
+from workers.parameters import CHAT_ONLY, LABELS, PLAIN_ONLY, PROVIDERS_ONLY, Parameters
 from workers.refusals import Refusal, error_class
 
 MAX_SLOTS = 65_536
@@ -53,9 +54,6 @@ MAX_SLOTS = 65_536
 
 _COMPLETION = "/completion"
 _CHAT = "/v1/chat/completions"
-
-_OWN_NAMES = {"repetition_penalty": "repeat_penalty"}
-_COMPLETION_NAMES = {**_OWN_NAMES, "max_tokens": "n_predict"}
 
 # Without this the last event repeats the prompt and all settings: some kilobytes for each member.
 _LAST_FIELDS = (
@@ -92,7 +90,26 @@ _REQUEST_WORDS = (
 # It was started without --embeddings or --reranking: another endpoint may do this kind of work.
 _START_IT_WITH = "Start it with"
 _OURS = OURS | {"response_fields"}
-_COUNTS = ("n", "n_cmpl")
+_CHAT_PARAMETERS = Parameters(
+    "llama.cpp's chat",
+    _OURS,
+    is_chat=True,
+    names={"repetition_penalty": "repeat_penalty", "max_completion_tokens": "max_tokens"},
+    lacks=PROVIDERS_ONLY | PLAIN_ONLY,
+)
+_PLAIN_PARAMETERS = Parameters(
+    "llama.cpp's plain completion",
+    _OURS,
+    names={
+        "repetition_penalty": "repeat_penalty",
+        "max_tokens": "n_predict",
+        "max_completion_tokens": "n_predict",
+    },
+    lacks=(CHAT_ONLY - LABELS) | PLAIN_ONLY | {"logprobs", "n", "top_logprobs"},
+    instead=dict.fromkeys(("logprobs", "n", "n_cmpl", "top_logprobs"), "give messages instead of prompt"),
+)
+
+_LACKS = _CHAT_PARAMETERS.lacks & _PLAIN_PARAMETERS.lacks
 
 
 class LlamaCppWorker(EngineWorker):
@@ -113,7 +130,7 @@ class LlamaCppWorker(EngineWorker):
     @property
     def capabilities(self) -> Capabilities:
         """All but priorities: the server's queue has none."""
-        return Capabilities(lists=True, streaming=True, chat=True, tools=True, priority=False)
+        return Capabilities(lists=True, tools=True, lacks=_LACKS)
 
     async def health(self) -> Health:
         """Ready when the model is loaded and the server accepts the key."""
@@ -162,23 +179,17 @@ class LlamaCppWorker(EngineWorker):
         }
         if schema := _json_schema(first.response_format):
             body["json_schema"] = schema
-        self._set_parameters(body, first, _COMPLETION_NAMES)
+        self._set_parameters(body, first, _PLAIN_PARAMETERS)
         return body
 
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
-        self._set_parameters(body, generation, _OWN_NAMES, counts=())
+        self._set_parameters(body, generation, _CHAT_PARAMETERS)
         return self.answers(_CHAT, body, chat_reader(generation), generation)
 
-    def _set_parameters(
-        self,
-        body: dict[str, Any],
-        generation: Generation,
-        names: Mapping[str, str],
-        counts: Collection[str] = _COUNTS,
-    ) -> None:
+    def _set_parameters(self, body: dict[str, Any], generation: Generation, parameters: Parameters) -> None:
         body["model"] = self.model or generation.model
-        set_parameters(body, generation, names=names, ours=_OURS, counts=counts)
+        parameters.put(body, generation)
 
 
 class _CompletionReader:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from workers.base import Capabilities, EndpointConfig, Generation, Health, Output
-from workers.calls import refuse_tools, set_parameters
+from workers.calls import refuse_tools
 from workers.errors import RequestRejected, WorkerError
 from workers.headers import bearer
 from workers.http import HttpEndpoint
@@ -30,6 +30,7 @@ from workers.openai_choices import chat_reader, completion_reader
 from workers.openai_wire import OURS, chat_body, completion_body
 from workers.optional_fields import OptionalFields
 from workers.options import flag_option, refuse_unknown_options
+from workers.parameters import CHAT_ONLY, LABELS, PLAIN_ONLY, PROVIDERS_ONLY, Parameters
 from workers.vllm_priority import says_priority, shows_priority
 
 OPTIONS = ("priority", "stream_options", "try_priority")
@@ -37,6 +38,22 @@ OPTIONS = ("priority", "stream_options", "try_priority")
 _CHAT = "/v1/chat/completions"
 _COMPLETION = "/v1/completions"
 _OURS = OURS | {"priority"}
+# vLLM ignores these since it calls them `structured_outputs`, without a word.
+_RENAMED = dict.fromkeys(
+    ("guided_choice", "guided_grammar", "guided_json", "guided_regex"),
+    "give response_format, or extra_body.structured_outputs",
+)
+_CHAT_PARAMETERS = Parameters(
+    "vLLM's chat", _OURS, is_chat=True, lacks=PROVIDERS_ONLY | PLAIN_ONLY, instead=_RENAMED
+)
+_PLAIN_PARAMETERS = Parameters(
+    "vLLM's plain completion",
+    _OURS,
+    names={"max_completion_tokens": "max_tokens"},
+    lacks=(CHAT_ONLY - LABELS) | {"best_of", "suffix"},
+    instead=_RENAMED,
+)
+_LACKS = _CHAT_PARAMETERS.lacks & _PLAIN_PARAMETERS.lacks
 _NORMAL = 5
 
 NO_PRIORITIES = (
@@ -72,7 +89,7 @@ class VllmWorker(EngineWorker):
     @property
     def capabilities(self) -> Capabilities:
         """All, priorities by option."""
-        return Capabilities(lists=True, streaming=True, chat=True, tools=True, priority=self._priority)
+        return Capabilities(lists=True, tools=True, priority=self._priority, lacks=_LACKS)
 
     async def health(self) -> Health:
         """Ready when the engine runs and the server accepts the key. Warns of a server without priorities."""
@@ -105,15 +122,17 @@ class VllmWorker(EngineWorker):
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         refuse_tools(batch[0])
         body = completion_body(batch)
-        self._set_parameters(body, batch)
+        self._set_parameters(body, batch, _PLAIN_PARAMETERS)
         return body
 
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
-        self._set_parameters(body, [generation])
+        self._set_parameters(body, [generation], _CHAT_PARAMETERS)
         return self.answers(_CHAT, body, chat_reader(generation), generation)
 
-    def _set_parameters(self, body: dict[str, Any], batch: Sequence[Generation]) -> None:
+    def _set_parameters(
+        self, body: dict[str, Any], batch: Sequence[Generation], parameters: Parameters
+    ) -> None:
         body["model"] = self.model or batch[0].model
         if not self._stream_options:
             del body["stream_options"]
@@ -121,7 +140,7 @@ class VllmWorker(EngineWorker):
             # vLLM runs the lowest number first; its default 0 is our normal. A list has one priority: that of
             # its most urgent member, which must not wait because of the others.
             body["priority"] = _NORMAL - max(generation.priority for generation in batch)
-        set_parameters(body, batch[0], names={}, ours=_OURS, counts=())
+        parameters.put(body, batch[0])
 
     async def _warnings(self, models: Sequence[str]) -> tuple[str, ...]:
         if not self._priority or "priority" in self.optional.refused:

@@ -32,6 +32,8 @@ class KnownRoute(NamedTuple):
     """The longest that its queue keeps a result."""
     kind: Kind = Kind.GENERATE
     """The work that it does."""
+    lacks: frozenset[str] = frozenset()
+    """Parameters that none of its endpoints takes."""
 
 
 class KnownRoutes:
@@ -95,6 +97,7 @@ class KnownRoutes:
                     bool(route.get("uses_metadata")),
                     float(route.get("max_result_ttl_s", math.inf)),
                     Kind(route.get("kind", Kind.GENERATE)),
+                    frozenset(route.get("lacks", ())),
                 )
                 for name, route in (await self._read()).items()
                 if route.get("kind", Kind.GENERATE) in _KINDS

@@ -10,10 +10,11 @@ import orjson
 from scheduler.client.ids import new_job_id
 from scheduler.client.routes import KnownRoute
 from scheduler.errors import InvalidRequest
-from scheduler.model import JobRequest, Kind
+from scheduler.model import JobRequest, Kind, PromptRequest
 from scheduler.payload import NOT_CONTENT_FIELDS, Payload, encode, payload_of
 from scheduler.queue.dedup import dedup_hash
 from scheduler.queue.records import NewJob
+from workers.parameters import is_default
 
 AUTO = "auto"
 
@@ -30,6 +31,8 @@ def new_job(request: JobRequest, route: KnownRoute, *, trace: bytes = b"") -> Ne
     if request.kind is not route.kind:
         raise _wrong_kind(request.kind, route)
     _check_result_ttl(request, route)
+    if route.lacks and isinstance(request, PromptRequest):
+        _check_parameters(request, route)
     payload = payload_of(request)
     data = encode(payload, trace=trace)
     key_hash = content = None
@@ -63,6 +66,16 @@ def _wrong_kind(kind: Kind, route: KnownRoute) -> InvalidRequest:
         f'model: route {route.name!r} {_DOES[route.kind]}; this request needs a route with kind = "{kind}"',
         field="model",
     )
+
+
+def _check_parameters(request: PromptRequest, route: KnownRoute) -> None:
+    for name in sorted(route.lacks & request.params.model_fields_set):
+        if not is_default(name, getattr(request.params, name)):
+            raise InvalidRequest(
+                f"params.{name}: no endpoint of route {route.name!r} has such a parameter; "
+                "leave it out, or name another route as model",
+                field=f"params.{name}",
+            )
 
 
 def _check_result_ttl(request: JobRequest, route: KnownRoute) -> None:

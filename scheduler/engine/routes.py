@@ -25,7 +25,7 @@ from scheduler.stages.inference import InferenceStage
 from scheduler.stages.kinds import EmbeddingStage, RerankStage
 from scheduler.stages.pipeline import Pipeline, build_pipeline
 from scheduler.stages.stream import StreamStage
-from workers.base import EndpointConfig
+from workers.base import EndpointConfig, GenerationWorker
 from workers.registry import EMBEDDING, RERANK, make_worker
 
 logger = logging.getLogger(__name__)
@@ -264,7 +264,15 @@ def describe_routes(routes: Mapping[str, Route], *, max_result_ttl_s: float) -> 
                 "uses_metadata": route.settings.uses_metadata,
                 "max_result_ttl_s": max_result_ttl_s,
                 "backends": [endpoint.settings.backend for endpoint in route.endpoints],
+                "lacks": sorted(lacked_parameters(route)),
             }
         )
         for name, route in routes.items()
     }
+
+
+def lacked_parameters(route: Route) -> frozenset[str]:
+    """Parameters that no endpoint of a route takes, nor of those that it falls back to."""
+    endpoints = (*route.endpoints, *(one for other in route.fallbacks for one in other.endpoints))
+    lacks = [one.worker.capabilities.lacks for one in endpoints if isinstance(one.worker, GenerationWorker)]
+    return frozenset.intersection(*lacks) if lacks else frozenset()

@@ -12,12 +12,12 @@ from scheduler.model.job_request import (
 from scheduler.model.kind import Kind
 from scheduler.model.other_requests import MAX_INPUTS, EmbeddingRequest, Input, RerankRequest
 from scheduler.model.other_results import Embeddings, Ranked, Ranking, result_of
+from scheduler.model.params import GenerationParams
 from scheduler.model.priority import URGENT, Priority, is_urgent
 from scheduler.model.refusal import invalid_request
 from scheduler.model.request import (
     DEFAULT_MODEL,
     MAX_PROMPT_CHARS,
-    GenerationParams,
     Message,
     PromptRequest,
 )

@@ -51,12 +51,22 @@ def _path(detail: ErrorDetails) -> str:
 def _is_union_tag(part: int | str) -> bool:
     # pydantic adds the tried member of a union to the path: ("temperature", "int")
     return isinstance(part, str) and (
-        part in {"int", "float", "str", "function-after[_utf8(), str]"} or "[" in part
+        part in {"bool", "constrained-int", "float", "int", "str"} or "[" in part
     )
+
+
+# Fields of OpenAI's that are older names of others, or that the scheduler sets.
+_INSTEAD = {
+    "function_call": "give tool_choice",
+    "functions": "give tools",
+    "stream_options": "token counts are in every result",
+}
 
 
 def _suggest(path: str, fields: Sequence[str], parameters: Sequence[str]) -> str:
     parent, _, name = path.rpartition(".")
+    if name in _INSTEAD:
+        return _INSTEAD[name]
     if not parent and name in parameters:
         return f"params has it: params={{'{name}': …}}"
     known = parameters if parent == "params" else fields

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     ConfigDict,
-    Field,
     StrictBool,
-    StrictInt,
-    field_validator,
     model_validator,
 )
 
-from scheduler.model.field import Frozen, Number, Text
+from scheduler.model.field import Frozen, Text
 from scheduler.model.job_request import JobRequest
 from scheduler.model.kind import Kind
+from scheduler.model.params import GenerationParams
 
 MAX_PROMPT_CHARS = 1_000_000
 DEFAULT_MODEL = "echo"
@@ -52,44 +50,6 @@ class Message(Frozen):
         return self
 
 
-class GenerationParams(Frozen):
-    """Sampling parameters by their OpenAI names. Only those that you set reach the engine.
-
-    Types are strict: `"0.5"` is not a temperature. Parameters with no name here go into `extra_body`.
-    """
-
-    max_tokens: Annotated[StrictInt, Field(ge=1, le=10_000_000)] | None = None
-    """The most tokens to generate."""
-    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
-    """Randomness; 0 is the least."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    """Sample from the most likely tokens that have this probability together."""
-    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
-    """Sample from this many of the most likely tokens; -1 for all."""
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    """Leave out tokens below this share of the likeliest one's probability."""
-    stop: Text | list[Text] | None = None
-    """Text that ends the answer; at most 16 strings."""
-    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
-    """A seed for sampling, where the engine has one."""
-    presence_penalty: Number | None = None
-    """Penalty for tokens that have occurred."""
-    frequency_penalty: Number | None = None
-    """Penalty for tokens by how often they have occurred."""
-    repetition_penalty: Number | None = None
-    """Factor against repetition; 1 is none."""
-    logit_bias: dict[str, Number] | None = None
-    """What to add to the logits of tokens, by token id."""
-
-    @field_validator("stop")
-    @classmethod
-    def _stop_says_something(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        stops = [stop] if isinstance(stop, str) else stop or []
-        if len(stops) > 16 or not all(stops):
-            raise ValueError("give at most 16 strings, none of them empty")
-        return stop
-
-
 class PromptRequest(JobRequest):
     """A prompt to enqueue. Give either `prompt` or `messages`, and `model` if there are several routes.
 
@@ -112,7 +72,7 @@ class PromptRequest(JobRequest):
     response_format: dict[str, Any] | None = None
     """The format of the answer, in OpenAI's shape."""
     params: GenerationParams = GenerationParams()
-    """Sampling parameters."""
+    """Parameters of the generation."""
     stream: StrictBool = True
     """Whether to publish the answer token by token."""
 
@@ -128,4 +88,6 @@ class PromptRequest(JobRequest):
             raise ValueError(
                 f"prompt: has {len(self.prompt or ''):,} characters; give at most {MAX_PROMPT_CHARS:,}"
             )
+        if twice := (self.extra_body or {}).keys() & self.params.model_fields_set:
+            raise ValueError(f"extra_body.{min(twice)}: is in params too; give it once")
         return self

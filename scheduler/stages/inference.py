@@ -15,6 +15,7 @@ from workers.base import Completed, Generation, Piece
 from workers.errors import (
     AnswerTooLong,
     ModelNotFound,
+    UnsupportedParameter,
     WorkerAuthError,
     WorkerError,
     WorkerFailed,
@@ -190,7 +191,9 @@ def _another_may_do_better(context: PromptContext, error: WorkerError, before: I
     """
     if isinstance(error, WorkerFailed) and any(isinstance(other, WorkerFailed) for other in before):
         return False
-    return context.first_token_at is None and (error.retryable or isinstance(error, WorkerAuthError))
+    return context.first_token_at is None and (
+        error.retryable or isinstance(error, (WorkerAuthError, UnsupportedParameter))
+    )
 
 
 def generation_of(context: PromptContext, endpoint: Endpoint) -> Generation:

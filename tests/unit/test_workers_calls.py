@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from workers import Completed, Generation, Output, Piece, RequestRejected
-from workers.calls import refuse_chats_in_a_list, set_parameters, whole
+from workers import Completed, Generation, Output, Piece
+from workers.calls import refuse_chats_in_a_list, whole
 
 
 async def test_answers_in_one_piece_each_keep_all_that_was_said() -> None:
@@ -42,19 +42,6 @@ async def test_closing_the_whole_answer_closes_the_streamed_one() -> None:
     await anext(answers)
     await answers.aclose()
     assert closed == [True]
-
-
-def test_parameters_go_under_the_engines_names_and_extra_body_goes_last() -> None:
-    body = {"model": "m"}
-    generation = Generation("m", params={"max_tokens": 7, "seed": 1}, extra_body={"seed": 2, "n": 1})
-    set_parameters(body, generation, names={"max_tokens": "n_predict"}, ours={"model"})
-    assert body == {"model": "m", "n_predict": 7, "seed": 2, "n": 1}
-
-
-@pytest.mark.parametrize("extra", [{"model": "other"}, {"n": 2}, {"n": "1"}])
-def test_extra_body_that_must_not_be_is_named(extra: dict[str, object]) -> None:
-    with pytest.raises(RequestRejected, match=rf"extra_body\.{next(iter(extra))}"):
-        set_parameters({}, Generation("m", extra_body=extra), names={}, ours={"model"})
 
 
 def test_chat_shares_no_call() -> None:

@@ -22,16 +22,32 @@ from workers import (
     WorkerError,
     WorkerUnavailable,
 )
-from workers.calls import refuse_tools, set_parameters, whole
+from workers.calls import refuse_tools, whole
 from workers.headers import bearer
 from workers.http import HttpEndpoint
 from workers.http_worker import HttpWorker
 from workers.options import refuse_unknown_options
+from workers.parameters import PARAMETERS, Parameters
 from workers.prometheus import load_of
 from workers.refusals import Refusal, error_class
 
-_NAMES = {"max_tokens": "max_new_tokens"}
-_OURS = frozenset({"details", "do_sample"})
+_PARAMETERS = Parameters(
+    "TGI",
+    frozenset({"details", "do_sample"}),
+    names={"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"},
+    lacks=PARAMETERS
+    - {
+        "frequency_penalty",
+        "max_completion_tokens",
+        "max_tokens",
+        "repetition_penalty",
+        "seed",
+        "stop",
+        "temperature",
+        "top_k",
+        "top_p",
+    },
+)
 _FINISH_REASONS = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 
 
@@ -48,7 +64,7 @@ class TgiWorker(HttpWorker):
     @property
     def capabilities(self) -> Capabilities:
         """Plain prompts, one a call. For chats, TGI speaks OpenAI's protocol: use the backend `openai`."""
-        return Capabilities(lists=False, chat=False)
+        return Capabilities(lists=False, chat=False, lacks=_PARAMETERS.lacks)
 
     def generate(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         """Run one prompt; see `GenerationWorker.generate`."""
@@ -120,7 +136,7 @@ class _Reader:
 def _parameters(generation: Generation) -> dict[str, Any]:
     """TGI refuses values without effect (a temperature of 0, a `top_p` of 1), and takes `stop` as a list."""
     parameters: dict[str, Any] = {"details": True}
-    set_parameters(parameters, generation, names=_NAMES, ours=_OURS, counts=("best_of",))
+    _PARAMETERS.put(parameters, generation)
     if parameters.get("temperature") == 0:
         del parameters["temperature"]
     elif "temperature" in parameters:
