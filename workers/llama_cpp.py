@@ -185,6 +185,11 @@ class LlamaCppWorker(EngineWorker):
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
         self._set_parameters(body, generation, _CHAT_PARAMETERS)
+        if effort := body.pop("reasoning_effort", None):  # it is for the model's template
+            body["chat_template_kwargs"] = {
+                "reasoning_effort": effort,
+                **(body.get("chat_template_kwargs") or {}),
+            }
         return self.answers(_CHAT, body, chat_reader(generation), generation)
 
     def _set_parameters(self, body: dict[str, Any], generation: Generation, parameters: Parameters) -> None:

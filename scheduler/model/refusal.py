@@ -55,6 +55,9 @@ def _is_union_tag(part: int | str) -> bool:
     )
 
 
+MOST_NAMES = 15
+"""A message lists no more of them."""
+
 # Fields of OpenAI's that are older names of others, or that the scheduler sets.
 _INSTEAD = {
     "function_call": "give tool_choice",
@@ -71,4 +74,7 @@ def _suggest(path: str, fields: Sequence[str], parameters: Sequence[str]) -> str
         return f"params has it: params={{'{name}': …}}"
     known = parameters if parent == "params" else fields
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]}?"
+    shown = known if len(known) <= MOST_NAMES else [*known[:MOST_NAMES], "…"]
+    return f"there are {', '.join(shown)}"

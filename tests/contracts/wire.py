@@ -30,6 +30,7 @@ class Request:
     path: str
     head: str
     body: Any
+    content: bytes = b""
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -90,7 +91,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request:
     lines = head.lower().split("\r\n")
     length = next((line[15:] for line in lines if line.startswith("content-length:")), "0")
     body = await reader.readexactly(int(length))
-    return Request(head.split(" ", 2)[1], head, orjson.loads(body) if body else None)
+    return Request(head.split(" ", 2)[1], head, orjson.loads(body) if body else None, body)
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
