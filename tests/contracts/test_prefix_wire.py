@@ -1,4 +1,4 @@
-"""What a conversation has said goes out in the same bytes, turn after turn: providers' caches compare them."""
+"""What a conversation has said goes out in the same bytes, turn after turn: prompt caches compare them."""
 
 from __future__ import annotations
 

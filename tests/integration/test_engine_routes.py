@@ -28,6 +28,7 @@ from workers.base import Health
 from workers.errors import (
     ModelNotFound,
     RequestRejected,
+    UnsupportedParameter,
     WorkerAuthError,
     WorkerFailed,
     WorkerOverloaded,
@@ -71,7 +72,13 @@ class Switch:
 
 
 @pytest.mark.parametrize(
-    "error", [WorkerUnavailable("gone"), WorkerAuthError("no key"), WorkerOverloaded("x")]
+    "error",
+    [
+        WorkerUnavailable("gone"),
+        WorkerAuthError("no key"),
+        WorkerOverloaded("x"),
+        UnsupportedParameter("params.n: no"),
+    ],
 )
 async def test_endpoint_that_fails_before_its_first_token_is_followed_by_the_next(
     room: Room, error: Exception

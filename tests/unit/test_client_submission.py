@@ -48,6 +48,14 @@ def test_durations_are_whole_milliseconds_and_never_round_down_to_none() -> None
     assert (job.deadline_ms, job.delay_ms, job.result_ttl_ms) == (1, 0, 1500)
 
 
+def test_a_parameter_that_no_endpoint_of_the_route_takes_is_refused_unless_it_asks_for_nothing() -> None:
+    route = KnownRoute("claude", "r1", uses_metadata=False, lacks=frozenset({"n", "store"}))
+    new_job(PromptRequest.parse(prompt="x", params={"n": 1, "store": False, "top_p": 0.5}), route)
+    with pytest.raises(InvalidRequest, match=r"params\.n: no endpoint of route 'claude' has such") as refused:
+        new_job(PromptRequest.parse(prompt="x", params={"n": 2}), route)
+    assert refused.value.field == "params.n"
+
+
 def test_a_result_may_not_be_kept_for_longer_than_the_queue_does() -> None:
     route = KnownRoute("echo", "r1", uses_metadata=False, max_result_ttl_s=60)
     assert new_job(PromptRequest.parse(prompt="x", result_ttl_s=60), route).result_ttl_ms == 60_000

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import orjson
 import pytest
 
 from scheduler.engine.routes import Route, build_routes, describe_routes
@@ -38,6 +39,27 @@ def test_headers_and_query_reach_the_model_worker_and_no_description(monkeypatch
     described = str(describe_routes(routes, max_result_ttl_s=60)) + repr(routes)
     assert "s3cret" not in described
     assert "literal-1" not in described
+
+
+def test_description_names_the_parameters_that_no_endpoint_takes_nor_any_it_falls_back_to() -> None:
+    url = {"base_url": "http://127.0.0.1:9"}
+    vllm, claude = {"backend": "vllm", **url}, {"backend": "anthropic", "headers": {"x-api-key": "k"}, **url}
+    settings = load_settings(
+        environ={},
+        routes={
+            "claude": {"endpoints": [claude]},
+            "both": {"endpoints": [claude, vllm]},
+            "falls_back": {"endpoints": [claude], "fallbacks": ["both"]},
+            "embeds": {"kind": "embedding", "endpoints": [vllm]},
+        },
+    )
+    described = describe_routes(build_routes(settings, {}), max_result_ttl_s=60)
+    lacks = {name: set(orjson.loads(route)["lacks"]) for name, route in described.items()}
+    assert {"n", "logprobs", "store"} <= lacks["claude"]
+    assert lacks["both"] == lacks["falls_back"]
+    assert "n" not in lacks["both"]
+    assert "store" in lacks["both"]
+    assert lacks["embeds"] == set()
 
 
 def test_variable_of_a_header_that_is_not_set_is_named() -> None:
