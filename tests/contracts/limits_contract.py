@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import orjson
 import pytest
 
 from scheduler.model import DedupMode, JobState
@@ -117,6 +118,15 @@ class LimitsContract(OnQueue):
         await q.configure(tenants={ACME: then})
         await q.enqueue(acme_job("b"))
         assert await q.claimed_ids() == ["b"]
+
+    async def test_worker_processes_hear_that_a_limit_was_forgiven(self, q: QueueDriver) -> None:
+        async with q.redis.pubsub() as pubsub:
+            await pubsub.subscribe(q.queue.control_channel)
+            assert (await pubsub.get_message(timeout=SOON_S))["type"] == "subscribe"
+            await q.queue.forgive("e:chat.0")
+            message = await pubsub.get_message(timeout=SOON_S)
+        assert message is not None
+        assert orjson.loads(message["data"]) == {"forgive": "e:chat.0"}
 
     async def test_others_pass_who_is_held(self, q: QueueDriver) -> None:
         await q.configure(tenants=ONE)
