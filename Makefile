@@ -27,7 +27,7 @@ MERMAID   := $(CACHE)/mermaid-12/mermaid.min.js
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-embeddings bench-scripts bench-loss clean llama-server vllm minilm prometheus
+.PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-embeddings bench-retrieval bench-scripts bench-loss clean llama-server vllm minilm prometheus
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ bench-batching: $(INSTALLED) $(ENGINES) $(BENCH) llama-server vllm ## Measure th
 
 bench-embeddings: $(INSTALLED) $(ENGINES) llama-server vllm minilm ## Measure the gain from joint calls for embeddings
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python -m benchmarks.embeddings $(ARGS)
+
+bench-retrieval: $(INSTALLED) $(ENGINES) llama-server vllm minilm ## Measure what retrieval finds, by words and by meaning
+	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python -m benchmarks.retrieval
 
 bench-scripts: $(INSTALLED) ## Measure how long scripts block Redis, with 100,000 tenants, 5,000 lanes, a million jobs
 	$(BIN)/python -m benchmarks.scripts $(ARGS)

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from scheduler.batching import BatchPolicy, EmbeddingCaller, RerankCaller, within
 from scheduler.batching.kinds import BatchWorker
+from scheduler.engine.retrieval import link_retrieval
 from scheduler.engine.slots import Slots
 from scheduler.errors import ConfigError
 from scheduler.logs import traced
@@ -81,9 +82,10 @@ class Route:
         return ()
 
     def fall_back_on(self, routes: Mapping[str, Route]) -> None:
-        """Find the routes that the settings name as fallbacks."""
+        """Find the routes that the settings name: as fallbacks, and for retrieval."""
         self.fallbacks = tuple(routes[name] for name in self.settings.fallbacks)
         self.inference.fallbacks = tuple(route.endpoints for route in self.fallbacks)
+        link_retrieval(self, routes)
 
     async def start(self, on_change: Callable[[Endpoint], None], observers: Observers = NOBODY) -> None:
         """Start the stages, and ask the back ends how they do; `on_change` hears of what they say.

@@ -43,7 +43,7 @@ class Source(Frozen):
     path: str
     """The file, relative to the folder of documents."""
     score: float
-    """The BM25 score; higher is better."""
+    """Its score; higher is better: that of BM25, or of the fusion or the reranker where there is one."""
     text: str
     """The passage."""
 

@@ -33,6 +33,12 @@ class RagSettings(Section):
     """Passages for a prompt."""
     passage_words: int = Field(default=200, ge=20, le=5000)
     """The approximate length of a passage."""
+    embeddings: Name | None = None
+    """A route that embeds: passages are found by meaning too. None: by words alone."""
+    rerank: Name | None = None
+    """A route that reranks: it puts the best passages in order once more."""
+    vectors: Path | None = None
+    """The file that keeps the vectors of passages; None: `.vectors.sqlite` in the folder."""
 
 
 class Example(Section):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from scheduler.model import DEFAULT_MODEL, MAX_DURATION_S, NAME, Name
+from scheduler.model import DEFAULT_MODEL, MAX_DURATION_S, NAME, Kind, Name
 from scheduler.redis_server.sentinel import SCHEMES as SENTINEL_SCHEMES
 from scheduler.settings.endpoint import EndpointSettings, RateSettings
 from scheduler.settings.route import RouteSettings
@@ -122,6 +122,19 @@ class Settings(Strict, BaseSettings):
             for at, fallback in enumerate(route.fallbacks):
                 if wrong := self._wrong_fallback(name, fallback, route.fallbacks[:at]):
                     raise ValueError(f"routes.{name}.fallbacks.{at}: {wrong}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_helpers(self) -> Settings:
+        for name, route in self.routes.items():
+            for helper, kind in (("embeddings", Kind.EMBEDDING), ("rerank", Kind.RERANK)):
+                named = getattr(route.rag, helper, None)
+                fit = sorted(one for one, its in self.routes.items() if its.kind is kind)
+                if named is not None and named not in fit:
+                    there = ", ".join(fit) or "none yet"
+                    raise ValueError(
+                        f'routes.{name}.rag.{helper}: give a route with kind = "{kind}"; there are: {there}'
+                    )
         return self
 
     def _wrong_fallback(self, route: str, fallback: str, before: list[Name]) -> str:

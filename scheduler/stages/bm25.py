@@ -35,8 +35,17 @@ class Bm25Index:
     def _number(self, term: str) -> int:
         return self._vocabulary.setdefault(term, len(self._vocabulary))
 
+    @property
+    def passages(self) -> Sequence[Passage]:
+        """All passages, by their numbers."""
+        return self._passages
+
     def search(self, question: str, *, k: int) -> list[Source]:
         """Return at most `k` passages that share a word with the question, the best first."""
+        return [self.source(number, score) for number, score in self.ranked(question, k=k)]
+
+    def ranked(self, question: str, *, k: int) -> list[tuple[int, float]]:
+        """The same as numbers of passages, with their scores."""
         terms = {self._vocabulary[term] for term in _terms(question) if term in self._vocabulary}
         if not terms:
             return []
@@ -45,9 +54,10 @@ class Bm25Index:
         if hits.size > k:
             hits = hits[scores[hits].argpartition(-k)[-k:]]
         ranked = sorted((-float(scores[hit]), int(hit)) for hit in hits)
-        return [self._source(number, -negated) for negated, number in ranked]
+        return [(number, -negated) for negated, number in ranked]
 
-    def _source(self, number: int, score: float) -> Source:
+    def source(self, number: int, score: float) -> Source:
+        """A passage by its number, as a prompt gets it."""
         passage = self._passages[number]
         return Source(path=passage.path, score=round(score, 4), text=passage.text)
 

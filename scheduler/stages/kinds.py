@@ -6,7 +6,7 @@ import binascii
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scheduler.model import Kind
+from scheduler.model import DEFAULT_TENANT, Kind
 from scheduler.routing import Endpoint
 from scheduler.stages.base import PromptContext
 from scheduler.stages.completion import believed
@@ -97,6 +97,47 @@ def rerank_task(context: PromptContext, endpoint: Endpoint) -> RerankTask:
         extra_body=request.get("extra_body") or {},
         priority=context.priority,
         request_id=context.job_id,
+    )
+
+
+async def embed_texts(
+    stage: InferenceStage, route: str, texts: Sequence[str], priority: int
+) -> Sequence[bytes]:
+    """The vectors of some texts, from the endpoints of a route that embeds, for another stage.
+
+    Raises:
+        WorkerError: no endpoint could.
+    """
+    context = _inner_context(route, priority, {"input": list(texts)})
+    await stage.run(context)
+    return [binascii.a2b_base64(one) for one in (context.answer or {})["embeddings"]]
+
+
+async def rank_texts(
+    stage: InferenceStage, route: str, query: str, documents: Sequence[str], priority: int
+) -> Sequence[tuple[int, float]]:
+    """The indexes of documents and their scores, the best first, from a route that reranks.
+
+    Raises:
+        WorkerError: no endpoint could.
+    """
+    context = _inner_context(route, priority, {"query": query, "documents": list(documents)})
+    await stage.run(context)
+    return [(one["index"], one["score"]) for one in (context.answer or {})["results"]]
+
+
+def _inner_context(route: str, priority: int, request: dict[str, Any]) -> PromptContext:
+    """Work that is part of another job."""
+    return PromptContext(
+        job_id="",
+        attempt=1,
+        route=route,
+        tenant=DEFAULT_TENANT,
+        priority=priority,
+        prompt=None,
+        messages=None,
+        params={},
+        request=request,
     )
 
 

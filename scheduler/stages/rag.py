@@ -1,4 +1,4 @@
-"""The rag stage: passages from a folder of documents that go with the question, by BM25."""
+"""The rag stage: passages from a folder of documents that go with the question, by words and by meaning."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from scheduler.errors import ConfigError
 from scheduler.model import Source
 from scheduler.settings import RagSettings
 from scheduler.stages.base import PromptContext
+from scheduler.stages.hybrid import HybridSearch, Rank, shortened
 from scheduler.stages.messages import question_of
 from scheduler.stages.passages import EMPTY, read, scan
 
 if TYPE_CHECKING:
     from scheduler.stages.bm25 import Bm25Index
+    from scheduler.stages.vector_index import Embed
 
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 2.0
 MAX_QUESTION_CHARS = 8_000
+VECTORS = ".vectors.sqlite"
+"""The file of vectors, in the folder of documents. It is hidden, so it is no document."""
 
 # A search among 2,000 passages takes some 70 µs, as much as going to a thread and back does.
 _INLINE_PASSAGES = 2_000
@@ -49,6 +53,9 @@ class RagStage:
         self._index: Bm25Index | None = None
         self._loading = threading.Lock()
         self._unreadable = False
+        self._vectors = settings.vectors or settings.documents / VECTORS
+        self._hybrid: HybridSearch | None = None
+        self._replaced: list[HybridSearch] = []
 
     async def start(self) -> None:
         """Read the folder and make the index, in a thread.
@@ -58,15 +65,48 @@ class RagStage:
         """
         if self._index is None:
             await asyncio.to_thread(self._load)
+            if self._hybrid is not None and self._index is not None:
+                self._hybrid.follow(self._index)
+
+    def embed_with(self, embed: Embed, *, model: str) -> None:
+        """Find passages by meaning too; `model` names who makes the vectors."""
+        if self._hybrid is None or self._hybrid.vectors is None or self._hybrid.vectors.model != model:
+            self._replaced += [self._hybrid] if self._hybrid else []
+            self._hybrid = self._new_hybrid(model)
+        self._hybrid.embed = embed
+
+    def rank_with(self, rank: Rank) -> None:
+        """Let a reranker put the best passages in order."""
+        if self._hybrid is None:
+            self._hybrid = HybridSearch(None, setting=self._setting)
+        self._hybrid.rank = rank
+
+    async def stop(self) -> None:
+        """Stop making vectors. Safe to call twice."""
+        for hybrid in (*self._replaced, self._hybrid):
+            if hybrid is not None:
+                await hybrid.stop()
+
+    async def ready(self) -> None:
+        """Return once the passages can be found by meaning, where that is wanted."""
+        if self._hybrid is not None and self._hybrid.vectors is not None:
+            await self._hybrid.vectors.ready()
 
     async def run(self, context: PromptContext) -> None:
-        """Add up to `k` passages that share a word with the question, the best first."""
+        """Add up to `k` passages that fit the question, the best first."""
         await self._ensure_fresh()
-        question = _shortened(question_of(context.prompt, context.messages))
-        context.passages.extend(await self._search(question))
+        question = shortened(question_of(context.prompt, context.messages), MAX_QUESTION_CHARS)
+        context.passages.extend(await self._find(question, context.priority))
+
+    async def _find(self, question: str, priority: int) -> list[Source]:
+        if self._hybrid is None or self._index is None or not len(self._index):
+            return await self._search(question)
+        return await self._hybrid.find(self._index, question, k=self._k, priority=priority)
 
     async def _ensure_fresh(self) -> None:
         await self.start()
+        while self._replaced:
+            await self._replaced.pop().stop()
         now = monotonic()
         if now >= self._check_at:
             self._check_at = now + self._check_every_s
@@ -79,6 +119,17 @@ class RagStage:
         if len(index) <= _INLINE_PASSAGES and len(question) <= _INLINE_QUESTION_CHARS:
             return index.search(question, k=self._k)
         return await asyncio.to_thread(index.search, question, k=self._k)
+
+    def _new_hybrid(self, model: str) -> HybridSearch:
+        try:
+            from scheduler.stages.vector_index import VectorIndex  # noqa: PLC0415  an optional extra
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{self._setting}: retrieval needs {error.name}; pip install 'prompt-scheduler[rag]'"
+            ) from None
+        return HybridSearch(
+            VectorIndex(self._vectors, model=model, setting=self._setting), setting=self._setting
+        )
 
     def _load(self) -> None:
         with self._loading:
@@ -128,11 +179,3 @@ def _require_folder(folder: Path, setting: str) -> None:
         raise ConfigError(f"{setting}: there is no folder {folder}; make it, or give the path of another one")
     if not folder.is_dir():
         raise ConfigError(f"{setting}: {folder} is a file; give the folder that it is in")
-
-
-def _shortened(question: str) -> str:
-    """Keep the beginning and the end of a very long prompt: what is asked stands there."""
-    if len(question) <= MAX_QUESTION_CHARS:
-        return question
-    half = MAX_QUESTION_CHARS // 2
-    return f"{question[:half]} {question[-half:]}"

@@ -380,3 +380,21 @@ def test_the_client_without_async_embeds_and_reranks() -> None:
     with local_client(settings) as client:
         assert len(client.embed(TEXTS, timeout_s=SOON_S).vectors) == 2
         assert client.rerank("panda", DOCUMENTS, timeout_s=SOON_S).results[0].index == 1
+
+
+# Retrieval
+
+
+async def test_retrieval_uses_the_routes_that_embed_and_rerank(room: Room, tmp_path: Any) -> None:
+    for name, text in (("panda", "The panda lives in China."), ("prices", "Stock prices fell again.")):
+        (tmp_path / f"{name}.md").write_text(text)
+    rag = {"documents": str(tmp_path), "k": 1, "embeddings": "vectors", "rerank": "ranks"}
+    settings = settings_of(
+        routes={**routes(), "chat": {"endpoints": [{"backend": "echo"}], "rag": rag}}, retry_base_s=0.001
+    )
+    engine, client = await room.engine(settings), await room.client(settings)
+    stage = engine.routes["chat"].pipeline.stages[0]
+    await asyncio.wait_for(stage.ready(), SOON_S)  # type: ignore[attr-defined]  # the rag stage
+    result = await client.run("where does the panda live", timeout_s=SOON_S)
+    assert [(one.path, one.score) for one in result.sources] == [("panda.md", 0.4)]
+    assert "panda lives" in result.text

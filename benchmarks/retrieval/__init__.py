@@ -1,0 +1,1 @@
+"""What retrieval finds: recall@k by words, by meaning, and by both."""
