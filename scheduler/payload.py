@@ -113,7 +113,8 @@ def decode(data: bytes) -> Payload:
         payload = None
     if not isinstance(payload, dict):
         raise _bad_record()
-    if not _IS_WHOLE[kind_of(payload)](payload):
+    is_whole = _IS_WHOLE[kind_of(payload)] if "kind" in payload else _has_prompt
+    if not is_whole(payload):
         raise _bad_record()
     return cast("Payload", payload)
 

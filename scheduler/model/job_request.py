@@ -69,7 +69,8 @@ class JobRequest(Frozen):
     """An id of yours makes the enqueue idempotent: if the id exists, you get that job."""
 
     @model_validator(mode="after")
-    def _check_dedup(self) -> Self:
+    def _check(self) -> Self:
+        self._check_content()
         if self.dedup_key is not None and not 1 <= len(self.dedup_key.encode()) <= MAX_DEDUP_KEY_BYTES:
             raise ValueError(
                 f"dedup_key: has {len(self.dedup_key.encode()):,} bytes; give 1 to {MAX_DEDUP_KEY_BYTES:,}, "
@@ -78,6 +79,13 @@ class JobRequest(Frozen):
         if self.dedup is not DedupMode.UNTIL_FINISHED and self.dedup_key is None:
             raise ValueError(f"dedup: mode {self.dedup.value} needs a dedup_key")
         return self
+
+    def _check_content(self) -> None:
+        """Check the fields that this kind of request adds, as a part of the one validator.
+
+        Raises:
+            ValueError: one is wrong.
+        """
 
     @classmethod
     def parse(cls, /, **fields: Any) -> Self:

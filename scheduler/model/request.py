@@ -76,8 +76,7 @@ class PromptRequest(JobRequest):
     stream: StrictBool = True
     """Whether to publish the answer token by token."""
 
-    @model_validator(mode="after")
-    def _check_content(self) -> PromptRequest:
+    def _check_content(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("prompt: give either prompt or messages, and not both")
         if self.prompt is not None and not self.prompt.strip():
@@ -88,6 +87,5 @@ class PromptRequest(JobRequest):
             raise ValueError(
                 f"prompt: has {len(self.prompt or ''):,} characters; give at most {MAX_PROMPT_CHARS:,}"
             )
-        if twice := (self.extra_body or {}).keys() & self.params.model_fields_set:
+        if self.extra_body and (twice := self.extra_body.keys() & self.params.model_fields_set):
             raise ValueError(f"extra_body.{min(twice)}: is in params too; give it once")
-        return self

@@ -30,7 +30,10 @@ class _OtherStage(InferenceStage):
     async def _ask(self, context: PromptContext, endpoint: Endpoint) -> None:
         context.endpoint, context.model = endpoint.name, endpoint.model
         ended = await self._run(context, endpoint)
-        completed = Completed(0, "stop", ended.usage, ended.model, None, ended.extra)
+        usage = ended.usage
+        if usage.output_tokens is None:
+            usage = usage._replace(output_tokens=0)  # nothing is generated, whatever the engine says of it
+        completed = Completed(0, "stop", usage, ended.model, None, ended.extra)
         context.completed = believed(completed)
 
     async def _run(self, context: PromptContext, endpoint: Endpoint) -> Embedded | Reranked:

@@ -72,6 +72,7 @@ async def test_texts_become_vectors(room: Room) -> None:
     assert [len(vector) for vector in result.vectors] == [DIMENSIONS] * 2
     assert result.dimensions == DIMENSIONS
     assert to_floats(base64.b64decode(result.embeddings[1])) == result.vectors[1]
+    assert (result.usage.total_tokens, result.usage.output_tokens) == (6, 0)
     assert (result.usage.input_tokens, result.model, result.endpoint) == (6, "echo", "vectors.0")
     assert (result.text, result.attempts) == ("", 1)
     (one,) = (await client.embed("the cat sat", dimensions=8, timeout_s=SOON_S)).vectors

@@ -560,3 +560,21 @@ async def test_a_duplicate_is_one_with_traces_and_without(room: Room, spans: Spa
     assert sent["prompt_scheduler.job.deduplicated"] is True
     assert sent["prompt_scheduler.job.reused"] is False
     assert sent["messaging.message.id"] == first.id
+
+
+async def test_other_kinds_of_work_have_calls_of_their_own_name(
+    room: Room, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
+    echo = [{"backend": "echo", "model": "m"}]
+    kinds = {"v": {"kind": "embedding", "endpoints": echo}, "r": {"kind": "rerank", "endpoints": echo}}
+    engine, client, _ = await start(room, routes=kinds)
+    await client.embed(["one", "two"], timeout_s=SOON_S)
+    await client.rerank("where", ["here"], timeout_s=SOON_S)
+    await at_rest(engine)
+    calls = {span.name: dict(span.attributes or {}) for span in spans.all if " m" in span.name}
+    assert sorted(calls) == ["embeddings m", "rerank m"]
+    assert calls["embeddings m"]["gen_ai.operation.name"] == "embeddings"
+    assert calls["embeddings m"]["gen_ai.usage.input_tokens"] == 2
+    parts = orjson.loads(str(calls["rerank m"]["gen_ai.input.messages"]))[0]["parts"]
+    assert [part["content"] for part in parts] == ["where", "here"]
