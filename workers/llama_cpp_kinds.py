@@ -8,16 +8,19 @@ Source: tools/server/README.md of llama.cpp.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 from workers.base import EndpointConfig, Health
+from workers.embedding import Embedded, EmbeddingTask
 from workers.embedding_calls import EmbeddingCalls
-from workers.errors import RequestRejected, WorkerError
+from workers.errors import ModelNotFound, RequestRejected, WorkerError
 from workers.http_worker import HttpWorker
 from workers.llama_cpp import llama_cpp_endpoint
 from workers.optional_fields import OptionalFields
 from workers.options import refuse_unknown_options
 from workers.rerank_calls import RerankCalls
+from workers.vectors import to_floats
 
 
 class _LlamaServer(HttpWorker):
@@ -41,6 +44,14 @@ class _LlamaServer(HttpWorker):
 
 class LlamaCppEmbeddingWorker(_LlamaServer, EmbeddingCalls):
     """Embeds at one llama-server; `base_url` as for `LlamaCppWorker`. It takes no options."""
+
+    async def embed(self, batch: Sequence[EmbeddingTask]) -> Sequence[Embedded]:
+        """Embed a batch; see `EmbeddingWorker.embed`. A server that was started to rerank answers zeros."""
+        embedded = await super().embed(batch)
+        if not any(to_floats(embedded[0].vectors[0])):
+            message = "llama.cpp answers with zeros: it was started to rerank; start it with `--embeddings`"
+            raise ModelNotFound(message, log_text=message)
+        return embedded
 
 
 class LlamaCppRerankWorker(_LlamaServer, RerankCalls):

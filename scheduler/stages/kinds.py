@@ -14,7 +14,7 @@ from scheduler.stages.inference import InferenceStage
 from scheduler.stages.tokens import estimate_tokens
 from workers.base import Completed, Piece
 from workers.embedding import FLOAT_BYTES, Embedded, EmbeddingTask
-from workers.errors import AnswerTooLong, WorkerProtocolError
+from workers.errors import AnswerTooLong, RequestRejected, WorkerProtocolError
 from workers.rerank import Reranked, RerankTask
 
 LEAST_TOKENS = 4
@@ -51,6 +51,7 @@ class EmbeddingStage(_OtherStage):
         )
         if len(embedded.vectors) != len(task.inputs):
             raise WorkerProtocolError("the model worker gave not one vector for each input")
+        _check_length(embedded.vectors[0], task.dimensions)
         _check_size(embedded.vectors, endpoint)
         context.answer = {
             "kind": Kind.EMBEDDING.value,
@@ -148,6 +149,16 @@ def _tokens(inputs: Iterable[str | Sequence[int]]) -> int:
     """Guess the tokens that the engine has to read."""
     counts = (estimate_tokens(one) if isinstance(one, str) else len(one) for one in inputs)
     return sum(max(LEAST_TOKENS, count) for count in counts)
+
+
+def _check_length(vector: bytes, dimensions: int | None) -> None:
+    """Some engines ignore a field that they do not know."""
+    length = len(vector) // FLOAT_BYTES
+    if dimensions is not None and length != dimensions:
+        raise RequestRejected(
+            f"dimensions: the engine gives vectors of {length:,} floats, not {dimensions:,}: "
+            "its model does not shorten them; leave dimensions out"
+        )
 
 
 def _check_size(vectors: Sequence[bytes], endpoint: Endpoint) -> None:

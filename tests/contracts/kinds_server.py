@@ -21,11 +21,12 @@ _CONFIG = EndpointConfig("echo")
 
 
 class KindsServer(FakeServer):
-    """`as_numbers`: it ignores that the vectors are asked for in base64."""
+    """`as_numbers`: it ignores that vectors are asked for in base64; `shortens`: it heeds `dimensions`."""
 
-    def __init__(self, *, as_numbers: bool = False) -> None:
+    def __init__(self, *, as_numbers: bool = False, shortens: bool = True) -> None:
         super().__init__()
         self.as_numbers = as_numbers
+        self.shortens = shortens
         self.released = asyncio.Event()
         self.released.set()
         self._embedder, self._reranker = EchoEmbeddingWorker(_CONFIG), EchoRerankWorker(_CONFIG)
@@ -49,8 +50,9 @@ class KindsServer(FakeServer):
     async def _embed(self, body: dict[str, Any]) -> tuple[int, Any]:
         if FORBIDDEN in body["input"]:
             return 400, REFUSAL
-        inputs = tuple(one if isinstance(one, str) else tuple(one) for one in body["input"])
-        (found,) = await self._embedder.embed([EmbeddingTask("tiny", inputs, body.get("dimensions"))])  # type: ignore[arg-type]  # all text, or all token ids
+        inputs: Any = tuple(one if isinstance(one, str) else tuple(one) for one in body["input"])
+        dimensions = body.get("dimensions") if self.shortens else None
+        (found,) = await self._embedder.embed([EmbeddingTask("tiny", inputs, dimensions)])
         encode: Any = to_floats if self.as_numbers else lambda vector: base64.b64encode(vector).decode()
         data = [
             {"object": "embedding", "index": index, "embedding": encode(vector)}

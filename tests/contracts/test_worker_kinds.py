@@ -331,6 +331,12 @@ async def test_a_server_without_this_kind_of_work_is_not_the_requests_fault(serv
         await embed(server, backend="llama_cpp")
 
 
+async def test_a_server_that_reranks_and_answers_zeros_does_not_embed(server: FakeServer) -> None:
+    server.script = embeddings(vector(-0.0, 0.0))
+    with pytest.raises(ModelNotFound, match="start it with `--embeddings`"):
+        await embed(server, backend="llama_cpp")
+
+
 async def test_other_errors_of_the_engine_stay_its_own(server: FakeServer) -> None:
     server.script = llama_error(500, "server_error", "boom")
     with pytest.raises(WorkerFailed):

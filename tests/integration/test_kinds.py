@@ -233,6 +233,17 @@ async def test_vectors_beyond_the_bound_are_a_clear_failure(room: Room) -> None:
     assert failed.value.reason == "answer_too_long"
 
 
+async def test_an_engine_that_ignores_dimensions_is_found_out(room: Room, server: KindsServer) -> None:
+    server.shortens = False
+    settings = with_routes(server.base_url)
+    engine, client = await room.engine(settings), await room.client(settings)
+    with pytest.raises(JobFailed, match=r"vectors of 64 floats, not 8.*leave dimensions out") as failed:
+        await client.embed("a", dimensions=8, timeout_s=SOON_S)
+    assert failed.value.reason == "request_rejected"
+    await client.embed("a", dimensions=64, timeout_s=SOON_S)
+    assert not endpoint_of(engine).last_error
+
+
 # What is refused at enqueue
 
 
