@@ -173,7 +173,7 @@ async def llama_server(
     make = [sys.executable, str(EXAMPLES / "make_tiny_gguf.py"), str(model), *(WIDE if wide else ())]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     port = free_port()
-    flags = ["-c", "16384", "-np", str(SLOTS), "-t", "1", "--poll", "0", "--cache-ram", "0", "--no-ui"]
+    flags = ["-c", "16384", "-np", str(SLOTS), "-t", "1", "--poll", "0", "--no-ui"]
     command = [str(binary), "-m", str(model), "--alias", "tiny", "--host", "127.0.0.1", "--port", str(port)]
     kind = "cores of its own" if own_cores else "larger model" if wide else "tiny model"
     name, url = f"llama-server, {kind}", f"http://127.0.0.1:{port}"

@@ -239,6 +239,15 @@ class GenerationWorker(ModelWorker, Protocol):
         ...
 
 
+@runtime_checkable
+class Advisor(Protocol):
+    """A model worker that can tell how its back end could be set up better. `doctor` asks."""
+
+    async def advice(self) -> tuple[str, ...]:
+        """What some requests will miss, and what to do about it; one sentence each. Never raises."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """What a model worker of any kind is made from: one base URL and how to talk to it.

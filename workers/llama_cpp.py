@@ -14,6 +14,7 @@ Source: tools/server/README.md of llama.cpp.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from workers.base import (
@@ -26,7 +27,7 @@ from workers.base import (
     Piece,
     TokenUsage,
 )
-from workers.calls import NO_HEAD, refuse_tools
+from workers.calls import MALFORMED, NO_HEAD, refuse_tools
 from workers.counts import token_count
 from workers.errors import (
     ContextOverflow,
@@ -51,6 +52,11 @@ from workers.refusals import Refusal, error_class
 
 MAX_SLOTS = 65_536
 """More than any server has: a larger number is a mistake."""
+
+NO_TOOLS = (
+    "the chat template of this model knows no tools, and llama-server ignores them without a word; "
+    "for tools, choose another model, or give a template with --chat-template-file"
+)
 
 _COMPLETION = "/completion"
 _CHAT = "/v1/chat/completions"
@@ -150,6 +156,13 @@ class LlamaCppWorker(EngineWorker):
             return None
         return slots if isinstance(slots, int) and 0 < slots <= MAX_SLOTS else None
 
+    async def advice(self) -> tuple[str, ...]:
+        """Whether the model's template knows tools; llama-server ignores them if it does not."""
+        with suppress(WorkerError, *MALFORMED):
+            if (await self._settings())["chat_template_caps"]["supports_tools"] is False:
+                return (NO_TOOLS,)
+        return ()
+
     async def _settings(self) -> Mapping[str, Any]:
         """The server's properties. Unlike its health, they need the key."""
         try:
@@ -184,6 +197,8 @@ class LlamaCppWorker(EngineWorker):
 
     def _chat(self, generation: Generation) -> AsyncGenerator[Output, None]:
         body = chat_body(generation)
+        if isinstance(generation.tool_choice, Mapping):
+            _choose_tool(body, generation.tool_choice)
         self._set_parameters(body, generation, _CHAT_PARAMETERS)
         if effort := body.pop("reasoning_effort", None):  # it is for the model's template
             body["chat_template_kwargs"] = {
@@ -261,6 +276,19 @@ def _json_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any]
             f"response_format.type: is {kind!r}; llama.cpp takes text, json_object and json_schema"
         )
     return schema or {"type": "object"}
+
+
+def _choose_tool(body: dict[str, Any], choice: Mapping[str, Any]) -> None:
+    """Let the model call the one tool that a choice names: llama-server takes a named choice for `auto`.
+
+    Raises:
+        RequestRejected: there is no such tool.
+    """
+    name = (choice.get("function") or {}).get("name")
+    tools = [tool for tool in body.get("tools") or () if (tool.get("function") or {}).get("name") == name]
+    if not name or not tools:
+        raise RequestRejected(f"tool_choice.function.name: is {name!r}, which is none of the tools")
+    body["tools"], body["tool_choice"] = tools[:1], "required"
 
 
 def llama_cpp_endpoint(config: EndpointConfig) -> HttpEndpoint:

@@ -61,6 +61,13 @@ NO_PRIORITIES = (
     "start it with that, or set options = { priority = false }"
 )
 
+NO_TOOLS = "vLLM was started without --enable-auto-tool-choice and --tool-call-parser, and refuses tools"
+_WITH_A_TOOL: Mapping[str, Any] = {
+    "messages": [{"role": "user", "content": "Hi"}],
+    "tools": [{"type": "function", "function": {"name": "none", "parameters": {"type": "object"}}}],
+    "max_tokens": 1,
+}
+
 
 class VllmWorker(EngineWorker):
     """The adapter to one vLLM server.
@@ -102,6 +109,16 @@ class VllmWorker(EngineWorker):
             return Health(ready=False, detail=str(error))
         warnings = (*self.optional.warnings, *await self._warnings(models))
         return Health(ready=True, models=models, warnings=warnings, exclusive=True)
+
+    async def advice(self) -> tuple[str, ...]:
+        """Whether the server takes tools: it is asked for one token with a tool beside it."""
+        with suppress(WorkerError):
+            model = self.model or next(iter(await self.models()), None)
+            try:
+                await self.endpoint.post(_CHAT, {"model": model, **_WITH_A_TOOL})
+            except RequestRejected as error:
+                return (NO_TOOLS,) if "--enable-auto-tool-choice" in str(error) else ()
+        return ()
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)

@@ -19,8 +19,13 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+# In the manner of Hermes and Qwen: llama-server ignores tools if the template does not show them.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if tools %}system: Call one of{% for tool in tools %} {{ tool | tojson }}{% endfor %}\n{% endif %}"
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 # Without a few merges llama.cpp takes the tokenizer for a broken one.

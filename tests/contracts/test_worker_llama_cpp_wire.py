@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.contracts.wire import (
+    DONE,
     FakeServer,
     answer,
     error_of,
@@ -42,7 +44,7 @@ from workers import (
 )
 from workers.contract import collect, start
 from workers.event_stream import MAX_BODY_BYTES
-from workers.llama_cpp import LlamaCppWorker
+from workers.llama_cpp import NO_TOOLS, LlamaCppWorker
 
 PROMPT = Generation("tiny", prompt="hello")
 CHAT = Generation("tiny", messages=({"role": "user", "content": "hello"},))
@@ -106,6 +108,53 @@ async def test_what_is_not_quite_json_or_lies_costs_no_answer(
         Piece(0, "a\ufffdb"),
         Completed(0, "length", TokenUsage(cached_tokens=0), raw_finish_reason="limit"),
     ]
+
+
+async def test_a_tool_that_is_chosen_by_name_is_the_only_one_and_must_be_called(
+    server: FakeServer, worker: LlamaCppWorker
+) -> None:
+    tools = tuple({"type": "function", "function": {"name": name}} for name in ("sky", "sea"))
+    server.script = stream(delta("stop", content="x"), DONE)
+    chat = Generation("tiny", messages=CHAT.messages, tools=tools, tool_choice={"function": {"name": "sea"}})
+    await outputs_of(worker, chat)
+    assert (server.bodies[0]["tools"], server.bodies[0]["tool_choice"]) == ([tools[1]], "required")
+    for choice in ({"function": {"name": "sun"}}, {"type": "function"}):
+        error = await error_of(worker, replace(chat, tool_choice=choice))
+        assert isinstance(error, RequestRejected)
+        assert "tool_choice.function.name" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("props", "advice"),
+    [
+        ({"chat_template_caps": {"supports_tools": False}}, (NO_TOOLS,)),
+        ({"chat_template_caps": {"supports_tools": True}}, ()),
+        ({"chat_template_caps": None}, ()),
+        ([], ()),
+    ],
+)
+async def test_advice_tells_of_a_template_without_tools(
+    server: FakeServer, worker: LlamaCppWorker, props: Any, advice: tuple[str, ...]
+) -> None:
+    server.script = answer(200, props)
+    assert await worker.advice() == advice
+    server.script = answer(500, {})
+    assert await worker.advice() == ()
+
+
+async def test_reasoning_effort_is_for_the_template(server: FakeServer, worker: LlamaCppWorker) -> None:
+    server.script = stream(delta("stop", content="x"), DONE)
+    await outputs_of(
+        worker,
+        Generation(
+            "tiny",
+            messages=CHAT.messages,
+            params={"reasoning_effort": "low"},
+            extra_body={"chat_template_kwargs": {"a": 1}},
+        ),
+    )
+    assert server.bodies[0]["chat_template_kwargs"] == {"reasoning_effort": "low", "a": 1}
+    assert "reasoning_effort" not in server.bodies[0]
 
 
 async def test_request_has_what_was_asked_under_the_engines_names(

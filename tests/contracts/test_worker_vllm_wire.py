@@ -45,7 +45,7 @@ from workers import (
     WorkerUnavailable,
 )
 from workers.contract import GenerationContract, collect, start
-from workers.vllm import NO_PRIORITIES, VllmWorker
+from workers.vllm import NO_PRIORITIES, NO_TOOLS, VllmWorker
 
 PROMPT = Generation("tiny", prompt="hello")
 CHAT = Generation("tiny", messages=({"role": "user", "content": "hello"},))
@@ -487,6 +487,26 @@ async def test_health_warns_of_a_server_that_says_it_knows_no_priorities(
         assert health.ready
         assert health.models == ("tiny",)
         assert health.warnings == warnings
+        await worker.aclose()
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "advice"),
+    [
+        (400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser', (NO_TOOLS,)),
+        (400, "something else", ()),
+        (500, "--enable-auto-tool-choice", ()),
+        (200, "", ()),
+    ],
+)
+async def test_advice_tells_of_a_server_that_refuses_tools(
+    status: int, said: str, advice: tuple[str, ...]
+) -> None:
+    async with listening(FakeServer()) as server:
+        server.script = answer(status, {"message": said} if status >= 400 else {"choices": []})
+        worker = VllmWorker(EndpointConfig("vllm", server.base_url, model="m"))
+        assert await worker.advice() == advice
+        assert server.bodies[0]["max_tokens"] == 1
         await worker.aclose()
 
 

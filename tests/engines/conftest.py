@@ -106,7 +106,7 @@ def start_llama_server(
         command = [
             *(str(llama_server_binary), "-m", str(tiny_model), "--alias", "tiny"),
             *("--host", "127.0.0.1", "--port", str(port), "-c", str(slots * slot_tokens), "-np", str(slots)),
-            *("-t", "2", "--poll", "0", "--cache-ram", "0", "--metrics", "--no-ui", *flags),
+            *("-t", "2", "--poll", "0", "--metrics", "--no-ui", *flags),
         ]
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -164,7 +164,7 @@ def promtool(prometheus_binary: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def vllm_server(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    """A server with priority scheduling."""
+    """A server with priority scheduling and tools."""
     folder = tmp_path_factory.mktemp("vllm")
     model, log = folder / "tiny", folder / "log"
     made = subprocess.run(
@@ -175,6 +175,7 @@ def vllm_server(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     port = free_port()
     command = ["sh", str(SERVE_VLLM), str(vllm_python), str(model), str(port)]
     command += ["--max-model-len", str(VLLM_CONTEXT)]
+    command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -6,13 +6,13 @@ The models have random weights: what they say means nothing, and they call tools
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
 import pytest
 
-from scheduler import AsyncClient, Delta, JobResult
+from scheduler import AsyncClient, Delta
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
 from tests.patience import SOON_S
 
@@ -26,6 +26,7 @@ LOOK = {
     "function": {
         "name": "look",
         "description": "Look at something.",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"at": NAMES},
@@ -34,6 +35,14 @@ LOOK = {
         },
     },
 }
+
+# At vLLM as many calls come as the dice fall, several at once. llama-server lets a model talk before it calls
+# a tool, and one of random weights does not come to an end: these calls stand in the place of its own.
+MOST_TOKENS = {"vllm": 1500, "llama_cpp": 16}
+CALLS = [
+    {"id": f"call_{at}", "type": "function", "function": {"name": "look", "arguments": f'{{"at":"{at}"}}'}}
+    for at in ("sky", "sea")
+]
 
 
 @pytest.fixture
@@ -100,22 +109,22 @@ async def test_five_turns_with_tools_go_back_as_they_came(
             result = await client.run(
                 messages=messages,
                 tools=[LOOK],
-                tool_choice={"type": "function", "function": {"name": "look"}} if calls else "none",
-                params={"max_tokens": 64 if calls else 8, "temperature": 0.0},
+                tool_choice="required" if calls else "none",
+                params={"max_tokens": MOST_TOKENS[backend] if calls else 8, "temperature": 1.0, "seed": 2},
                 timeout_s=WAIT_S,
             )
-            messages.append(result.message)
-            if calls:
-                messages += answers_to(result)
-            else:
-                messages.append({"role": "user", "content": "And now?"})
+            message = result.message
+            if calls and backend == "llama_cpp" and not result.tool_calls:
+                message = {**message, "content": None, "tool_calls": CALLS}
+            messages.append(message)
+            messages += answers_to(message) if calls else [{"role": "user", "content": "And now?"}]
     assert [message["role"] for message in messages].count("assistant") == 5
 
 
-def answers_to(result: JobResult) -> list[dict[str, Any]]:
+def answers_to(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The results of the calls of a message, of which there is at least one."""
-    assert result.tool_calls, result
-    for call in result.tool_calls:
+    assert message["tool_calls"]
+    for call in message["tool_calls"]:
         assert call["function"]["name"] == "look"
         assert orjson.loads(call["function"]["arguments"])["at"] in NAMES["enum"]
-    return [{"role": "tool", "tool_call_id": call["id"], "content": "blue"} for call in result.tool_calls]
+    return [{"role": "tool", "tool_call_id": call["id"], "content": "blue"} for call in message["tool_calls"]]

@@ -43,7 +43,7 @@ class Server:
                 "--port",
                 str(self.port),
             ),
-            *("-c", "4096", "-np", "8", "-t", "1", "--poll", "0", "--cache-ram", "0", "--metrics", "--no-ui"),
+            *("-c", "4096", "-np", "8", "-t", "1", "--poll", "0", "--metrics", "--no-ui"),
         ]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None

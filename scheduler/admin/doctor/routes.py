@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from scheduler.admin.doctor.finding import Finding, Level
 from scheduler.batching import within
@@ -14,7 +15,7 @@ from scheduler.redis_server.url import mask
 from scheduler.routing import Endpoint, look_for_model
 from scheduler.settings import EndpointSettings, RouteSettings, Settings
 from scheduler.stages import RagStage
-from workers.base import Health
+from workers.base import Advisor, Health
 
 HEALTH_TIMEOUT_S = 10.0
 
@@ -61,6 +62,7 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
     try:
         health = await within(HEALTH_TIMEOUT_S, endpoint.worker.health())
         health = await look_for_model(endpoint, health)
+        advice = await within(HEALTH_TIMEOUT_S, _advice(endpoint)) if health.ready else ()
     except TimeoutError:
         message = f"{where}: no answer within {HEALTH_TIMEOUT_S:g} s"
         return Finding(Level.FAIL, subject, message, "is the engine overloaded?")
@@ -72,7 +74,12 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
         await _close(endpoint)
     if not health.ready:
         return _not_ready(subject, where, health)
+    health = replace(health, warnings=(*health.warnings, *advice))
     return _serves(subject, where, health, endpoint.settings.model)
+
+
+async def _advice(endpoint: Endpoint) -> tuple[str, ...]:
+    return await endpoint.worker.advice() if isinstance(endpoint.worker, Advisor) else ()
 
 
 def _not_ready(subject: str, where: str, health: Health) -> Finding:
