@@ -41,6 +41,7 @@ from workers.finish_reasons import UNKNOWN
 from workers.headers import bearer
 from workers.http import HttpEndpoint
 from workers.http_worker import EngineWorker
+from workers.llama_cpp_cache import keeps_prefixes
 from workers.network import check_base_url
 from workers.openai_choices import chat_reader
 from workers.openai_content import model_name
@@ -56,6 +57,10 @@ MAX_SLOTS = 65_536
 NO_TOOLS = (
     "the chat template of this model knows no tools, and llama-server ignores them without a word; "
     "for tools, choose another model, or give a template with --chat-template-file"
+)
+NO_PREFIX_CACHE = (
+    "llama-server forgets a prompt when another one takes its slot, and reads earlier turns again; "
+    "start it without --cache-ram 0 and --no-cache-prompt (some models keep no prefixes even so)"
 )
 
 _COMPLETION = "/completion"
@@ -157,11 +162,15 @@ class LlamaCppWorker(EngineWorker):
         return slots if isinstance(slots, int) and 0 < slots <= MAX_SLOTS else None
 
     async def advice(self) -> tuple[str, ...]:
-        """Whether the model's template knows tools; llama-server ignores them if it does not."""
+        """Whether the model's template knows tools, and whether the server keeps prefixes of prompts."""
+        advice = []
         with suppress(WorkerError, *MALFORMED):
             if (await self._settings())["chat_template_caps"]["supports_tools"] is False:
-                return (NO_TOOLS,)
-        return ()
+                advice.append(NO_TOOLS)
+        with suppress(WorkerError, *MALFORMED):
+            if await keeps_prefixes(self.endpoint, model=self.model) is False:
+                advice.append(NO_PREFIX_CACHE)
+        return tuple(advice)
 
     async def _settings(self) -> Mapping[str, Any]:
         """The server's properties. Unlike its health, they need the key."""

@@ -44,7 +44,7 @@ from workers import (
 )
 from workers.contract import collect, start
 from workers.event_stream import MAX_BODY_BYTES
-from workers.llama_cpp import NO_TOOLS, LlamaCppWorker
+from workers.llama_cpp import NO_PREFIX_CACHE, NO_TOOLS, LlamaCppWorker
 
 PROMPT = Generation("tiny", prompt="hello")
 CHAT = Generation("tiny", messages=({"role": "user", "content": "hello"},))
@@ -140,6 +140,30 @@ async def test_advice_tells_of_a_template_without_tools(
     assert await worker.advice() == advice
     server.script = answer(500, {})
     assert await worker.advice() == ()
+
+
+@pytest.mark.parametrize(
+    ("slots", "last", "advice"),
+    [
+        ([False, False], {"tokens_evaluated": 20, "timings": {"cache_n": 19}}, ()),
+        ([False, False], {"tokens_evaluated": 20, "timings": {"cache_n": 1}}, (NO_PREFIX_CACHE,)),
+        ([False, False], {"tokens_evaluated": 20, "timings": {}}, ()),
+        ([False, False], [], ()),
+        ([False, True], {"tokens_evaluated": 20, "timings": {"cache_n": 0}}, ()),
+    ],
+)
+async def test_advice_tells_of_a_server_that_forgets_a_prompt_when_another_one_came(
+    server: FakeServer, worker: LlamaCppWorker, slots: list[bool], last: Any, advice: tuple[str, ...]
+) -> None:
+    async def script(writer: asyncio.StreamWriter) -> None:
+        shown = [{"is_processing": busy} for busy in slots]
+        said = {"/props": {}, "/slots": shown, "/completion": last}
+        await answer(200, said[server.paths[-1]])(writer)
+
+    server.script = script
+    assert await worker.advice() == advice
+    asked = [request.path for request in server.requests].count("/completion")
+    assert asked == (0 if any(slots) else 3)  # a busy server is left alone
 
 
 async def test_reasoning_effort_is_for_the_template(server: FakeServer, worker: LlamaCppWorker) -> None:

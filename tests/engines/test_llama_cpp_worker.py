@@ -15,7 +15,7 @@ import pytest
 from workers.base import EndpointConfig, Generation, GenerationWorker
 from workers.contract import GenerationContract, collect, start
 from workers.errors import ContextOverflow, RequestRejected, WorkerAuthError, WorkerTimeout
-from workers.llama_cpp import LlamaCppWorker
+from workers.llama_cpp import NO_PREFIX_CACHE, LlamaCppWorker
 
 if TYPE_CHECKING:
     from tests.engines.conftest import LlamaServer, StartServer
@@ -246,3 +246,10 @@ async def test_two_chats_in_one_call_are_a_programming_error(worker: LlamaCppWor
 async def test_tools_for_a_plain_prompt_are_refused(worker: LlamaCppWorker) -> None:
     with pytest.raises(RequestRejected, match="give messages"):
         await anext(start(worker, [Generation("tiny", prompt="a", tools=({"type": "function"},))]))
+
+
+async def test_advice_tells_of_a_server_without_its_prompt_cache(start_llama_server: StartServer) -> None:
+    for flags, advice in (((), ()), (("--cache-ram", "0"), (NO_PREFIX_CACHE,))):
+        worker = make_worker(start_llama_server(*flags, slots=2, slot_tokens=2048))
+        assert await worker.advice() == advice
+        await worker.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import sys
 import threading
@@ -165,6 +166,18 @@ async def test_a_worker_that_breaks_the_rules_of_the_port_fails_alone(
     assert found["endpoint echo.0"].level is FAIL
     assert "ZeroDivisionError: oh" in found["endpoint echo.0"].message
     assert "bound" in found
+
+
+async def test_an_engine_that_is_too_busy_to_be_tried_is_well(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def advice(self: object) -> tuple[str, ...]:
+        await asyncio.Event().wait()
+        return ()
+
+    monkeypatch.setattr("workers.echo.EchoWorker.advice", advice, raising=False)
+    monkeypatch.setattr("scheduler.admin.doctor.routes.ADVICE_TIMEOUT_S", 0.01)
+    assert (await findings(valkey_url))["endpoint echo.0"].level is OK
 
 
 async def test_a_replica_fails(redis: Redis, valkey_url: str) -> None:

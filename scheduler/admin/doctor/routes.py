@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import replace
 
 from scheduler.admin.doctor.finding import Finding, Level
@@ -18,6 +19,7 @@ from scheduler.stages import RagStage
 from workers.base import Advisor, Health
 
 HEALTH_TIMEOUT_S = 10.0
+ADVICE_TIMEOUT_S = 10.0
 
 
 async def check_routes(settings: Settings) -> AsyncGenerator[Finding, None]:
@@ -62,7 +64,7 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
     try:
         health = await within(HEALTH_TIMEOUT_S, endpoint.worker.health())
         health = await look_for_model(endpoint, health)
-        advice = await within(HEALTH_TIMEOUT_S, _advice(endpoint)) if health.ready else ()
+        advice = await _advice(endpoint) if health.ready else ()
     except TimeoutError:
         message = f"{where}: no answer within {HEALTH_TIMEOUT_S:g} s"
         return Finding(Level.FAIL, subject, message, "is the engine overloaded?")
@@ -79,7 +81,11 @@ async def _endpoint(endpoint: Endpoint) -> Finding:
 
 
 async def _advice(endpoint: Endpoint) -> tuple[str, ...]:
-    return await endpoint.worker.advice() if isinstance(endpoint.worker, Advisor) else ()
+    """None from an engine that is too busy to be tried: it is healthy."""
+    if isinstance(endpoint.worker, Advisor):
+        with suppress(TimeoutError):
+            return await within(ADVICE_TIMEOUT_S, endpoint.worker.advice())
+    return ()
 
 
 def _not_ready(subject: str, where: str, health: Health) -> Finding:
