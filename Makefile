@@ -27,7 +27,7 @@ MERMAID   := $(CACHE)/mermaid-12/mermaid.min.js
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-embeddings bench-retrieval bench-scripts bench-loss clean llama-server vllm minilm prometheus
+.PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-sessions bench-embeddings bench-retrieval bench-scripts bench-loss clean llama-server vllm minilm prometheus
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench: $(INSTALLED) $(BENCH) ## Measure speed beside seven other queues in 40 mi
 
 bench-batching: $(INSTALLED) $(ENGINES) $(BENCH) llama-server vllm ## Measure the gain from batching on both engines
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python -m benchmarks.batching $(ARGS)
+
+bench-sessions: $(INSTALLED) $(ENGINES) llama-server vllm ## Measure what sessions bring out of the engines' prefix caches
+	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python -m benchmarks.sessions $(ARGS)
 
 bench-embeddings: $(INSTALLED) $(ENGINES) llama-server vllm minilm ## Measure the gain from joint calls for embeddings
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/python -m benchmarks.embeddings $(ARGS)
