@@ -28,7 +28,7 @@ class Payload(TypedDict, total=False):
 
     kind: str
     """A `Kind`. It is left out for `generate`."""
-    prompt: str
+    prompt: str | list[int]
     messages: list[dict[str, Any]]
     params: dict[str, Any]
     tools: list[dict[str, Any]]
@@ -167,7 +167,7 @@ _REQUESTS: Mapping[str, type[JobRequest]] = {
 
 def _has_prompt(payload: Mapping[str, Any]) -> bool:
     prompt, messages = payload.get("prompt"), payload.get("messages")
-    has_one = isinstance(prompt, str) != isinstance(messages, list)
+    has_one = isinstance(prompt, str | list) != isinstance(messages, list)
     return has_one and isinstance(payload.get("params", {}), dict)
 
 

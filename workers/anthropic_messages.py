@@ -27,6 +27,8 @@ def chat_fields(generation: Generation) -> dict[str, Any]:
     Raises:
         RequestRejected: a message has what this API does not know.
     """
+    if generation.token_ids is not None:
+        raise UnsupportedParameter("prompt: Anthropic takes no token ids; give text")
     if generation.messages is None:
         return {"messages": [{"role": "user", "content": generation.prompt}]}
     system: list[dict[str, Any]] = []

@@ -24,12 +24,14 @@ TOKEN_DETAILS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One prompt for a back end. Exactly one of `prompt` and `messages` is set."""
+    """One prompt for a back end. Exactly one of `prompt`, `token_ids` and `messages` is set."""
 
     model: str
     """The model's name on the back end, unless the endpoint sets its own."""
     prompt: str | None = None
     """A plain prompt."""
+    token_ids: Sequence[int] | None = None
+    """A plain prompt as token ids of the model."""
     messages: tuple[Mapping[str, Any], ...] | None = None
     """A chat, in OpenAI's form."""
     params: Mapping[str, Any] = field(default_factory=dict)

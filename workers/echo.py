@@ -181,6 +181,8 @@ def _answer(member: int, text: str, max_tokens: int | None) -> _Answer:
 def _text(generation: Generation) -> str:
     if generation.prompt is not None:
         return generation.prompt
+    if generation.token_ids is not None:
+        return " ".join(map(str, generation.token_ids))
     messages = generation.messages or ()
     said_by_user = (message for message in reversed(messages) if message.get("role") == "user")
     return _content(next(said_by_user, {}))

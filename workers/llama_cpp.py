@@ -45,7 +45,7 @@ from workers.llama_cpp_cache import keeps_prefixes
 from workers.network import check_base_url
 from workers.openai_choices import chat_reader
 from workers.openai_content import model_name
-from workers.openai_wire import OURS, chat_body
+from workers.openai_wire import OURS, chat_body, plain_prompt
 from workers.optional_fields import OptionalFields
 from workers.options import refuse_unknown_options
 from workers.parameters import CHAT_ONLY, LABELS, PLAIN_ONLY, PROVIDERS_ONLY, Parameters
@@ -193,9 +193,8 @@ class LlamaCppWorker(EngineWorker):
     def _completion_body(self, batch: Sequence[Generation]) -> dict[str, Any]:
         first = batch[0]
         refuse_tools(first)
-        prompts = [generation.prompt for generation in batch]
         body: dict[str, Any] = {
-            "prompt": prompts if len(prompts) > 1 else prompts[0],
+            "prompt": plain_prompt(batch),
             "stream": True,
             "response_fields": _LAST_FIELDS,
         }

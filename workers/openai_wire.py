@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workers.base import Generation
+from workers.errors import UnsupportedParameter
 
 OURS = frozenset({"messages", "model", "prompt", "stream", "stream_options"})
 """The fields of a request that only the adapter sets."""
@@ -18,6 +19,8 @@ def chat_body(generation: Generation) -> dict[str, Any]:
 
     A plain prompt becomes the user's only message.
     """
+    if generation.token_ids is not None:
+        raise UnsupportedParameter("prompt: token ids need plain completions; give text, or another route")
     messages = generation.messages or ({"role": "user", "content": generation.prompt},)
     body: dict[str, Any] = {
         "messages": _known(messages),
@@ -42,10 +45,17 @@ def _known(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]
     ]
 
 
+def plain_prompt(batch: Sequence[Generation]) -> Any:
+    """The prompt of a plain completion: text, token ids, or a list of texts."""
+    if len(batch) > 1:
+        return [generation.prompt for generation in batch]
+    return batch[0].prompt if batch[0].token_ids is None else batch[0].token_ids
+
+
 def completion_body(batch: Sequence[Generation]) -> dict[str, Any]:
     """The request for streamed completions, without `model`, sampling parameters and `extra_body`."""
     body: dict[str, Any] = {
-        "prompt": [generation.prompt for generation in batch] if len(batch) > 1 else batch[0].prompt,
+        "prompt": plain_prompt(batch),
         "stream": True,
         "stream_options": {"include_usage": True},
     }

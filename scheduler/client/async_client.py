@@ -138,7 +138,7 @@ class AsyncClient:
         return self._connected().reading()
 
     async def enqueue(
-        self, prompt: str | JobRequest | None = None, /, **fields: Unpack[RequestFields]
+        self, prompt: str | list[int] | JobRequest | None = None, /, **fields: Unpack[RequestFields]
     ) -> Job:
         """Enqueue one prompt; `fields` are those of `PromptRequest`. Or enqueue a request of any kind.
 
@@ -201,7 +201,7 @@ class AsyncClient:
 
     async def run(
         self,
-        prompt: str | JobRequest | None = None,
+        prompt: str | list[int] | JobRequest | None = None,
         /,
         *,
         timeout_s: float | None = None,
@@ -272,7 +272,7 @@ def _is_request(given: object) -> TypeGuard[JobRequest]:
     return isinstance(given, PromptRequest | EmbeddingRequest | RerankRequest)
 
 
-def _request(prompt: str | JobRequest | None, fields: RequestFields) -> JobRequest:
+def _request(prompt: str | list[int] | JobRequest | None, fields: RequestFields) -> JobRequest:
     if _is_request(prompt):
         if fields:
             raise InvalidRequest(f"give {_a(prompt)} or fields, not both")

@@ -31,7 +31,7 @@ class JobFields(TypedDict, total=False):
 class RequestFields(JobFields, total=False):
     """The fields of `PromptRequest` as keyword arguments."""
 
-    prompt: str
+    prompt: str | list[int]
     messages: Sequence[Message | dict[str, Any]]
     tools: Sequence[dict[str, Any]]
     tool_choice: str | dict[str, Any]

@@ -239,7 +239,9 @@ class Client:
         finally:
             thread.stop()
 
-    def enqueue(self, prompt: str | JobRequest | None = None, /, **fields: Unpack[RequestFields]) -> SyncJob:
+    def enqueue(
+        self, prompt: str | list[int] | JobRequest | None = None, /, **fields: Unpack[RequestFields]
+    ) -> SyncJob:
         """See `AsyncClient.enqueue`."""
         return SyncJob(self._running.run(self._client.enqueue(prompt, **fields)), self._running)
 
@@ -257,7 +259,7 @@ class Client:
 
     def run(
         self,
-        prompt: str | JobRequest | None = None,
+        prompt: str | list[int] | JobRequest | None = None,
         /,
         *,
         timeout_s: float | None = None,

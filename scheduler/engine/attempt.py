@@ -200,16 +200,18 @@ def make_context(attempt: Attempt) -> PromptContext:
     attempt.payload = b""
     if "kind" in request or attempt.route.settings.kind is not Kind.GENERATE:
         _check_kind(request, attempt.route)
+    prompt = request.get("prompt")
     return PromptContext(
         job_id=job.id,
         attempt=job.attempt,
         route=job.lane,
         tenant=job.tenant,
         priority=job.priority,
-        prompt=request.get("prompt"),
+        prompt=prompt if isinstance(prompt, str) else None,
         messages=request.get("messages"),
         params=request.get("params") or {},
         request=request,
+        token_ids=prompt if isinstance(prompt, list) else None,
         expires_at=attempt.expires_at,
         permit=job.endpoint,
         take_permit=attempt.take_permit,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import (
-    ConfigDict,
-    StrictBool,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
 
 from scheduler.model.field import Frozen, Text
 from scheduler.model.job_request import JobRequest
@@ -16,6 +12,8 @@ from scheduler.model.kind import Kind
 from scheduler.model.params import GenerationParams
 
 MAX_PROMPT_CHARS = 1_000_000
+TokenId: TypeAlias = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+
 DEFAULT_MODEL = "echo"
 """The route without any configuration."""
 
@@ -61,8 +59,8 @@ class PromptRequest(JobRequest):
     parameters: ClassVar[tuple[str, ...]] = tuple(GenerationParams.model_fields)
     """The names in `params`, to be suggested for an unknown field."""
 
-    prompt: Text | None = None
-    """The text of a single user message, at most 1,000,000 characters."""
+    prompt: Text | list[TokenId] | None = None
+    """The text of a single user message, at most 1,000,000 characters; or a plain prompt as token ids."""
     messages: list[Message] | None = None
     """A chat, in the order of its messages."""
     tools: list[dict[str, Any]] | None = None
@@ -76,16 +74,26 @@ class PromptRequest(JobRequest):
     stream: StrictBool = True
     """Whether to publish the answer token by token."""
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, prompt: object) -> object:
+        if isinstance(prompt, list) and any(isinstance(one, str | list) for one in prompt):
+            raise ValueError("is a list of prompts, which are as many jobs: call enqueue_many")
+        return prompt
+
     def _check_content(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("prompt: give either prompt or messages, and not both")
-        if self.prompt is not None and not self.prompt.strip():
+        if isinstance(self.prompt, str) and not self.prompt.strip():
             raise ValueError("prompt: is empty; give it some text")
+        if self.prompt == []:
+            raise ValueError("prompt: is empty; give it some token ids")
         if self.messages is not None and not self.messages:
             raise ValueError("messages: is empty; give at least one message")
         if len(self.prompt or "") > MAX_PROMPT_CHARS:
+            unit = "characters" if isinstance(self.prompt, str) else "tokens"
             raise ValueError(
-                f"prompt: has {len(self.prompt or ''):,} characters; give at most {MAX_PROMPT_CHARS:,}"
+                f"prompt: has {len(self.prompt or ''):,} {unit}; give at most {MAX_PROMPT_CHARS:,}"
             )
         if self.extra_body and (twice := self.extra_body.keys() & self.params.model_fields_set):
             raise ValueError(f"extra_body.{min(twice)}: is in params too; give it once")

@@ -12,7 +12,7 @@ from scheduler.settings import AssembleSettings, Example
 from scheduler.stages.base import PromptContext
 from scheduler.stages.messages import SYSTEM_ROLES, is_text_part, last_user_index, question_of, text_of
 from scheduler.stages.tokens import BYTES_PER_TOKEN, estimate_tokens
-from workers.errors import ContextOverflow
+from workers.errors import ContextOverflow, RequestRejected
 
 if TYPE_CHECKING:
     from scheduler.stages.templates import PromptTemplate
@@ -70,6 +70,8 @@ class AssembleStage:
         """
         if self.is_noop and not context.passages:
             return
+        if context.token_ids is not None:
+            raise RequestRejected("prompt: this route adds text, which token ids cannot take; give text")
         draft = self._fitted(context)
         context.prompt, context.messages, context.passages = draft.prompt, draft.messages, draft.passages
 

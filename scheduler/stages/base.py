@@ -34,11 +34,11 @@ class AnswerFilter(Protocol):
 class PromptContext:
     """One attempt of one job on its way through the stages.
 
-    Before inference, stages change `prompt` or `messages` (exactly one is set, and none for other kinds of
-    work) and `passages`. Inference
-    calls `deliver` for each piece; what comes out of the filters is kept in `texts` and handed to `sink`.
-    Reasoning goes through `reasoning_filters` in the same way; tool calls pass as they are. More fields of
-    the message are put together in `extra`; `holds_extra`: they do not stream, as no filter can see them.
+    Before inference, stages change `prompt` or `messages`, and `passages`. One of `prompt`, `token_ids` and
+    `messages` is set; none is for other kinds of work. Inference calls `deliver` for each piece; what comes
+    out of the filters is kept in `texts` and handed to `sink`. Reasoning goes through `reasoning_filters` in
+    the same way; tool calls pass as they are. More fields of the message are put together in `extra`;
+    `holds_extra`: they do not stream, as no filter can see them.
 
     If the request asks for several choices, this is the first, and `choices` has the others by their index.
     Each has filters of its own, put in place by the `openers` of the stages.
@@ -57,6 +57,7 @@ class PromptContext:
     messages: list[dict[str, Any]] | None
     params: Mapping[str, Any]
     request: Mapping[str, Any]
+    token_ids: list[int] | None = None
     expires_at: float | None = None
     passages: list[Source] = field(default_factory=list)
 

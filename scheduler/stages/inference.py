@@ -202,6 +202,7 @@ def generation_of(context: PromptContext, endpoint: Endpoint) -> Generation:
     return Generation(
         model=endpoint.model,
         prompt=context.prompt,
+        token_ids=context.token_ids,
         messages=None if context.messages is None else tuple(context.messages),
         params=context.params,
         tools=tuple(request.get("tools") or ()),
@@ -218,4 +219,6 @@ def prompt_tokens(context: PromptContext) -> int:
     """Guess the tokens that the engine has to read."""
     if context.prompt is not None:
         return estimate_tokens(context.prompt)
+    if context.token_ids is not None:
+        return len(context.token_ids)
     return sum(estimate_tokens(text_of(message.get("content"))) for message in context.messages or ())

@@ -16,6 +16,7 @@ from scheduler.stages.base import PromptContext
 from scheduler.stages.hybrid import HybridSearch, Rank, shortened
 from scheduler.stages.messages import question_of
 from scheduler.stages.passages import EMPTY, read, scan
+from workers.errors import RequestRejected
 
 if TYPE_CHECKING:
     from scheduler.stages.bm25 import Bm25Index
@@ -94,6 +95,8 @@ class RagStage:
 
     async def run(self, context: PromptContext) -> None:
         """Add up to `k` passages that fit the question, the best first."""
+        if context.token_ids is not None:
+            raise RequestRejected("prompt: this route retrieves by the words of a prompt; give it text")
         await self._ensure_fresh()
         question = shortened(question_of(context.prompt, context.messages), MAX_QUESTION_CHARS)
         context.passages.extend(await self._find(question, context.priority))

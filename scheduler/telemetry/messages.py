@@ -36,7 +36,7 @@ def input_messages(work: Work) -> str:
 
 def _texts(work: Work) -> Iterable[str]:
     if isinstance(work, Generation):
-        return (work.prompt or "",)
+        return (work.prompt or str(list(work.token_ids or ())),)
     if isinstance(work, EmbeddingTask):
         return (one if isinstance(one, str) else str(list(one)) for one in work.inputs)
     return (work.query, *work.documents)

@@ -732,3 +732,13 @@ async def test_one_of_many_that_is_refused_is_refused_alone(client: AsyncClient)
     )
     assert isinstance(first, DedupConflict)
     assert not isinstance(second, BaseException)
+
+
+async def test_a_prompt_may_be_token_ids(room: Room) -> None:
+    engine = await room.engine()
+    client = await room.client()
+    job = await client.enqueue([7, 8, 9], model="echo")
+    call = await puppet_of(engine).next_call()
+    assert (call.generation.prompt, call.generation.token_ids) == (None, [7, 8, 9])
+    call.finish("x")
+    assert (await job.result(timeout_s=SOON_S)).text == "x"

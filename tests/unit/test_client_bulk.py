@@ -45,7 +45,7 @@ class _Client:
             if self.errors:
                 outcomes.append(self.errors.pop(0))
             else:
-                assert request.prompt
+                assert isinstance(request.prompt, str)
                 self.jobs[request.prompt] = _Job(request.prompt)
                 outcomes.append(self.jobs[request.prompt])
         self.came.set()

@@ -142,6 +142,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"params": {"logit_bias": {"50256": "x"}}}, "params.logit_bias.50256", "number"),
     ({"params": {"beam": 2}}, "params.beam", "no such field"),
     ({"params": {"functions": []}}, "params.functions", "give tools"),
+    ({"prompt": ["a", "b"]}, "prompt", "call enqueue_many"),
+    ({"prompt": [[1], [2]]}, "prompt", "call enqueue_many"),
+    ({"prompt": []}, "prompt", "token ids"),
+    ({"prompt": [1, -1]}, "prompt.1", "0"),
     ({"params": {"n": 0}}, "params.n", "1"),
     ({"params": {"logprobs": "yes"}}, "params.logprobs", "true or false"),
     (

@@ -62,7 +62,7 @@ async def _answer(
     except SchedulerError as error:
         return {"prompt": request.prompt, "error": f"{error.code}: {error}"}
     finally:
-        await answered.add(request.prompt)
+        await answered.add(str(request.prompt))
 
 
 async def _read(job: Job) -> dict[str, Any]:
