@@ -90,10 +90,9 @@ class EchoEmbeddingWorker(_Echo):
         return [self._embedded(member, task, texts[member]) for member, task in enumerate(batch)]
 
     def _embedded(self, member: int, task: EmbeddingTask, texts: Sequence[str]) -> Embedded:
-        words = [_words(text) for text in texts]
         dimensions = task.dimensions or self._dimensions
-        vectors = tuple(to_bytes(_vector(one, dimensions)) for one in words)
-        return Embedded(member, vectors, TokenUsage(sum(map(len, words))), self._model)
+        vectors = tuple(vector_of(text, dimensions) for text in texts)
+        return Embedded(member, vectors, TokenUsage(sum(len(_words(text)) for text in texts)), self._model)
 
 
 class EchoRerankWorker(_Echo):
@@ -116,6 +115,11 @@ class EchoRerankWorker(_Echo):
         }
         tokens = sum(map(len, documents)) + len(documents) * len(_words(task.query))
         return Reranked(0, best(scores, task), TokenUsage(tokens), self._model)
+
+
+def vector_of(text: str, dimensions: int = DIMENSIONS) -> bytes:
+    """The vector that the echo makes of a text."""
+    return to_bytes(_vector(_words(text), dimensions))
 
 
 def _texts(task: EmbeddingTask) -> list[str]:

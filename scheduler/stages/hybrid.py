@@ -6,6 +6,7 @@ reranker the joined order does.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,6 +25,10 @@ CANDIDATES = 5
 """For each passage that is wanted, so many are looked at: by words, by meaning, and by the reranker."""
 MAX_QUESTION_CHARS = 1_000
 """What a question's vector is made of: encoders take a few hundred tokens."""
+
+# A search among 2,000 passages takes some 70 µs, as much as going to a thread and back does.
+_INLINE_PASSAGES = 2_000
+_INLINE_QUESTION_CHARS = 2_000
 
 Rank: TypeAlias = Callable[[str, Sequence[str], int], Awaitable[Sequence[tuple[int, float]]]]
 """Orders documents by a query, with a priority: their indexes and scores, the best first."""
@@ -48,7 +53,7 @@ class HybridSearch:
         """The `k` best passages, the best first. Their scores are those of whoever had the last word."""
         self.follow(index)
         most = CANDIDATES * k
-        words = index.ranked(question, k=most)
+        words = await ranked(index, question, k=most)
         near = await self._near(index, question, most, priority)
         found: Sequence[tuple[int, float]] = fuse([number for number, _ in words], near) if near else words
         if self.rank is not None and found:
@@ -89,6 +94,13 @@ class HybridSearch:
             said = error.log_text or error.code
             logger.warning("%s.%s: retrieval goes without it: %s", self._setting, what, said)
         self._failing.add(what)
+
+
+async def ranked(index: Bm25Index, question: str, *, k: int) -> list[tuple[int, float]]:
+    """The best passages by words, as `Bm25Index.ranked` has them; in a thread if that may take a while."""
+    if len(index) <= _INLINE_PASSAGES and len(question) <= _INLINE_QUESTION_CHARS:
+        return index.ranked(question, k=k)
+    return await asyncio.to_thread(index.ranked, question, k=k)
 
 
 def shortened(question: str, most: int) -> str:

@@ -13,7 +13,7 @@ from scheduler.errors import ConfigError
 from scheduler.model import Source
 from scheduler.settings import RagSettings
 from scheduler.stages.base import PromptContext
-from scheduler.stages.hybrid import HybridSearch, Rank, shortened
+from scheduler.stages.hybrid import HybridSearch, Rank, ranked, shortened
 from scheduler.stages.messages import question_of
 from scheduler.stages.passages import EMPTY, read, scan
 from workers.errors import RequestRejected
@@ -28,10 +28,6 @@ CHECK_EVERY_S = 2.0
 MAX_QUESTION_CHARS = 8_000
 VECTORS = ".vectors.sqlite"
 """The file of vectors, in the folder of documents. It is hidden, so it is no document."""
-
-# A search among 2,000 passages takes some 70 µs, as much as going to a thread and back does.
-_INLINE_PASSAGES = 2_000
-_INLINE_QUESTION_CHARS = 2_000
 
 
 class RagStage:
@@ -119,9 +115,7 @@ class RagStage:
         index = self._index
         if index is None or not len(index):
             return []
-        if len(index) <= _INLINE_PASSAGES and len(question) <= _INLINE_QUESTION_CHARS:
-            return index.search(question, k=self._k)
-        return await asyncio.to_thread(index.search, question, k=self._k)
+        return [index.source(*hit) for hit in await ranked(index, question, k=self._k)]
 
     def _new_hybrid(self, model: str) -> HybridSearch:
         try:

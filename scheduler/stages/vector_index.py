@@ -100,7 +100,8 @@ class VectorIndex:
             self._wanted = ()  # the next prompt begins again
 
     async def _build(self, passages: Sequence[Passage], embed: Embed) -> None:
-        texts = {digest_of(passage.text): passage.text for passage in passages}
+        digests = await asyncio.to_thread(_digests, passages)
+        texts = dict(zip(digests, (passage.text for passage in passages), strict=True))
         vectors = await self._known(list(texts))
         missing = [digest for digest in texts if digest not in vectors]
         for at in range(0, len(missing), AT_ONCE):
@@ -109,7 +110,7 @@ class VectorIndex:
             made = dict(zip(some, fresh, strict=True))
             vectors |= made
             await self._keep(made)
-        rows = [vectors[digest_of(passage.text)] for passage in passages]
+        rows = [vectors[digest] for digest in digests]
         self._built = (passages, await asyncio.to_thread(_rows, rows))
         logger.info("%s: %d vectors, %d of them new", self._setting, len(rows), len(missing))
 
@@ -165,6 +166,10 @@ class VectorIndex:
             await asyncio.to_thread(self._store.put, self.model, vectors)
         except sqlite3.Error as error:
             logger.warning("%s: vectors cannot be kept in %s: %s", self._setting, self._path, error)
+
+
+def _digests(passages: Sequence[Passage]) -> list[bytes]:
+    return [digest_of(passage.text) for passage in passages]
 
 
 def _rows(vectors: Sequence[bytes]) -> Matrix:

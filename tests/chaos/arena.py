@@ -66,6 +66,20 @@ stages = {stages}
 backend = "echo"
 requests_per_minute = 600
 
+[routes.vectors]
+kind = "embedding"
+[[routes.vectors.endpoints]]
+backend = "echo"
+max_in_flight = 64
+options = {{ delay_s = 0.05, failure_rate = 0.05 }}
+
+[routes.ranks]
+kind = "rerank"
+[[routes.ranks.endpoints]]
+backend = "echo"
+max_in_flight = 16
+options = {{ delay_s = 0.02, failure_rate = 0.05 }}
+
 [routes.http]
 stages = {stages}
 max_attempts = 10

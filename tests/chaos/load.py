@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import uuid
+from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,17 +28,24 @@ from scheduler import (
     AsyncClient,
     Delta,
     Done,
+    EmbeddingRequest,
+    Embeddings,
     InvalidTransition,
     Job,
     JobEnded,
     JobNotFound,
+    JobRequest,
     JobResult,
     PromptRequest,
+    Ranking,
     RedisError,
+    RerankRequest,
     SchedulerError,
 )
 from scheduler.model import DedupMode
+from scheduler.payload import parse_request
 from tests.chaos.stage import POISON
+from workers.echo_kinds import vector_of
 
 TICK_S = 0.1
 READ_AGAIN_S = 0.3
@@ -88,6 +96,18 @@ def echoed(request: PromptRequest, result: JobResult) -> bool:
     return result.text == (request.prompt or (request.messages[0].content if request.messages else None))
 
 
+def embedded(request: EmbeddingRequest, result: JobResult) -> bool:
+    """Whether each text has the vector that is its own."""
+    assert isinstance(result, Embeddings)
+    return [b64decode(one) for one in result.embeddings] == [vector_of(str(text)) for text in request.input]
+
+
+def ranked(request: RerankRequest, result: JobResult) -> bool:
+    """Whether the document that repeats the query comes first."""
+    assert isinstance(result, Ranking)
+    return request.documents[result.results[0].index] == request.query
+
+
 def anything(request: PromptRequest, result: JobResult) -> bool:
     """Whatever the engine says."""
     return True
@@ -101,7 +121,7 @@ class Kind:
     ends: tuple[str, ...]
     make: Making
     ask: Asking | None = None
-    good: Callable[[PromptRequest, JobResult], bool] = echoed
+    good: Callable[[Any, JobResult], bool] = echoed
 
 
 def _prompt(n_words: int, **fields: Any) -> Making:
@@ -109,7 +129,7 @@ def _prompt(n_words: int, **fields: Any) -> Making:
 
 
 KINDS: dict[str, Kind] = {
-    "plain": Kind(0.46, ("done",), _prompt(6)),
+    "plain": Kind(0.39, ("done",), _prompt(6)),
     "stream": Kind(0.03, ("done",), _prompt(60)),
     "chat": Kind(
         0.05,
@@ -164,6 +184,23 @@ KINDS: dict[str, Kind] = {
         0.002,
         ("done",),
         lambda rng, n: {"prompt": rng.choice("abc") * LARGE_CHARS + f" {n}", "model": "pair"},
+    ),
+    "embedding": Kind(
+        0.05,
+        ("done", "failed"),
+        lambda rng, n: {"kind": "embedding", "input": [f"{words(rng, 4)} {n}", f"{n}"], "model": "vectors"},
+        good=embedded,
+    ),
+    "rerank": Kind(
+        0.02,
+        ("done", "failed"),
+        lambda rng, n: {
+            "kind": "rerank",
+            "query": f"violin {n}",
+            "documents": [words(rng, 3), f"violin {n}"],
+            "model": "ranks",
+        },
+        good=ranked,
     ),
     "http": Kind(0.03, ("done", "failed"), _prompt(3, model="http"), good=anything),
     "tools": Kind(
@@ -228,7 +265,8 @@ class Load:
             for shared in ("dedup_key", "session"):
                 if shared in fields:
                     fields[shared] += f" {self._run}"
-            requests.append(PromptRequest(job_id=str(uuid.UUID(int=self._rng.getrandbits(128))), **fields))
+            fields["job_id"] = str(uuid.UUID(int=self._rng.getrandbits(128)))
+            requests.append(parse_request(fields))
             self._ledger.write("sent", id=requests[-1].job_id, kind=name)
         while requests:
             try:
@@ -247,7 +285,7 @@ class Load:
             self._reading.add(task)
             task.add_done_callback(self._reading.discard)
 
-    async def _follow(self, name: str, kind: Kind, request: PromptRequest, job: Job) -> None:
+    async def _follow(self, name: str, kind: Kind, request: JobRequest, job: Job) -> None:
         if kind.ask is not None:
             await self._until_asked(kind.ask, job)
         reads_events = self._rng.random() < 0.3

@@ -11,7 +11,7 @@ import pytest
 
 from scheduler.errors import ConfigError
 from scheduler.settings import RagSettings
-from scheduler.stages import passages, rag
+from scheduler.stages import hybrid, passages, rag
 from scheduler.stages.base import PromptContext
 from scheduler.stages.bm25 import Bm25Index
 from scheduler.stages.passages import Passage, split_markdown, split_text
@@ -232,16 +232,16 @@ async def test_others_go_on_with_the_old_index_while_a_new_one_is_made(
 
 async def test_a_large_index_is_searched_in_a_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
-    search = Bm25Index.search
+    ranked = Bm25Index.ranked
 
     def noting(self: Bm25Index, question: str, *, k: int) -> Any:
         threads.append(threading.current_thread())
-        return search(self, question, k=k)
+        return ranked(self, question, k=k)
 
-    monkeypatch.setattr(Bm25Index, "search", noting)
+    monkeypatch.setattr(Bm25Index, "ranked", noting)
     stage = make_stage(folder)
     assert await found(stage, "sky") == ["sky.MARKDOWN"]
-    monkeypatch.setattr(rag, "_INLINE_PASSAGES", 1)
+    monkeypatch.setattr(hybrid, "_INLINE_PASSAGES", 1)
     assert await found(stage, "sky") == ["sky.MARKDOWN"]
     assert threads[0] is threading.main_thread()
     assert threads[1] is not threading.main_thread()
