@@ -170,6 +170,17 @@ async def test_a_wait_that_is_over_asks_arq_to_wait_again(monkeypatch: pytest.Mo
         assert await client.queue.unfinished(["echo"]) == 1
 
 
+async def test_arq_jobs_may_ask_for_other_kinds_of_work() -> None:
+    kinds = {"v": {"kind": "embedding", "endpoints": [{"backend": "echo"}]}}
+    settings = scheduler.load_settings(environ={}, routes=kinds)
+    async with local_scheduler(settings) as client:
+        prompts = prompts_of(client)
+        result = await prompts.run_prompt(context_of(), {"kind": "embedding", "input": ["a", "b"]})
+        assert len(result["embeddings"]) == 2
+        with pytest.raises(InvalidRequest, match="kind: give one of"):
+            await prompts.run_prompt(context_of("j2"), {"kind": "film", "input": "a"})
+
+
 async def _begun(prompts: RunPrompt, client: scheduler.AsyncClient) -> asyncio.Task[dict[str, Any]]:
     """A run of `run_prompt` whose prompt is in the queue."""
     running = asyncio.create_task(prompts.run_prompt(context_of(), {"prompt": "later", "delay_s": 3600.0}))
