@@ -67,6 +67,8 @@ _WITH_A_TOOL: Mapping[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "none", "parameters": {"type": "object"}}}],
     "max_tokens": 1,
 }
+# Older versions refuse a priority where current ones ignore it.
+_WITH_PRIORITY: Mapping[str, Any] = {"prompt": "Hi", "max_tokens": 1, "priority": 1}
 
 
 class VllmWorker(EngineWorker):
@@ -111,14 +113,21 @@ class VllmWorker(EngineWorker):
         return Health(ready=True, models=models, warnings=warnings, exclusive=True)
 
     async def advice(self) -> tuple[str, ...]:
-        """Whether the server takes tools: it is asked for one token with a tool beside it."""
+        """Whether the server takes tools and priorities: it is asked for one token with each."""
+        asked: list[tuple[str, Mapping[str, Any], str, str]] = [
+            (_CHAT, _WITH_A_TOOL, "--enable-auto-tool-choice", NO_TOOLS)
+        ]
+        if self._priority and self._respects_priority is None:
+            asked.append((_COMPLETION, _WITH_PRIORITY, "riority scheduling is not enabled", NO_PRIORITIES))
+        advice = []
         with suppress(WorkerError):
             model = self.model or next(iter(await self.models()), None)
-            try:
-                await self.endpoint.post(_CHAT, {"model": model, **_WITH_A_TOOL})
-            except RequestRejected as error:
-                return (NO_TOOLS,) if "--enable-auto-tool-choice" in str(error) else ()
-        return ()
+            for path, body, words, sentence in asked:
+                try:
+                    await self.endpoint.post(path, {"model": model, **body})
+                except RequestRejected as error:
+                    advice += [sentence] if words in str(error) else []
+        return tuple(advice)
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)

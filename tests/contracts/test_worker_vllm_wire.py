@@ -494,12 +494,13 @@ async def test_health_warns_of_a_server_that_says_it_knows_no_priorities(
     ("status", "said", "advice"),
     [
         (400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser', (NO_TOOLS,)),
+        (400, "Got priority 1 but Priority scheduling is not enabled.", (NO_PRIORITIES,)),
         (400, "something else", ()),
         (500, "--enable-auto-tool-choice", ()),
         (200, "", ()),
     ],
 )
-async def test_advice_tells_of_a_server_that_refuses_tools(
+async def test_advice_tells_of_a_server_that_refuses_tools_or_priorities(
     status: int, said: str, advice: tuple[str, ...]
 ) -> None:
     async with listening(FakeServer()) as server:

@@ -99,7 +99,7 @@ def _serves(subject: str, where: str, health: Health, model: str | None) -> Find
     serves = f"{where} serves {', '.join(health.models) or 'unknown models'}"
     if model and health.models and model not in health.models:
         fix = "set the endpoint's model to one of these"
-        return Finding(Level.WARN, subject, f"{serves}, not {model}", fix)
+        return Finding(Level.WARN, subject, "; ".join((f"{serves}, not {model}", *health.warnings)), fix)
     if health.warnings:
         return Finding(Level.WARN, subject, f"{serves}; {'; '.join(health.warnings)}")
     return Finding(Level.OK, subject, serves)
