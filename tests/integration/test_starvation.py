@@ -10,13 +10,14 @@ from scheduler import AsyncClient, Job, PromptRequest
 from scheduler.engine import Engine
 from scheduler.redis_server.connection import open_redis
 from tests.integration.engine_room import settings_of
+from tests.patience import SOON_S
 
 # Long calls: what the scheduler takes between two of them is little beside.
 CALL_S, PLACES = 0.2, 16
 STREAM_PER_S = 0.9 * PLACES / CALL_S
 AGING_S = 0.5
 BACKGROUND, BACKGROUND_PRIORITY = 20, 1
-SLACK_S = 5.0
+SLACK_S = SOON_S / 4
 
 ROUTE = {
     "batch": {"max_size": 1},
