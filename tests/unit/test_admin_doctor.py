@@ -222,6 +222,17 @@ async def test_a_model_that_is_not_served_is_noticed(valkey_url: str, engine_url
     assert "serves small, not large" in found["endpoint chat.0"].message
 
 
+async def test_advice_is_given_beside_a_wrong_model(
+    valkey_url: str, engine_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def advice(self: object) -> tuple[str, ...]:
+        return ("start it otherwise",)
+
+    monkeypatch.setattr("workers.llama_cpp.LlamaCppWorker.advice", advice)
+    found = await findings(valkey_url, route("llama_cpp", base_url=engine_url, model="large"))
+    assert found["endpoint chat.0"].message.endswith("serves small, not large; start it otherwise")
+
+
 async def test_a_model_that_is_certainly_not_served_fails(valkey_url: str, engine_url: str) -> None:
     endpoint = {"base_url": engine_url, "options": {"priority": False}}
     found = await findings(valkey_url, route("vllm", model="small", **endpoint))
