@@ -46,9 +46,13 @@ class LlamaCppEmbeddingWorker(_LlamaServer, EmbeddingCalls):
     """Embeds at one llama-server; `base_url` as for `LlamaCppWorker`. It takes no options."""
 
     async def embed(self, batch: Sequence[EmbeddingTask]) -> Sequence[Embedded]:
-        """Embed a batch; see `EmbeddingWorker.embed`. A server that was started to rerank answers zeros."""
+        """Embed a batch; see `EmbeddingWorker.embed`.
+
+        A server that was started to rerank answers too, mostly with zeros: that is recognized.
+        """
         embedded = await super().embed(batch)
-        if not any(to_floats(embedded[0].vectors[0])):
+        floats = to_floats(embedded[0].vectors[0])
+        if 2 * floats.count(0.0) > len(floats):
             message = "llama.cpp answers with zeros: it was started to rerank; start it with `--embeddings`"
             raise ModelNotFound(message, log_text=message)
         return embedded

@@ -332,7 +332,7 @@ async def test_a_server_without_this_kind_of_work_is_not_the_requests_fault(serv
 
 
 async def test_a_server_that_reranks_and_answers_zeros_does_not_embed(server: FakeServer) -> None:
-    server.script = embeddings(vector(-0.0, 0.0))
+    server.script = embeddings(vector(-0.0, 0.0, 1.0))
     with pytest.raises(ModelNotFound, match="start it with `--embeddings`"):
         await embed(server, backend="llama_cpp")
 

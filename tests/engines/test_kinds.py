@@ -179,13 +179,7 @@ class TestRerankOnVllm(RerankContract):
         return self.task(query="word " * 600)
 
 
-async def test_a_server_that_does_another_kind_of_work_says_how_to_start_it(
-    llama_embeds: str, llama_ranks: str
-) -> None:
-    embedder = EMBEDDING.make(EndpointConfig("llama_cpp", llama_ranks))
-    with pytest.raises(ModelNotFound, match="start it with `--embeddings`"):
-        await embedder.embed([EmbeddingTask("tiny", TEXTS)])
-    await embedder.aclose()
+async def test_a_server_that_does_another_kind_of_work_says_how_to_start_it(llama_embeds: str) -> None:
     worker = RERANK.make(EndpointConfig("llama_cpp", llama_embeds))
     with pytest.raises(ModelNotFound, match="Start it with `--reranking`"):
         await worker.rerank(RerankTask("tiny", "cat", TEXTS))
