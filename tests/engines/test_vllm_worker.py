@@ -186,3 +186,7 @@ async def test_call_that_is_given_up_frees_the_engine(
     await until_idle(vllm_server, FREED_WITHIN_S)
     written = await metric(vllm_server, "vllm:generation_tokens_total") - before
     assert 0 < written < 3900 * members, "it did not write all that was asked for"
+
+
+async def test_a_server_with_tools_and_priorities_needs_no_advice(worker: VllmWorker) -> None:
+    assert await worker.advice() == ()
