@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -25,15 +26,21 @@ FEED_MESSAGES = 4096
 
 
 class Feed:
-    """The unread messages of one follower. Bounded; it says when messages may have been missed."""
+    """The unread messages of one follower. Bounded; it says when messages may have been missed.
 
-    __slots__ = ("_error", "_messages", "_missed", "_news")
+    It has one timer for all its waits, which checks the clock when it fires: a timer for each message would
+    be a third of what a message costs.
+    """
+
+    __slots__ = ("_error", "_give_up_at", "_messages", "_missed", "_timer", "_waiter")
 
     def __init__(self) -> None:
         self._messages: deque[bytes] = deque()
         self._missed = False
         self._error: NoPermissionError | None = None
-        self._news = asyncio.Event()
+        self._waiter: asyncio.Future[bool] | None = None
+        self._give_up_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
 
     async def next(self, timeout_s: float | None = None) -> bytes | None:
         """The next message; None if some may have been missed, or if none came within `timeout_s`.
@@ -42,11 +49,7 @@ class Feed:
             redis.exceptions.NoPermissionError: the server does not let this user follow the channel.
         """
         while not self._messages and not self._missed:
-            self._news.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._news.wait()
-            except TimeoutError:
+            if not await self._news(timeout_s):
                 return None
         if self._error is not None:
             raise self._error
@@ -60,18 +63,52 @@ class Feed:
         if len(self._messages) >= FEED_MESSAGES:
             self.miss()
         self._messages.append(message)
-        self._news.set()
+        self._wake()
 
     def miss(self) -> None:
         """Note that messages may have been missed. The unread ones are of no use then."""
         self._messages.clear()
         self._missed = True
-        self._news.set()
+        self._wake()
 
     def fail(self, error: NoPermissionError) -> None:
         """Note that no message will ever come."""
         self._error = error
         self.miss()
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _news(self, timeout_s: float | None) -> bool:
+        """Wait until something happens; False if nothing does within that time."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        if timeout_s is not None:
+            self._give_up_at = loop.time() + timeout_s
+            if self._timer is None or self._timer.when() > self._give_up_at:
+                self.close()
+                self._timer = loop.call_at(self._give_up_at, self._look, loop)
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+            self._give_up_at = math.inf
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give up if it is time, or look again when it will be. Between two waits the next one sees to it."""
+        self._timer = None
+        if self._give_up_at > loop.time():
+            if self._give_up_at < math.inf:
+                self._timer = loop.call_at(self._give_up_at, self._look, loop)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(False)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
 
 
 class _Topic:
@@ -129,6 +166,7 @@ class Subscriptions:
             yield feed
         finally:
             topic.feeds.discard(feed)
+            feed.close()
             if not topic.feeds and self._topics.get(channel) is topic:
                 del self._topics[channel]
                 self._change(channel)
