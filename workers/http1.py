@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator
 from typing import Final
 
 import httpx
@@ -209,9 +208,14 @@ class IncomingResponse(httpx.AsyncByteStream):
             self._connection.resume()
         return data
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self.read():
-            yield data
+    def __aiter__(self) -> IncomingResponse:
+        """Itself: nothing has to be finalized when the reader stops."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        if data := await self.read():
+            return data
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Stop reading. The connection stays open if the response is complete. Safe to call twice."""

@@ -314,3 +314,16 @@ async def test_while_redis_is_away_it_is_asked_less_and_less_often(monkeypatch: 
     assert await collect(room.read()) == ["started", "a", "done"]
     longest = [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     assert all(most / 2 <= delay <= most for delay, most in zip(delays, longest, strict=True))
+
+
+async def test_the_limit_of_a_wait_is_its_own() -> None:
+    feed = Feed()
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.01, feed.put, b"a")
+    assert await feed.next(0.05) == b"a"
+    loop.call_later(0.1, feed.put, b"b")
+    assert await feed.next(None) == b"b", "the limit of the wait before has passed meanwhile"
+    loop.call_later(0.1, feed.put, b"c")
+    assert await feed.next(SOON_S) == b"c"
+    assert await feed.next(0.01) is None, "a shorter limit comes before a longer one that was set before"
+    feed.close()
