@@ -123,6 +123,11 @@ class ResultTimeout(SchedulerError, TimeoutError):
     http_status = 504
     retryable = True
 
+    @classmethod
+    def of(cls, job_id: str, timeout_s: float | None) -> ResultTimeout:
+        """The error of a job that was waited for that long."""
+        return cls(f"job {job_id} had not ended after {timeout_s or 0:g} s; the job is unaffected")
+
 
 class BadRecord(SchedulerError):
     """The stored data of a job cannot be read."""

@@ -334,7 +334,7 @@ ENGINES = [
             ),
             (f"sum by (endpoint) (prompt_scheduler_endpoint_paused{{{WORKER}}})", "{{endpoint}} paused"),
         ],
-        text="In how many worker processes an endpoint is left alone. Paused: it asked for that.",
+        text="In how many worker processes an endpoint is unused. Paused: it asked for a wait.",
     ),
     series(
         "Breaker, changes",

@@ -135,7 +135,7 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _check_name_is_free(settings: Settings, model: LocalModelName | None) -> None:
-    if model is not None and "routes" in settings.model_fields_set and model.value in settings.routes:
+    if model is not None and model.value in settings.configured_routes:
         raise ConfigError(
             f"--model {model}: would hide routes.{model}, which is configured; "
             "rename that route, or leave out the option"
@@ -148,7 +148,7 @@ def _load(at: Session, local: ModelServer | None) -> Settings:
     If there is no route, the echo is slow enough for its answers to stream.
     """
     settings = at.load()
-    configured = settings.routes if "routes" in settings.model_fields_set else {}
+    configured = settings.configured_routes
     routes = {local.model.name: local.route, **configured} if local else configured
     return settings.model_copy(update={"routes": routes or {DEFAULT_MODEL: _echo()}})
 

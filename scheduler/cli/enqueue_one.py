@@ -106,9 +106,7 @@ async def _show_stream(job: Job, timeout_s: float | None, *, as_json: bool) -> N
                 if event.terminal and not isinstance(event, Done):
                     raise ended_error(event)  # type: ignore[arg-type]  # terminal, and not Done
     except TimeoutError:
-        raise ResultTimeout(
-            f"job {job.id} had not ended after {timeout_s:g} s; the job is unaffected"
-        ) from None
+        raise ResultTimeout.of(job.id, timeout_s) from None
 
 
 async def warn_if_unserved(client: AsyncClient, job: Job) -> None:

@@ -136,9 +136,7 @@ class Job:
             async with asyncio.timeout(timeout_s):
                 return self._marked(await self._result())
         except TimeoutError:
-            raise ResultTimeout(
-                f"job {self.id} had not ended after {timeout_s} s; the job is unaffected"
-            ) from None
+            raise ResultTimeout.of(self.id, timeout_s) from None
 
     async def _result(self) -> JobResult:
         while True:

@@ -77,8 +77,7 @@ class KnownRoutes:
         return self._of(model)
 
     def _names(self) -> list[str]:
-        configured = self._settings.routes if "routes" in self._settings.model_fields_set else ()
-        return sorted({*self._published, *configured}) or [DEFAULT_MODEL]
+        return sorted({*self._published, *self._settings.configured_routes}) or [DEFAULT_MODEL]
 
     def _of(self, name: str) -> KnownRoute:
         if name not in self._published:

@@ -77,7 +77,7 @@ class Endpoint:
         )
         self.last_error = ""
         self._why = ""  # the same, without what the back end has said: that may repeat a prompt
-        self._left_alone = False
+        self._said_unused = False
         self._clock = clock
         self._max_in_flight = max_in_flight
         self._processes, self._index = (0 if shared else 1), 0
@@ -306,17 +306,17 @@ class Endpoint:
             self.in_doubt.set()
             # A probe that fails changes nothing that is worth a line.
             logger.log(
-                logging.DEBUG if self._left_alone else logging.WARNING,
-                "endpoint %s is left alone for %.3g s: %s",
+                logging.DEBUG if self._said_unused else logging.WARNING,
+                "endpoint %s is unused for %.3g s: %s",
                 self.name,
                 self.usable_in_s,
                 self._why,
             )
-            self._left_alone = True
+            self._said_unused = True
             self._turn_away()
         if state is BreakerState.CLOSED:
             self.last_error = self._why = ""
-            self._left_alone = False
+            self._said_unused = False
             logger.info("endpoint %s is well again", self.name)
         self._fit()
         self._changed()
@@ -324,7 +324,7 @@ class Endpoint:
     def _turn_away(self) -> None:
         """Let the prompts that are gathered here go elsewhere, at no cost: to send them now is of no use."""
         self.batcher.turn_away(
-            WorkerUnavailable(f"endpoint {self.name} is left alone now", retry_after_s=self.usable_in_s)
+            WorkerUnavailable(f"endpoint {self.name} is unused for now", retry_after_s=self.usable_in_s)
         )
 
     def _set_limit(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -106,6 +107,11 @@ class Settings(Strict, BaseSettings):
     """The model names that users may ask for."""
     tenants: dict[NameOrAll, RateSettings] = Field(default_factory=dict)
     """Rate limits by tenant; `*` is for each tenant that is not named."""
+
+    @property
+    def configured_routes(self) -> Mapping[str, RouteSettings]:
+        """The routes without the echo, which is there if none is configured."""
+        return self.routes if "routes" in self.model_fields_set else {}
 
     @model_validator(mode="after")
     def _results_go_in_time(self) -> Settings:

@@ -266,7 +266,7 @@ async def test_no_line_has_a_prompt_or_a_secret(
         lines = await end(worker)
     text = "\n".join(lines)
     assert len([line for line in lines if "an unexpected error in the stages" in line]) == 2
-    assert len([line for line in lines if "endpoint refusing.0 is left alone" in line]) == 1
+    assert len([line for line in lines if "endpoint refusing.0 is unused" in line]) == 1
     assert len([line for line in lines if "run_prompt failed, JobFailed: job_failed" in line]) == 1
     assert "answered 500" in text
     assert "stages.py:12 Broken.run" in text

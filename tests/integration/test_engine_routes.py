@@ -279,7 +279,7 @@ async def test_endpoint_that_is_not_ready_at_the_start_gets_nothing_until_it_is(
         switch.ready = True
         (await puppet_of(engine).next_call()).finish()
         await job.result(timeout_s=SOON_S)
-    assert "endpoint echo.0 is left alone" in caplog.text
+    assert "endpoint echo.0 is unused" in caplog.text
     assert "loading" in caplog.text
     assert "endpoint echo.0 is well again" in caplog.text
 

@@ -207,7 +207,7 @@ def test_it_tells_of_each_change_and_the_log_says_why(caplog: pytest.LogCaptureF
         one.breaker.checked(well=True)
     assert states == [BreakerState.OPEN, HALF_OPEN, BreakerState.CLOSED]
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "endpoint chat.0 is left alone for 2 s: worker_unavailable"),
+        ("WARNING", "endpoint chat.0 is unused for 2 s: worker_unavailable"),
         ("INFO", "endpoint chat.0 is well again"),
     ]
 
@@ -241,7 +241,7 @@ def test_what_a_back_end_said_is_for_administrators_and_not_for_the_log(
     end(one, error)
     one.breaker.checked(well=False)
     assert one.report().last_error == str(error)
-    assert caplog.messages == [f"endpoint chat.0 is left alone for 2 s: {said}"]
+    assert caplog.messages == [f"endpoint chat.0 is unused for 2 s: {said}"]
 
 
 # Pauses
