@@ -38,7 +38,7 @@ class ContentBlocks:
         self._blocks[at] = dict(block)
 
     def add(self, at: int, delta: Mapping[str, Any]) -> None:
-        """A block goes on; a delta of a block that has not begun is left out."""
+        """A block continues. A delta of a block that has not begun is ignored."""
         if (block := self._blocks.get(at)) is None:
             return
         for name, value in delta.items():

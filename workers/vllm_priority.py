@@ -67,7 +67,7 @@ async def _overtakes_once(endpoint: HttpEndpoint, model: str, size: int, load: A
 
 
 class _CrowdTooSmall(Exception):
-    """The server writes so many of its answers at once that hardly anyone waits."""
+    """The server runs so many answers at once that hardly any has to wait."""
 
 
 async def _overtakes(endpoint: HttpEndpoint, model: str, size: int, load: AskLoad) -> bool | None:

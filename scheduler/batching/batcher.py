@@ -122,7 +122,7 @@ class Batcher:
         return end
 
     def turn_away(self, error: WorkerError) -> None:
-        """Fail the prompts that wait for their call; what has gone goes on, and new ones may come."""
+        """Fail the prompts that wait for a call. Running calls continue, and new prompts are accepted."""
         for group in self._groups.values():
             for member in group.members:
                 if not member.future.done():
@@ -248,7 +248,7 @@ class Batcher:
         try:
             self.on_flush(flush)
         except Exception as error:
-            logger.error("on_flush raised; the call goes on", exc_info=traced(error, logger))
+            logger.error("on_flush raised; the call continues", exc_info=traced(error, logger))
 
     def _set_timer(self, now: float) -> None:
         """Keep one timer for all groups, and none while there is no room: a release wakes us then."""

@@ -28,7 +28,7 @@ async def within(limit_s: float, call: Coroutine[Any, Any, T]) -> T:
 
 
 def let_go(task: asyncio.Future[Any]) -> None:
-    """Cancel a task that nobody waits for; how it ends is nobody's business."""
+    """Cancel a task that nobody waits for, and ignore how it ends."""
     _left.add(task)
     task.add_done_callback(_forget)
     task.cancel()

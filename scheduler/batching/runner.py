@@ -25,11 +25,11 @@ LET_GO_S = 2.0
 """How long a model worker may take to end a call that was cancelled."""
 
 LOOK_S = 0.25
-"""It is looked no more often whether a call is overdue."""
+"""The shortest time between two checks for overdue calls."""
 
 
 class CallWatcher(Protocol):
-    """Who wants to know how an endpoint's calls go. Must be cheap and must not raise."""
+    """Watches an endpoint's calls. Its methods must be cheap and must not raise."""
 
     @property
     def admits(self) -> bool:
@@ -148,7 +148,7 @@ class CallRunner:
     def _may_be_one_prompts(self, error: WorkerError | None) -> bool:
         """Whether a failure inside the engine may be the fault of one prompt of the call.
 
-        An endpoint that is left alone by now has failed in itself: its members need not find that out alone.
+        If the endpoint is unused by now, it has failed itself: its members need not find that out one by one.
         """
         return isinstance(error, WorkerFailed) and (self._watcher is None or self._watcher.admits)
 
@@ -200,7 +200,7 @@ class CallRunner:
         self._look_handle = loop.call_at(max(next_at, now + LOOK_S), self._look, patience) if more else None
 
     def _end_overdue(self, call: Call) -> None:
-        """Cancel a call; one that has been cancelled for that before, and goes on, is left to itself."""
+        """Cancel a call. If it was cancelled for this before and still runs, leave it to itself."""
         if call.overdue is not None:
             self._leave_behind(call)
         elif call.task is not None:

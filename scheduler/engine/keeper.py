@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 LOOKS_A_LEASE = 6
 BLOCKED_LEASES = 30
-"""For so many lease times a blocked loop keeps its jobs; then it is taken to hang, and they go to others."""
+"""A blocked event loop keeps its jobs for this many lease times, then counts as hung and loses them."""
 
 
 class LeaseKeeper:

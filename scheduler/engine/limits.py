@@ -1,4 +1,4 @@
-"""What the settings say of rates, as the queue wants it."""
+"""The rate limits of the settings, in the form of the queue."""
 
 from __future__ import annotations
 

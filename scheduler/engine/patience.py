@@ -44,7 +44,7 @@ class Outage:
         if self._began_at is None:
             self._began_at = self._clock()
         logger.warning(
-            "Redis is away (%s); what runs goes on, and so will the rest",
+            "Redis is away (%s); running calls continue, and everything else waits for it",
             str(error) if isinstance(error, ResponseError) else type(error).__name__,
         )
 

@@ -1,4 +1,4 @@
-"""What other processes see of this one: its report about itself, and the breakers of its endpoints."""
+"""The parts of this process that others see: its report about itself, and its endpoints' breakers."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def bounds_of(settings: Settings) -> dict[str, Bounds]:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Try again after `delay_s`. `counts`: the attempt was a failure, of which there may be only so many.
+    """Try again after `delay_s`. `counts`: the attempt was a failure, and counts against `max_attempts`.
 
     Where it does not count, the endpoint causes the wait: the job may spend it in its lane.
     """
@@ -85,6 +85,6 @@ class RetryPolicy:
             # The back end asked for it. But "at once", again and again, would keep both busy with nothing.
             return min(max(error.retry_after_s, self.base_s), MAX_WAIT_S)
         if isinstance(error, WorkerOverloaded):
-            # It said no more than that it has too much to do; its endpoint is left alone meanwhile.
+            # It only said that it is overloaded; its endpoint is unused meanwhile.
             return self.base_s * (1 + self.chance())
         return None

@@ -214,7 +214,7 @@ def _make_worker(kind: Kind, config: EndpointConfig) -> BatchWorker:
 
 
 def _identity(route: RouteSettings, endpoint: EndpointSettings) -> str:
-    """What it is, and which of those that are the same: so it stays its own when others come or go."""
+    """Its settings, and its number among equal ones: so it keeps its identity when others come or go."""
     known_by = attrgetter("backend", "base_url", "model")
     alike = [other for other in route.endpoints if known_by(other) == known_by(endpoint)]
     number = next(at for at, other in enumerate(alike) if other is endpoint)
@@ -222,7 +222,7 @@ def _identity(route: RouteSettings, endpoint: EndpointSettings) -> str:
 
 
 def endpoint_name(route_name: str, at: int) -> str:
-    """What an endpoint is called everywhere."""
+    """The name of an endpoint, the same everywhere."""
     return f"{route_name}.{at}"
 
 

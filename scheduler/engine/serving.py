@@ -1,4 +1,4 @@
-"""What a worker process serves at present: its settings, and the routes made from them."""
+"""The settings that a worker process serves now, and the routes made from them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ async def ask_health(endpoint: Endpoint) -> Health:
 
 
 async def look_for_model(endpoint: Endpoint, health: Health) -> Health:
-    """What its health is once it is known whether the back end serves the model that the settings give.
+    """Its health, including whether the back end serves the model that the settings name.
 
     It does not where its list of models leaves no doubt, or where a prompt shows it: many servers take more
     names than they list, aliases or any name at all.

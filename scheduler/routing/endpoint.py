@@ -142,7 +142,7 @@ class Endpoint:
 
     @property
     def burden(self) -> float:
-        """What it is chosen by: its outstanding prompts, and the calls that have failed of late.
+        """The load by which endpoints are chosen: outstanding prompts, and calls that failed recently.
 
         Else the one that fails at once would always look the least busy, and get what the others could do.
         """
@@ -164,7 +164,7 @@ class Endpoint:
 
     @property
     def paused(self) -> bool:
-        """Whether it has asked to be left alone for a while that is not over."""
+        """Whether it has asked for a wait that is not over."""
         return self._pause.lasts
 
     @property

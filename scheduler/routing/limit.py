@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Callable
 
 DECREASE = 0.5
-"""What remains after the endpoint has said that it is asked too much."""
+"""The share of the limit that remains after the endpoint reports an overload."""
 
 CROWDED_DECREASE = 0.9
-"""What remains after the engine has been seen with a queue of its own: a nudge, for it is short by then."""
+"""The share that remains after the engine was seen with a queue of its own: a nudge."""
 
 
 class AdaptiveLimit:

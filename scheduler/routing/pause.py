@@ -1,4 +1,4 @@
-"""The pauses of an endpoint that has asked to be left alone. Chance and the clock are passed in."""
+"""The pauses of an endpoint that has asked for a wait. Chance and the clock are passed in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pause:
 
     @property
     def lasts(self) -> bool:
-        """Whether the endpoint is to be left alone now."""
+        """Whether the endpoint is paused now."""
         return self.until > 0 and self._clock() < self.until
 
     def begin(self, wait_s: float) -> bool:

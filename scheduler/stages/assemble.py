@@ -234,7 +234,7 @@ def _message_tokens(message: Mapping[str, Any]) -> int:
 
 
 def _shortened(passage: Source, excess_tokens: int) -> Source | None:
-    """Cut so many tokens from the end of a passage, at a word; None when too little would be left."""
+    """Cut a number of tokens from the end of a passage, at a word; None if too little would be left."""
     excess_chars = excess_tokens * BYTES_PER_TOKEN + len(_CUT_MARK.encode())
     kept = passage.text[: max(0, len(passage.text) - excess_chars)]
     kept = kept.rsplit(maxsplit=1)[0] if kept.strip() and " " in kept else kept

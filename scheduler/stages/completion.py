@@ -1,4 +1,4 @@
-"""What a model worker says at the end of an answer, as far as it can be stored and reckoned with."""
+"""The end of an answer as a model worker reports it, with impossible values left out."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CANDIDATES = 5
-"""For each passage that is wanted, so many are looked at: by words, by meaning, and by the reranker."""
+"""The candidates for each passage that is wanted: by words, by meaning, and for the reranker."""
 MAX_QUESTION_CHARS = 1_000
 """What a question's vector is made of: encoders take a few hundred tokens."""
 

@@ -132,7 +132,7 @@ class InferenceStage:
         return deliver
 
     def _none_left(self, context: PromptContext, failed: Mapping[Endpoint, WorkerError]) -> WorkerError:
-        """The failure after which a retry is of use soonest; or a wait for who was not asked."""
+        """The failure that can be retried soonest; or a wait for endpoints that were not asked."""
         groups = (self.endpoints, *self.fallbacks)
         unasked = [endpoint for group in groups for endpoint in group if endpoint not in failed]
         # Which models and keys an endpoint takes is no matter of the job, nor of time.

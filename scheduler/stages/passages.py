@@ -196,7 +196,7 @@ def _pack(paragraphs: Iterator[str], words: int) -> Iterator[str]:
 
 
 def _cut(paragraph: str, words: int) -> Iterator[tuple[str, int]]:
-    """Cut a paragraph after every so many words; yields the pieces and how many words each has."""
+    """Cut a paragraph after a number of words; yields the pieces and how many words each has."""
     begins = [match.start() for match in WORD.finditer(paragraph)]
     borders = [0, *begins[words::words], len(paragraph)]
     for number, (begin, end) in enumerate(pairwise(borders)):

@@ -32,7 +32,7 @@ UNBOUNDED = 100_000
 """More than a process may run (`max_running`), so that such a stage only counts."""
 
 OTHERS_EVERY = 8
-"""Of so many places that come free in a stage, one goes to who is not urgent first."""
+"""Of this many places that become free in a stage, one goes to work that is not urgent."""
 
 _OURS = frozenset({"scheduler", "workers"})
 _STAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
