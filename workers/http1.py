@@ -17,8 +17,8 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from workers.dialing import dial
 
-MAX_HEAD_BYTES: Final = 64 * 1024
-"""The head of a response may be this long, with the interim responses before it."""
+MAX_FRAME_BYTES: Final = 64 * 1024
+"""A head may be this long, with the interim responses before it; and so may what frames a body's pieces."""
 HIGH_WATER_BYTES: Final = 256 * 1024
 """A server is slowed down while its reader has more than this waiting."""
 
@@ -168,7 +168,7 @@ class IncomingResponse(httpx.AsyncByteStream):
         self.headers: list[tuple[bytes, bytes]] = []
         self._connection: Connection | None = connection
         self._parser: HttpResponseParser | None = _parser(self)
-        self._head_bytes = 0
+        self._frame_bytes = 0  # since the beginning, or the last piece of the body
         self._has_head = False
         self._has_end = False  # it ends where its head says, and not where the connection does
         self._pieces: list[bytes] = []
@@ -244,14 +244,13 @@ class IncomingResponse(httpx.AsyncByteStream):
         """Take in what came from the server."""
         if self._parser is None:
             return
-        if not self._has_head:
-            self._head_bytes += len(data)
+        self._frame_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self._fail(httpx.RemoteProtocolError(f"the server does not speak HTTP/1.1 ({error})"))
-        if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
-            self._fail(httpx.RemoteProtocolError(f"the head has more than {MAX_HEAD_BYTES:,} bytes"))
+        if self._frame_bytes > MAX_FRAME_BYTES:
+            self._fail(httpx.RemoteProtocolError(f"more than {MAX_FRAME_BYTES:,} bytes, and none of a body"))
         if self._size > HIGH_WATER_BYTES and not self._paused and self._connection is not None:
             self._paused = True
             self._connection.pause()
@@ -310,6 +309,7 @@ class IncomingResponse(httpx.AsyncByteStream):
     def on_body(self, data: bytes) -> None:
         """Called by the parser."""
         if not self._complete:
+            self._frame_bytes = 0
             self._pieces.append(data)
             self._size += len(data)
             self._wake()

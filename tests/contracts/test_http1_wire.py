@@ -16,7 +16,7 @@ import trustme
 from tests.contracts.wire import hang_up
 from tests.patience import SOON_S
 from workers import dialing
-from workers.http1 import HIGH_WATER_BYTES, MAX_HEAD_BYTES, Http1Transport
+from workers.http1 import HIGH_WATER_BYTES, MAX_FRAME_BYTES, Http1Transport
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -163,7 +163,23 @@ async def test_head_without_end_is_an_error_and_takes_no_memory(endless: bytes) 
             sent += len(endless) * 100
 
     async with serving(serve) as server, client() as http:
-        with pytest.raises(httpx.RemoteProtocolError, match=f"{MAX_HEAD_BYTES:,}"):
+        with pytest.raises(httpx.RemoteProtocolError, match=f"{MAX_FRAME_BYTES:,}"):
+            await http.get(server.url)
+
+
+@pytest.mark.parametrize(
+    "begin", [b"2;x=", b"2\r\nok\r\n0\r\nTrailer: "], ids=["extension of a chunk", "trailer"]
+)
+async def test_body_whose_frame_has_no_end_is_an_error_and_takes_no_memory(begin: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(CHUNKED + b"\r\n" + begin)
+        while True:
+            writer.write(b"x" * 10_000)
+            await writer.drain()
+
+    async with serving(serve) as server, client() as http:
+        with pytest.raises(httpx.RemoteProtocolError, match="none of a body"):
             await http.get(server.url)
 
 
