@@ -551,17 +551,17 @@ async def pauses(server: FakeServer, *, before_s: float) -> None:
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        ({"idle_timeout_s": 0.5}, "no more tokens within idle_timeout_s = 0.5"),
-        ({"timeout_s": 0.5}, "no more tokens within timeout_s = 0.5"),
-        ({"total_timeout_s": 0.5}, "no end within total_timeout_s = 0.5"),
-        ({"idle_timeout_s": 0.5, "timeout_s": 1, "total_timeout_s": 9}, "idle_timeout_s = 0.5"),
+        ({"idle_timeout_s": 1.0}, "no more tokens within idle_timeout_s = 1"),
+        ({"timeout_s": 1.0}, "no more tokens within timeout_s = 1"),
+        ({"total_timeout_s": 1.0}, "no end within total_timeout_s = 1"),
+        ({"idle_timeout_s": 1.0, "timeout_s": 2, "total_timeout_s": 9}, "idle_timeout_s = 1"),
     ],
 )
 async def test_token_that_does_not_follow_is_waited_for_so_long(
     server: FakeServer, limits: dict[str, float], said: str
 ) -> None:
-    await pauses(server, before_s=0.1)
-    worker = worker_with(server, first_token_timeout_s=0.05, **limits)
+    await pauses(server, before_s=0.5)
+    worker = worker_with(server, first_token_timeout_s=0.4, **limits)
     seen: list[Any] = []
     outputs = start(worker, [PROMPT])
     seen += [await anext(outputs), await anext(outputs)]
