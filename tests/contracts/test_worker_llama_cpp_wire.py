@@ -657,10 +657,10 @@ async def test_closing_the_iterator_hangs_up_at_once(server: FakeServer, worker:
 
 async def test_time_out_does_not_strike_a_slow_reader(server: FakeServer) -> None:
     server.script = stream(token(0, "a"), last(0))
-    worker = worker_with(server, first_token_timeout_s=0.05, timeout_s=0.1)
+    worker = worker_with(server, first_token_timeout_s=0.5, timeout_s=0.5)
     outputs = start(worker, [PROMPT])
     await anext(outputs)
-    await asyncio.sleep(0.15)  # the reader's own time, past the worker's limit
+    await asyncio.sleep(0.6)  # the reader's own time, past the worker's limit
     await outputs.aclose()
     await worker.aclose()
 
