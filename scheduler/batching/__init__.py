@@ -1,4 +1,4 @@
-"""Micro-batching: gathers prompts for one endpoint into calls."""
+"""Micro-batching: gathers prompts for one endpoint into shared calls."""
 
 from scheduler.batching.batcher import Batcher, Flush
 from scheduler.batching.bounded import within

@@ -1,4 +1,4 @@
-"""Gathers prompts for one endpoint into calls."""
+"""Gathers prompts for one endpoint into shared calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Flush(NamedTuple):
-    """One call that went: why, its prompts, their prompt tokens, how long the first of them had waited."""
+    """A call that was sent: why, how many prompts and prompt tokens, and how long the oldest had waited."""
 
     reason: FlushReason
     size: int
@@ -38,12 +38,12 @@ _arrived_at = attrgetter("arrived_at")
 
 
 class Batcher:
-    """Runs prompts on one endpoint, several to a call where the engine cannot tell them apart.
+    """Runs prompts on one endpoint, several to a call where they can share one.
 
     `policy` decides and `window` has the slots. A batcher belongs to one event loop. `clock` is in seconds
-    and must be the one that `expires_at` was read from. `on_flush` sees every call that goes, `watcher`
-    how each begins and ends. A call that is silent for longer than `patience` is ended, whatever its model
-    worker does.
+    and must be the one that `expires_at` was read from. `on_flush` gets every call that is sent; `watcher`
+    is called when each begins and ends. A call that is silent for longer than `patience` allows is ended,
+    even if its model worker ignores that.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Batcher:
         self._groups: dict[Hashable, Group] = {}
         self._gathered = 0
         self._arrivals = 0
-        self.at_once = 0  # how many prompts have gone alone without waiting
+        self.at_once = 0  # prompts sent alone without waiting
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -81,7 +81,7 @@ class Batcher:
 
     @property
     def gathered(self) -> int:
-        """The prompts that wait for their call."""
+        """How many prompts wait for a call."""
         return self._gathered
 
     @overload
@@ -100,15 +100,16 @@ class Batcher:
     ) -> Reranked: ...
 
     async def run(self, work: Work, deliver: Deliver, *, tokens: int, expires_at: float | None = None) -> End:
-        """Run one prompt, alone or with others, and hand its pieces to `deliver` as they come.
+        """Run one prompt, alone or with others, and pass its pieces to `deliver` as they arrive.
 
-        Pieces and end are numbered as if the prompt had been alone: `member` is 0. `tokens` is the estimate
-        for the prompt. `expires_at`, in seconds on the batcher's clock, makes it go sooner; ending it in time
-        is the caller's. Cancel the awaiting task to give the prompt up: a call ends when all its prompts are.
+        Pieces and end are numbered as if the prompt were alone: `member` is 0. `tokens` is the estimate for
+        the prompt. `expires_at`, in seconds on the batcher's clock, only sends the prompt sooner; ending it
+        in time is up to the caller. Cancel the awaiting task to give the prompt up; a call is aborted once
+        all its prompts are given up.
 
         Raises:
-            WorkerError: the engine, or the way to it, failed for this prompt.
-            Exception: what `deliver` raised; the prompt is given up then.
+            WorkerError: the engine, or the connection to it, failed for this prompt.
+            Exception: raised by `deliver`; the prompt is given up.
         """
         if self._closed:
             raise failures.closed()
@@ -132,7 +133,7 @@ class Batcher:
         self._check_quiet()
 
     async def drain(self) -> None:
-        """Send what is gathered without waiting for more, and wait until nothing runs. Safe to call twice."""
+        """Send gathered prompts without waiting for more, then wait for all calls. Safe to call twice."""
         self._drains += 1
         try:
             self._wake()
@@ -143,7 +144,7 @@ class Batcher:
             self._drains -= 1
 
     async def aclose(self) -> None:
-        """Abort all calls and fail what is left with a retryable error. Safe to call twice."""
+        """Abort all calls and fail the remaining prompts with a retryable error. Safe to call twice."""
         if not self._closed:
             self._closed = True
             self._window.on_room.remove(self._wake)
@@ -181,13 +182,13 @@ class Batcher:
         self._wake()
 
     def _wake(self) -> None:
-        """Decide in the next turn of the event loop, so that members that arrive together go together."""
+        """Decide on the next turn of the event loop, so that members that arrive together share a call."""
         if self._groups and self._turn is None and self._loop is not None and self._has_room:
             self._turn = self._loop.call_soon(self._decide)
 
     @property
     def _has_room(self) -> bool:
-        """Whether any of those that wait could go."""
+        """Whether any waiting member could be sent."""
         return self._window.free > 0 and any(
             self._window.free_for(group.urgent) for group in self._groups.values()
         )
@@ -202,7 +203,7 @@ class Batcher:
         self._set_timer(now)
 
     def _plan(self, now: float) -> list[tuple[Group, list[Cut]]]:
-        """Say which calls to make now. When room is short, the most urgent members of all groups get it."""
+        """Return the calls to make now. If slots are short, the most urgent of all groups get them."""
         idle = self._window.in_flight == 0
         plan: list[tuple[Group, list[Cut]]] = []
         for group in tuple(self._groups.values()):
@@ -251,7 +252,7 @@ class Batcher:
             logger.error("on_flush raised; the call continues", exc_info=traced(error, logger))
 
     def _set_timer(self, now: float) -> None:
-        """Keep one timer for all groups, and none while there is no room: a release wakes us then."""
+        """Keep one timer for all groups, or none while no slot is free: a release wakes the batcher then."""
         open_to = [group for group in self._groups.values() if self._window.free_for(group.urgent)]
         if not open_to:
             self._cancel_timer()

@@ -1,4 +1,4 @@
-"""Waiting for what is not ours, and may neither come nor let go."""
+"""Bounded waits for code that is not ours: it may never finish, and may ignore cancellation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 async def within(limit_s: float, call: Coroutine[Any, Any, T]) -> T:
-    """Await a call for at most `limit_s`; unlike `asyncio.timeout`, also one that ignores its cancellation.
+    """Await a call for at most `limit_s`, even if it ignores its cancellation, unlike `asyncio.timeout`.
 
     Raises:
-        TimeoutError: it has not come by then. It is cancelled, and left to itself.
+        TimeoutError: the call has not finished in time. It is cancelled and no longer awaited.
     """
     task = asyncio.ensure_future(call)
     try:

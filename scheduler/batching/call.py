@@ -1,4 +1,4 @@
-"""Members on their way into a call, and calls on their way through the engine: bookkeeping, no decisions."""
+"""Bookkeeping for members that wait for a call and for calls in flight. Makes no decisions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.errors import WorkerError
 from workers.rerank import RerankTask
 
 Work: TypeAlias = Generation | EmbeddingTask | RerankTask
-"""What a member of a call asks for."""
+"""The work of one member of a call."""
 
 Deliver: TypeAlias = Callable[[Piece], None]
 
@@ -24,9 +24,9 @@ Deliver: TypeAlias = Callable[[Piece], None]
 class Member:
     """One prompt, or one task of another kind of work, in the batcher.
 
-    Two things end apart from each other. Its caller may leave: `listening` turns false. The engine may be
-    done with it: `open` turns false, and its slot in the window is free. `streamed`: the engine has sent
-    something for it. Without a key to share a call by it is `solo`, and has one that no other has.
+    Two things end independently. When its caller leaves, `listening` turns false. When the engine is done
+    with it, `open` turns false and its slot in the window is free. `streamed` says that the engine has sent
+    something for it. A member without a key to share a call by is `solo` and gets a unique key.
     """
 
     __slots__ = (
@@ -62,7 +62,7 @@ class Member:
         self.deliver = deliver
         self.future = future
         self.solo = key is None
-        self.key: Hashable = object() if key is None else key  # not itself, which would be a circle
+        self.key: Hashable = object() if key is None else key  # not itself: that would be a reference cycle
         self.tokens = tokens
         self.arrived_at = arrived_at
         self.due = due
@@ -75,12 +75,12 @@ class Member:
 
     @property
     def urgent(self) -> bool:
-        """Whether it may have the slots that are kept for urgent members."""
+        """Whether it may use the slots kept for urgent members."""
         return is_urgent(self.work.priority)
 
 
 class Group:
-    """Members that may share a call and wait for it, `urgent` or not. `solo`: one that takes no others."""
+    """Members that wait to share a call, all `urgent` or none. A `solo` group has one member."""
 
     __slots__ = ("due", "key", "members", "solo", "urgent")
 
@@ -92,12 +92,12 @@ class Group:
         self.due = first.due
 
     def add(self, member: Member) -> None:
-        """Let a member wait with the others."""
+        """Add a waiting member."""
         self.members.append(member)
         self.due = min(self.due, member.due)
 
     def rank(self) -> None:
-        """Put the most urgent first."""
+        """Sort the most urgent member first."""
         self.members.sort(key=_urgency)
 
     def urgencies(self, count: int) -> list[Urgency]:
@@ -105,13 +105,13 @@ class Group:
         return [member.urgency for member in self.members[:count]]
 
     def take(self, count: int) -> list[Member]:
-        """Take the first `count` members out."""
+        """Remove and return the first `count` members."""
         taken = self.members[:count]
         self._keep(self.members[count:])
         return taken
 
     def drop_cancelled(self) -> int:
-        """Take out the members whose callers have gone; return how many."""
+        """Remove the members whose callers have left; return how many."""
         staying = [member for member in self.members if not member.future.done()]
         gone = len(self.members) - len(staying)
         if gone:
@@ -128,12 +128,12 @@ _urgency = attrgetter("urgency")
 
 
 class Call:
-    """Members that the engine works on together. `open` and `listening` count those of them that are so.
+    """Members that the engine works on together. `open` and `listening` count the members in that state.
 
-    `completed`: the engine has done its part for a member; `error` is the last that a single member ended
-    with. `whole`: its answers are wanted whole. `began_at`, and `heard_at`, when something came last, are on
-    the event loop's clock. `overdue` is why it is ended from outside, if it is; `left`: its task does not let
-    go, and is left to itself. `watched` is the watcher's.
+    `completed`: the engine has done its part for some member. `error` is the latest error of a single member.
+    `whole`: the answers are not streamed. `began_at` and `heard_at`, when the last output arrived, are on the
+    event loop's clock. `overdue` is the reason if the call was ended for taking too long. `left`: its task
+    ignored the cancellation and is no longer awaited. `watched` belongs to the watcher.
     """
 
     __slots__ = (
@@ -168,17 +168,17 @@ class Call:
 
     @property
     def abandoned(self) -> bool:
-        """Whether the engine works on for nobody."""
+        """Whether the engine still works although every caller has left."""
         return self.open > 0 and self.listening == 0
 
     def leave(self, member: Member) -> None:
-        """Nobody listens to this member any more; what comes for it is dropped. Safe to call twice."""
+        """Stop listening to this member: its further outputs are dropped. Safe to call twice."""
         if member.listening:
             member.listening = False
             self.listening -= 1
 
     def close(self, member: Member) -> bool:
-        """Note that the engine is done with this member; return False if it was before."""
+        """Note that the engine is done with this member. Returns False if that was known."""
         if not member.open:
             return False
         member.open = False
@@ -186,7 +186,7 @@ class Call:
         return True
 
     def forget(self) -> None:
-        """Let go of the members, which hold on to the call: a circle of all that a job is made of."""
+        """Break the reference cycle of call and members, which would keep whole jobs in memory."""
         for member in self.members:
             if member.call is self:
                 member.call = None
@@ -194,5 +194,5 @@ class Call:
         self.task = None
 
     def unended(self) -> list[Member]:
-        """Return the members without an end, apart from those that have gone on to another call."""
+        """Return the members without an end, except those moved to another call."""
         return [member for member in self.members if member.open and member.call is self]

@@ -1,4 +1,4 @@
-"""The errors that the batcher itself makes, and what it makes of those it gets."""
+"""The batcher's own errors, and how it translates those it gets."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ logger = logging.getLogger(__name__)
 
 
 def own_copy(error: WorkerError) -> WorkerError:
-    """Give a member an error of its own: one raised in several tasks would gather all their tracebacks."""
+    """Copy an error for one member: the same error raised in several tasks would collect all tracebacks."""
     try:
         own = copy.copy(error)
-    except Exception:  # a class whose constructor wants more than its args
+    except Exception:  # its constructor needs more than its args
         return error
     own.__cause__ = error.__cause__
     return own
 
 
 def wrapped(error: Exception) -> WorkerError:
-    """Turn what an adapter should not have raised into a retryable error, and log it.
+    """Turn an exception that no adapter should raise into a retryable error, and log it.
 
-    Names its type and place only: its text may hold what was sent, an API key for one.
+    Both name only its type and place: its text may repeat the request, including an API key.
     """
     name = type(error).__qualname__
     logger.error("model worker raised %s %s; it should raise a WorkerError", name, _place(error))
@@ -40,19 +40,19 @@ def _place(error: Exception) -> str:
 
 
 def no_such_member(index: int, size: int) -> WorkerProtocolError:
-    """Say that an output names a member that the call does not have."""
+    """The error for an output that names a member the call does not have."""
     return WorkerProtocolError(f"the model worker answered for member {index} of a call of {size}")
 
 
 def no_end() -> WorkerProtocolError:
-    """Say that the outputs ended before the member did."""
+    """The error for a member without an end when the outputs ended."""
     return WorkerProtocolError("the answer stopped before this prompt had an end")
 
 
 def beside_a_refused() -> WorkerProtocolError:
-    """Say that a member's answer was cut off, perhaps because the engine refused another one of the call.
+    """The error for a member cut off, probably because the engine refused another member of the call.
 
-    To ask for a wait makes the next attempt free of charge: the member is likely to be innocent.
+    It asks for a wait so that the attempt does not count as a failure: this member is likely innocent.
     """
     return WorkerProtocolError(
         "the engine refused a prompt of the same call, and ended the whole call", retry_after_s=0.0
@@ -60,12 +60,12 @@ def beside_a_refused() -> WorkerProtocolError:
 
 
 def closed() -> WorkerUnavailable:
-    """Say that the batcher takes no more prompts."""
+    """The error for a prompt given to a closed batcher."""
     return WorkerUnavailable("the endpoint is being closed in this process; try again elsewhere")
 
 
 def overdue() -> WorkerTimeout:
-    """Say that a call was silent for longer than its endpoint's limits allow, and did not end by itself."""
+    """The error for a call that its model worker let run past the endpoint's time limits."""
     message = (
         "the model worker has kept none of the endpoint's time limits (timeout_s, first_token_timeout_s, "
         "idle_timeout_s, total_timeout_s), and its call was ended"
@@ -74,5 +74,5 @@ def overdue() -> WorkerTimeout:
 
 
 def cancelled() -> WorkerError:
-    """Say that a call was cancelled by none of those who wait for it."""
+    """The error for a call that was cancelled, but not by its callers."""
     return WorkerError("the call to the engine was cancelled from outside")

@@ -12,7 +12,7 @@ from workers.embedding import Embedded, EmbeddingTask, EmbeddingWorker
 from workers.rerank import Reranked, RerankTask, RerankWorker
 
 End: TypeAlias = Completed | Embedded | Reranked
-"""How the work of one member has ended."""
+"""The end of one member's work."""
 
 ENDS = (Completed, Embedded, Reranked)
 
@@ -20,20 +20,20 @@ _LONGEST_WAIT = 9
 
 
 class BatchWorker(ModelWorker, Protocol):
-    """What the batcher needs of a model worker: a `GenerationWorker`, or a caller of another kind."""
+    """What the batcher needs from a model worker: a `GenerationWorker`, or the caller of another kind."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do."""
+        """What the engine supports."""
         ...
 
     def generate(self, batch: Sequence[Any]) -> AsyncIterator[Any]:
-        """Make a call for some work, and yield its outputs."""
+        """Make one call for a batch and yield its outputs."""
         ...
 
 
 class _Caller:
-    """A model worker of another kind, in the form of those that generate."""
+    """Adapts a model worker of another kind to the interface of those that generate."""
 
     capabilities: ClassVar[Capabilities]
 
@@ -58,7 +58,7 @@ class _Caller:
 
 
 class EmbeddingCaller(_Caller):
-    """Makes the calls of an `EmbeddingWorker`: the tasks of several jobs share one."""
+    """Makes the calls of an `EmbeddingWorker`. The tasks of several jobs may share one."""
 
     capabilities = Capabilities(lists=True, streaming=False, chat=False)
     probe: ClassVar[EmbeddingTask] = EmbeddingTask("", ("Hi",), priority=9)
@@ -75,7 +75,7 @@ class EmbeddingCaller(_Caller):
 
 
 class RerankCaller(_Caller):
-    """Makes the calls of a `RerankWorker`: each task has its own."""
+    """Makes the calls of a `RerankWorker`, one for each task."""
 
     capabilities = Capabilities(lists=False, streaming=False, chat=False)
     probe: ClassVar[RerankTask] = RerankTask("", "Hi", ("Hi",), priority=9)
@@ -92,14 +92,14 @@ class RerankCaller(_Caller):
 
 
 def embedding_key(task: EmbeddingTask, _: Capabilities) -> Hashable:
-    """Name what an engine could tell this task by, as `share_key` does for prompts."""
+    """The key by which tasks share a call: all that the engine sees of this one, except its inputs."""
     of_text = isinstance(task.inputs[0], str)
     urgent = is_urgent(task.priority)
     return (task.model, task.dimensions, of_text, urgent, canonical(task.extra_body))
 
 
 def share_key_for(worker: BatchWorker) -> Callable[[Any, Capabilities], Hashable | None]:
-    """The function that names what may share a call on this worker; None for a call of its own."""
+    """The function that makes the key by which work shares calls on this worker; None: a call of its own."""
     if isinstance(worker, EmbeddingCaller):
         return embedding_key
     return _none if isinstance(worker, RerankCaller) else share_key

@@ -1,4 +1,4 @@
-"""How long a call to a model worker may say nothing. Pure: the clock is passed in."""
+"""How long a call to a model worker may be silent. Pure: the clock is passed in."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from scheduler.batching.call import Call
 
 GRACE_S = 2.0
-"""A model worker keeps the limits itself and knows better what is late: it has so much longer to say so."""
+"""Extra seconds for the model worker, which enforces the limits itself and can name the one exceeded."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallPatience:
     """The limits of the calls to one endpoint, in seconds.
 
-    `first_s` is for the first output of an answer that is streamed, `next_s` for each of the others;
-    `whole_s` for an answer that is wanted whole, of which something may be seen on the way; `total_s` for all
-    of a call.
+    `first_s` limits the wait for the first output of a streamed answer, `next_s` the wait for each later one.
+    `whole_s` limits each silence of an answer that is not streamed, `total_s` the whole call.
     """
 
     first_s: float
@@ -27,11 +26,11 @@ class CallPatience:
 
     @property
     def soonest_s(self) -> float:
-        """After so long the first call can be overdue."""
+        """The least time after which a call can be overdue, in seconds."""
         return GRACE_S + min(self.first_s, self.next_s, self.whole_s, self.total_s)
 
     def ends_at(self, call: Call) -> float:
-        """When a call will have been silent for too long, or have taken too long."""
+        """When a call becomes overdue, on the event loop's clock."""
         if call.whole:
             silence_s = self.whole_s
         else:

@@ -1,4 +1,4 @@
-"""What may share a call, when it goes, and who goes first. Pure: times are numbers passed in."""
+"""Which prompts may share a call, when a call is sent, and in which order. Pure: times are passed in."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from scheduler.model import is_urgent
 from workers.base import TOKEN_DETAILS, Capabilities, Generation
 
 LONG_GENERATION_TOKENS = 1024
-"""A prompt that asks for more output tokens than this has a call of its own.
+"""A prompt that asks for more output tokens than this gets a call of its own.
 
-A list saves HTTP and parsing, which is nothing beside an answer that takes tens of seconds. What it costs
-grows with the answer: no member can be aborted alone, so a cancelled one keeps its slot in the engine until
-it ends, and one broken connection loses them all.
+A list saves HTTP and parsing, which is negligible beside an answer that takes tens of seconds. Its cost grows
+with the answer: no member can be aborted alone, so a cancelled one keeps its slot in the engine until it
+ends, and one broken connection loses all answers.
 """
 
 DEADLINE_SHARE = 0.1
-"""The part of the time to its deadline that a member may spend being gathered."""
+"""The fraction of the time to its deadline that a member may wait for others."""
 
-# These make several choices of one prompt, which a list numbers together with its members; or bring something
-# with each token, which the readers of lists do not look for; or pin one slot.
+# These ask for several choices, which a list numbers together with its members; or for details of each token,
+# which the readers of lists ignore; or they pin one slot.
 _OWN_CALL_KEYS = TOKEN_DETAILS | {"n", "best_of", "use_beam_search", "id_slot"}
 
 
 class FlushReason(StrEnum):
-    """Why a call went: it was full, a member had waited long enough, or there was nothing to wait for."""
+    """Why a call was sent: it was full, a member had waited long enough, or waiting had no use."""
 
     SIZE = "size"
     TOKENS = "tokens"
@@ -40,14 +40,14 @@ class FlushReason(StrEnum):
 
 
 class Due(NamedTuple):
-    """When a member must go at the latest, and why. The earliest of a group compares lowest."""
+    """The latest time to send a member, and why. The earliest compares lowest."""
 
     at: float
     reason: FlushReason
 
 
 class Cut(NamedTuple):
-    """One call out of a group: how many members, and why they go now."""
+    """One call taken from a group: how many members, and why they are sent now."""
 
     size: int
     reason: FlushReason
@@ -58,11 +58,10 @@ Urgency: TypeAlias = tuple[int, int]
 
 
 def share_key(generation: Generation, capabilities: Capabilities) -> Hashable | None:
-    """Name what the engine could tell this generation by, apart from prompt, priority and request id.
+    """The key by which generations share a call: what the engine sees except prompt, priority and request id.
 
-    Generations with equal keys may share a call. The urgent have calls of their own: in a list with others
-    they would wait for those. None means a call of its own: chat, tools, a response
-    format, a long generation, or an engine that takes no lists.
+    Urgent generations share calls only with each other: in a list with others they would wait for them. None
+    means a call of its own: chat, tools, a response format, a long generation, or an engine without lists.
     """
     if not capabilities.lists or generation.prompt is None:
         return None
@@ -79,17 +78,17 @@ def share_key(generation: Generation, capabilities: Capabilities) -> Hashable | 
     try:
         return (generation.model, generation.stream, urgent, canonical(params), canonical(extra_body))
     except orjson.JSONEncodeError:
-        return None  # what has no canonical form cannot be compared
+        return None  # values without a canonical form cannot be compared
 
 
 def canonical(values: Mapping[str, Any]) -> bytes:
-    """The same bytes for equal fields, in whatever order."""
+    """Serialize fields so that equal ones give the same bytes, whatever their order."""
     return orjson.dumps(dict(values), option=orjson.OPT_SORT_KEYS) if values else b"{}"
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """How far and how long prompts are gathered; tokens are the prompts'. `max_size` 1: not at all."""
+    """Limits on gathering: prompts and prompt tokens a call, and the wait. `max_size` 1 turns it off."""
 
     max_size: int = 32
     max_wait_ms: float = 5.0
@@ -102,7 +101,7 @@ class BatchPolicy:
             )
 
     def due(self, arrived_at: float, expires_at: float | None) -> Due:
-        """Say when a member must go, in seconds: at its age, or sooner when its deadline is near."""
+        """The latest time to send a member: after `max_wait_ms`, or sooner if its deadline is near."""
         by_age = arrived_at + self.max_wait_ms / 1000
         if expires_at is None:
             return Due(by_age, FlushReason.AGE)
@@ -112,10 +111,10 @@ class BatchPolicy:
         return Due(by_age, FlushReason.AGE)
 
     def cuts(self, tokens: Sequence[int], *, due: Due, now: float, idle: bool, draining: bool) -> list[Cut]:
-        """Say which calls to make of a group now: a prefix of its members, the most urgent first.
+        """Return the calls to make from a group now: a prefix of its members, the most urgent first.
 
-        `tokens` are the members' prompt tokens in that order, `due` the earliest of theirs. Calls that are
-        full go in any case; what is left over goes when it is due, or when there is nothing to wait for.
+        `tokens` are the members' prompt tokens in that order; `due` is the earliest of the group. Full calls
+        are always sent. The remainder is sent when it is due, or when waiting has no use.
         """
         rest = self._reason_for_rest(due, now=now, idle=idle, draining=draining)
         if rest is None and len(tokens) < self.max_size and sum(tokens) < self.max_tokens:
@@ -145,10 +144,10 @@ class BatchPolicy:
 
 
 def ration(groups: Sequence[Sequence[Urgency]], room: int, *, kept: int = 0) -> list[int]:
-    """Say how many members of each group may go when `room` may go in all: the most urgent of all the groups.
+    """Share out `room` slots among the groups, the most urgent members first; return each group's number.
 
-    The last `kept` slots go to urgent members only. Each group is sorted, so each answer is the length of a
-    prefix.
+    The last `kept` slots are for urgent members only. The groups are sorted, so each number is the
+    length of a prefix.
     """
     shares = [0] * len(groups)
     ranked = sorted((urgency, at) for at, group in enumerate(groups) for urgency in group)
@@ -160,7 +159,7 @@ def ration(groups: Sequence[Sequence[Urgency]], room: int, *, kept: int = 0) -> 
 
 
 def trim(cuts: Sequence[Cut], size: int) -> list[Cut]:
-    """Keep the first `size` members of the calls, making the last call smaller where needed."""
+    """Keep the first `size` members of the calls, shortening the last call if needed."""
     kept: list[Cut] = []
     for cut in cuts:
         if size <= 0:

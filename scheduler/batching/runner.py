@@ -1,4 +1,4 @@
-"""Carries out calls: one task each, outputs handed to the members as they come."""
+"""Carries out calls, one task each, and passes outputs to the members as they arrive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workers.errors import RequestRejected, WorkerError, WorkerFailed
 logger = logging.getLogger(__name__)
 
 LET_GO_S = 2.0
-"""How long a model worker may take to end a call that was cancelled."""
+"""How long a model worker may take to end a cancelled call, in seconds."""
 
 LOOK_S = 0.25
 """The shortest time between two checks for overdue calls."""
@@ -33,26 +33,26 @@ class CallWatcher(Protocol):
 
     @property
     def admits(self) -> bool:
-        """Whether the endpoint takes calls now."""
+        """Whether the endpoint accepts calls now."""
         ...
 
     def call_began(self, members: Sequence[Member]) -> Any:
-        """A call goes, in the task that carries it out. The answer comes back when it has ended."""
+        """A call begins; called in its task. The returned value is passed back when the call ends."""
         ...
 
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
-        """A call has ended of itself, well or with an error."""
+        """A call has ended by itself, with or without an error."""
         ...
 
     def call_given_up(self, call: Any) -> None:
-        """A call was aborted, or not read to its end, because nobody waited for it any more."""
+        """A call was aborted, or not read to its end, because all its callers have left."""
         ...
 
 
 class CallRunner:
-    """Runs calls on one model worker; a member has a slot in the window until the engine is done with it.
+    """Runs calls on one model worker. A member holds a slot in the window until the engine is done with it.
 
-    `on_quiet` is called whenever the last call has ended.
+    `on_quiet` is called whenever no call is left.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class CallRunner:
 
     @property
     def calls(self) -> int:
-        """The calls that run now."""
+        """How many calls are running."""
         return len(self._calls)
 
     def send(self, members: Sequence[Member]) -> None:
@@ -84,7 +84,7 @@ class CallRunner:
         self._start(members)
 
     async def give_up(self, call: Call, member: Member) -> None:
-        """Drop what still comes for a member; once nobody listens, abort the call and wait for that."""
+        """Drop a member's further outputs. If nobody listens, abort the call and wait for its end."""
         call.leave(member)
         if call.abandoned and call.task is not None and not call.task.done():
             call.task.cancel()
@@ -113,11 +113,11 @@ class CallRunner:
         if self._look_handle is None and self._patience is not None:
             self._look_handle = loop.call_later(self._patience.soonest_s, self._look, self._patience)
         call.task = loop.create_task(self._carry_out(call))
-        # A task cancelled before its first step never runs, so what must happen in any case happens here.
+        # A task cancelled before its first step never runs, so cleanup that must happen is in a callback.
         call.task.add_done_callback(partial(self._end, call))
 
     async def _carry_out(self, call: Call) -> None:
-        # It may have been started from the task of any other job.
+        # The call may have been started from another job's task.
         speak_for(call.members[0].ids if len(call.members) == 1 else None)
         watcher = self._watcher
         call.watched = watcher.call_began(call.members) if watcher is not None else None
@@ -131,7 +131,7 @@ class CallRunner:
             self._settle(call, call.overdue or error)
 
     def _settle(self, call: Call, error: WorkerError | None) -> None:
-        """A call has ended of itself, or is overdue: see to it that all its members have an end."""
+        """Give every member an end after the call has ended by itself or is overdue."""
         if self._watcher is not None:
             _report(self._watcher, call.watched, call, error)
         left = call.unended()
@@ -146,20 +146,20 @@ class CallRunner:
             self._start(half)
 
     def _may_be_one_prompts(self, error: WorkerError | None) -> bool:
-        """Whether a failure inside the engine may be the fault of one prompt of the call.
+        """Whether one prompt of the call may have caused a failure inside the engine.
 
         If the endpoint is unused by now, it has failed itself: its members need not find that out one by one.
         """
         return isinstance(error, WorkerFailed) and (self._watcher is None or self._watcher.admits)
 
     def _to_try_again(self, call: Call, left: Sequence[Member]) -> dict[Member, None]:
-        """Return the members that may be innocent: nothing has come for them, and someone waits."""
+        """Return the members to try again: nothing has arrived for them, and their callers still listen."""
         if len(call.members) == 1 or self._closed:
             return {}
         return {member: None for member in left if member.listening and not member.streamed}
 
     async def _read(self, call: Call) -> WorkerError | None:
-        """Take in all outputs of a call; return what went wrong with the call as a whole."""
+        """Read all outputs of a call; return the error of the call as a whole, if any."""
         now = asyncio.get_running_loop().time
         try:
             outputs = self._worker.generate([member.work for member in call.members])
@@ -186,7 +186,7 @@ class CallRunner:
     # Calls that are silent for too long
 
     def _look(self, patience: CallPatience) -> None:
-        """End the calls that are overdue; to be called again as long as there are some."""
+        """End overdue calls, and schedule the next check while calls are running."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         next_at = math.inf
@@ -208,7 +208,7 @@ class CallRunner:
             call.task.cancel()
 
     def _leave_behind(self, call: Call) -> None:
-        """Let go of a call whose task does not, after its cancellation: nothing here must wait for it."""
+        """Stop waiting for a call whose task ignores its cancellation."""
         if call.task is None or call.task.done() or call.left:
             return
         logger.error("a model worker ignores that its call was cancelled; the call is left to itself")
@@ -244,7 +244,7 @@ class CallRunner:
         try:
             member.deliver(piece)
         except Exception as error:
-            call.completed = True  # the engine did its part, whatever became of it here
+            call.completed = True  # the engine did its part, whatever happened here
             self._refuse(call, member, error)
 
     def _complete(self, call: Call, member: Member, completed: End) -> None:
@@ -260,7 +260,7 @@ class CallRunner:
         self._free(call, member)
 
     def _refuse(self, call: Call, member: Member, error: Exception) -> None:
-        if isinstance(error, StopIteration):  # a future does not take it
+        if isinstance(error, StopIteration):  # a future refuses it
             error = RuntimeError("StopIteration out of deliver")
         if not member.future.done():
             member.future.set_exception(error)
@@ -272,7 +272,7 @@ class CallRunner:
             self._window.release(1)
 
     def _end(self, call: Call, task: asyncio.Task[None] | None) -> None:
-        """A call is over; `task` has ended, unless it was left to itself."""
+        """Clean up after a call. `task` is None if it ignored its cancellation."""
         self._calls.discard(call)
         for member in call.unended():
             self._fail(call, member, failures.closed() if self._closed else failures.cancelled())
@@ -296,7 +296,7 @@ def _halves(members: Sequence[Member]) -> list[Sequence[Member]]:
 
 
 async def close_outputs(outputs: AsyncIterator[Any]) -> None:
-    """Stop the call that yields these outputs, as far as they can be stopped."""
+    """Stop the call that yields these outputs, if the iterator can be closed."""
     aclose = getattr(outputs, "aclose", None)
     if aclose is not None:
         await aclose()

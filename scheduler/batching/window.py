@@ -1,4 +1,4 @@
-"""How many prompts one endpoint may hold for this process."""
+"""Counts the prompts that one endpoint holds for this process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 class Window:
     """Counts the prompts that an endpoint holds for this process, up to a limit.
 
-    The last `kept` free slots are for urgent prompts: `free_for(urgent)` says what there is for whom.
-    Batchers of several routes may share the window of one endpoint. The functions in `on_room` are called
-    when slots have come free, by a release or a higher limit; they must be cheap and must not raise.
+    The last `kept` free slots are for urgent prompts: `free_for(urgent)` respects that. Batchers of several
+    routes may share the window of one endpoint. The functions in `on_room` are called when slots become free,
+    by a release or a higher limit; they must be cheap and must not raise.
     """
 
     __slots__ = ("_in_flight", "_kept", "_limit", "on_room")
@@ -28,13 +28,13 @@ class Window:
 
     @limit.setter
     def limit(self, limit: int) -> None:
-        """Set the limit. A lower one takes effect as prompts end; nothing that runs is stopped."""
+        """Set the limit. A lower one takes effect as prompts end; no running prompt is stopped."""
         self._limit = _checked(limit)
         self._tell_of_room()
 
     @property
     def kept(self) -> int:
-        """How many of the free slots are for urgent prompts alone."""
+        """How many of the free slots are for urgent prompts only."""
         return self._kept
 
     @kept.setter
@@ -44,16 +44,16 @@ class Window:
 
     @property
     def in_flight(self) -> int:
-        """The prompts that are held now."""
+        """How many prompts are held now."""
         return self._in_flight
 
     @property
     def free(self) -> int:
-        """How many more prompts may go now."""
+        """How many more prompts may be sent now."""
         return max(0, self._limit - self._in_flight)
 
     def free_for(self, urgent: bool) -> int:
-        """How many more prompts of that kind may go now."""
+        """How many more prompts may be sent now, urgent ones or others."""
         return self.free if urgent else max(0, self.free - self._kept)
 
     def acquire(self, count: int = 1) -> None:

@@ -1,7 +1,7 @@
-"""Keeps the leases of a process whose event loop is blocked, by a stage of a user's own perhaps.
+"""Renews the leases of a process while its event loop is blocked, for example by a user's own stage.
 
-A thread asks the loop for a sign of life. While there is none, the thread renews the leases in its place:
-the job goes on, and nobody else begins it a second time.
+A thread pings the loop. While the loop does not answer, the thread renews the leases in its place: the job
+keeps running, and no other process starts it a second time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BLOCKED_LEASES = 30
 
 
 class LeaseKeeper:
-    """A thread that calls `renew`, on an event loop of its own, while the one that started it is blocked.
+    """A thread that calls `renew` on its own event loop while the loop that started it is blocked.
 
     `start()` and `stop()` are safe to call twice.
     """
@@ -46,15 +46,15 @@ class LeaseKeeper:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop_thread = 0
-        self._asked_at: float | None = None  # None: it has answered
+        self._asked_at: float | None = None  # None: the loop has answered
 
     @property
     def blocked(self) -> bool:
-        """Whether the loop has been asked for a sign of life, and has given none yet."""
+        """Whether the loop was pinged and has not answered yet."""
         return self._asked_at is not None
 
     def start(self) -> None:
-        """Begin to look. Call it on the event loop."""
+        """Start watching. Call it on the event loop."""
         if self._thread is not None:
             return
         self._loop_thread = threading.get_ident()
@@ -63,7 +63,7 @@ class LeaseKeeper:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._stopped.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
@@ -79,14 +79,14 @@ class LeaseKeeper:
         self._asked_at = time.monotonic()
         try:
             loop.call_soon_threadsafe(self._answer)
-        except RuntimeError:  # it is closed
+        except RuntimeError:  # the loop is closed
             self._stopped.set()
 
     def _answer(self) -> None:
         self._asked_at = None
 
     def _keep(self, blocked_at: float) -> None:
-        """Renew the leases until the loop answers, but not for ever."""
+        """Renew the leases until the loop answers or the limit is reached."""
         said = let_go = False
         while self._asked_at == blocked_at and not self._stopped.is_set():
             blocked_s = time.monotonic() - blocked_at
@@ -108,11 +108,11 @@ class LeaseKeeper:
     def _renew_once(self) -> None:
         try:
             asyncio.run(asyncio.wait_for(self._renew(), self._lease_s))
-        except (RedisError, SchedulerError, OSError):  # TimeoutError is one; the next time may do better
+        except (RedisError, SchedulerError, OSError):  # OSError covers TimeoutError; the next try may succeed
             logger.debug("a lease could not be renewed in the loop's place", exc_info=True)
 
     def _where(self) -> str:
-        """The line of the stage that the loop's thread is in, or the line that it is at itself."""
+        """The line inside the stage that the loop's thread is running, or else the innermost line."""
         frame = at = sys._current_frames().get(self._loop_thread)
         while at is not None and at.f_back is not None:
             if at.f_back.f_code.co_filename == pipeline.__file__:

@@ -1,4 +1,4 @@
-"""Waiting for Redis: everything in a worker process does it in the same way, and one of them says so."""
+"""Waits for Redis. All parts of a worker process wait the same way, and an outage is logged once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class Outage:
-    """What a process knows of Redis: whether it is away or takes no writes, and how long that has been so.
+    """What a process knows about Redis: whether it is away or refuses writes, and for how long.
 
-    One log line a change of state. How a call ends that began before the last change was noticed says nothing
-    of the state now, and changes nothing: `changes` is what a call notes when it begins.
+    Each change of state is logged once. A call notes `changes` when it begins: if the state has changed
+    since, its outcome says nothing about the state now and is ignored.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,11 +32,11 @@ class Outage:
         self.is_away = False
         self.is_full = False
         self.changes = 0
-        self._began_at: float | None = None  # of the first outage that no tick has told of
+        self._began_at: float | None = None  # of the first outage that no tick has reported
         self._ended_at = 0.0
 
     def began(self, since: int, error: Exception) -> None:
-        """A call that began at change `since` has met an error that passes."""
+        """A call that began at change `since` failed with a transient error."""
         if self.is_away or since != self.changes:
             return
         self.is_away = True
@@ -49,7 +49,7 @@ class Outage:
         )
 
     def ended(self, since: int) -> None:
-        """A call that began at change `since` has gone through."""
+        """A call that began at change `since` succeeded."""
         if self.is_away and since == self.changes:
             self.is_away = False
             self.changes += 1
@@ -57,7 +57,7 @@ class Outage:
             logger.info("Redis is back")
 
     def filled(self, error: Exception) -> None:
-        """A write was refused for want of memory. Scripts that may still write: that is no outage."""
+        """Redis is out of memory and refused a write. Some scripts can still write, so this is no outage."""
         if not self.is_full:
             self.is_full = True
             logger.warning("Redis is full (%s); it takes no new jobs, and those that it has go on", error)
@@ -70,21 +70,21 @@ class Outage:
 
     @property
     def untold_ms(self) -> int:
-        """For how long Redis has been away, or was, and no tick has told of it yet; 0 for no time."""
+        """How long Redis has been, or was, away that no tick has reported yet, in milliseconds; 0 if none."""
         if self._began_at is None:
             return 0
         return round(((self._clock() if self.is_away else self._ended_at) - self._began_at) * 1000)
 
     def told(self) -> None:
-        """A tick has told of it."""
+        """A tick has reported the outage."""
         if not self.is_away:
             self._began_at = None
 
 
 class Patience:
-    """Repeats calls on one pool of connections while Redis is away, or takes no writes.
+    """Repeats calls on one connection pool while Redis is away or refuses writes.
 
-    All of a process share one `outage`.
+    All pools of a process share one `outage`.
     """
 
     def __init__(self, redis: Redis, outage: Outage | None = None) -> None:
@@ -93,13 +93,13 @@ class Patience:
 
     @property
     def is_away(self) -> bool:
-        """Whether the last call has not gone through yet."""
+        """Whether Redis is away: the last call has not succeeded yet."""
         return self.outage.is_away
 
     async def until_done(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make the call until it goes through. It must be safe to make twice.
+        """Repeat the call until it succeeds. It must be safe to repeat.
 
-        It must reach Redis: a call that goes through shows that Redis is back.
+        It must reach Redis: its success shows that Redis is back.
         """
         waits = backoff()
         while True:

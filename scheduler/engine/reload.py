@@ -1,4 +1,4 @@
-"""Watches the settings' file, and lets the engine go on with what is in it."""
+"""Watches the settings file and gives changed settings to the running engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Stamp: TypeAlias = tuple[int, int, int] | None
 class SettingsReloader:
     """Reloads the settings when their file changes, or when told to by `reload_soon()`.
 
-    Settings that are invalid change nothing: the reason is logged. `load` reads the settings anew. `start()`
+    Invalid settings change nothing: the reason is logged. `load` reads the settings again. `start()`
     and `stop()` are safe to call twice.
     """
 
@@ -36,16 +36,16 @@ class SettingsReloader:
         self._stamp = self._last_look = self._look()
 
     def reload_soon(self) -> None:
-        """Reload although the file has not changed: environment variables stay as they were at the start."""
+        """Reload even if the file has not changed. Environment variables keep their values from the start."""
         self._wanted.set()
 
     async def start(self) -> None:
-        """Begin to watch."""
+        """Start watching."""
         if self._task is None:
             self._task = asyncio.create_task(self._watch(), name="settings")
 
     async def stop(self) -> None:
-        """Watch no more; a reload that is under way is finished."""
+        """Stop watching, after finishing a reload in progress."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -57,7 +57,7 @@ class SettingsReloader:
             await asyncio.shield(asyncio.ensure_future(self._reload()))
 
     async def _wait(self) -> None:
-        """Until the file has changed, or somebody wants it. Its time and number tell, also behind a link."""
+        """Wait until a reload is wanted, or the file's time, size or inode changes (symlinks followed)."""
         while not self._wanted.is_set():
             try:
                 async with asyncio.timeout(LOOK_S):
@@ -69,7 +69,7 @@ class SettingsReloader:
         self._stamp = self._look()
 
     def has_settled(self) -> bool:
-        """Whether the file has changed, but not since this was last asked: it might be half written."""
+        """Whether the file has changed, and has been stable since the last call: it might be half written."""
         stamp = self._look()
         settled = stamp is not None and stamp != self._stamp and stamp == self._last_look
         self._last_look = stamp
@@ -81,14 +81,14 @@ class SettingsReloader:
         try:
             found = self._path.stat() if self._path else None
         except OSError:
-            return None  # it is being replaced; or it has gone, and what it said still holds
+            return None  # being replaced, or gone: the settings in use stay valid
         return (found.st_mtime_ns, found.st_size, found.st_ino) if found else None
 
     async def _reload(self) -> None:
         try:
             settings = await asyncio.to_thread(self._load)
             if "routes" in self._engine.settings.model_fields_set - settings.model_fields_set:
-                raise ConfigError("routes: there are none any more, and there were some; is the file whole?")
+                raise ConfigError("routes: the file no longer has any; is it complete?")
             before = self._engine.settings
             if settings == before:
                 logger.info("settings reloaded: nothing has changed")

@@ -1,4 +1,4 @@
-"""Whether and when a failed attempt is made again. Pure: chance is passed in."""
+"""Decides whether and when to retry a failed attempt. Pure: randomness is passed in."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from scheduler.settings import Settings
 from workers.errors import WorkerError, WorkerOverloaded
 
 MAX_WAIT_S = 3600.0
-"""The longest wait that a back end can ask for."""
+"""The longest wait a back end can ask for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a job may spend: `max_attempts` failures, and `max_waits` attempts that cost nothing."""
+    """What a job may use up: `max_attempts` failures, and `max_waits` attempts that do not count as such."""
 
     max_attempts: int
     max_waits: int
 
 
 def bounds_of(settings: Settings) -> dict[str, Bounds]:
-    """The bounds of each route's jobs: its own, else those of the queue."""
+    """The bounds for each route's jobs: the route's own, or else the queue's."""
     return {
         name: Bounds(
             settings.max_attempts if route.max_attempts is None else route.max_attempts,
@@ -37,7 +37,7 @@ def bounds_of(settings: Settings) -> dict[str, Bounds]:
 class Retry:
     """Try again after `delay_s`. `counts`: the attempt was a failure, and counts against `max_attempts`.
 
-    Where it does not count, the endpoint causes the wait: the job may spend it in its lane.
+    If it does not count, the endpoint causes the wait, and the job may spend it in its lane.
     """
 
     delay_s: float
@@ -46,7 +46,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """There is no use in another attempt, or, where it has `waited_out`, the job may wait no more."""
+    """Do not retry: another attempt cannot succeed or, if `waited_out`, the job has used up its waits."""
 
     waited_out: bool = False
 
@@ -56,7 +56,7 @@ Decision: TypeAlias = Retry | GiveUp
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential back-off with full jitter for failures; waits at no cost as the back end asks for them.
+    """Exponential back-off with full jitter for failures; waits a back end asks for do not count as failures.
 
     Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
@@ -68,7 +68,7 @@ class RetryPolicy:
     def decide(
         self, failures: int, max_attempts: int, error: Exception, *, waits: int = 0, max_waits: int = 1000
     ) -> Decision:
-        """Decide after an attempt ended with `error`; `failures` and `waits` had gone before."""
+        """Decide after an attempt ended with `error`; `failures` and `waits` count the attempts before it."""
         if isinstance(error, WorkerError):
             if not error.retryable:
                 return GiveUp()
@@ -80,9 +80,9 @@ class RetryPolicy:
         return Retry(self.chance() * min(self.cap_s, self.base_s * 2.0 ** min(failures, 60)))
 
     def _wait_s(self, error: WorkerError) -> float | None:
-        """The wait that is no failure of the job; None where the attempt counts as one."""
+        """The wait, if the attempt does not count as a failure; None if it does."""
         if error.retry_after_s is not None and error.retry_after_s >= 0:
-            # The back end asked for it. But "at once", again and again, would keep both busy with nothing.
+            # The back end asked for this wait; but endless retries "at once" would only keep both busy.
             return min(max(error.retry_after_s, self.base_s), MAX_WAIT_S)
         if isinstance(error, WorkerOverloaded):
             # It only said that it is overloaded; its endpoint is unused meanwhile.

@@ -1,4 +1,4 @@
-"""The routes of a process at work: endpoints and pipelines made from the settings."""
+"""The running routes of a process: endpoints and pipelines made from the settings."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 
 LEAST_URGENT = 0
 LET_GO_S = 5.0
-"""How long a model worker may take to close."""
+"""How long a model worker may take to close, in seconds."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Route:
     """One route in this process. `running` counts its jobs from claim to end.
 
-    `fallbacks` are the routes whose endpoints answer while none of its own can.
+    `fallbacks` are the routes whose endpoints answer while none of this route's own can.
     """
 
     name: str
@@ -53,9 +53,9 @@ class Route:
     _monitors: list[EndpointMonitor] = field(default_factory=list)
 
     def slots(self, *, without: Container[str] = ()) -> Slots:
-        """How many more jobs may be claimed: what its endpoints have room for, less what is on its way.
+        """How many more jobs may be claimed: the room of its endpoints, less the jobs on their way there.
 
-        `without` names endpoints that get nothing now.
+        `without` names endpoints to leave out.
         """
         on_its_way = self.running - self.pipeline.gates[self.inference.name].running
         usable = [endpoint for endpoint in self.in_use if endpoint.name not in without]
@@ -70,25 +70,25 @@ class Route:
 
     @property
     def busy(self) -> bool:
-        """Whether it has jobs, or its endpoints have prompts, of its own or of who falls back on it."""
+        """Whether it has jobs or its endpoints have prompts, including those of routes falling back on it."""
         return self.running > 0 or any(endpoint.outstanding for endpoint in self.endpoints)
 
     @property
     def in_use(self) -> tuple[Endpoint, ...]:
-        """The endpoints that take its jobs now: its own, or those of the first fallback that can; or none."""
+        """The endpoints that take its jobs now: its own, or those of the first usable fallback, or none."""
         for route in (self, *self.fallbacks):
             if any(endpoint.admits for endpoint in route.endpoints):
                 return route.endpoints
         return ()
 
     def fall_back_on(self, routes: Mapping[str, Route]) -> None:
-        """Find the routes that the settings name: as fallbacks, and for retrieval."""
+        """Link the routes that the settings name as fallbacks and for retrieval."""
         self.fallbacks = tuple(routes[name] for name in self.settings.fallbacks)
         self.inference.fallbacks = tuple(route.endpoints for route in self.fallbacks)
         link_retrieval(self, routes)
 
     async def start(self, on_change: Callable[[Endpoint], None], observers: Observers = NOBODY) -> None:
-        """Start the stages, and ask the back ends how they do; `on_change` hears of what they say.
+        """Start the stages and monitor the back ends; `on_change` is called with each endpoint that changes.
 
         Raises:
             ConfigError: a stage cannot start.
@@ -102,12 +102,12 @@ class Route:
             await monitor.start()
 
     async def asked(self) -> None:
-        """Return once all its back ends have said for the first time how they are."""
+        """Wait until each of its back ends has been checked for the first time."""
         for monitor in self._monitors:
             await monitor.asked.wait()
 
     async def stop(self) -> None:
-        """Stop the stages, abort what still runs, close the connections. Safe to call twice."""
+        """Stop the stages, abort running calls, close the connections. Safe to call twice."""
         while self._monitors:
             await self._monitors.pop().stop()
         await self.pipeline.stop()
@@ -135,7 +135,7 @@ def build_routes(settings: Settings, environ: Mapping[str, str] | None = None) -
 def rebuild_routes(
     settings: Settings, old: Mapping[str, Route], environ: Mapping[str, str] | None = None
 ) -> dict[str, Route]:
-    """Make the routes of changed settings; those that have not changed are taken over as they are.
+    """Make the routes of changed settings, keeping those that have not changed.
 
     Raises:
         ConfigError: as `build_routes`.
@@ -165,7 +165,7 @@ def build_route(name: str, settings: Settings, environ: Mapping[str, str]) -> Ro
 def build_endpoint(
     route_name: str, at: int, settings: Settings, environ: Mapping[str, str] | None = None
 ) -> Endpoint:
-    """Make the endpoint number `at` of a route, with its model worker. Opens no connection.
+    """Make endpoint number `at`, from 0, of a route, with its model worker. Opens no connection.
 
     Raises:
         ConfigError: the back end or the API key is wrong.
@@ -178,7 +178,7 @@ def build_endpoint(
         worker = _make_worker(route.kind, config)
     except ValueError as error:
         raise ConfigError(f"endpoint {name}: {error}") from None
-    # An echo lives in this process and holds what the process holds.
+    # The echo engine runs in this process, so it can hold as many jobs as the process.
     own = endpoint.backend == "echo" and endpoint.max_in_flight is None
     return Endpoint(
         name=name,
@@ -257,7 +257,7 @@ def _config(name: str, endpoint: EndpointSettings, environ: Mapping[str, str]) -
 
 
 def describe_routes(routes: Mapping[str, Route], *, max_result_ttl_s: float) -> dict[str, bytes]:
-    """What clients and administrators need to know of each route, as JSON. No URL with a secret, no key."""
+    """What clients and administrators need to know about each route, as JSON. Holds no URL and no key."""
     return {
         name: orjson.dumps(
             {
@@ -274,7 +274,7 @@ def describe_routes(routes: Mapping[str, Route], *, max_result_ttl_s: float) -> 
 
 
 def lacked_parameters(route: Route) -> frozenset[str]:
-    """Parameters that no endpoint of a route takes, nor of those that it falls back to."""
+    """Parameters that no endpoint of the route or of its fallbacks accepts."""
     endpoints = (*route.endpoints, *(one for other in route.fallbacks for one in other.endpoints))
     lacks = [one.worker.capabilities.lacks for one in endpoints if isinstance(one.worker, GenerationWorker)]
     return frozenset.intersection(*lacks) if lacks else frozenset()

@@ -524,7 +524,7 @@ async def test_changed_file_is_taken_up_and_an_invalid_one_is_explained(
         assert set(engine.routes) == {"echo", "more"}
         caplog.clear()
         path.write_text("")
-        await until(lambda: "is the file whole?" in caplog.text)
+        await until(lambda: "is it complete?" in caplog.text)
         assert set(engine.routes) == {"echo", "more"}
         path.write_text(one)
         await until(lambda: "more" not in engine.routes)
