@@ -1,4 +1,4 @@
-"""Leaving a failing endpoint alone until it has shown that it is well. Pure: the clock is passed in.
+"""The circuit breaker of an endpoint. Pure: the clock is passed in.
 
     closed ──too many failures──▶ suspected ──the check fails──▶ open ──the back end is ready──▶ half_open
       ▲ ▲                            │                             ▲                              │  │
@@ -6,8 +6,8 @@
       │                                                                   long                       │
       ╰─────────────────────────────the check succeeds───────────────────────────────────────────────╯
 
-While it is only suspected it is closed, and prompts go. A check is a prompt that is known to be good and is
-nobody's: failures alone say nothing, for the requests may be at fault.
+A suspected breaker is still closed and admits prompts. A check sends a known good prompt that belongs to no
+user: failures alone prove nothing, because the requests may be at fault.
 
 Source: M. Nygard, "Release It!", 2nd ed., 2018, "Circuit Breaker".
 """
@@ -23,11 +23,11 @@ from enum import StrEnum
 from scheduler.settings import BreakerSettings
 
 SUSPECT_AGAIN_S = 0.5
-"""An endpoint that was suspected and is well is suspected again no sooner."""
+"""How long an endpoint that passed a check is not suspected again, in seconds."""
 
 
 class BreakerState(StrEnum):
-    """`closed`: prompts go. `open`: none goes. `half_open`: none goes, the back end is being checked."""
+    """`closed` admits prompts; `open` and `half_open` admit none. `half_open`: a check is in progress."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -37,10 +37,9 @@ class BreakerState(StrEnum):
 class Breaker:
     """Watches the calls to one endpoint.
 
-    Each call is begun with `begin()` and its outcome told by `record()`. The outcome of a call that began
-    before the last change of state says nothing about the state now, and is ignored. `on_change` hears of
-    each change of state, `on_suspicion` when the endpoint has to be checked; the outcome is told by
-    `checked()`.
+    Call `begin()` before each call to the endpoint and `record()` after it. The outcome of a call that began
+    before the last change of state says nothing about the state now, and is ignored. `on_change` is called
+    on each change of state, `on_suspicion` when the endpoint needs a check; report the check to `checked()`.
     """
 
     __slots__ = (
@@ -69,7 +68,7 @@ class Breaker:
     ) -> None:
         self.state = BreakerState.CLOSED
         self.suspected = False  # closed, and waiting for a check
-        self.probe_at = 0.0  # on the clock; means something while open
+        self.probe_at = 0.0  # on the clock; valid while open
         self._settings = settings
         self._clock = clock
         self._on_change = on_change
@@ -83,11 +82,11 @@ class Breaker:
 
     @property
     def admits(self) -> bool:
-        """Whether prompts may go now."""
+        """Whether prompts may be sent now."""
         return self.state is BreakerState.CLOSED
 
     def begin(self) -> int:
-        """A call goes. Give the answer to `record`."""
+        """A call begins. Pass the returned epoch to `record`."""
         return self._epoch
 
     def record(self, epoch: int, *, ok: bool) -> None:
@@ -96,18 +95,18 @@ class Breaker:
             self._count(ok)
 
     def suspect(self) -> None:
-        """Have the endpoint checked, unless it was just now."""
+        """Ask for a check of the endpoint, unless it has just passed one."""
         if self.state is BreakerState.CLOSED and not self.suspected and self._clock() >= self._suspect_from:
             self.suspected = True
             self._on_suspicion()
 
     def trip(self) -> None:
-        """Open at once: the endpoint is known not to be ready."""
+        """Open at once: the back end is known not to be ready."""
         if self.state is BreakerState.CLOSED:
             self._open()
 
     def probed(self, *, ready: bool) -> None:
-        """The back end was asked whether it is ready, while open. Asking is cheap: it is asked again soon."""
+        """The back end was asked for its health while open. That is cheap, so the next probe follows soon."""
         if self.state is not BreakerState.OPEN:
             return
         if ready:
@@ -116,7 +115,7 @@ class Breaker:
             self.probe_at = self._clock() + self._settings.open_s
 
     def checked(self, *, well: bool) -> None:
-        """The back end was given a prompt that is known to be good, while suspected or half open."""
+        """The back end was sent a known good prompt while suspected or half open."""
         if self.state is BreakerState.HALF_OPEN:
             self._close() if well else self._reopen()
         elif self.suspected and well:

@@ -1,4 +1,4 @@
-"""How long the calls of an endpoint may be silent, by its settings."""
+"""Derives how long an endpoint's calls may be silent from its settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scheduler.settings import EndpointSettings
 
 
 def call_patience(settings: EndpointSettings, *, streams: bool) -> CallPatience:
-    """The limits of its calls. One that does not stream has nothing to show before it is done."""
+    """The limits of an endpoint's calls. Without streaming, nothing arrives before the whole answer."""
     whole_s = settings.timeout_s
     return CallPatience(
         first_s=min(settings.first_token_timeout_s, whole_s) if streams else whole_s,

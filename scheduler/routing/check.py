@@ -1,4 +1,4 @@
-"""Finding out whether a back end is well without a prompt of any user."""
+"""Checks a back end without using a user's prompt."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from workers.errors import (
 logger = logging.getLogger(__name__)
 
 ASK_S = 30.0
-"""The longest that an adapter may take to find out whether its back end is ready; vLLM's may try prompts."""
+"""How long an adapter's `health()` may take, in seconds; vLLM's may try prompts."""
 
 ANSWER_S = 10.0
-"""The longest that a back end which is well may take to begin the shortest of answers."""
+"""How long a healthy back end may take to begin the shortest answer, in seconds."""
 
 MODELS_NAMED = 5
 
@@ -38,7 +38,7 @@ _PLAIN = Generation("", prompt="Hi", params=_SHORTEST, priority=_URGENT)
 
 
 async def ask_health(endpoint: Endpoint) -> Health:
-    """Ask the back end how it is. An adapter that raises, or says nothing, is taken as not ready."""
+    """Ask the back end for its health. If the adapter raises or does not answer, it counts as not ready."""
     try:
         health = await within(ASK_S, endpoint.worker.health())
         return await look_for_model(endpoint, health)
@@ -67,17 +67,17 @@ def _is_missing(model: str | None, health: Health) -> bool:
 
 
 def missing_model(model: str, models: Sequence[str]) -> str:
-    """Say that a back end does not serve a model, and what it serves instead."""
+    """The message for a back end that does not serve a model, with the models it serves."""
     named = ", ".join(models[:MODELS_NAMED])
     more = f" and {len(models) - MODELS_NAMED} more" if len(models) > MODELS_NAMED else ""
     return f"it does not serve the model {model}, but {named}{more}; give one of these as model"
 
 
 async def try_prompt(endpoint: Endpoint) -> WorkerError | None:
-    """Ask the back end for one token, vector or score; returns why it is not well, None if it is.
+    """Ask the back end for one token, vector or score. Returns the error, or None if it is healthy.
 
-    One that refuses the prompt, or has too much to do, answers: it is well. Not every server has both chats
-    and plain completions, so one of them will do.
+    A back end that refuses the prompt or is overloaded does answer, so it is healthy. Not every server has
+    both chat and plain completions: one of them is enough.
     """
     if isinstance(endpoint.worker, EmbeddingCaller | RerankCaller):
         return await _try(endpoint, endpoint.worker.probe)

@@ -1,4 +1,4 @@
-"""Which endpoint gets a prompt."""
+"""Chooses the endpoint for a prompt."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scheduler.routing.endpoint import Endpoint
 def choose_endpoint(
     endpoints: Iterable[Endpoint], *, priority: int = Priority.NORMAL, session: str | None = None
 ) -> Endpoint | None:
-    """Take the endpoint with the least burden by weight, and one with room for its priority before others.
+    """Choose the endpoint with the least burden for its weight, preferring those with room for the priority.
 
-    Of equals the first: a quiet route then stays with one endpoint, whose prefix cache is warm. The prompts
-    of a `session` go to one endpoint, for the same reason, as long as it has room. None: no endpoint admits
-    a prompt now.
+    Among equals the first wins: a quiet route then stays on one endpoint, whose prefix cache is warm. For the
+    same reason the prompts of a `session` go to one endpoint as long as it has room. Returns None if no
+    endpoint admits a prompt now.
     """
     usable = [endpoint for endpoint in endpoints if endpoint.admits]
     if len(usable) < 2:

@@ -1,4 +1,4 @@
-"""An endpoint at work in this process: its model worker, and all that stands between it and the prompts."""
+"""An endpoint in this process: its model worker with batcher, window, breaker, limit and pause."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ MAX_ERROR_CHARS = 200
 class Endpoint:
     """One base URL that serves a route in this process.
 
-    It holds at most `max_in_flight` prompts over all processes, of which this one has a share; below the
-    share the limit adapts. It gets no prompts while its breaker is open, or during a pause that it has asked
+    All processes together give it at most `max_in_flight` prompts. This process has a share of that, and the
+    limit adapts below the share. It gets no prompts while its breaker is open or during a pause that it asked
     for. `on_change` is called when any of this changes. `model` is the endpoint's own name for the model.
-    `shared` is false for an endpoint inside this process; all others get nothing before `divide`.
-    `reserved` slots are for urgent prompts: others come only while more slots are free. `identity` is
-    what sessions hash: unlike the name, it stays when other endpoints are added or removed.
+    `shared` is false for an endpoint inside this process; all others get nothing before `divide`. The
+    `reserved` slots are for urgent prompts: others are admitted only while more slots are free. Sessions are
+    hashed with `identity`, which unlike the name stays the same when other endpoints are added or removed.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Endpoint:
             settings.breaker, clock=clock, on_change=self._breaker_changed, on_suspicion=self.in_doubt.set
         )
         self.last_error = ""
-        self._why = ""  # the same, without what the back end has said: that may repeat a prompt
+        self._why = ""  # the same without the back end's own words, which may repeat a prompt
         self._said_unused = False
         self._clock = clock
         self._max_in_flight = max_in_flight
@@ -84,7 +84,7 @@ class Endpoint:
         self._adaptive = AdaptiveLimit(
             self.share, start=None if max_in_flight else UNKNOWN_START, clock=clock
         )
-        self.limit = self._adaptive.value  # prompts that this process lets it hold while it is well
+        self.limit = self._adaptive.value  # prompts that this process lets it hold while it is healthy
         self._pause = Pause(clock, on_over=self._changed)
         self._failures = RecentFailures(clock)
         self.window = Window(max(1, self.limit))
@@ -98,7 +98,7 @@ class Endpoint:
             patience=call_patience(settings, streams=worker.capabilities.streaming),
         )
 
-    # What it may hold
+    # Capacity
 
     @property
     def max_in_flight(self) -> int | None:
@@ -107,7 +107,7 @@ class Endpoint:
 
     @property
     def share(self) -> int:
-        """The part of `max_in_flight` that is this process's."""
+        """This process's part of `max_in_flight`."""
         return self.share_among(self._processes, self._index)
 
     def share_among(self, processes: int, index: int) -> int:
@@ -123,21 +123,21 @@ class Endpoint:
 
     @property
     def reserved(self) -> int:
-        """The part of its share that is for urgent prompts alone: of the whole always less than all."""
+        """The part of its share that is for urgent prompts only; over all processes never every slot."""
         return self._part_of(min(self.settings.reserved, self._total - 1), self._processes, self._index)
 
     @property
     def kept(self) -> int:
         """How many slots are kept free for urgent prompts now.
 
-        A lowered limit does not leave the others without a slot, unless the whole share is reserved.
+        A lowered limit still leaves a slot for other prompts, unless the whole share is reserved.
         """
         reserved = self.reserved
         return min(reserved, self.limit if reserved == self.share else max(0, self.limit - 1))
 
     @property
     def outstanding(self) -> int:
-        """The prompts that it holds, and those gathered for it here."""
+        """How many prompts it holds, plus those gathered for it here."""
         return self.window.in_flight + self.batcher.gathered
 
     @property
@@ -150,16 +150,16 @@ class Endpoint:
 
     @property
     def room(self) -> int:
-        """How many more prompts would go without waiting for a slot."""
+        """How many more prompts could be sent without waiting for a slot."""
         return max(0, self.limit - self.outstanding) if self.admits else 0
 
     def room_for(self, priority: int) -> int:
-        """How many more prompts of that priority would go without waiting for a slot."""
+        """How many more prompts of that priority could be sent without waiting for a slot."""
         return self.room if is_urgent(priority) else max(0, self.room - self.kept)
 
     @property
     def admits(self) -> bool:
-        """Whether a prompt may be given to it now, if only to wait there for a slot."""
+        """Whether it accepts prompts now, even if they wait for a slot."""
         return self.limit > 0 and self.breaker.admits and not self._pause.lasts
 
     @property
@@ -191,18 +191,18 @@ class Endpoint:
             self._set_limit()
 
     def crowded(self) -> None:
-        """Its engine has a queue of its own: give it less."""
+        """Its engine has a queue of its own: lower the limit."""
         self._adaptive.crowded()
         self._set_limit()
 
     def pause(self, wait_s: float) -> None:
-        """Give it nothing for `wait_s` seconds, as it has asked."""
+        """Send it nothing for `wait_s` seconds, as it asked."""
         if self._pause.begin(wait_s):
             self._turn_away()
             self._changed()
 
     def end_pause(self) -> None:
-        """Give it prompts again before the pause that it asked for is over."""
+        """End the pause that it asked for now."""
         if self._pause.end():
             self._changed()
 
@@ -217,23 +217,23 @@ class Endpoint:
         return call
 
     def call_given_up(self, call: Any) -> None:
-        """Nobody waits for the call any more; that says nothing about the endpoint."""
+        """All callers have left the call, which says nothing about the endpoint."""
         call.given_up = True
         self._report_end(call)
 
     @property
     def _is_full(self) -> bool:
-        """Whether it holds so much that its success says that more would go well.
+        """Whether it is full enough that a success shows it can take more.
 
-        Places that are kept are empty most of the time: the others being full says it, too, unless a lowered
-        limit has left them next to nothing.
+        Slots kept for urgent prompts are mostly empty, so it is enough that the others are full, unless a
+        lowered limit has left them next to nothing.
         """
         window = self.window
         proven = self.limit > self.reserved or 2 * window.in_flight >= self.limit
         return window.free == 0 or (window.free <= window.kept and proven)
 
     def call_ended(self, call: Any, prompts: int, error: WorkerError | None) -> None:
-        """A call has ended, with an error or without."""
+        """A call has ended, with or without an error."""
         call.error = error
         self._report_end(call)
         if isinstance(error, WorkerOverloaded):
@@ -253,10 +253,10 @@ class Endpoint:
             self.breaker.suspect()
 
     def checked(self, *, well: bool) -> None:
-        """It was given a prompt that is known to be good, while suspected or half open."""
+        """It was sent a known good prompt while suspected or half open."""
         self.breaker.checked(well=well)
         if well:
-            self._failures.clear()  # they were the requests' fault, or are over
+            self._failures.clear()  # the requests were at fault, or the failures are over
 
     def _report_end(self, call: EndpointCall) -> None:
         if (tell := self._observers.call_ended) is not None:
@@ -264,12 +264,12 @@ class Endpoint:
             tell(call)
 
     def failed(self, words: str, *, log_text: str | None = None) -> None:
-        """It has failed. Administrators see `words`; a log gets `log_text`, which repeats no prompt."""
+        """Note a failure. Administrators see `words`; logs get `log_text`, which repeats no prompt."""
         self.last_error = words[:MAX_ERROR_CHARS]
         self._why = (words if log_text is None else log_text)[:MAX_ERROR_CHARS]
 
     def report(self, *, permit_in_s: float = 0.0) -> EndpointReport:
-        """What administrators see of it. No key, no address."""
+        """Its report for administrators, without API key and address."""
         return EndpointReport(
             name=self.name,
             backend=self.settings.backend,
@@ -304,7 +304,7 @@ class Endpoint:
             tell(BreakerChanged(self.name, state.value))
         if state is BreakerState.OPEN:
             self.in_doubt.set()
-            # A probe that fails changes nothing that is worth a line.
+            # A failed probe changes nothing worth a line in the log.
             logger.log(
                 logging.DEBUG if self._said_unused else logging.WARNING,
                 "endpoint %s is unused for %.3g s: %s",
@@ -322,13 +322,13 @@ class Endpoint:
         self._changed()
 
     def _turn_away(self) -> None:
-        """Let the prompts that are gathered here go elsewhere, at no cost: to send them now is of no use."""
+        """Release gathered prompts to other endpoints, not counted as failures: waiting here has no use."""
         self.batcher.turn_away(
             WorkerUnavailable(f"endpoint {self.name} is unused for now", retry_after_s=self.usable_in_s)
         )
 
     def _set_limit(self) -> None:
-        """Take over what has become of the adaptive limit, its ceiling, or the part that is reserved."""
+        """Apply changes of the adaptive limit, its ceiling or the reserved part."""
         self.limit = self._adaptive.value
         if (self.limit, self.kept) == self._slots:
             return
@@ -336,9 +336,9 @@ class Endpoint:
         self._changed()
 
     def _fit(self) -> None:
-        """Let the window have the limit and the slots that are kept.
+        """Apply the limit and the kept slots to the window.
 
-        Prompts that are here already must get through, even where no more shall come.
+        The window keeps at least one slot, so that prompts already here get through.
         """
         self._slots = self.limit, self.kept
         self.window.limit = max(1, self.limit)

@@ -1,4 +1,4 @@
-"""How many prompts this process lets an endpoint hold. Pure: the clock is passed in."""
+"""Limits how many prompts this process lets an endpoint hold. Pure: the clock is passed in."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ CROWDED_DECREASE = 0.9
 
 
 class AdaptiveLimit:
-    """A number of prompts that finds out what an endpoint bears; at most `ceiling`, which may be set.
+    """Adapts the number of prompts to what an endpoint can take, up to `ceiling`, which may be set.
 
-    It begins with `start`, else with the ceiling. A window of successes makes it twice as large until the
-    endpoint has had too much for the first time, and from then on larger by one; too much makes it half as
-    large. Once it has reached the ceiling it moves with it. A lower ceiling does not make it forget what the
-    endpoint bears.
+    It starts at `start`, or else at the ceiling. Each full window of successes doubles it until the first
+    overload, and adds one from then on. An overload halves it. Once it has reached the ceiling it follows it.
+    A lower ceiling does not make it forget what the endpoint can take.
 
     Source: D.-M. Chiu, R. Jain, "Analysis of the increase and decrease algorithms for congestion avoidance",
     1989; the beginning is the slow start of V. Jacobson, "Congestion avoidance and control", 1988.
@@ -32,7 +31,7 @@ class AdaptiveLimit:
         self, ceiling: int, *, start: int | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.ceiling = ceiling
-        self._bears = math.inf if start is None else float(max(1, start))  # inf: all that it may get
+        self._bears = math.inf if start is None else float(max(1, start))  # inf: as much as the ceiling
         self._clock = clock
         self._decreased_at = -math.inf
 
@@ -42,7 +41,7 @@ class AdaptiveLimit:
         return int(min(self._bears, self.ceiling))
 
     def succeeded(self, prompts: int, *, full: bool) -> None:
-        """A call went well. Only while the window was `full` does that say that more would go well."""
+        """A call succeeded. That shows room for more only if the window was `full`."""
         if full and self._bears < self.ceiling:
             found_out = self._decreased_at > -math.inf
             self._bears += prompts / self._bears if found_out else prompts
@@ -50,12 +49,12 @@ class AdaptiveLimit:
                 self._bears = math.inf
 
     def overloaded(self, began_at: float) -> None:
-        """A call that began at `began_at` was too much; one from before the last decrease is no news."""
+        """A call that began at `began_at` was too much. Calls from before the last decrease are ignored."""
         if began_at >= self._decreased_at:
             self._decrease(DECREASE)
 
     def crowded(self) -> None:
-        """The engine has prompts waiting inside, where no priority and no cancelling reaches them."""
+        """The engine queues prompts inside, where neither priorities nor cancelling reach them."""
         self._decrease(CROWDED_DECREASE)
 
     def _decrease(self, factor: float) -> None:
@@ -64,10 +63,10 @@ class AdaptiveLimit:
 
 
 def share_of(total: int, *, processes: int, index: int, name: str = "") -> int:
-    """The part of `total` for the process number `index`, from 0, among `processes`.
+    """The part of `total` for process number `index`, from 0, among `processes`.
 
-    The parts add up to `total`, so some may be 0. `name` decides which processes share the remainder, so that
-    it is not the same ones for every endpoint.
+    The parts add up to `total`, so some may be 0. `name` decides which processes get the remainder, so that
+    endpoints differ in that.
     """
     whole, rest = divmod(total, processes)
     return whole + ((index + zlib.crc32(name.encode())) % processes < rest)

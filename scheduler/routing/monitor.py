@@ -1,4 +1,4 @@
-"""Asks a back end how it is doing, and tells its endpoint."""
+"""Polls a back end and reports to its endpoint."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ LOAD_S = 1.0
 AGAIN_S = 30.0
 
 CROWDED_SHARE = 0.1
-"""A queue inside the engine that is longer than this part of what it runs is more than what a step leaves
-behind."""
+"""An engine is crowded if it queues more than this fraction of what it runs: a step leaves less behind."""
 
 
 class EndpointMonitor:
-    """Keeps an endpoint's breaker, limit and capacity at what its back end says.
+    """Keeps an endpoint's breaker, limit and capacity in line with its back end.
 
-    While the breaker is open it asks whether the back end is ready, and before it opens or closes it gives it
-    a prompt that is known to be good; where prompts are on their way it asks how long the engine's own queue
-    is; where the settings do not say, how much it holds. `start()` and `stop()` are safe to call twice.
+    While the breaker is open it polls the back end's health; before the breaker opens or closes it sends a
+    known good prompt. While prompts are in flight it polls the length of the engine's own queue. If the
+    settings give no capacity, it asks for that too. `start()` and `stop()` are safe to call twice.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self.asked = asyncio.Event()  # the back end has said for the first time how it is
+        self.asked = asyncio.Event()  # the back end's health was checked once
         self._tasks: list[asyncio.Task[None]] = []
         self._warnings: tuple[str, ...] = ()
 
     async def start(self) -> None:
-        """Begin to ask."""
+        """Start polling."""
         if self._tasks:
             return
         name = self._endpoint.name
@@ -53,14 +52,14 @@ class EndpointMonitor:
         ]
 
     async def stop(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _for_ever(self, service: Callable[[], Awaitable[None]]) -> None:
-        """An adapter of somebody else's may raise what it must not; that is no reason to stop asking."""
+        """Keep polling although a third-party adapter may raise what it must not."""
         while True:
             try:
                 await service()
@@ -117,7 +116,7 @@ class EndpointMonitor:
         while True:
             await asyncio.sleep(LOAD_S * (0.5 + random.random()))
             load = await within(ASK_S, endpoint.worker.load()) if endpoint.window.in_flight else None
-            # A queue that is there twice is there to stay.
+            # A queue seen twice in a row is no momentary one.
             crowded = crowded + 1 if load and load.waiting > CROWDED_SHARE * load.running else 0
             if crowded >= 2:
                 endpoint.crowded()

@@ -1,4 +1,4 @@
-"""The pauses of an endpoint that has asked for a wait. Chance and the clock are passed in."""
+"""The pauses of an endpoint that has asked for a wait. The clock is passed in."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import random
 from collections.abc import Callable
 
 MAX_PAUSE_S = 3600.0
-"""The longest wait that a back end can ask for."""
+"""The longest wait a back end can ask for, in seconds."""
 
 OVERLOAD_PAUSE_S, MAX_OVERLOAD_PAUSE_S = 0.25, 30.0
-"""Pauses of an overloaded back end that names none: the first, which doubles, and the longest."""
+"""Pauses in seconds of an overloaded back end that names none: the first, which doubles, and the longest."""
 
 EARLY_S = 0.001
-"""A timer that fired early is set again for at least this long."""
+"""A timer that fired early is set again for at least this long, in seconds."""
 
 
 class Pause:
@@ -23,7 +23,7 @@ class Pause:
         self._clock = clock
         self._on_over = on_over
         self.until = 0.0
-        self._overloads = 0  # in a row, none of which said how long to wait
+        self._overloads = 0  # in a row, without a wait named by the back end
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -32,7 +32,7 @@ class Pause:
         return self.until > 0 and self._clock() < self.until
 
     def begin(self, wait_s: float) -> bool:
-        """Pause for `wait_s` from now. Returns whether that is longer than before."""
+        """Pause for `wait_s` from now. Returns whether that extends the pause."""
         wait_s = min(wait_s, MAX_PAUSE_S)
         until = self._clock() + wait_s
         if wait_s <= 0 or until <= self.until:
@@ -57,7 +57,7 @@ class Pause:
             self._timer = None
 
     def overload_s(self, began_at: float, retry_after_s: float | None) -> float:
-        """How long to pause after an overload: as the back end says, else longer with each one in a row.
+        """How long to pause after an overload: as the back end asks, or else longer with each in a row.
 
         `began_at` is when the refused call began: of those from before the pause, only the first counts.
         """
@@ -68,11 +68,11 @@ class Pause:
         return random.uniform(0.5, 1.0) * min(MAX_OVERLOAD_PAUSE_S, OVERLOAD_PAUSE_S * 2.0**self._overloads)
 
     def succeeded(self) -> None:
-        """A call went well: the next overload is the first of a row."""
+        """A call succeeded: the next overload starts a new row."""
         self._overloads = 0
 
     def _timer_fired(self) -> None:
-        # The timers of a busy event loop may be early by some milliseconds.
+        # Timers of a busy event loop may fire some milliseconds early.
         left_s = self.until - self._clock()
         if left_s > 0:
             self._timer = asyncio.get_running_loop().call_later(max(left_s, EARLY_S), self._timer_fired)

@@ -1,4 +1,4 @@
-"""How much the failed calls of an endpoint weigh when one is chosen. Pure: the clock is passed in."""
+"""Weighs an endpoint's failed calls when endpoints are chosen. Pure: the clock is passed in."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 from workers.errors import RequestRejected, WorkerError, WorkerOverloaded
 
 HALF_LIFE_S = 5.0
-"""A failed call weighs as much as one in flight at first, and half as much after this time."""
+"""A failed call first weighs as much as one in flight, and half as much after this many seconds."""
 
 REFUSAL_WEIGHT = 0.25
-"""The weight of a refused request: either it is at fault, or an endpoint that refuses all requests."""
+"""The weight of a refused request, which may be at fault itself, or the endpoint refuses all requests."""
 
 
 class RecentFailures:

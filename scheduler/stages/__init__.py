@@ -1,4 +1,4 @@
-"""The steps between claim and end, and what carries a prompt through them."""
+"""The stages of a job between claim and end, and the pipeline that runs them."""
 
 from scheduler.stages.assemble import AssembleStage
 from scheduler.stages.base import AnswerFilter, PromptContext, Stage

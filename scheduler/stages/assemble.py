@@ -1,4 +1,4 @@
-"""The assemble stage: puts the prompt together from its parts, within a budget of tokens."""
+"""The assemble stage: builds the prompt from its parts within a token budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.errors import ContextOverflow, RequestRejected
 if TYPE_CHECKING:
     from scheduler.stages.templates import PromptTemplate
 
-# A passage cut shorter than this says too little to be worth its heading.
+# A passage cut shorter than this is not worth its heading.
 MIN_PASSAGE_TOKENS = 16
 
 _CUT_MARK = " …"
@@ -25,7 +25,7 @@ _CUT_MARK = " …"
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A prompt that has been put together, and about how many tokens it has."""
+    """An assembled prompt with its estimated number of tokens."""
 
     prompt: str | None
     messages: list[dict[str, Any]] | None
@@ -34,12 +34,12 @@ class _Draft:
 
 
 class AssembleStage:
-    """Puts system prompt, examples, passages and question together.
+    """Builds the prompt from system prompt, examples, passages and question.
 
-    Without a template, passages go in front of the question; a system prompt or examples make a chat of a
-    plain prompt. A template's output takes the place of the question, and it places passages and examples
-    itself. Over the budget, passages go first, the lowest score before the others, then examples from the
-    last; the user's words stay as they are.
+    Without a template, passages go in front of the question; a system prompt or examples turn a plain prompt
+    into a chat. A template's output replaces the question, and the template places passages and examples
+    itself. Over the budget, passages are dropped first, the lowest score first, then examples, the last
+    first. The user's words are never changed.
 
     Raises:
         ConfigError: the template has a syntax error, or jinja2 is not installed.
@@ -56,17 +56,17 @@ class AssembleStage:
 
     @property
     def is_noop(self) -> bool:
-        """Whether it leaves every prompt as it is that no stage before has added passages to."""
+        """Whether it changes no prompt, unless an earlier stage has added passages."""
         return self._template is None and self._system is None and not self._examples and self._budget is None
 
     async def run(self, context: PromptContext) -> None:
-        """Replace the context's prompt or messages by the whole prompt.
+        """Replace the context's prompt or messages with the assembled prompt.
 
-        `passages` keeps what has found a place in it.
+        `passages` keeps those that are part of it.
 
         Raises:
             ConfigError: the template failed.
-            ContextOverflow: what the user said is over the budget by itself.
+            ContextOverflow: the user's own words exceed the budget.
         """
         if self.is_noop and not context.passages:
             return
@@ -98,7 +98,7 @@ class AssembleStage:
     def _with_fewer_passages(
         self, compose: Callable[[Sequence[Source], Sequence[Example]], _Draft], passages: Sequence[Source]
     ) -> _Draft:
-        """Keep as many of the best passages as fit; of the very best a part, when it is too long alone."""
+        """Keep as many of the best passages as fit. If even the best one is too long, keep a part of it."""
         by_score = sorted(range(len(passages)), key=lambda number: -passages[number].score)
         fitting = compose((), self._examples)
         least, most = 1, len(passages) - 1
@@ -173,7 +173,7 @@ def _variables(
 
 
 def _rewritten(messages: list[dict[str, Any]], rewrite: Callable[[Any], Any]) -> list[dict[str, Any]]:
-    """Rewrite what the user said last; when the user said nothing yet, add what comes out as a message."""
+    """Rewrite the user's last message. Without one, add the rewritten empty text as a message."""
     asked = last_user_index(messages)
     if asked is None:
         content = rewrite("")
@@ -185,7 +185,7 @@ def _rewritten(messages: list[dict[str, Any]], rewrite: Callable[[Any], Any]) ->
 def _with_opening(
     messages: list[dict[str, Any]], system: str | None, examples: Sequence[Example]
 ) -> list[dict[str, Any]]:
-    """Put the system prompt in front, unless there is one, and the examples after it."""
+    """Prepend the system prompt, unless there is one, and insert the examples after it."""
     if system is not None and not any(message.get("role") in SYSTEM_ROLES for message in messages):
         messages = [{"role": "system", "content": system}, *messages]
     opening = 0
@@ -212,7 +212,7 @@ def _passage_block(passages: Sequence[Source]) -> str:
 
 
 def _prefixed(content: Any, block: str) -> Any:
-    """Put text in front of a message's content, whatever form that has."""
+    """Prepend text to a message's content, in any of its forms."""
     if not block:
         return content
     if isinstance(content, list):
@@ -221,7 +221,7 @@ def _prefixed(content: Any, block: str) -> Any:
 
 
 def _replaced(content: Any, text: str) -> Any:
-    """Put text in place of a message's text; what is no text, such as an image, stays."""
+    """Replace a message's text. Other parts, such as images, stay."""
     if isinstance(content, list):
         return [{"type": "text", "text": text}, *(part for part in content if not is_text_part(part))]
     return text

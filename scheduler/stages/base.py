@@ -1,7 +1,7 @@
-"""What a stage is, and what travels through the stages.
+"""The interface of stages, and the context that passes through them.
 
-A stage works on a `PromptContext` and is shared by all jobs of its route, so it keeps nothing of a job in
-itself. What it wants to do to the answer while it streams goes into an `AnswerFilter`, one a job.
+A stage works on a `PromptContext`. All jobs of a route share it, so it keeps no state of a job. To change an
+answer while it streams, it adds an `AnswerFilter` for each job.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from workers.extra_fields import gather
 
 @runtime_checkable
 class AnswerFilter(Protocol):
-    """Changes the text of one job's answer as it passes by."""
+    """Changes the text of one job's answer as it streams."""
 
     def feed(self, text: str) -> str:
-        """Take some text; return what may go on now. What is held back comes out of a later call."""
+        """Take some text and return what may be passed on now. A later call returns what is held back."""
         ...
 
     def flush(self) -> str:
-        """The answer has ended: return what was held back."""
+        """Return what was held back, at the end of the answer."""
         ...
 
 
@@ -77,15 +77,15 @@ class PromptContext:
     choices: dict[int, PromptContext] = field(default_factory=dict)
     openers: tuple[Callable[[PromptContext], None], ...] = ()
     completed: Completed | None = None
-    answer: Mapping[str, Any] | None = None  # instead of text: what the result of another kind of work has
+    answer: Mapping[str, Any] | None = None  # the result of other kinds of work, instead of text
     endpoint: str = ""
-    model: str = ""  # by the endpoint's own name for it
+    model: str = ""  # the endpoint's own name for it
     first_token_at: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     watcher: AttemptWatcher | None = None
 
     def deliver(self, piece: Piece) -> None:
-        """Take a piece of the answer from the engine: filter, keep and pass it on."""
+        """Take a piece of the answer from the engine, filter it, keep it and pass it on."""
         if piece.choice != self.choice:
             self._choice(piece.choice).deliver(piece)
             return
@@ -99,26 +99,26 @@ class PromptContext:
         self._pass_on(piece)
 
     def flush(self) -> None:
-        """The answer has ended: let the filters give out what they held back."""
+        """Pass on what the filters held back, at the end of the answer."""
         text = _flush(self.filters)
         extra = {"refusal": text} if text and "refusal" in self.extra else None
         self._pass_on(Piece(0, text, _flush(self.reasoning_filters), (), self.choice, extra))
 
     @property
     def all_choices(self) -> tuple[PromptContext, ...]:
-        """This one and the others, by their index."""
+        """This choice and the others, ordered by index."""
         return (self, *(self.choices[index] for index in sorted(self.choices)))
 
     @property
     def all_stopped(self) -> bool:
-        """Whether a filter has stopped each of the choices that were asked for."""
+        """Whether a filter has stopped every requested choice."""
         if not self.stopped:
             return False
         asked = self.params.get("n") or (self.request.get("extra_body") or {}).get("n") or 1
         return len(self.choices) + 1 >= asked and all(one.stopped for one in self.choices.values())
 
     def _choice(self, index: int) -> PromptContext:
-        """Another choice, made when its first piece comes."""
+        """Another choice, created when its first piece arrives."""
         if (known := self.choices.get(index)) is not None:
             return known
         if not 0 < index < MAX_CHOICES:
@@ -131,9 +131,9 @@ class PromptContext:
         return made
 
     def _keep_extra(self, piece: Piece) -> Piece:
-        """Keep what has no filter, and return the piece as it may stream."""
+        """Keep the fields that have no filter, and return the piece as it may stream."""
         extra = dict(piece.extra or {})
-        if "refusal" in extra:  # it is the text, and the text has been filtered
+        if "refusal" in extra:  # a refusal is sent as text, and that has been filtered
             extra["refusal"] = piece.text
         gather(self.extra, extra)
         if self.holds_extra:

@@ -1,4 +1,4 @@
-"""What a result says about each choice: the message as it goes back to the engine, and how it ended."""
+"""The fields of a result for each choice: the message to send back to the engine, and how it ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scheduler.stages.base import PromptContext
 from scheduler.stages.completion import NO_DETAILS
 from workers.base import ChoiceEnd, Completed, TokenUsage
 
-_CALLED = frozenset({"function", "custom"})  # what these hold comes in pieces
+_CALLED = frozenset({"function", "custom"})  # the fields of these arrive in pieces
 _DETAILS = TokenUsage._fields[4:]
 
 
@@ -59,7 +59,7 @@ def _choice(context: PromptContext, end: ChoiceEnd) -> dict[str, Any]:
 
 
 def merge_tool_calls(fragments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Put streamed fragments together, by their `index`: names and arguments are appended in order.
+    """Join streamed fragments by their `index`: names and arguments are appended in order.
 
     What an engine adds to a call (Gemini its signature) stays with it.
     """
@@ -90,7 +90,7 @@ def _append(parts: dict[str, Any], said: Mapping[str, Any]) -> None:
 
 
 def usage_of(usage: TokenUsage) -> dict[str, Any]:
-    """The tokens as a result has them: the usual counts always, the others where the engine gave them."""
+    """The token counts of a result: the usual ones always, others if the engine reported them."""
     counts = {
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,

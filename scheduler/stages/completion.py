@@ -12,11 +12,11 @@ from workers.finish_reasons import UNKNOWN
 
 _COUNTS = TokenUsage._fields[:7]
 NO_DETAILS = TokenUsage()[4:]
-"""The end of the usage of most answers: nothing beside the usual four counts."""
+"""The last fields of most usages: none beside the usual four counts."""
 
 
 def believed(completed: Completed) -> Completed:
-    """The same, without counts that no engine can mean and without names that are no text.
+    """The same without impossible counts and without names that are not text.
 
     Model workers of others, and stages of your own, may hand over anything.
     """

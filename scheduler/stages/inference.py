@@ -1,4 +1,4 @@
-"""The stage that asks the engine."""
+"""The inference stage: sends the prompt to an engine."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from workers.errors import (
 from workers.extra_fields import size_of
 
 STOPPED_S = 2.0
-"""How long an engine that lets a stop string through may take to end by itself."""
+"""How long an engine that ignored a stop string may take to end by itself, in seconds."""
 
 
 class InferenceStage:
     """Runs the prompt on one of the route's endpoints and delivers the answer, piece by piece.
 
-    An endpoint that fails before anything has come from it is followed by the next, within the same attempt.
-    `fallbacks` are the endpoints of other routes, asked while none of the route's own admits a prompt.
+    If an endpoint fails before anything arrives from it, the next is tried within the same attempt.
+    `fallbacks` are the endpoints of other routes, used while none of the route's own admits a prompt.
 
     Sets `context.endpoint`, `context.first_token_at` and `context.completed`. When a filter sets
-    `context.stopped`, the answer ends there with finish_reason "stop". The engine has `stopped_s` more to end
-    by itself and to say how many tokens it used; then the prompt's share of the call is given up.
+    `context.stopped`, the answer ends there with finish_reason "stop". The engine then has `stopped_s` to end
+    by itself and report its token counts; after that the prompt is given up.
     """
 
     name = "inference"
@@ -56,7 +56,7 @@ class InferenceStage:
         self._stopped_s = stopped_s
 
     async def run(self, context: PromptContext) -> None:
-        """Ask the engine.
+        """Run the prompt on an engine.
 
         Raises:
             workers.errors.WorkerError: the attempt failed; `retryable` decides what happens next.
@@ -68,7 +68,7 @@ class InferenceStage:
                 raise self._none_left(context, failed)
             try:
                 await _pass_rate_limit(context, endpoint)
-                if not endpoint.admits:  # while the permit was on its way it has opened
+                if not endpoint.admits:  # the breaker opened while the permit was requested
                     continue
                 await self._ask(context, endpoint)
             except WorkerError as error:
@@ -135,7 +135,7 @@ class InferenceStage:
         """The failure that can be retried soonest; or a wait for endpoints that were not asked."""
         groups = (self.endpoints, *self.fallbacks)
         unasked = [endpoint for group in groups for endpoint in group if endpoint not in failed]
-        # Which models and keys an endpoint takes is no matter of the job, nor of time.
+        # A missing model or a wrong key depends neither on the job nor on time.
         retryable = [
             error for error in failed.values() if error.retryable and not isinstance(error, ModelNotFound)
         ]
@@ -170,10 +170,10 @@ def _named(name: str, endpoints: Iterable[Endpoint]) -> Endpoint | None:
 
 
 async def _pass_rate_limit(context: PromptContext, endpoint: Endpoint) -> None:
-    """Get a permit where the endpoint needs one and the claim has not brought it.
+    """Get a permit if the endpoint needs one and the claim did not include it.
 
     Raises:
-        WorkerOverloaded: there is none now; it says when.
+        WorkerOverloaded: no permit is free; `retry_after_s` says when one will be.
     """
     if not endpoint.rate_limited or endpoint.name == context.permit or context.take_permit is None:
         return
@@ -185,9 +185,9 @@ async def _pass_rate_limit(context: PromptContext, endpoint: Endpoint) -> None:
 
 
 def _another_may_do_better(context: PromptContext, error: WorkerError, before: Iterable[WorkerError]) -> bool:
-    """Whether the prompt may go to another endpoint: nothing has come, and it is not at fault itself.
+    """Whether to try another endpoint: nothing has arrived, and the prompt is not at fault itself.
 
-    Inside the second engine that has failed with it, it most likely is.
+    If two engines have failed on it, it most likely is.
     """
     if isinstance(error, WorkerFailed) and any(isinstance(other, WorkerFailed) for other in before):
         return False
@@ -197,7 +197,7 @@ def _another_may_do_better(context: PromptContext, error: WorkerError, before: I
 
 
 def generation_of(context: PromptContext, endpoint: Endpoint) -> Generation:
-    """Put together what the model worker gets."""
+    """Build the model worker's input."""
     request = context.request
     return Generation(
         model=endpoint.model,
@@ -216,7 +216,7 @@ def generation_of(context: PromptContext, endpoint: Endpoint) -> Generation:
 
 
 def prompt_tokens(context: PromptContext) -> int:
-    """Guess the tokens that the engine has to read."""
+    """Estimate the prompt tokens that the engine has to read."""
     if context.prompt is not None:
         return estimate_tokens(context.prompt)
     if context.token_ids is not None:

@@ -9,7 +9,7 @@ SYSTEM_ROLES = frozenset({"system", "developer"})
 
 
 def text_of(content: object) -> str:
-    """Return the text of a message's content; parts that are not text count for nothing."""
+    """Return the text of a message's content, ignoring parts that are not text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -18,12 +18,12 @@ def text_of(content: object) -> str:
 
 
 def is_text_part(part: object) -> bool:
-    """Say whether a content part is `{"type": "text", "text": …}`."""
+    """Whether a content part is `{"type": "text", "text": …}`."""
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def last_user_index(messages: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return where the last message of the user stands; None when there is none."""
+    """Return the index of the user's last message; None if there is none."""
     for index in range(len(messages) - 1, -1, -1):
         if messages[index].get("role") == "user":
             return index
@@ -31,7 +31,7 @@ def last_user_index(messages: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def question_of(prompt: str | None, messages: Sequence[Mapping[str, Any]] | None) -> str:
-    """Return what is being asked: the prompt, or the text of the last user message."""
+    """Return the question: the prompt, or the text of the user's last message."""
     if prompt is not None:
         return prompt
     index = last_user_index(messages or ())

@@ -1,4 +1,4 @@
-"""A route's stages in order, each with a bound and a count."""
+"""A route's stages in order, each with a limit and counts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from scheduler.stages.rag import RagStage
 logger = logging.getLogger(__name__)
 
 DEFAULT_LIMITS: Mapping[str, int] = MappingProxyType({"rag": 4})
-"""How many prompts may be in a stage at once where nothing is said. Retrieval takes CPU: four will do."""
+"""Default limits of prompts in a stage at once. Retrieval takes CPU, so four are enough."""
 
 UNBOUNDED = 100_000
-"""More than a process may run (`max_running`), so that such a stage only counts."""
+"""More than a process may run (`max_running`): such a stage only counts."""
 
 OTHERS_EVERY = 8
 """Of this many places that become free in a stage, one goes to work that is not urgent."""
@@ -39,7 +39,7 @@ _STAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
 class DeadlinePassed(Exception):
-    """The job's deadline came before the stage named by `stage` could begin."""
+    """The job's deadline passed before the stage named by `stage` could begin."""
 
     code: ClassVar[str] = "expired"
 
@@ -49,12 +49,12 @@ class DeadlinePassed(Exception):
 
 
 class StageGate:
-    """Bounds and counts who is in a stage; who waits is let in in order, the urgent before the others.
+    """Limits and counts the prompts in a stage. Waiting prompts enter in order, urgent ones first.
 
-    One place in `OTHERS_EVERY` goes to the others first, so that they do not wait for ever.
+    One slot in `OTHERS_EVERY` goes to the others first, so that they do not wait for ever.
 
-    `limit`, `running` and `waiting` are numbers of prompts now, `passed` of those that came through without
-    an error since the start.
+    `limit`, `running` and `waiting` are numbers of prompts now. `passed` counts those that left without an
+    error since the start.
     """
 
     __slots__ = ("_left", "_others", "_urgent", "limit", "passed", "running")
@@ -71,18 +71,18 @@ class StageGate:
 
     @property
     def waiting(self) -> int:
-        """How many wait to be let in."""
+        """How many prompts wait to enter."""
         return len(self._urgent) + len(self._others)
 
     def try_enter(self) -> bool:
-        """Go in if there is room; there is none while somebody waits. Who has gone in must `leave`."""
+        """Enter if a slot is free and no prompt waits. If it returns true, call `leave` afterwards."""
         if self.running >= self.limit:
             return False
         self.running += 1
         return True
 
     async def enter(self, *, urgent: bool = False) -> None:
-        """Go in, after waiting for room if need be. Who has gone in must `leave`."""
+        """Enter, waiting for a slot if needed. Call `leave` afterwards."""
         if self.try_enter():
             return
         waiter = asyncio.get_running_loop().create_future()
@@ -92,13 +92,13 @@ class StageGate:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self.leave()  # let in and cancelled at once: the place goes to the next
+                self.leave()  # admitted and cancelled at once: the slot goes to the next
             elif waiter in waiters:
                 waiters.remove(waiter)
             raise
 
     def leave(self) -> None:
-        """Make room; the place goes straight to who is next."""
+        """Leave; the slot goes straight to the next waiting prompt."""
         self._left += 1
         lines = (self._urgent, self._others)
         for waiters in lines if self._left % OTHERS_EVERY else reversed(lines):
@@ -123,7 +123,7 @@ class StageGate:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A stage as `Pipeline.run` needs it, with nothing left to look up; `run` is None if it does nothing."""
+    """A stage prepared for `Pipeline.run`, with nothing left to look up. `run` is None for a no-op."""
 
     name: str
     gate: StageGate
@@ -134,8 +134,8 @@ class _Step:
 class Pipeline:
     """The stages of a route, in order, with their gates. Shared by all jobs of the route.
 
-    A stage may have, beside `run`: `open(context)`, called right before inference, to add filters; `start()`
-    and `stop()`, coroutines; `is_noop`, true when it leaves alone what no stage before it has touched.
+    Beside `run`, a stage may have `open(context)`, called right before inference, to add filters; coroutines
+    `start()` and `stop()`; and `is_noop`, true if it changes nothing that no earlier stage has changed.
 
     Raises:
         ConfigError: two stages have the same name.
@@ -152,10 +152,10 @@ class Pipeline:
         self._started: list[Stage] = []
 
     async def run(self, context: PromptContext) -> None:
-        """Take a job through all stages. The time in each, without the wait for room, goes into `stages_ms`.
+        """Run a job through all stages. `stages_ms` gets the time in each, without the wait for a slot.
 
         Raises:
-            DeadlinePassed: `context.expires_at` came before a stage could begin.
+            DeadlinePassed: `context.expires_at` passed before a stage could begin.
             WorkerError: the attempt failed.
             ConfigError: the job cannot succeed with this configuration.
         """
@@ -192,9 +192,9 @@ class Pipeline:
                 gate.leave()
 
     async def start(self) -> None:
-        """Start the stages that have something to start. Safe to call twice.
+        """Start the stages that have a `start()`. Safe to call twice.
 
-        When one fails, those before it are stopped and its error is raised.
+        If one fails, those before it are stopped and its error is raised.
         """
         if self._started:
             return
@@ -207,7 +207,7 @@ class Pipeline:
                 raise
 
     async def stop(self) -> None:
-        """Stop what was started, the last first. Safe to call twice; an error of one stage is logged."""
+        """Stop the started stages in reverse order. Safe to call twice; errors of a stage are logged."""
         while self._started:
             stage = self._started.pop()
             try:
@@ -247,7 +247,7 @@ def build_pipeline(
     stream: Stage,
     limits: Mapping[str, int] | None = None,
 ) -> Pipeline:
-    """Make the pipeline that `routes.<name>.stages` describes. `limits` bounds stages by their names.
+    """Make the pipeline of `routes.<name>.stages`. `limits` limits stages by name.
 
     Raises:
         ConfigError: naming the setting, when a stage of one's own or a template is wrong.

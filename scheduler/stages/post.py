@@ -1,4 +1,4 @@
-"""The post stage: what happens to an answer on its way out, delta by delta."""
+"""The post stage: trims, stops and redacts an answer while it streams."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from workers.base import Completed
 
 
 class StopFilter:
-    """Ends the answer before the first of the stop strings that comes to completion.
+    """Ends the answer before the first stop string that is complete.
 
-    Engines do this themselves; this catches the ones that do not. What may be the beginning of a stop string
-    is held back. Once one was found, the rest is swallowed and `context.stopped` is set.
+    Most engines do this themselves; this covers those that do not. Text that may begin a stop string is held
+    back. Once one is found, `context.stopped` is set and the rest is dropped.
     """
 
     __slots__ = ("_context", "_first", "_held", "_stops")
@@ -51,7 +51,7 @@ class StopFilter:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Where the longest suffix of the text begins that begins the stop string; its end when none does."""
+    """The start of the longest suffix that begins the stop string, or the text's length if none does."""
     at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while at >= 0 and not stop.startswith(text[at:]):
         at = text.find(stop[0], at + 1)
@@ -59,7 +59,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class TrimFilter:
-    """Drops white space at both ends of the answer: white space waits until more text comes."""
+    """Drops white space at both ends of the answer. White space is held back until more text follows."""
 
     __slots__ = ("_begun", "_held")
 
@@ -84,7 +84,7 @@ class TrimFilter:
         return body
 
     def flush(self) -> str:
-        """Drop what was held back: it was at the end."""
+        """Drop the white space held back: it was at the end."""
         self._held = []
         return ""
 
@@ -99,18 +99,18 @@ _KEEPS_STOPS = (
     "echo_last",
     "return_full_text",
 )
-"""What tells an engine, true or above zero, that a stop string may stand in the answer.
+"""Parameters that, if true or above zero, let the answer contain a stop string.
 
-The first two leave the one in that ended it (vLLM, SGLang), the next three pass over those that come too
-early, and the last three repeat the prompt, which may have some.
+The first two keep the one that ended the answer (vLLM, SGLang), the next three ignore those that come too
+early, and the last three repeat the prompt, which may contain some.
 """
 
 
 class PostStage:
-    """Trims the answer, holds it to the request's stop strings, and redacts personal data.
+    """Trims the answer, applies the request's stop strings, and redacts personal data.
 
-    The work is done by filters that `open` puts in place before inference; `run` lets go of what they held
-    back. Redaction covers the reasoning as well, but not the arguments of tool calls: they are code.
+    The filters that `open` adds before inference do the work; `run` passes on what they held back. Redaction
+    covers the reasoning as well, but not the arguments of tool calls: they are code.
     """
 
     name: Final = "post"
@@ -120,7 +120,7 @@ class PostStage:
         self._redact = tuple(settings.redact)
 
     def open(self, context: PromptContext) -> None:
-        """Put this job's filters in place."""
+        """Add this job's filters."""
         stops = _stops(context.params, context.request)
         if stops:
             context.filters.append(StopFilter(stops, context))
@@ -132,7 +132,7 @@ class PostStage:
             context.holds_extra = True
 
     async def run(self, context: PromptContext) -> None:
-        """Give out what the filters held back, and say why the answer ended."""
+        """Pass on what the filters held back, and set why the answer ended."""
         if context.filters or context.reasoning_filters:
             for choice in context.all_choices:
                 choice.flush()
@@ -144,7 +144,7 @@ class PostStage:
 
 
 def _stops(params: Mapping[str, Any], request: Mapping[str, Any]) -> Sequence[str]:
-    """The stop strings to look for: none where the engine alone can tell which of them count."""
+    """The stop strings to look for: none if only the engine can tell which of them count."""
     stop = params.get("stop")
     if not stop:
         return ()

@@ -1,4 +1,4 @@
-"""Taking personal data out of what an engine says beside text and reasoning."""
+"""Redacts personal data in what an engine sends beside text and reasoning."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _COPIES = frozenset(
         *("token_ids", "top_logprobs"),
     }
 )
-"""What repeats the answer or the prompt, token by token or under a signature: it cannot be redacted."""
+"""Fields that repeat the answer or the prompt by token or signed: they cannot be redacted."""
 _NO_WORDS = frozenset({"data", "expires_at", "id", "request_id", "system_fingerprint"})
 _MAX_DEPTH = 32
 
 
 def redact_extra(context: PromptContext, kinds: Iterable[Kind]) -> None:
-    """Redact the texts in what has come beside the answer, and leave out what repeats the answer."""
+    """Redact the texts beside the answer, and drop fields that repeat the answer."""
     kinds = tuple(kinds)
     for choice in context.all_choices:
         if choice.extra:

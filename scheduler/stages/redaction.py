@@ -1,4 +1,4 @@
-"""Taking personal data out of an answer while it streams.
+"""Redacts personal data in an answer while it streams.
 
 Each kind of data has a *rule*: how a match is found, and which end of a text may still grow into one. A
 filter gives out everything before that end and holds the rest, so that a match cut across deltas is caught,
@@ -16,12 +16,12 @@ from typing import Literal, Protocol
 
 Kind = Literal["email", "phone", "card"]
 
-# Lookbehinds see at most this much of what has been given out already.
+# Lookbehinds see at most this much of the text already passed on.
 _CONTEXT = 2
 
 
 class _Rule(Protocol):
-    """How one kind of data is found."""
+    """Finds one kind of data."""
 
     @property
     def replacement(self) -> str: ...
@@ -39,7 +39,7 @@ class _Rule(Protocol):
         ...
 
 
-# Letters of the scripts that part words by spaces. In others, an address stands right beside other words.
+# Letters of scripts with spaces between words. In others, an address touches the words around it.
 _LETTERS = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u03ff\u0400-\u04ff"
 
 
@@ -74,7 +74,7 @@ class _Emails:
         return match.span() if match else None
 
 
-# What stands between the groups of a number: space, full stop, hyphen, and the typographic forms of these.
+# Separators between the groups of a number: space, full stop, hyphen, and their typographic forms.
 _SEPARATORS = " .\\-\u00a0\u2009\u202f\u2010\u2011\u2012\u2013"
 _SEPARATOR_CHARACTERS = _SEPARATORS.replace("\\", "")
 _NO_DIGITS = re.compile(r"[^0-9]+")
@@ -86,7 +86,7 @@ _NUMBER_ENDS = r"(?![0-9A-Za-z_])(?!-[0-9A-Za-z])(?!\.[0-9])"
 
 
 class _Numbers:
-    """What rules for numbers share: a match is made of digits, separators, brackets, `+` and `/`."""
+    """The base of rules for numbers: a match consists of digits, separators, brackets, `+` and `/`."""
 
     reach = 64
 
@@ -102,7 +102,7 @@ class _Numbers:
 
 
 class _Cards(_Numbers):
-    """13 to 19 digits that begin like an issuer's, in groups or not, with a check digit that is right."""
+    """13 to 19 digits, grouped or not, with an issuer's prefix and a valid check digit."""
 
     replacement = "[card]"
 
@@ -119,7 +119,7 @@ class _Cards(_Numbers):
         return None
 
     def _card_end(self, text: str, match: re.Match[str]) -> int | None:
-        """Try the longest number first, then shorter ones that end where a group does."""
+        """Try the longest number first, then shorter ones that end with a group."""
         first, last = match.span()
         for end in range(last, first + 12, -1):
             if not text[end - 1].isdigit() or not self._end.match(text, end):
@@ -133,7 +133,7 @@ class _Cards(_Numbers):
 
 
 def luhn(digits: str) -> bool:
-    """Say whether the last digit is the check digit of those before it. Source: ISO/IEC 7812-1, annex B."""
+    """Whether the last digit is the check digit of those before it. Source: ISO/IEC 7812-1, annex B."""
     total = sum(map(int, digits[-1::-2]))
     return (total + sum(sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])) % 10 == 0
 
@@ -188,7 +188,7 @@ _RULES: dict[Kind, _Rule] = {"email": _Emails(), "card": _Cards(), "phone": _Pho
 
 
 class _RuleFilter:
-    """One rule at work on one answer."""
+    """One rule applied to one answer."""
 
     __slots__ = ("_before", "_held", "_rule")
 
@@ -212,7 +212,7 @@ class _RuleFilter:
         return self._advance(text, len(self._before), len(text))
 
     def _advance(self, text: str, start: int, undecided: int) -> str:
-        """Replace the matches that begin before `undecided`, and hold what comes after it."""
+        """Replace the matches that begin before `undecided`, and hold back the rest."""
         given_out: list[str] = []
         while (match := self._rule.find(text, start)) and match[0] < undecided:
             given_out += text[start : match[0]], self._rule.replacement
@@ -224,7 +224,7 @@ class _RuleFilter:
 
 
 class RedactFilter:
-    """Replaces e-mail addresses, telephone and card numbers by `[email]`, `[phone]` and `[card]`.
+    """Replaces e-mail addresses, telephone and card numbers with `[email]`, `[phone]` and `[card]`.
 
     The result is the same wherever the answer was cut into deltas.
     """

@@ -18,11 +18,11 @@ from scheduler.stages.completion import believed
 from workers.base import Completed
 from workers.errors import WorkerProtocolError
 
-_NO_MORE = (None, None, ())  # what follows the model in most `Completed`
+_NO_MORE = (None, None, ())  # the fields after the model in most `Completed`
 
 
 class StreamStage:
-    """Makes sure that the attempt has an answer to hand over."""
+    """Makes sure that the attempt has an answer."""
 
     name = "stream"
 
@@ -72,7 +72,7 @@ def _source(source: Source) -> dict[str, Any]:
 
 
 def _more_of(completed: Completed) -> dict[str, Any]:
-    """The end as the engine said it, where that says more."""
+    """The engine's own finish reason, if it says more."""
     raw, extra = completed.raw_finish_reason, completed.extra
     return {**({"raw_finish_reason": raw} if raw else {}), **({"extra": dict(extra)} if extra else {})}
 

@@ -1,4 +1,4 @@
-"""How much text a template may make on its way: a sandbox of Jinja2 that counts before it makes.
+"""Limits the text a template may produce: a Jinja2 sandbox that charges before it renders.
 
 A few characters of a template can ask for gigabytes: `"%1000000000d" % 1`, `x|indent(10**9)`, a text that is
 doubled in a loop. What makes text or lists is charged to one allowance for each rendering, before it is made
@@ -26,7 +26,7 @@ _MAX_BITS = 16_384
 _OBJECT_CHARS = 100
 _CONTAINER_CHARS = 50
 
-# These show any value as text; some of them write a character as several.
+# These convert any value to text; some write one character as several.
 _TEXT_FILTERS = {
     **dict.fromkeys(("capitalize", "center", "indent", "lower", "safe", "string", "striptags", "title"), 1),
     **dict.fromkeys(("trim", "truncate", "upper", "wordcount", "wordwrap"), 1),
@@ -38,7 +38,7 @@ _TEXT_FILTERS = {
 _WITH_A_WIDTH = frozenset({"batch", "center", "indent", "slice", "tojson", "truncate", "wordwrap"})
 
 _NUMBERS = re.compile(r"\d+")
-# Where a format has its widths: `%(name)-10.3f`, `{name:>10}`. And where these are values: `%*d`, `{:{}}`.
+# Widths in a format: `%(name)-10.3f`, `{name:>10}`. Below, widths given as values: `%*d`, `{:{}}`.
 _SPECS = re.compile(r"%(?:\([^)]*\))?[-+ #\d.*]*|\{[^{}:]*:[^{}]*")
 _WIDTH_IS_A_VALUE = re.compile(r"%(?:\([^)]*\))?[-+ #\d.]*\*|\{[^{}]*\{")
 
@@ -58,7 +58,7 @@ class _Ranges:
 
 
 class _CountingCode(CodeGenerator):
-    """Jinja2's compiler, but for `~`, which it translates to a function of its own."""
+    """Jinja2's compiler, except that `~` becomes a call of our own function."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802  Jinja2's name
         self.write("environment.concatenated((")
@@ -69,7 +69,7 @@ class _CountingCode(CodeGenerator):
 
 
 class CountingEnvironment(ImmutableSandboxedEnvironment):
-    """Call `start` before each rendering. Whatever is too much is an `OverflowError` that says so."""
+    """Call `start` before each rendering. Exceeding a limit raises an `OverflowError` that names it."""
 
     code_generator_class = _CountingCode
     intercepted_binops = frozenset({"*", "**", "%", "+"})
@@ -80,7 +80,7 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
         self._left = MAX_MADE_CHARS
         self._ranges = _Ranges()
         self.globals["range"] = self._ranges
-        del self.globals["lipsum"]  # a prompt needs none, and its length is unbounded
+        del self.globals["lipsum"]  # no prompt needs it, and its length is unbounded
         self.filters = {name: self._counting(name, made) for name, made in self.filters.items()}
 
     def start(self) -> None:
@@ -114,7 +114,7 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
         return self.concat(self.text(value) for value in values)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """An operator that can make much of little."""
+        """An operator whose output can be far longer than its operands."""
         if isinstance(left, int) and isinstance(right, int):
             _check_number(operator, left, right)
         elif operator == "*":
