@@ -29,7 +29,7 @@ from redis.exceptions import RedisError as RedisServerError
 
 from scheduler.queue.keys import Keys
 from scheduler.redis_server.embedded import bundled_binary, server_binary
-from tests.chaos.arena import MAIN, Arena, ForgetfulServer, SentinelSet, Server, ServerBehindProxy
+from tests.chaos.arena import MAIN, SIDE, Arena, ForgetfulServer, SentinelSet, Server, ServerBehindProxy
 from tests.chaos.auditor import Verdict, judge
 from tests.chaos.faults import (
     ANYWHERE,
@@ -47,6 +47,7 @@ from tests.contracts.openai_server import OpenAIServer
 
 SHARE_OF_SENTINELS, SHARE_OF_FORGETFUL = 0.3, 0.2
 RECOVERY_S = 150.0
+REST_S = 30.0
 KEYS = Keys(MAIN)
 
 
@@ -91,10 +92,21 @@ async def fight(
             if time.monotonic() > give_up_at:
                 break
             await asyncio.sleep(0.1)
+        await _until_at_rest(arena, time.monotonic() + REST_S)
     finally:
         nursing.cancel()
     statuses = await arena.stop_workers()
     assert set(statuses) <= set(FINE), f"worker processes that were to drain exited with {statuses}"
+
+
+async def _until_at_rest(arena: Arena, give_up_at: float) -> None:
+    """Wait for jobs whose ends clients have heard, and a failover has lost: they run again."""
+    async with redis.asyncio.Redis.from_url(arena.server.direct_url) as client:
+        while time.monotonic() < give_up_at:
+            keys = [Keys(queue).fixed(kind) for queue in (MAIN, SIDE) for kind in ("leases", "delayed")]
+            if not any([await client.zcard(key) for key in keys]):
+                return
+            await asyncio.sleep(0.1)
 
 
 async def _nurse(arena: Arena) -> None:
