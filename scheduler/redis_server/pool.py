@@ -13,6 +13,7 @@ from redis.backoff import ExponentialBackoff
 from redis.connection import HiredisRespSerializer
 
 from scheduler.errors import ConfigError
+from scheduler.redis_server.closing import ClosingPool
 from scheduler.redis_server.errors import AUTH, AWAY, unusable
 from scheduler.redis_server.sentinel import SentinelUrl, is_sentinel
 from scheduler.redis_server.url import mask, socket_options, tls_options
@@ -60,7 +61,7 @@ class _Packing(AbstractConnection):
         return packed
 
 
-class _Pool(ConnectionPool):
+class _Pool(ClosingPool):
     """Retries the greeting of a new connection; redis-py retries only opening a socket and running a command.
 
     Without it, a server that dies during the greeting, or a proxy without a server, is an error at once.

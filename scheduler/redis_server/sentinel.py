@@ -11,6 +11,8 @@ from urllib.parse import parse_qs, unquote
 from redis.asyncio import ConnectionPool
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
+from scheduler.redis_server.closing import ClosingPool
+
 DEFAULT_PORT = 26379
 SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
 
@@ -108,7 +110,7 @@ class _Sentinel(Sentinel):
         return found
 
 
-class _Pool(SentinelConnectionPool):
+class _Pool(ClosingPool, SentinelConnectionPool):
     """Also closes the connections to the sentinels, which redis-py leaves open."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:

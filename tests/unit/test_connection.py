@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import pytest
@@ -152,3 +153,19 @@ def test_a_wrong_command_does_not_pass(words: str) -> None:
 )
 def test_tls_verifies_the_host_unless_told_otherwise(url: str, verified: bool) -> None:
     assert tls_options(url) == ({"ssl_check_hostname": True} if verified else {})
+
+
+async def test_a_command_that_is_under_way_at_the_close_leaves_no_connection_behind(valkey_url: str) -> None:
+    client, other = open_redis(valkey_url), open_redis(valkey_url)
+    await other.ping()
+    waiting = asyncio.ensure_future(client.execute_command("BLPOP", "list", 60))
+    while len(await other.client_list()) < 2:
+        await asyncio.sleep(0.01)
+    await client.aclose()
+    await other.execute_command("RPUSH", "list", "x")
+    assert await waiting == (b"list", b"x"), "it has connected again"
+    while len(await other.client_list()) > 1:
+        await asyncio.sleep(0.01)
+    await client.ping()
+    await client.aclose()
+    await other.aclose()
