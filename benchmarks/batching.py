@@ -79,13 +79,9 @@ class Rates:
         )
 
 
-async def through_the_system(engine: Served, url: str, *, max_size: int, prompts: int) -> float:
-    """Prompts a second while `ASKING` of them are always asked, 16 by each caller."""
-    queue = f"batch-{max_size}"
-    endpoint = {"backend": engine.backend, "base_url": engine.base_url, "max_in_flight": IN_FLIGHT}
-    routes = {
-        "tiny": {"batch": {"max_size": max_size}, "endpoints": [{**endpoint, "model": "tiny"}]},
-    }
+@asynccontextmanager
+async def working(url: str, queue: str, routes: dict[str, Any]) -> AsyncIterator[AsyncClient]:
+    """A worker process with these routes, and a client of its queue."""
     environ = {
         **os.environ,
         "SCHEDULER_REDIS_URL": url,
@@ -97,19 +93,30 @@ async def through_the_system(engine: Served, url: str, *, max_size: int, prompts
     settings = load_settings(environ={}, redis_url=url, queue=queue, routes=routes)
     try:
         async with AsyncClient(url, settings=settings) as client:
-            await client.run("warm up", model="tiny", params={"max_tokens": 1}, timeout_s=60)
-
-            async def ask(texts: list[str]) -> None:
-                params = {"max_tokens": TOKENS}
-                jobs = await client.enqueue_many(
-                    [PromptRequest(prompt=text, model="tiny", stream=False, params=params) for text in texts]
-                )
-                await asyncio.gather(*(job.result(timeout_s=300) for job in jobs))  # type: ignore[union-attr]  # no request is invalid
-
-            return LIST * await steady_rate(ask, lists_of_texts(prompts), ASKING // LIST)
+            yield client
     finally:
         worker.terminate()
         worker.wait(30)
+
+
+async def through_the_system(engine: Served, url: str, *, max_size: int, prompts: int) -> float:
+    """Prompts a second while `ASKING` of them are always asked, 16 by each caller."""
+    queue = f"batch-{max_size}"
+    endpoint = {"backend": engine.backend, "base_url": engine.base_url, "max_in_flight": IN_FLIGHT}
+    routes = {
+        "tiny": {"batch": {"max_size": max_size}, "endpoints": [{**endpoint, "model": "tiny"}]},
+    }
+    async with working(url, queue, routes) as client:
+        await client.run("warm up", model="tiny", params={"max_tokens": 1}, timeout_s=60)
+
+        async def ask(texts: list[str]) -> None:
+            params = {"max_tokens": TOKENS}
+            jobs = await client.enqueue_many(
+                [PromptRequest(prompt=text, model="tiny", stream=False, params=params) for text in texts]
+            )
+            await asyncio.gather(*(job.result(timeout_s=300) for job in jobs))  # type: ignore[union-attr]  # no request is invalid
+
+        return LIST * await steady_rate(ask, lists_of_texts(prompts), ASKING // LIST)
 
 
 async def bare(engine: Served, prompts: int) -> float:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,8 +24,18 @@ from typing import Any
 
 import httpx
 
-from benchmarks.batching import CACHE, EXAMPLES, LIST, find, free_port, lists_of_texts, serving, steady_rate
-from scheduler import AsyncClient, EmbeddingRequest, load_settings
+from benchmarks.batching import (
+    CACHE,
+    EXAMPLES,
+    LIST,
+    find,
+    free_port,
+    lists_of_texts,
+    serving,
+    steady_rate,
+    working,
+)
+from scheduler import EmbeddingRequest
 from scheduler.redis_server.embedded import EmbeddedServer
 
 JOINT = 32
@@ -66,27 +74,14 @@ async def through_the_system(engine: Embedder, url: str, *, max_size: int, texts
     routes = {
         "minilm": {"kind": "embedding", "batch": {"max_size": max_size}, "endpoints": [endpoint]},
     }
-    environ = {
-        **os.environ,
-        "SCHEDULER_REDIS_URL": url,
-        "SCHEDULER_QUEUE": queue,
-        "SCHEDULER_ROUTES": json.dumps(routes),
-    }
-    command = [sys.executable, "-m", "arq", "scheduler.WorkerSettings"]
-    worker = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    settings = load_settings(environ={}, redis_url=url, queue=queue, routes=routes)
-    try:
-        async with AsyncClient(url, settings=settings) as client:
-            await client.embed("warm up", timeout_s=60)
+    async with working(url, queue, routes) as client:
+        await client.embed("warm up", timeout_s=60)
 
-            async def ask(some: list[str]) -> None:
-                jobs = await client.enqueue_many([EmbeddingRequest(input=text) for text in some])
-                await asyncio.gather(*(job.result(timeout_s=300) for job in jobs))  # type: ignore[union-attr]  # no request is invalid
+        async def ask(some: list[str]) -> None:
+            jobs = await client.enqueue_many([EmbeddingRequest(input=text) for text in some])
+            await asyncio.gather(*(job.result(timeout_s=300) for job in jobs))  # type: ignore[union-attr]  # no request is invalid
 
-            return LIST * await steady_rate(ask, lists_of_texts(texts), ASKING // LIST)
-    finally:
-        worker.terminate()
-        worker.wait(30)
+        return LIST * await steady_rate(ask, lists_of_texts(texts), ASKING // LIST)
 
 
 async def bare(engine: Embedder) -> float | None:

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
 import random
 import statistics
 import subprocess
@@ -30,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.batching import EXAMPLES, find, free_port, serving
-from scheduler import AsyncClient, JobResult, load_settings
+from benchmarks.batching import EXAMPLES, find, free_port, serving, working
+from scheduler import AsyncClient, JobResult
 from scheduler.client.fields import RequestFields
 from scheduler.redis_server.embedded import EmbeddedServer
 
@@ -122,23 +120,10 @@ async def measure(servers: Servers, url: str, *, chats: int, turns: int, at_once
         for one in servers.urls
     ]
     routes = {"tiny": {"endpoints": endpoints}}
-    environ = {
-        **os.environ,
-        "SCHEDULER_REDIS_URL": url,
-        "SCHEDULER_QUEUE": queue,
-        "SCHEDULER_ROUTES": json.dumps(routes),
-    }
-    command = [sys.executable, "-m", "arq", "scheduler.WorkerSettings"]
-    worker = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    settings = load_settings(environ={}, redis_url=url, queue=queue, routes=routes)
-    try:
-        async with AsyncClient(url, settings=settings) as client:
-            waiting = asyncio.Semaphore(at_once)
-            held = [chat(client, waiting, number, turns, queue, sticky=sticky) for number in range(chats)]
-            results = [result for told in await asyncio.gather(*held) for result in told[1:]]
-    finally:
-        worker.terminate()
-        worker.wait(30)
+    async with working(url, queue, routes) as client:
+        waiting = asyncio.Semaphore(at_once)
+        held = [chat(client, waiting, number, turns, queue, sticky=sticky) for number in range(chats)]
+        results = [result for told in await asyncio.gather(*held) for result in told[1:]]
     return Share.of(results)
 
 

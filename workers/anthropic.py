@@ -123,7 +123,7 @@ class AnthropicWorker(HttpWorker):
             **format_fields(generation.response_format),
         }
         body.update(own_parameters(_PARAMETERS.named(generation), body))
-        _PARAMETERS.put_extra(body, generation)
+        _PARAMETERS.put_extra(body, generation.extra_body)
         return body
 
 

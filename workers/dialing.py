@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import httpx
 
+from workers.network import DEFAULT_PORTS
+
 NEXT_ADDRESS_S = 0.25
 """How long one address may stay silent before the next is tried beside it (RFC 8305)."""
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
-
-_PORTS = {"http": 80, "https": 443}
 
 
 async def dial(
@@ -31,7 +31,7 @@ async def dial(
     """
     loop = asyncio.get_running_loop()
     host = url.raw_host.decode("ascii")
-    port = url.port or _PORTS[url.scheme]
+    port = url.port or DEFAULT_PORTS[url.scheme]
     if tls is not None:
         tls.set_alpn_protocols(["http/1.1"])
 

@@ -65,7 +65,30 @@ class _End:
         return _Limit(self.limit.name, self._at - time.monotonic())
 
 
-class EchoWorker:
+class NoServer:
+    """What a model worker without a server says of itself: `model` is its name, `capacity` an option."""
+
+    def __init__(self, model: str, capacity: int | None) -> None:
+        self._model = model
+        self._capacity = capacity
+
+    async def health(self) -> Health:
+        """Always ready."""
+        return Health(ready=True, models=(self._model,))
+
+    async def capacity(self) -> int | None:
+        """What the option `capacity` says; None without it."""
+        return self._capacity
+
+    async def load(self) -> Load | None:
+        """Nothing: it has no queue."""
+        return None
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+
+class EchoWorker(NoServer):
     """Answers with the prompt, or with the text of the last user message; a word counts as a token.
 
     Options: `first_delay_s` before the first word and `delay_s` between words, in seconds; `failure_rate`,
@@ -75,7 +98,7 @@ class EchoWorker:
 
     def __init__(self, config: EndpointConfig, *, chance: Callable[[], float] = random.random) -> None:
         refuse_unknown_options(config, OPTIONS)
-        self._model = config.model or "echo"
+        super().__init__(config.model or "echo", count_option(config, "capacity"))
         whole = _Limit("timeout_s", config.timeout_s)
         self._whole = whole
         self._first = min(_Limit("first_token_timeout_s", config.first_token_timeout_s), whole, key=_seconds)
@@ -85,7 +108,6 @@ class EchoWorker:
         self._first_delay_s = number_option(config, "first_delay_s", 0.0)
         self._failure_rate = number_option(config, "failure_rate", 0.0, high=1.0)
         self._fail_text = text_option(config, "fail_text")
-        self._capacity = count_option(config, "capacity")
         self._chance = chance
 
     @property
@@ -123,21 +145,6 @@ class EchoWorker:
                 await _pause(self._delay_s, self._idle, end)
             elif position % _WORDS_PER_TURN == 0:
                 await asyncio.sleep(0)  # a very long prompt must not keep the event loop from others
-
-    async def health(self) -> Health:
-        """Always ready."""
-        return Health(ready=True, models=(self._model,))
-
-    async def capacity(self) -> int | None:
-        """What the option `capacity` says; None without it."""
-        return self._capacity
-
-    async def load(self) -> Load | None:
-        """Nothing: it has no queue."""
-        return None
-
-    async def aclose(self) -> None:
-        """There is nothing to close."""
 
     async def _say_inwardly(self, answers: list[_Answer], end: _End) -> None:
         longest = max((len(answer.pieces) for answer in answers), default=0)

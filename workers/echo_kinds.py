@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import chain
 
-from workers.base import EndpointConfig, Health, Load, TokenUsage
+from workers.base import EndpointConfig, TokenUsage
+from workers.echo import NoServer
 from workers.embedding import Embedded, EmbeddingTask
 from workers.errors import RequestRejected, WorkerTimeout, WorkerUnavailable
 from workers.options import count_option, number_option, refuse_unknown_options, text_option
@@ -29,33 +30,17 @@ DIMENSIONS = 64
 _WORD = re.compile(r"\w+")
 
 
-class _Echo:
+class _Echo(NoServer):
     def __init__(
         self, config: EndpointConfig, options: Sequence[str], chance: Callable[[], float] = random.random
     ) -> None:
         refuse_unknown_options(config, options)
-        self._model = config.model or "echo"
+        super().__init__(config.model or "echo", count_option(config, "capacity"))
         self._timeout_s = min(config.timeout_s, config.total_timeout_s or math.inf)
         self._delay_s = number_option(config, "delay_s", 0.0)
         self._failure_rate = number_option(config, "failure_rate", 0.0, high=1.0)
         self._fail_text = text_option(config, "fail_text")
-        self._capacity = count_option(config, "capacity")
         self._chance = chance
-
-    async def health(self) -> Health:
-        """Always ready."""
-        return Health(ready=True, models=(self._model,))
-
-    async def capacity(self) -> int | None:
-        """What the option `capacity` says; None without it."""
-        return self._capacity
-
-    async def load(self) -> Load | None:
-        """Nothing: it has no queue."""
-        return None
-
-    async def aclose(self) -> None:
-        """There is nothing to close."""
 
     async def _work(self, texts: Sequence[str]) -> None:
         """Take as long as the options say, and fail as they say."""

@@ -14,18 +14,18 @@ from typing import Any, ClassVar
 
 from workers.calls import MALFORMED
 from workers.embedding import Embedded, EmbeddingTask
-from workers.errors import RequestRejected
 from workers.http_worker import HttpWorker, post_body
 from workers.openai_content import model_name
 from workers.openai_usage import read_usage
 from workers.optional_fields import Attempts
+from workers.parameters import Parameters
 from workers.shares import share_usage
 from workers.vectors import read_vector
 
 MAX_INPUTS = 512
 """The most inputs in one HTTP request; others follow in the next. So an answer stays below 16 MiB."""
 
-_OURS = frozenset({"dimensions", "encoding_format", "input", "model", "stream"})
+_FIELDS = Parameters("embeddings", frozenset({"dimensions", "encoding_format", "input", "model", "stream"}))
 _KNOWN = frozenset({"data", "model", "object", "usage"})
 
 
@@ -70,22 +70,8 @@ class EmbeddingCalls(HttpWorker):
         }
         if task.dimensions is not None:
             body["dimensions"] = task.dimensions
-        return with_extra_body(body, task.extra_body, ours=_OURS)
-
-
-def with_extra_body(
-    body: dict[str, Any], extra_body: Mapping[str, Any], *, ours: frozenset[str]
-) -> dict[str, Any]:
-    """Put the fields of `extra_body` into a request; `ours` are those that only the adapter may set.
-
-    Raises:
-        RequestRejected: `extra_body` has one of these.
-    """
-    for name, value in extra_body.items():
-        if name in ours:
-            raise RequestRejected(f"extra_body.{name}: is set from the request itself; leave it out")
-        body[name] = value
-    return body
+        _FIELDS.put_extra(body, task.extra_body)
+        return body
 
 
 def rest_of(answer: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any] | None:

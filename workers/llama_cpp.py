@@ -40,7 +40,7 @@ from workers.errors import (
 from workers.finish_reasons import UNKNOWN
 from workers.headers import bearer
 from workers.http import HttpEndpoint
-from workers.http_worker import EngineWorker
+from workers.http_worker import EngineWorker, HttpWorker
 from workers.llama_cpp_cache import keeps_prefixes
 from workers.network import check_base_url
 from workers.openai_choices import chat_reader
@@ -123,7 +123,29 @@ _PLAIN_PARAMETERS = Parameters(
 _LACKS = _CHAT_PARAMETERS.lacks & _PLAIN_PARAMETERS.lacks
 
 
-class LlamaCppWorker(EngineWorker):
+class LlamaServer(HttpWorker):
+    """The base of the adapters to a llama-server, whatever its kind of work."""
+
+    async def health(self) -> Health:
+        """Ready when the model is loaded and the server accepts the key."""
+        try:
+            await self.endpoint.get("/health")
+            models = await self.models()
+            await self.settings()
+        except WorkerError as error:
+            return Health(ready=False, detail=str(error))
+        return Health(ready=True, models=models, warnings=self.optional.warnings)
+
+    async def settings(self) -> Mapping[str, Any]:
+        """The server's properties. Unlike its health, they need the key."""
+        try:
+            settings = await self.endpoint.get("/props")
+        except RequestRejected:  # a proxy does not pass it on
+            return {}
+        return settings if isinstance(settings, dict) else {}
+
+
+class LlamaCppWorker(LlamaServer, EngineWorker):
     """The adapter to one llama-server. It takes no options.
 
     `base_url` is the server's root; a `/v1` at its end is removed. Start the server with `--metrics` if the
@@ -143,20 +165,10 @@ class LlamaCppWorker(EngineWorker):
         """All but priorities: the server's queue has none."""
         return Capabilities(lists=True, tools=True, lacks=_LACKS)
 
-    async def health(self) -> Health:
-        """Ready when the model is loaded and the server accepts the key."""
-        try:
-            await self.endpoint.get("/health")
-            models = await self.models()
-            await self._settings()
-        except WorkerError as error:
-            return Health(ready=False, detail=str(error))
-        return Health(ready=True, models=models, warnings=self.optional.warnings)
-
     async def capacity(self) -> int | None:
         """The number of the server's slots; None while it cannot be asked."""
         try:
-            slots = (await self._settings()).get("total_slots")
+            slots = (await self.settings()).get("total_slots")
         except WorkerError:
             return None
         return slots if isinstance(slots, int) and 0 < slots <= MAX_SLOTS else None
@@ -165,20 +177,12 @@ class LlamaCppWorker(EngineWorker):
         """Whether the model's template knows tools, and whether the server keeps prefixes of prompts."""
         advice = []
         with suppress(WorkerError, *MALFORMED):
-            if (await self._settings())["chat_template_caps"]["supports_tools"] is False:
+            if (await self.settings())["chat_template_caps"]["supports_tools"] is False:
                 advice.append(NO_TOOLS)
         with suppress(WorkerError, *MALFORMED):
             if await keeps_prefixes(self.endpoint, model=self.model) is False:
                 advice.append(NO_PREFIX_CACHE)
         return tuple(advice)
-
-    async def _settings(self) -> Mapping[str, Any]:
-        """The server's properties. Unlike its health, they need the key."""
-        try:
-            settings = await self.endpoint.get("/props")
-        except RequestRejected:  # a proxy does not pass it on
-            return {}
-        return settings if isinstance(settings, dict) else {}
 
     def _complete(self, batch: Sequence[Generation]) -> AsyncGenerator[Output, None]:
         body = self._completion_body(batch)

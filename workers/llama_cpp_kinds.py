@@ -9,40 +9,27 @@ Source: tools/server/README.md of llama.cpp.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 
-from workers.base import EndpointConfig, Health
+from workers.base import EndpointConfig
 from workers.embedding import Embedded, EmbeddingTask
 from workers.embedding_calls import EmbeddingCalls
-from workers.errors import ModelNotFound, RequestRejected, WorkerError
-from workers.http_worker import HttpWorker
-from workers.llama_cpp import llama_cpp_endpoint
+from workers.errors import ModelNotFound
+from workers.llama_cpp import LlamaServer, llama_cpp_endpoint
 from workers.optional_fields import OptionalFields
 from workers.options import refuse_unknown_options
 from workers.rerank_calls import RerankCalls
 from workers.vectors import to_floats
 
 
-class _LlamaServer(HttpWorker):
+class _KindServer(LlamaServer):
     def __init__(self, config: EndpointConfig) -> None:
         refuse_unknown_options(config, ())
         super().__init__(
             llama_cpp_endpoint(config), model=config.model, optional=OptionalFields("encoding_format")
         )
 
-    async def health(self) -> Health:
-        """Ready when the model is loaded and the server accepts the key."""
-        try:
-            await self.endpoint.get("/health")
-            models = await self.models()
-            with suppress(RequestRejected):  # a proxy does not pass it on
-                await self.endpoint.get("/props")  # unlike the others it needs the key
-        except WorkerError as error:
-            return Health(ready=False, detail=str(error))
-        return Health(ready=True, models=models, warnings=self.optional.warnings)
 
-
-class LlamaCppEmbeddingWorker(_LlamaServer, EmbeddingCalls):
+class LlamaCppEmbeddingWorker(_KindServer, EmbeddingCalls):
     """Embeds at one llama-server; `base_url` as for `LlamaCppWorker`. It takes no options."""
 
     async def embed(self, batch: Sequence[EmbeddingTask]) -> Sequence[Embedded]:
@@ -58,5 +45,5 @@ class LlamaCppEmbeddingWorker(_LlamaServer, EmbeddingCalls):
         return embedded
 
 
-class LlamaCppRerankWorker(_LlamaServer, RerankCalls):
+class LlamaCppRerankWorker(_KindServer, RerankCalls):
     """Reranks at one llama-server; `base_url` as for `LlamaCppWorker`. It takes no options."""

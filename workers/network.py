@@ -28,7 +28,7 @@ _Address: TypeAlias = IPv4Address | IPv6Address
 
 MAX_PORT = 65_535
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 # Desktops write socks:// for SOCKS 5.
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
 
@@ -161,7 +161,7 @@ def _no_proxy_url(variable: str) -> WorkerConfigError:
 
 def _is_exempt(url: httpx.URL, no_proxy: str) -> bool:
     host = url.host.rstrip(".").lower()
-    port = url.port or _DEFAULT_PORTS.get(url.scheme)
+    port = url.port or DEFAULT_PORTS.get(url.scheme)
     address = _address(host)
     return any(
         _covers(entry, url.scheme, host, port, address)

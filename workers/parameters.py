@@ -55,26 +55,6 @@ PARAMETERS = frozenset(
 PLAIN_ONLY = frozenset({"best_of", "echo", "suffix"})
 """Parameters of OpenAI's legacy completions alone."""
 
-CHAT_ONLY = frozenset(
-    {
-        "audio",
-        "modalities",
-        "moderation",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "verbosity",
-        "web_search_options",
-    }
-)
-"""Parameters of OpenAI's chat completions alone."""
-
 PROVIDERS_ONLY = frozenset(
     {"audio", "modalities", "moderation", "prediction", "store", "verbosity", "web_search_options"}
 )
@@ -92,6 +72,9 @@ LABELS = frozenset(
 )
 """What changes no answer: an engine of your own gets it, and may ignore it."""
 
+CHAT_ONLY = PROVIDERS_ONLY | (LABELS - {"user"}) | {"parallel_tool_calls", "reasoning_effort"}
+"""Parameters of OpenAI's chat completions alone."""
+
 # What every API does if it is asked for nothing else.
 _DEFAULTS: Mapping[str, Any] = {
     "best_of": 1,
@@ -99,6 +82,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "logprobs": False,
     "modalities": ["text"],
     "n": 1,
+    "n_cmpl": 1,
     "parallel_tool_calls": True,
     "service_tier": "auto",
     "store": False,
@@ -134,7 +118,7 @@ class Parameters:
         if generation.params:
             body.update(self.named(generation))
         if generation.extra_body:
-            self.put_extra(body, generation)
+            self.put_extra(body, generation.extra_body)
 
     def named(self, generation: Generation) -> dict[str, Any]:
         """The parameters under the API's names.
@@ -150,17 +134,17 @@ class Parameters:
                 raise self._lacking("params", name)
         return _chat_logprobs(found) if self.is_chat else _plain_logprobs(found)
 
-    def put_extra(self, body: dict[str, Any], generation: Generation) -> None:
+    def put_extra(self, body: dict[str, Any], extra_body: Mapping[str, Any]) -> None:
         """Put `extra_body` into a request, over what is there.
 
         Raises:
             UnsupportedParameter: the API lacks one of its fields, and would ignore it.
             RequestRejected: it has a field that only the adapter sets.
         """
-        for name, value in generation.extra_body.items():
+        for name, value in extra_body.items():
             if name in self.ours:
                 raise RequestRejected(f"extra_body.{name}: is set from the request itself; leave it out")
-            if (name in self.instead or name in self.lacks & _COUNTS) and value != 1:
+            if (name in self.instead or name in self.lacks & _COUNTS) and not is_default(name, value):
                 raise self._lacking("extra_body", name)
             body[name] = value
 

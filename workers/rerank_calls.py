@@ -11,14 +11,17 @@ from typing import Any, ClassVar
 
 from workers.base import TokenUsage
 from workers.calls import MALFORMED
-from workers.embedding_calls import rest_of, with_extra_body
+from workers.embedding_calls import rest_of
 from workers.http_worker import HttpWorker, post_body
 from workers.openai_content import model_name
 from workers.openai_usage import read_usage
 from workers.optional_fields import Attempts
+from workers.parameters import Parameters
 from workers.rerank import Reranked, RerankTask, Score
 
-_OURS = frozenset({"documents", "model", "query", "return_documents", "stream", "texts", "top_n"})
+_FIELDS = Parameters(
+    "rerank", frozenset({"documents", "model", "query", "return_documents", "stream", "texts", "top_n"})
+)
 _KNOWN = frozenset({"model", "object", "results", "usage"})
 
 
@@ -49,7 +52,8 @@ class RerankCalls(HttpWorker):
         }
         if task.top_n is not None:
             body["top_n"] = task.top_n
-        return with_extra_body(body, task.extra_body, ours=_OURS)
+        _FIELDS.put_extra(body, task.extra_body)
+        return body
 
 
 def _reranked(answer: Any, task: RerankTask) -> Reranked:

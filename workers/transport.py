@@ -33,7 +33,11 @@ def client_factory(
     query = dict(query)
 
     def make() -> httpx.AsyncClient:
-        transport = _direct(tls) if proxy is None else _ProxyTransport(proxy.proxy, tls)
+        transport: httpx.AsyncBaseTransport
+        if proxy is None:
+            transport = Http1Transport(tls=tls, keepalive_s=KEEPALIVE_S)
+        else:
+            transport = _ProxyTransport(proxy.proxy, tls)
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
         return httpx.AsyncClient(
             base_url=url,
@@ -44,10 +48,6 @@ def client_factory(
         )
 
     return make
-
-
-def _direct(tls: ssl.SSLContext) -> httpx.AsyncBaseTransport:
-    return Http1Transport(tls=tls, keepalive_s=KEEPALIVE_S)
 
 
 class _ProxyTransport(httpx.AsyncHTTPTransport):

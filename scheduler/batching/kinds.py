@@ -16,8 +16,6 @@ End: TypeAlias = Completed | Embedded | Reranked
 
 ENDS = (Completed, Embedded, Reranked)
 
-_LONGEST_WAIT = 9
-
 
 class BatchWorker(ModelWorker, Protocol):
     """What the batcher needs from a model worker: a `GenerationWorker`, or the caller of another kind."""

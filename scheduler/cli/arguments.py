@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Annotated
 
 import typer
 
@@ -41,3 +42,16 @@ def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
             raise typer.BadParameter(f"{text!r} is not a pair; give KEY=VALUE")
         pairs[key.strip()] = value
     return pairs
+
+
+PriorityOption = Annotated[
+    int | None,
+    typer.Option(
+        "--priority",
+        "-p",
+        parser=parse_priority,
+        metavar="0-9|NAME",
+        help="Higher is more urgent: background, low, normal, high, critical, or 0 to 9.",
+    ),
+]
+TenantOption = Annotated[str | None, typer.Option(help="Tenant that the job belongs to.")]

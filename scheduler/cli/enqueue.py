@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scheduler.cli.arguments import parse_duration, parse_pairs, parse_priority
+from scheduler.cli.arguments import PriorityOption, TenantOption, parse_duration, parse_pairs
 from scheduler.cli.enqueue_file import FileOptions, enqueue_file, open_requests, refuse_same_file
 from scheduler.cli.enqueue_one import AnswerOptions, enqueue_one, make_request
 from scheduler.cli.session import Session, run, session
@@ -36,22 +36,13 @@ def enqueue(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Route to use; required if there are several.")
     ] = None,
-    priority: Annotated[
-        int | None,
-        typer.Option(
-            "--priority",
-            "-p",
-            parser=parse_priority,
-            metavar="0-9|NAME",
-            help="Higher is more urgent: background, low, normal, high, critical, or 0 to 9.",
-        ),
-    ] = None,
+    priority: PriorityOption = None,
     system: Annotated[str | None, typer.Option(help="System message before the prompt.")] = None,
     dedup_key: Annotated[
         str | None, typer.Option(help="Identifies equal work; auto derives it from the content.")
     ] = None,
     dedup: Annotated[DedupMode | None, typer.Option(help="What to do with a duplicate.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Tenant that the job belongs to.")] = None,
+    tenant: TenantOption = None,
     session_name: Annotated[
         str | None, typer.Option("--session", help="Conversation that the prompt belongs to.")
     ] = None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 import typer
 
-from scheduler.cli.arguments import parse_duration, parse_priority
+from scheduler.cli.arguments import PriorityOption, TenantOption, parse_duration
 from scheduler.cli.enqueue_one import warn_if_unserved
 from scheduler.cli.output import print_json, say
 from scheduler.cli.session import Session, run, session
@@ -23,17 +23,6 @@ ResultT = TypeVar("ResultT", bound=JobResult)
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="Route to use; required if several do this kind of work.")
 ]
-PriorityOption = Annotated[
-    int | None,
-    typer.Option(
-        "--priority",
-        "-p",
-        parser=parse_priority,
-        metavar="0-9|NAME",
-        help="Higher is more urgent: background, low, normal, high, critical, or 0 to 9.",
-    ),
-]
-TenantOption = Annotated[str | None, typer.Option(help="Tenant that the job belongs to.")]
 TimeoutOption = Annotated[
     float | None,
     typer.Option(parser=parse_duration, metavar="DURATION", help="Stop waiting then; the job is unaffected."),

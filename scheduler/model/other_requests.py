@@ -10,13 +10,11 @@ from pydantic import Field, PlainValidator, StrictBool, StrictInt, field_validat
 from scheduler.model.field import Text
 from scheduler.model.job_request import JobRequest
 from scheduler.model.kind import Kind
-from scheduler.model.request import MAX_PROMPT_CHARS
+from scheduler.model.request import MAX_PROMPT_CHARS, MAX_TOKEN_ID
 
 MAX_INPUTS = 2048
 """The most inputs of one request, and the most documents: as many as OpenAI takes."""
 MAX_DIMENSIONS = 65_536
-
-_MOST_TOKEN_ID = 2**31 - 1
 
 
 def _listed(value: object) -> list[Any]:
@@ -57,8 +55,8 @@ def _wrong_ids(ids: object) -> str:
         return "an input is neither text nor a list of token ids with something in it"
     if len(ids) > MAX_PROMPT_CHARS:
         return f"an input has {len(ids):,} token ids; give at most {MAX_PROMPT_CHARS:,}"
-    if not all(type(one) is int and 0 <= one <= _MOST_TOKEN_ID for one in ids):
-        return f"a token id is no whole number from 0 to {_MOST_TOKEN_ID:,}"
+    if not all(type(one) is int and 0 <= one <= MAX_TOKEN_ID for one in ids):
+        return f"a token id is no whole number from 0 to {MAX_TOKEN_ID:,}"
     return ""
 
 

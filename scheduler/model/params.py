@@ -7,8 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, StrictBool, StrictInt, ValidationInfo, field_validator
 
 from scheduler.model.field import Frozen, Number, Text
-
-MAX_CHOICES = 128
+from workers.base import MAX_CHOICES
 
 _Count = Annotated[StrictInt, Field(ge=1, le=10_000_000)]
 

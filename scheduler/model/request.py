@@ -12,7 +12,8 @@ from scheduler.model.kind import Kind
 from scheduler.model.params import GenerationParams
 
 MAX_PROMPT_CHARS = 1_000_000
-TokenId: TypeAlias = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+MAX_TOKEN_ID = 2**31 - 1
+TokenId: TypeAlias = Annotated[StrictInt, Field(ge=0, le=MAX_TOKEN_ID)]
 
 DEFAULT_MODEL = "echo"
 """The route without any configuration."""

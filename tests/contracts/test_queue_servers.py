@@ -197,15 +197,12 @@ class TestEdgesOnServers(OnServers, EdgesContract):
     pass
 
 
-class OnValkey(OnQueue):
+class OnValkey(OnServers):
     """Counts and bounds are the scripts' own: they need a real server, and not each version."""
 
     @pytest.fixture
-    async def queue(self, valkey_url: str) -> AsyncIterator[PromptQueue]:
-        async with Redis.from_url(valkey_url) as redis:
-            queue = PromptQueue(redis, "real")
-            await queue.load()
-            yield queue
+    def server_url(self, valkey_url: str) -> str:
+        return valkey_url
 
 
 class TestExactOnValkey(OnValkey, ExactContract):

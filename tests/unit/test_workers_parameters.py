@@ -50,7 +50,9 @@ def test_what_every_api_does_anyway_is_left_out_where_an_api_lacks_it() -> None:
     assert put(PLAIN, {"n": 1, "store": False}) == {"model": "m", "n": 1, "store": False}
 
 
-@pytest.mark.parametrize("extra", [{"model": "other"}, {"n": 2}, {"n": "1"}, {"guided_json": {}}])
+@pytest.mark.parametrize(
+    "extra", [{"model": "other"}, {"n": 2}, {"n": "1"}, {"guided_json": {}}, {"guided_json": 1}]
+)
 def test_extra_body_that_must_not_be_is_named(extra: dict[str, Any]) -> None:
     with pytest.raises(RequestRejected, match=rf"extra_body\.{next(iter(extra))}"):
         put(POOR, {}, extra)
