@@ -123,6 +123,10 @@ def test_an_answer_that_was_not_streamed_is_noticed() -> None:
     assert verdicts(at_once, JOBS)[3] is False
 
 
+def test_an_engine_may_send_some_answers_in_one_piece() -> None:
+    assert verdicts([answer("a", pieces=1), *ANSWERS[1:]], JOBS)[3] is True
+
+
 def test_one_answer_is_followed_to_its_end_unless_a_more_urgent_one_begins() -> None:
     listener = Listener()
     low, normal, critical = job("l", 3, 10), job("n", 5, 10), job("c", 9, 10)
