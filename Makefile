@@ -25,6 +25,9 @@ MUTATE    := $(VENV)/.mutate
 SITE      := build/docs
 MERMAID   := $(CACHE)/mermaid-12/mermaid.min.js
 
+# The tests start hundreds of processes: each would compile the project anew without the bytecode of the first.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-sessions bench-embeddings bench-retrieval bench-scripts bench-loss clean llama-server vllm minilm prometheus

@@ -87,7 +87,7 @@ def test_demo_shows_what_it_promises_and_leaves_nothing_behind(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     with start_and_wait_until_it_runs(tmp_path) as process:
         assert len(processes_of(tmp_path)) == 7, "itself, the server, the worker, the client, who guard them"
@@ -108,8 +108,7 @@ def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     ("victim", "told"),
     [
         (("-m arq",), "the worker process ended with 137:"),
-        (("-m arq", "child_guard.py"), "the worker process ended with -9:"),
-        (("demo.client",), "the client process ended with 137:"),
+        (("demo.client", "child_guard.py"), "the client process ended with -9:"),
         (("-server ",), "no Redis answers at redis://127.0.0.1:"),
     ],
 )

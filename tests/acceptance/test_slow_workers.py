@@ -147,13 +147,13 @@ async def test_the_wall_clock_of_a_worker_may_jump(
 
 
 async def test_a_rolling_restart_of_four_workers_loses_and_repeats_nothing(
-    server_url: str, start_worker: StartWorker
+    valkey_url: str, start_worker: StartWorker
 ) -> None:
     toml = slow_echo(0.02, max_in_flight=16)
-    workers = [await asyncio.to_thread(start_worker, server_url, toml=toml) for _ in range(4)]
+    workers = [await asyncio.to_thread(start_worker, valkey_url, toml=toml) for _ in range(4)]
     stop = asyncio.Event()
     jobs: list[Job] = []
-    async with AsyncClient(server_url) as client:
+    async with AsyncClient(valkey_url) as client:
 
         async def load() -> None:
             while not stop.is_set():
@@ -163,7 +163,7 @@ async def test_a_rolling_restart_of_four_workers_loses_and_repeats_nothing(
 
         loading = asyncio.create_task(load())
         for worker in workers:
-            await asyncio.to_thread(start_worker, server_url, toml=toml)
+            await asyncio.to_thread(start_worker, valkey_url, toml=toml)
             worker.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(worker.wait, SOON_S) == 0
         stop.set()

@@ -229,13 +229,6 @@ def test_keys_are_heard_while_redis_is_silent(lone: LoneServer) -> None:
             lone.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("interval", ["soon", "0", "99ms", "2d", "-1"])
-def test_a_wrong_interval_is_a_mistake(valkey_url: str, interval: str) -> None:
-    done = run(valkey_url, f"--interval={interval}")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"prompt-scheduler: .*(a duration|100ms to 1d).*--help\n", done.stderr), done.stderr
-
-
 @pytest.mark.parametrize("flag", ["--once", "--json"])
 def test_a_redis_that_was_never_there_is_one_line(flag: str) -> None:
     done = run("redis://127.0.0.1:1", flag)

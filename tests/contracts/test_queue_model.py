@@ -815,7 +815,7 @@ def test_the_scripts_do_what_the_model_does() -> None:
         connect = staticmethod(fakeredis.FakeAsyncRedis)
         script_flags = False
 
-    _run(OnFakeredis, examples=60)
+    _run(OnFakeredis, examples=30)
 
 
 def test_the_scripts_hold_and_release_as_the_model_does() -> None:
@@ -823,7 +823,7 @@ def test_the_scripts_hold_and_release_as_the_model_does() -> None:
         connect = staticmethod(fakeredis.FakeAsyncRedis)
         script_flags = False
 
-    _run(OnFakeredis, examples=60)
+    _run(OnFakeredis, examples=30)
 
 
 def test_the_scripts_keep_suspects_apart_as_the_model_does() -> None:
@@ -831,7 +831,7 @@ def test_the_scripts_keep_suspects_apart_as_the_model_does() -> None:
         connect = staticmethod(fakeredis.FakeAsyncRedis)
         script_flags = False
 
-    _run(OnFakeredis, examples=80)
+    _run(OnFakeredis, examples=40)
 
 
 def test_the_scripts_do_what_the_model_does_on_a_real_server(valkey_url: str) -> None:
@@ -839,4 +839,4 @@ def test_the_scripts_do_what_the_model_does_on_a_real_server(valkey_url: str) ->
         connect = staticmethod(lambda: Redis.from_url(valkey_url))
         script_flags = True
 
-    _run(OnValkey, examples=40)
+    _run(OnValkey, examples=20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def test_a_mistake_in_an_enqueue_is_one_line_and_exits_with_2(arguments: list[st
     done = invoke("enqueue", *arguments)
     assert_mistake(done)
     assert said in done.stderr
+
+
+@pytest.mark.parametrize("interval", ["soon", "0", "99ms", "2d", "-1"])
+def test_an_interval_is_a_duration_that_makes_sense(interval: str) -> None:
+    done = invoke("admin", "top", f"--interval={interval}")
+    assert_mistake(done)
+    assert re.search(r"a duration|100ms to 1d", done.stderr), done.stderr
 
 
 def assert_mistake(done: Any) -> None:
