@@ -158,14 +158,6 @@ class TestKeepingOnServers(OnServers, KeepingContract):
     pass
 
 
-class TestLimitsOnServers(OnServers, LimitsContract):
-    pass
-
-
-class TestSuspectsOnServers(OnServers, SuspectsContract):
-    pass
-
-
 class TestAuditOnServers(OnServers, AuditContract):
     pass
 
@@ -192,12 +184,8 @@ async def test_databases_of_one_server_do_not_hear_each_other(server_url: str) -
         assert not {*foreign} & {here.queue.channel("a"), here.queue.control_channel}
 
 
-class TestEdgesOnServers(OnServers, EdgesContract):
-    pass
-
-
 class OnValkey(OnServers):
-    """Counts and bounds are the scripts' own: they need a real server, and not each version."""
+    """What the scripts do by themselves needs a real server, and not each version."""
 
     @pytest.fixture
     def server_url(self, valkey_url: str) -> str:
@@ -213,4 +201,16 @@ class TestBoundsOnValkey(OnValkey, BoundsContract):
 
 
 class TestExtremesOnValkey(OnValkey, ExtremesContract):
+    pass
+
+
+class TestLimitsOnValkey(OnValkey, LimitsContract):
+    pass
+
+
+class TestSuspectsOnValkey(OnValkey, SuspectsContract):
+    pass
+
+
+class TestEdgesOnValkey(OnValkey, EdgesContract):
     pass

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tokenize
 import tomllib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -202,16 +203,22 @@ def test_script_says_what_it_does_takes_and_returns(name: str) -> None:
     assert re.search(r"\breturns?\b", header, re.IGNORECASE)
 
 
+@cache
+def texts_of_functions() -> dict[str, list[tuple[str, str]]]:
+    """Where each string stands in the functions of the queue: the file and the function."""
+    sites: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for path in modules(SCHEDULER / "queue"):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                for node in ast.walk(function):
+                    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                        sites[node.value].append((relative(path), function.name))
+    return sites
+
+
 @pytest.mark.parametrize("name", scripts())
 def test_script_has_one_call_site_of_its_name(name: str) -> None:
-    sites = [
-        (relative(path), function.name)
-        for path in modules(SCHEDULER / "queue")
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-        if isinstance(node, ast.Constant) and node.value == name
-    ]
+    sites = texts_of_functions()[name]
     assert [function.lstrip("_") for _, function in sites] == [CALLED_BY.get(name, name)], sites
 
 

@@ -72,9 +72,14 @@ def test_python_that_is_not_run_compiles(block: Block) -> None:
     compile(block.code, block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
 
 
+@pytest.fixture(scope="module")
+def program() -> Any:
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize("line", our_commands())
-def test_commands_and_options_are_there(line: str) -> None:
-    command: Any = typer.main.get_command(app)
+def test_commands_and_options_are_there(program: Any, line: str) -> None:
+    command = program
     try:
         words = shlex.split(line)
     except ValueError:
