@@ -42,7 +42,7 @@ demo: $(INSTALLED) ## Watch 200 prompts being processed; ENGINE=llama or vllm ru
 	@VLLM_PYTHON="$(VLLM_PYTHON)" $(BIN)/prompt-scheduler demo --engine $(ENGINE) $(ARGS)
 
 test: $(INSTALLED) ## Run all tests that need no model server
-	$(BIN)/pytest tests --ignore=tests/engines -n 6 --dist worksteal $(ARGS)
+	$(BIN)/pytest tests --ignore=tests/engines -n 7 --maxschedchunk 2 $(ARGS)
 
 test-engines: $(INSTALLED) $(ENGINES) llama-server vllm minilm prometheus ## Test against llama-server, vLLM and Prometheus, installing them if necessary, and a minute of chaos
 	LLAMA_SERVER="$(LLAMA_SERVER)" VLLM_PYTHON="$(VLLM_PYTHON)" PROMETHEUS="$(PROMETHEUS)" REQUIRE_ENGINES=1 \

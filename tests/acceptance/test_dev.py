@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -109,14 +110,26 @@ def test_dev_serves_another_process_and_leaves_nothing_behind(
     assert list(temporary.iterdir()) == []
 
 
-async def test_the_example_of_the_readme_finds_it(start_dev: StartDev) -> None:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", 6379))
-        except OSError:
-            pytest.skip("port 6379 is taken on this machine")
-    assert url_of(start_dev()) == "redis://127.0.0.1:6379"
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+async def test_the_example_of_the_readme_finds_it(start_dev: StartDev) -> None:
+    urls: list[str] = []
+    for _ in range(20):  # another test may have the port for a moment
+        if not is_free(6379):
+            await asyncio.sleep(0.25)
+            continue
+        process = start_dev()
+        urls.append(await asyncio.to_thread(url_of, process))
+        if urls[-1] == "redis://127.0.0.1:6379":
+            break
+        process.terminate()
+        await asyncio.to_thread(process.wait, SOON_S)
+        assert len(urls) < 5, urls
+    else:
+        pytest.skip("port 6379 is taken on this machine")
     async with AsyncClient("redis://localhost:6379") as client:
         job = await client.enqueue("Why is the sky blue?", model="echo", dedup_key="sky")
         text = [event.text async for event in job.events() if isinstance(event, Delta)]
