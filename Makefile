@@ -30,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-sessions bench-embeddings bench-retrieval bench-scripts bench-loss clean llama-server vllm minilm prometheus
+.PHONY: help demo test test-engines chaos mutate lint format docs docs-serve bench bench-batching bench-sessions bench-embeddings bench-retrieval bench-scripts bench-loss bench-claim clean llama-server vllm minilm prometheus
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ bench-scripts: $(INSTALLED) ## Measure how long scripts block Redis, with 100,00
 
 bench-loss: $(INSTALLED) ## Measure recovery from a kill, memory with a backlog, and the wait of critical prompts
 	$(BIN)/python -m benchmarks.resilience $(ARGS)
+
+bench-claim: $(INSTALLED) $(BENCH) llama-server ## Measure first words of urgent chats beside background work, directly and through us
+	LLAMA_SERVER="$(LLAMA_SERVER)" $(BIN)/python -m benchmarks.claim $(ARGS)
 
 clean: ## Remove the environment and everything built here; llama-server, vLLM and Prometheus stay in their cache
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants
