@@ -46,6 +46,7 @@ IN_FLIGHT = 3 * LIST
 ASKING = 4 * IN_FLIGHT
 TOKENS = 8
 READY_S = 300.0
+STOP_S = 30.0
 WIDE = ("--width", "512", "--layers", "8")
 
 
@@ -80,13 +81,16 @@ class Rates:
 
 
 @asynccontextmanager
-async def working(url: str, queue: str, routes: dict[str, Any]) -> AsyncIterator[AsyncClient]:
+async def working(
+    url: str, queue: str, routes: dict[str, Any], *, drain_s: float = 30.0
+) -> AsyncIterator[AsyncClient]:
     """A worker process with these routes, and a client of its queue."""
     environ = {
         **os.environ,
         "SCHEDULER_REDIS_URL": url,
         "SCHEDULER_QUEUE": queue,
         "SCHEDULER_ROUTES": json.dumps(routes),
+        "SCHEDULER_DRAIN_S": str(drain_s),
     }
     command = [sys.executable, "-m", "arq", "scheduler.WorkerSettings"]
     worker = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -96,7 +100,7 @@ async def working(url: str, queue: str, routes: dict[str, Any]) -> AsyncIterator
             yield client
     finally:
         worker.terminate()
-        worker.wait(30)
+        worker.wait(drain_s + STOP_S)
 
 
 async def through_the_system(engine: Served, url: str, *, max_size: int, prompts: int) -> float:

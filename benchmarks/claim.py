@@ -206,7 +206,7 @@ async def scheduled(server: str, *, redis_url: str, options: Mapping[str, Any]) 
     """A worker process before the server, and a client of the queue."""
     endpoint = {"backend": "llama_cpp", "base_url": server, "model": ROUTE, **options}
     routes = {ROUTE: {"endpoints": [endpoint]}}
-    async with working(redis_url, f"claim-{time.time_ns()}", routes) as client:
+    async with working(redis_url, f"claim-{time.time_ns()}", routes, drain_s=0) as client:
         await client.run("Hello", model=ROUTE, params={"max_tokens": 1}, timeout_s=60)
         yield Scheduled(client)
 
