@@ -60,7 +60,6 @@ end
 local function bring_home(id, rec)
   if rec.s == 'waiting' or rec.s == 'held' then
     make_ready(id, rec)
-    wake(rec.l)
   elseif rec.s == 'delayed' then
     make_delayed(id, rec, tonumber(rec.u or 0))
   else
@@ -188,4 +187,5 @@ for i = 2, #ARGV, 2 do
 end
 save_ended()
 save_counts()
+wake_lanes()
 return reply

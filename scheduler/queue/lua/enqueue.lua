@@ -265,6 +265,6 @@ add('t:refused_lane', lane_full)
 save_us()
 save_ended()
 save_counts()
-for lane in pairs(to_wake) do wake(lane) end
+wake_lanes()
 pass_space_on()
 return replies

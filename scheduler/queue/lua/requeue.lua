@@ -42,5 +42,5 @@ make_ready(id, rec)
 count_waiting(rec.l, 1)
 add('t:requeued', 1)
 save_counts()
-if rec.s == 'waiting' then wake(rec.l) end
+wake_lanes()
 return rec.s

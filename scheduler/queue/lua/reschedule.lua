@@ -31,5 +31,5 @@ end
 redis.call('ZREM', delayed_key, id)
 redis.call('HDEL', record_key(id), 'u')
 make_ready(id, rec)
-if rec.s == 'waiting' then wake(rec.l) end
+wake_lanes()
 return rec.s

@@ -17,7 +17,7 @@
 -- @include "lib/ready"
 -- @include "lib/usage"
 
-local to_wake, delays_ms = {}, {}
+local delays_ms = {}
 for at = 1, #ARGV, RETURN_WIDTH do delays_ms[at] = argument(at + RETURN_DELAY_MS, 0, MOST_MS) end
 if #ARGV % RETURN_WIDTH > 0 then error('the arguments are not a row a job') end
 
@@ -38,7 +38,6 @@ local function return_job(at)
     make_delayed(id, rec, now_ms + delay_ms)
   else
     make_ready(id, rec)
-    if rec.s == 'waiting' then to_wake[rec.l] = true end
   end
   count_waiting(rec.l, 1)
   add(counts and 't:retried' or 't:given_back', 1)
@@ -49,5 +48,5 @@ local replies = {}
 for at = 1, #ARGV, RETURN_WIDTH do replies[#replies + 1] = return_job(at) end
 save_gates()
 save_counts()
-for lane in pairs(to_wake) do wake(lane) end
+wake_lanes()
 return replies

@@ -36,7 +36,6 @@
 -- @include "maintenance/clock_jumps"
 -- @include "maintenance/outages"
 -- @include "maintenance/due"
--- @include "maintenance/return_to_lane"
 -- @include "maintenance/promote"
 -- @include "maintenance/waste"
 -- @include "maintenance/reap"

@@ -2,9 +2,6 @@
 -- later deadline, the earlier due time, the longer retention and the larger number of attempts.
 local LIVE_ALIAS_MS = 604800000 -- the end of the job sets it again
 
--- Lanes that get work in this call.
-local to_wake = {}
-
 local function raise_priority(id, rec, priority)
   if priority <= tonumber(rec.p) then return end
   if rec.s == 'waiting' or rec.s == 'held' then
@@ -46,7 +43,6 @@ local function hasten(id, rec, delay_ms)
     redis.call('HSET', record_key(id), 'q', text(rec.q))
     redis.call('HDEL', record_key(id), 'u')
     make_ready(id, rec)
-    if rec.s == 'waiting' then to_wake[rec.l] = true end
   end
 end
 

@@ -13,6 +13,7 @@ local function make_ready(id, rec)
     hold(id, rec)
   else
     enter_level(place_of(rec), rec.p, id, tonumber(rec.q))
+    to_wake[rec.l] = true
   end
   if rec.x then redis.call('ZADD', deadlines_key, rec.x, id) end
 end

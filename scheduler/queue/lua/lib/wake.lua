@@ -18,3 +18,14 @@ end
 local function wake(lane)
   return redis.call('SISMEMBER', paused_key, lane) == 0 and rouse(lane)
 end
+
+-- Lanes that get work in this call; wake_lanes wakes them at its end, and returns how many were woken.
+local to_wake = {}
+
+local function wake_lanes()
+  local woken = 0
+  for lane in pairs(to_wake) do
+    if wake(lane) then woken = woken + 1 end
+  end
+  return woken
+end

@@ -6,7 +6,7 @@ local function promote(limit)
     redis.call('ZREM', delayed_key, id)
     if sound(rec) and rec.q and rec.s == 'delayed' then
       redis.call('HDEL', record_key(id), 'u')
-      return_to_lane(id, rec)
+      make_ready(id, rec)
     else
       if rec and rec.l then count_waiting(rec.l, -1) else add('n', -1) end
       set_aside(id, rec, 'delayed')

@@ -10,7 +10,7 @@ local function retry_lost(id, rec, is_excused)
   emit(id, { event_json(id, token, 1, 'retrying', rec.n, rest) }, 1, 1)
   redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS)
   remember(id, rec.y, 'lease_lost', rec.w, rec.n)
-  return_to_lane(id, rec)
+  make_ready(id, rec)
   count_waiting(rec.l, 1)
   add('t:lost', 1)
 end
