@@ -149,7 +149,7 @@ def _load(at: Session, local: ModelServer | None) -> Settings:
     """
     settings = at.load()
     configured = settings.configured_routes
-    routes = {local.model.name: local.route, **configured} if local else configured
+    routes = {local.model.name: local.route(), **configured} if local else configured
     return settings.model_copy(update={"routes": routes or {DEFAULT_MODEL: _echo()}})
 
 

@@ -131,7 +131,8 @@ class Enqueuer:
         # Redis ends the wait by its host's clock, which may be put back meanwhile: hence a limit of our own.
         try:
             self._connection.check()
-            with suppress(TimeoutError), translated(self._connection.url):
+            # The limit is no error of Redis, which `translated` would take it for.
+            with translated(self._connection.url), suppress(TimeoutError):
                 async with asyncio.timeout(2 * SPACE_WAIT_S):
                     await self._connection.queue.wait_for_space(max(0.01, min(SPACE_WAIT_S, limit_s)))
         finally:

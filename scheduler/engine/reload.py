@@ -87,7 +87,7 @@ class SettingsReloader:
     async def _reload(self) -> None:
         try:
             settings = await asyncio.to_thread(self._load)
-            if "routes" in self._engine.settings.model_fields_set - settings.model_fields_set:
+            if self._engine.settings.configured_routes and not settings.configured_routes:
                 raise ConfigError("routes: the file no longer has any; is it complete?")
             before = self._engine.settings
             if settings == before:

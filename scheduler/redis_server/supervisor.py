@@ -125,7 +125,7 @@ def launch(
         StartError: it ended, or did not answer in time.
     """
     for _ in range(PORT_ATTEMPTS):
-        port = (pick_port or _free_port)()
+        port = (pick_port or free_port)()
         log_end = _size(folder / LOG_FILE)
         server = _spawn(binary, folder, port, persistent=persistent, keep_open=keep_open)
         try:
@@ -176,10 +176,11 @@ def _first(port: int) -> Iterator[int]:
     if port:
         yield port
     while True:
-        yield _free_port()
+        yield free_port()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -24,7 +24,7 @@ MAX_VECTOR_BYTES = 4 << 20
 """The most bytes of the vectors of a job, if its endpoint says nothing."""
 
 
-class _OtherStage(InferenceStage):
+class _OneCallStage(InferenceStage):
     """Runs the job on one of the route's endpoints, and puts its result into `context.answer`."""
 
     async def _ask(self, context: PromptContext, endpoint: Endpoint) -> None:
@@ -41,7 +41,7 @@ class _OtherStage(InferenceStage):
         raise NotImplementedError
 
 
-class EmbeddingStage(_OtherStage):
+class EmbeddingStage(_OneCallStage):
     """Embeds the inputs of a job, together with those of others."""
 
     async def _run(self, context: PromptContext, endpoint: Endpoint) -> Embedded:
@@ -50,7 +50,7 @@ class EmbeddingStage(_OtherStage):
             task, _no_piece, tokens=_tokens(task.inputs), expires_at=context.expires_at
         )
         if len(embedded.vectors) != len(task.inputs):
-            raise WorkerProtocolError("the model worker gave not one vector for each input")
+            raise WorkerProtocolError("the model worker did not give one vector for each input")
         _check_length(embedded.vectors[0], task.dimensions)
         _check_size(embedded.vectors, endpoint)
         context.answer = {
@@ -60,7 +60,7 @@ class EmbeddingStage(_OtherStage):
         return embedded
 
 
-class RerankStage(_OtherStage):
+class RerankStage(_OneCallStage):
     """Orders the documents of a job."""
 
     async def _run(self, context: PromptContext, endpoint: Endpoint) -> Reranked:

@@ -34,7 +34,7 @@ from scheduler import (
     UnknownModel,
     coalescer,
 )
-from scheduler.client import connection
+from scheduler.client import connection, enqueuer
 from scheduler.events import decode_event
 from scheduler.redis_server.readiness import check_server
 from tests.integration.engine_room import Room, puppet_of, puppet_route, settings_of
@@ -645,6 +645,16 @@ async def test_a_queue_that_blocks_gives_up_in_time(room: Room) -> None:
     async with asyncio.timeout(SOON_S):
         outcomes = await asyncio.gather(*callers, return_exceptions=True)
     assert all(isinstance(outcome, QueueFull) for outcome in outcomes)
+
+
+async def test_a_redis_that_is_slow_to_end_a_wait_for_room_is_not_taken_for_gone(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await full(room, "block", block_timeout_s=0.1)
+    monkeypatch.setattr(enqueuer, "SPACE_WAIT_S", 0.05)
+    monkeypatch.setattr(client.queue, "wait_for_space", lambda _: asyncio.sleep(SOON_S))
+    with pytest.raises(QueueFull):
+        await asyncio.wait_for(client.enqueue("patient"), SOON_S)
 
 
 # Many readers, and the end of the client

@@ -256,7 +256,7 @@ async def test_an_unsampled_job_makes_no_span_and_is_not_watched(
 
 async def test_a_job_beyond_the_bound_has_no_span_in_the_worker_at_all(room: Room, spans: Spans) -> None:
     engine, client, traces = await start(room)
-    traces._bound = TraceBound(1)
+    traces._bound = TraceBound(1e-6)
     for text in ("one", "two"):
         job = await client.enqueue(text)
         (await puppet_of(engine).next_call()).finish("answer")

@@ -282,7 +282,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 async def test_a_server_is_ready_during_the_body_and_gone_after_it(package: Path) -> None:
     async with server.serve_file(package.parent / "model.gguf", package, SMOLLM2) as running:
-        (endpoint,) = running.route.endpoints
+        (endpoint,) = running.route().endpoints
         assert (endpoint.backend, endpoint.model) == ("llama_cpp", "smollm2")
         assert endpoint.base_url == running.base_url
         process = running.process.process

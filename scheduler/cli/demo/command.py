@@ -122,10 +122,9 @@ class _Stage:
         return self._judge(last)
 
     def _worker(self) -> AbstractAsyncContextManager[Child]:
-        config = self._folder / "worker.toml"
-        config.write_text(self._engine.toml, encoding="utf-8")
+        route = self._engine.route.model_dump(mode="json", exclude_unset=True)
         environ = {
-            "SCHEDULER_CONFIG": str(config),
+            "SCHEDULER_ROUTES": orjson.dumps({self._engine.model: route}).decode(),
             "SCHEDULER_REDIS_URL": self._url,
             "SCHEDULER_DRAIN_S": "0.5",
             "SCHEDULER_LOG_FORMAT": "human",

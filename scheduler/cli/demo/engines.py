@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ from typing import Any
 from scheduler.cli.cache import user_cache
 from scheduler.cli.children import Child, child
 from scheduler.cli.local_model import LocalModelName, open_local_model
-from scheduler.cli.local_model.server import SLOTS as LOCAL_SLOTS
 from scheduler.cli.model_servers import until_healthy
 from scheduler.cli.output import console, remark
 from scheduler.errors import ConfigError
+from scheduler.redis_server.supervisor import free_port
+from scheduler.settings import EndpointSettings, RouteSettings
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "engines"
 MAKE_TINY_HF = EXAMPLES / "make_tiny_hf.py"
@@ -45,8 +45,8 @@ class DemoEngine:
 
     model: str
     """The name of its route."""
-    toml: str
-    """The settings with its route."""
+    route: RouteSettings
+    """The route to it."""
     params: dict[str, Any] = field(default_factory=dict)
     """The parameters for each prompt."""
     children: tuple[Child, ...] = ()
@@ -71,13 +71,9 @@ def open_engine(
 
 @asynccontextmanager
 async def _echo(delay_s: float, at_once: int) -> AsyncIterator[DemoEngine]:
-    toml = f"""
-[[routes.echo.endpoints]]
-backend = "echo"
-max_in_flight = {at_once}
-options = {{ first_delay_s = {delay_s}, delay_s = {delay_s} }}
-"""
-    yield DemoEngine("echo", toml)
+    options = {"first_delay_s": delay_s, "delay_s": delay_s}
+    endpoint = EndpointSettings(backend="echo", max_in_flight=at_once, options=options)
+    yield DemoEngine("echo", RouteSettings(endpoints=[endpoint]))
 
 
 def _llama(folder: Path, environ: Mapping[str, str], at_once: int) -> AbstractAsyncContextManager[DemoEngine]:
@@ -88,21 +84,19 @@ def _llama(folder: Path, environ: Mapping[str, str], at_once: int) -> AbstractAs
 @asynccontextmanager
 async def _local_model(at_once: int) -> AsyncIterator[DemoEngine]:
     async with open_local_model(LocalModelName.SMOLLM2, console(stderr=True)) as server:
-        model = server.model
-        route = _route(model.name, "llama_cpp", server.base_url, min(at_once, LOCAL_SLOTS), model.system)
-        yield DemoEngine(model.name, route, LOCAL_PARAMS, (server.process,))
+        yield DemoEngine(server.model.name, server.route(at_once), LOCAL_PARAMS, (server.process,))
 
 
 @asynccontextmanager
 async def _own_llama(folder: Path, binary: Path, model: Path, at_once: int) -> AsyncIterator[DemoEngine]:
     remark("Starting llama-server; this takes some seconds")
-    port = _free_port()
+    port = free_port()
     flags = ("-c", "16384", "-np", str(SLOTS), "-t", "2", "--poll", "0", "--no-ui")
     where = ("--host", "127.0.0.1", "--port", str(port), "--alias", "tiny")
     async with child("llama-server", binary, "-m", model, *where, *flags, folder=folder) as server:
         base_url = f"http://127.0.0.1:{port}"
         await until_healthy(server, "llama_cpp", base_url, START_TIMEOUT_S)
-        yield DemoEngine("tiny", _route("tiny", "llama_cpp", base_url, at_once), PARAMS, (server,))
+        yield DemoEngine("tiny", _route("llama_cpp", base_url, at_once), PARAMS, (server,))
 
 
 @asynccontextmanager
@@ -113,22 +107,18 @@ async def _vllm(folder: Path, environ: Mapping[str, str], at_once: int) -> Async
     async with child("model maker", python, MAKE_TINY_HF, model, folder=folder) as maker:
         if await maker.wait():
             raise maker.complaint("cannot make a tiny model:", ConfigError)
-    port = _free_port()
+    port = free_port()
     async with child("vLLM", "sh", SERVE_VLLM, python, model, str(port), folder=folder) as server:
         base_url = f"http://127.0.0.1:{port}"
         await until_healthy(server, "vllm", base_url, VLLM_START_TIMEOUT_S)
-        yield DemoEngine("tiny", _route("tiny", "vllm", base_url, at_once), PARAMS, (server,))
+        yield DemoEngine("tiny", _route("vllm", base_url, at_once), PARAMS, (server,))
 
 
-def _route(name: str, backend: str, base_url: str, at_once: int, system: str | None = None) -> str:
-    assemble = f'[routes.{name}.assemble]\nsystem = "{system}"\n' if system else ""
-    return f"""
-[[routes.{name}.endpoints]]
-backend = "{backend}"
-base_url = "{base_url}"
-model = "{name}"
-max_in_flight = {min(at_once, SLOTS)}
-{assemble}"""
+def _route(backend: str, base_url: str, at_once: int) -> RouteSettings:
+    endpoint = EndpointSettings(
+        backend=backend, base_url=base_url, model="tiny", max_in_flight=min(at_once, SLOTS)
+    )
+    return RouteSettings(endpoints=[endpoint])
 
 
 def find_vllm(environ: Mapping[str, str]) -> Path:
@@ -169,10 +159,3 @@ def find_llama_server(environ: Mapping[str, str]) -> tuple[Path, Path] | None:
     if not Path(model).is_file():
         raise ConfigError(f"LLAMA_MODEL names {model}, which is not a file{neither}")
     return Path(server).absolute(), Path(model).absolute()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -43,14 +43,13 @@ class ModelServer:
         """Wait for its end, which is unexpected, and return the error to raise."""
         return _with_log(await self.process.failed(), self.process)
 
-    @property
-    def route(self) -> RouteSettings:
-        """A route to it. Plain prompts become chats, which the model was trained for."""
+    def route(self, max_in_flight: int = SLOTS) -> RouteSettings:
+        """A route to it. Plain prompts become chats: the model was trained for those."""
         endpoint = EndpointSettings(
             backend="llama_cpp",
             base_url=self.base_url,
             model=self.model.name,
-            max_in_flight=SLOTS,
+            max_in_flight=min(max_in_flight, SLOTS),
             first_token_timeout_s=FIRST_TOKEN_TIMEOUT_S,
         )
         return RouteSettings(endpoints=[endpoint], assemble=AssembleSettings(system=self.model.system))
