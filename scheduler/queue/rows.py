@@ -16,6 +16,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "wanted": ("lane", "quota", "kept", "offers"),  # claim, for each lane
     "claimed": ClaimedJob._fields,  # the reply of claim, for each job
     "return": Return._fields,  # retry, for each job
+    "publication": ("job_id", "token", "first_seq", "events"),  # publish; the events follow, so many
+    "ending": ("job_id", "token", "state", "first_seq", "events"),  # finish; the events follow, and then:
+    "outcome": ("head", "value", "reason", "result_ttl_ms", "used_tokens"),
 }
 
 _MARKED = re.compile(

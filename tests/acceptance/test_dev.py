@@ -65,13 +65,13 @@ def url_of(process: subprocess.Popen[str]) -> str:
     return url
 
 
-def gone(url: str) -> bool:
+def server_at(url: str) -> str | None:
+    """The id of the server's run, None without a server. Another test's may follow at the port."""
     with redis.Redis.from_url(url) as client:
         try:
-            client.ping()
+            return str(client.info("server")["run_id"])
         except redis.exceptions.ConnectionError:
-            return True
-    return False
+            return None
 
 
 def free_port() -> int:
@@ -89,6 +89,7 @@ def test_dev_serves_another_process_and_leaves_nothing_behind(
     sample = wait_for_line(process, " enqueue ")
     hint = wait_for_line(process, "SUBSCRIBE")
     wait_for_line(process, "Ctrl-C")
+    server = server_at(url)
     assert f"--redis-url {url} " in sample
     assert f"redis-cli -u {url} " in hint
     # The printed line as it is, but for the program's name.
@@ -106,7 +107,7 @@ def test_dev_serves_another_process_and_leaves_nothing_behind(
     rest, _ = process.communicate(timeout=SOON_S)
     assert process.returncode == 0, rest
     assert "Traceback" not in rest
-    assert gone(url)
+    assert server_at(url) != server
     assert list(temporary.iterdir()) == []
 
 
@@ -141,7 +142,7 @@ def test_where_the_port_is_taken_another_one_is_told(start_dev: StartDev) -> Non
     first, second = start_dev(), start_dev()
     urls = {url_of(first), url_of(second)}
     assert len(urls) == 2
-    assert all(not gone(url) for url in urls)
+    assert all(server_at(url) for url in urls)
 
 
 def test_a_port_that_is_asked_for_is_had_or_refused(start_dev: StartDev) -> None:
@@ -172,12 +173,13 @@ async def test_a_second_ctrl_c_ends_it_at_once(start_dev: StartDev) -> None:
         async for event in job.events():
             if isinstance(event, Delta):
                 break
+        server = server_at(url)
         process.send_signal(signal.SIGINT)
         wait_for_line(process, "draining")
         process.send_signal(signal.SIGINT)
         assert process.wait(SOON_S) == 130
     give_up_at = time.monotonic() + SOON_S
-    while not gone(url):
+    while server_at(url) == server:
         assert time.monotonic() < give_up_at
 
 

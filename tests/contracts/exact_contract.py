@@ -272,6 +272,7 @@ async def counters(q: QueueDriver) -> Counter[str]:
 
 @asynccontextmanager
 async def changes(q: QueueDriver, wanted: dict[str, int]) -> AsyncIterator[None]:
+    await q.work_is_not_due()  # it counts the jobs that ran from zero
     before = await counters(q)
     yield
     after = await counters(q)

@@ -252,6 +252,10 @@ class QueueDriver:
         """Let the next tick look at what waits."""
         await self.redis.hdel(self.queue.keys.fixed("meta"), "worked")
 
+    async def work_is_not_due(self) -> None:
+        """Let no tick look at what waits, for an hour."""
+        await self.redis.hset(self.queue.keys.fixed("meta"), "worked", await self.now_ms() + 3_600_000)
+
     async def work(self, lane: str = LANE) -> int:
         """How long the list is that autoscalers read, in seconds."""
         return int(await self.redis.llen(self.queue.keys.of("work", lane)))

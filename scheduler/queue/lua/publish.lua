@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Append events to streams and publish them, fenced by tokens. May be repeated.
 -- KEYS[1] prefix of the queue's keys
--- ARGV, repeated: job, token, seq of the first event, number of events, the events, JSON
+-- ARGV, repeated: a row `publication` (scheduler/queue/rows.py), and its events, JSON
 -- returns, for each publication: 1 | 0 refused: the job is no longer this token's
 -- @include "lib/argument"
 -- @include "lib/record"
@@ -18,21 +18,21 @@ end
 
 local starts, counts, at = {}, {}, 1
 while at <= #ARGV do
-  local n = argument(at + 3, 0, #ARGV)
+  local n = argument(at + PUBLICATION_EVENTS, 0, #ARGV)
   starts[#starts + 1], counts[#counts + 1] = at, n
-  at = at + 4 + n
+  at = at + PUBLICATION_WIDTH + n
 end
 if at ~= #ARGV + 1 then error('the number of arguments fits no number of events') end
 
 local replies = {}
-for at = 1, #starts do
-  local i, n = starts[at], counts[at]
-  local id, token, first = ARGV[i], ARGV[i + 1], whole(ARGV[i + 2], 1, MOST_NUMBER) or 1
+for i, at in ipairs(starts) do
+  local id, token, n = ARGV[at + PUBLICATION_JOB_ID], ARGV[at + PUBLICATION_TOKEN], counts[i]
+  local first, events = whole(ARGV[at + PUBLICATION_FIRST_SEQ], 1, MOST_NUMBER) or 1, at + PUBLICATION_WIDTH
   local rec = read(id, FIELDS)
   local accepted = rec and rec.k == token
   if accepted and rec.s == 'running' then
     local there = math.max(0, last_seq(id, token) - first + 1)
-    if there < n then emit(id, ARGV, i + 4 + there, i + 3 + n) end
+    if there < n then emit(id, ARGV, events + there, events + n - 1) end
     if first == 1 then redis.call('PEXPIRE', stream_key(id), RUNNING_STREAM_MS) end
   elseif accepted then
     accepted = last_seq(id, token) >= first + n - 1
