@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,8 @@ UNHEARD = "some were still waiting"
 ROUTE = "small"
 SLOT_TOKENS = 1024
 SPARE_THREADS = 256
+THREADS = max(1, (os.cpu_count() or 1) // 2)
+"""Threads of the server that compute; the other cores are for everybody else."""
 WHOLE = {"ignore_eos": True}
 """Answers of full length, so that every way gets the same work."""
 
@@ -196,7 +199,8 @@ def ways(load: Load, redis_url: str, reserved: int) -> list[Way]:
 @asynccontextmanager
 async def direct(server: str, *, at_once: int) -> AsyncIterator[Caller]:
     """A client of the server itself."""
-    limits = httpx.Limits(max_connections=None)
+    # The server ends idle connections, perhaps just as the next request comes.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=server, timeout=None, limits=limits, trust_env=False) as http:  # noqa: S113  the server is ended with the run
         yield Direct(http, at_once)
 
@@ -287,8 +291,16 @@ async def llama_server(binary: Path, model: Path, folder: Path, load: Load) -> A
     port = free_port()
     command = [
         *(str(binary), "-m", str(model), "--alias", ROUTE, "--host", "127.0.0.1", "--port", str(port)),
-        *("-c", str(load.slots * SLOT_TOKENS), "-np", str(load.slots), "--poll", "0", "--cache-ram", "0"),
-        *("--metrics", "--slots", "--no-ui", "--threads-http", str(load.backlog + SPARE_THREADS)),
+        *("-c", str(load.slots * SLOT_TOKENS), "-np", str(load.slots), "-t", str(THREADS), "--poll", "0"),
+        *(
+            "--cache-ram",
+            "0",
+            "--metrics",
+            "--slots",
+            "--no-ui",
+            "--threads-http",
+            str(load.backlog + SPARE_THREADS),
+        ),
     ]
     async with serving(command, port, folder, cores=set()):
         yield f"http://127.0.0.1:{port}"
