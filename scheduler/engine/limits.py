@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from scheduler.engine.routes import LEAST_URGENT, Route, endpoint_name
+from scheduler.engine.routes import Route, endpoint_name
 from scheduler.queue.limits import Limits, RateLimit
 from scheduler.queue.records import Offer
 from scheduler.settings import RateSettings, Settings
@@ -35,7 +35,7 @@ def offers_of(route: Route, *, without: Container[str] = ()) -> list[Offer]:
         Offer(
             endpoint.name,
             endpoint.room,
-            kept=endpoint.room - endpoint.room_for(LEAST_URGENT),
+            kept=endpoint.room - endpoint.may_start,
             outstanding=round(endpoint.burden),
             weight=endpoint.weight,
         )

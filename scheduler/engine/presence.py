@@ -13,7 +13,7 @@ from scheduler.engine.attempts import Attempts
 from scheduler.engine.context import EngineContext, EngineService
 from scheduler.engine.routes import Route
 from scheduler.queue.worker_report import RouteReport, WorkerReport, encode_report
-from scheduler.routing import BreakerState, Endpoint
+from scheduler.routing import BreakerState, Endpoint, report_of
 
 AGAIN_S = 0.5
 """The least time between two reports because of breakers."""
@@ -75,7 +75,7 @@ class Presence(EngineService):
             running=route.running,
             stages={stage: gate.running for stage, gate in route.pipeline.gates.items()},
             endpoints=tuple(
-                endpoint.report(permit_in_s=self._permits.wait_s(route.name, endpoint.name))
+                report_of(endpoint, permit_in_s=self._permits.wait_s(route.name, endpoint.name))
                 for endpoint in route.endpoints
             ),
         )

@@ -31,7 +31,6 @@ from workers.registry import EMBEDDING, RERANK, make_worker
 
 logger = logging.getLogger(__name__)
 
-LEAST_URGENT = 0
 LET_GO_S = 5.0
 """How long a model worker may take to close, in seconds."""
 
@@ -60,7 +59,7 @@ class Route:
         on_its_way = self.running - self.pipeline.gates[self.inference.name].running
         usable = [endpoint for endpoint in self.in_use if endpoint.name not in without]
         free = max(0, sum(endpoint.room for endpoint in usable) - on_its_way)
-        for_all = max(0, sum(endpoint.room_for(LEAST_URGENT) for endpoint in usable) - on_its_way)
+        for_all = max(0, sum(endpoint.may_start for endpoint in usable) - on_its_way)
         return Slots(free, free - for_all)
 
     @property

@@ -6,6 +6,7 @@ from scheduler.routing.choice import choose_endpoint
 from scheduler.routing.endpoint import Endpoint
 from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.routing.monitor import EndpointMonitor
+from scheduler.routing.report import report_of
 
 __all__ = [
     "AdaptiveLimit",
@@ -15,5 +16,6 @@ __all__ = [
     "EndpointMonitor",
     "choose_endpoint",
     "look_for_model",
+    "report_of",
     "share_of",
 ]

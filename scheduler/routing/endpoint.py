@@ -12,10 +12,10 @@ from scheduler.batching import Batcher, BatchPolicy, Flush, Member, Window
 from scheduler.batching.kinds import BatchWorker
 from scheduler.model import is_urgent
 from scheduler.observations import NOBODY, BreakerChanged, CallBegan, Flushed, Observers
-from scheduler.queue.worker_report import EndpointReport
 from scheduler.routing.breaker import Breaker, BreakerState
 from scheduler.routing.call_patience import call_patience
 from scheduler.routing.endpoint_call import EndpointCall
+from scheduler.routing.headroom import Headroom
 from scheduler.routing.limit import AdaptiveLimit, share_of
 from scheduler.routing.pause import Pause
 from scheduler.routing.recent_failures import RecentFailures
@@ -44,8 +44,9 @@ class Endpoint:
     limit adapts below the share. It gets no prompts while its breaker is open or during a pause that it asked
     for. `on_change` is called when any of this changes. `model` is the endpoint's own name for the model.
     `shared` is false for an endpoint inside this process; all others get nothing before `divide`. The
-    `reserved` slots are for urgent prompts: others are admitted only while more slots are free. Sessions are
-    hashed with `identity`, which unlike the name stays the same when other endpoints are added or removed.
+    `reserved` slots, a number or as many as urgent prompts need, are theirs: others are admitted only while
+    more slots are free. Sessions are hashed with `identity`, which unlike the name stays the same when other
+    endpoints are added or removed.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Endpoint:
         )
         self.limit = self._adaptive.value  # prompts that this process lets it hold while it is healthy
         self._pause = Pause(clock, on_over=self._changed)
+        self._headroom = Headroom(self, clock, self._refit) if settings.reserved == "auto" else None
         self._failures = RecentFailures(clock)
         self.window = Window(max(1, self.limit))
         self._fit()
@@ -124,6 +126,8 @@ class Endpoint:
     @property
     def reserved(self) -> int:
         """The part of its share that is for urgent prompts only; over all processes never every slot."""
+        if self.settings.reserved == "auto":
+            return self._headroom.kept if self._headroom is not None else 0
         return self._part_of(min(self.settings.reserved, self._total - 1), self._processes, self._index)
 
     @property
@@ -156,6 +160,12 @@ class Endpoint:
     def room_for(self, priority: int) -> int:
         """How many more prompts of that priority could be sent without waiting for a slot."""
         return self.room if is_urgent(priority) else max(0, self.room - self.kept)
+
+    @property
+    def may_start(self) -> int:
+        """How many more prompts that are not urgent may be claimed: its room, or less if it staggers them."""
+        free = max(0, self.room - self.kept)
+        return free if self._headroom is None else self._headroom.may_start(free)
 
     @property
     def admits(self) -> bool:
@@ -211,6 +221,8 @@ class Endpoint:
     def call_began(self, members: Sequence[Member] = ()) -> EndpointCall:
         """A call begins."""
         call = EndpointCall(self.name, self.breaker.begin(), self._clock(), self._is_full)
+        if members and self._headroom is not None:
+            self._headroom.call_began(call, members)
         if (tell := self._observers.call_began) is not None:
             settings, prompts = self.settings, [member.work for member in members]
             tell(CallBegan(call, self.name, settings.backend, settings.base_url, prompts))
@@ -259,6 +271,8 @@ class Endpoint:
             self._failures.clear()  # the requests were at fault, or the failures are over
 
     def _report_end(self, call: EndpointCall) -> None:
+        if self._headroom is not None and self._headroom.active:
+            self._headroom.call_ended(call)
         if (tell := self._observers.call_ended) is not None:
             call.ended_at = self._clock()
             tell(call)
@@ -268,22 +282,6 @@ class Endpoint:
         self.last_error = words[:MAX_ERROR_CHARS]
         self._why = (words if log_text is None else log_text)[:MAX_ERROR_CHARS]
 
-    def report(self, *, permit_in_s: float = 0.0) -> EndpointReport:
-        """Its report for administrators, without API key and address."""
-        return EndpointReport(
-            name=self.name,
-            backend=self.settings.backend,
-            in_flight=self.window.in_flight,
-            gathered=self.batcher.gathered,
-            limit=self.limit,
-            max_in_flight=self._max_in_flight,
-            reserved=self.reserved,
-            breaker=self.breaker.state.value,
-            usable_in_s=round(self.usable_in_s, 1),
-            permit_in_s=permit_in_s,
-            last_error=self.last_error,
-        )
-
     def observe_with(self, observers: Observers) -> None:
         """Report calls, batches and breaker changes to these observers."""
         self._observers = observers
@@ -292,6 +290,8 @@ class Endpoint:
     async def aclose(self) -> None:
         """Abort its calls and close its connections. Safe to call twice."""
         self._pause.cancel()
+        if self._headroom is not None:
+            self._headroom.cancel()
         await self.batcher.aclose()
         await self.worker.aclose()
 
@@ -318,8 +318,7 @@ class Endpoint:
             self.last_error = self._why = ""
             self._said_unused = False
             logger.info("endpoint %s is well again", self.name)
-        self._fit()
-        self._changed()
+        self._refit()
 
     def _turn_away(self) -> None:
         """Release gathered prompts to other endpoints, not counted as failures: waiting here has no use."""
@@ -332,8 +331,7 @@ class Endpoint:
         self.limit = self._adaptive.value
         if (self.limit, self.kept) == self._slots:
             return
-        self._fit()
-        self._changed()
+        self._refit()
 
     def _fit(self) -> None:
         """Apply the limit and the kept slots to the window.
@@ -343,6 +341,10 @@ class Endpoint:
         self._slots = self.limit, self.kept
         self.window.limit = max(1, self.limit)
         self.window.kept = min(self.kept, self.window.limit - 1)
+
+    def _refit(self) -> None:
+        self._fit()
+        self._changed()
 
     def _changed(self) -> None:
         self.on_change()

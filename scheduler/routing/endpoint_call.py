@@ -4,9 +4,12 @@ from __future__ import annotations
 
 
 class EndpointCall:
-    """A call in flight. `epoch` is the breaker's when it began; `full`: the window was full then."""
+    """A call in flight. `epoch` is the breaker's when it began; `full`: the window was full then.
 
-    __slots__ = ("began_at", "ended_at", "endpoint", "epoch", "error", "full", "given_up")
+    `urgent` is how many urgent prompts it carries: all, or none.
+    """
+
+    __slots__ = ("began_at", "ended_at", "endpoint", "epoch", "error", "full", "given_up", "urgent")
 
     def __init__(self, endpoint: str, epoch: int, began_at: float, full: bool) -> None:
         self.endpoint = endpoint
@@ -15,3 +18,4 @@ class EndpointCall:
         self.full = full
         self.error: Exception | None = None
         self.given_up = False
+        self.urgent = 0

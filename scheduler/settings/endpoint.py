@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from scheduler.model import Name
 from scheduler.settings.section import DAY_S, MOST, Section
@@ -72,8 +79,8 @@ class EndpointSettings(RateSettings):
     """The endpoint's share of the route's work, relative to the other endpoints."""
     max_in_flight: int | None = Field(default=None, ge=1, le=100_000)
     """Prompts in flight at once, over all worker processes; None: ask the server, or find out."""
-    reserved: int = Field(default=0, ge=0, le=100_000)
-    """Places of `max_in_flight` that are kept for priorities 8 and 9."""
+    reserved: Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
+    """Places of `max_in_flight` that are kept for priorities 8 and 9; `auto`: as many as they need."""
     timeout_s: float = Field(default=120.0, gt=0, le=DAY_S)
     """The longest wait for anything: a whole answer that is not streamed, the first token, the next token."""
     first_token_timeout_s: float = Field(default=30.0, gt=0, le=DAY_S)
@@ -96,11 +103,17 @@ class EndpointSettings(RateSettings):
             return values
         return {name: _text_or_variable(name, value) for name, value in values.items()}
 
-    @field_validator("reserved")
+    @field_validator("reserved", mode="wrap")
     @classmethod
-    def _leaves_places(cls, reserved: int, info: ValidationInfo) -> int:
+    def _leaves_places(
+        cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> int | Literal["auto"]:
+        try:
+            reserved: int | Literal["auto"] = validate(value)
+        except ValidationError:
+            raise ValueError('give a whole number from 0 to 100,000, or "auto"') from None
         most = info.data.get("max_in_flight")
-        if most is not None and reserved >= most:
+        if most is not None and reserved != "auto" and reserved >= most:
             raise ValueError(
                 f"leaves no place for priorities below 8: give less than max_in_flight, which is {most}"
             )

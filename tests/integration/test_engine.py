@@ -28,6 +28,7 @@ from scheduler.engine import claimer as claimer_module
 from scheduler.engine import engine as engine_module
 from scheduler.engine import waker as waker_module
 from scheduler.queue.records import Claim, ClaimedJob
+from scheduler.routing import headroom
 from scheduler.stages.base import PromptContext
 from tests.conftest import accepted
 from tests.contracts.queue_driver import QueueDriver
@@ -319,6 +320,24 @@ async def test_an_urgent_job_gets_the_reserved_place_at_once_and_others_do_not(r
     assert puppet_of(engine).calls.empty(), "its place stays free"
     calls[0].finish()
     assert (await puppet_of(engine).next_call()).generation.prompt == "bulk 2"
+
+
+async def test_a_place_stays_free_for_the_urgent_by_default_once_they_have_come(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headroom, "places_for", lambda load, places: 1)
+    settings = settings_of(routes={"echo": {"endpoints": [{"backend": "puppet", "max_in_flight": 3}]}})
+    engine = await room.engine(settings)
+    client = await room.client(settings)
+    urgent = await client.enqueue("now", priority=9)
+    (await puppet_of(engine).next_call()).finish()
+    await urgent.result(timeout_s=SOON_S)
+    for n in range(3):
+        await client.enqueue(f"bulk {n}")
+    assert [(await puppet_of(engine).next_call()).generation.prompt for _ in range(2)] == ["bulk 0", "bulk 1"]
+    await until(lambda: engine.claimer.waker.waits and engine.claimer.waker.lanes == {("echo", True)})
+    await client.enqueue("now", priority=9)
+    assert (await puppet_of(engine).next_call()).generation.prompt == "now"
 
 
 async def test_a_process_that_is_full_leaves_room_for_reserved_places(room: Room) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.routing import BreakerState, Endpoint
+from scheduler.routing import BreakerState, Endpoint, report_of
 from tests.patience import SOON_S
 from tests.unit.scripted_endpoint import Clock, Worker, endpoint, fail, half_open, opened
 from workers.base import Generation
@@ -153,7 +153,7 @@ def test_failed_call_counts_against_the_endpoint(error: WorkerError) -> None:
     assert one.breaker.suspected
     assert one.in_doubt.is_set()
     assert one.admits, "it may be the requests' fault"
-    assert one.report().last_error == str(error)
+    assert report_of(one).last_error == str(error)
 
 
 def test_model_that_is_not_served_has_the_endpoint_checked_at_once() -> None:
@@ -240,7 +240,7 @@ def test_what_a_back_end_said_is_for_administrators_and_not_for_the_log(
     one = endpoint("chat.0", breaker={"failures": 1})
     end(one, error)
     one.breaker.checked(well=False)
-    assert one.report().last_error == str(error)
+    assert report_of(one).last_error == str(error)
     assert caplog.messages == [f"endpoint chat.0 is unused for 2 s: {said}"]
 
 
@@ -429,7 +429,7 @@ def test_description_says_how_it_is_and_no_more() -> None:
     one.window.acquire(2)
     one.call_ended(one.call_began(), 1, WorkerUnavailable("x" * 5000))
     one.breaker.checked(well=False)
-    seen = one.report(permit_in_s=2.5).model_dump()
+    seen = report_of(one, permit_in_s=2.5).model_dump()
     assert {**seen, "last_error": len(seen["last_error"]), "usable_in_s": round(seen["usable_in_s"])} == {
         "name": "chat.0",
         "backend": "scripted",

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from scheduler.routing import BreakerState, Endpoint, EndpointMonitor, check, monitor
+from scheduler.routing import BreakerState, Endpoint, EndpointMonitor, check, monitor, report_of
 from tests.patience import SOON_S
 from tests.unit.scripted_endpoint import Worker, endpoint, fail
 from workers.base import Capabilities, Completed, Generation, Health, Load, Output
@@ -319,7 +319,7 @@ async def test_endpoint_that_does_not_serve_its_model_takes_no_prompts(
         await asyncio.sleep(0.05)  # it is asked several times
     assert not one.admits
     assert caplog.text.count("it does not serve the model large, but small") == 1
-    assert "does not serve the model large" in one.report().last_error
+    assert "does not serve the model large" in report_of(one).last_error
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,16 @@ WRONG_FILES = [
         "routes.chat.endpoints.0.max_in",
         "1",
     ),
+    (
+        "[routes.chat]\nendpoints = [{ backend = 'x', reserved = 'two' }]",
+        "routes.chat.endpoints.0.reserved: ",
+        '"auto"',
+    ),
+    (
+        "[routes.chat]\nendpoints = [{ backend = 'x', max_in_flight = 2, reserved = 2 }]",
+        "routes.chat.endpoints.0.reserved: ",
+        "less than max_in_flight, which is 2",
+    ),
     (route("batch = { max_size = 0 }"), "routes.chat.batch.max_size: ", "1"),
     (route("rag = { k = 3 }"), "routes.chat.rag.documents: ", "missing"),
     (
