@@ -376,7 +376,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw the medians and ranges of all ways."""
     matplotlib = import_module("matplotlib")
     panels = [
-        plots.Panel("first word of a chat, p50", MEASURE, P50),
+        plots.Panel("first word, p50", MEASURE, P50),
         plots.Panel("p99", MEASURE, P99),
         plots.Panel("background", MEASURE, BACKGROUND),
     ]
