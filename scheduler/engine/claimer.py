@@ -90,8 +90,10 @@ class Claimer(EngineService):
         }
         if self._free_bytes <= 0:
             return Room(lanes, NO_SLOTS)
-        kept = sum(endpoint.kept for endpoint in serving.endpoints if endpoint.admits)
-        return room_in(lanes, running=attempts.running, max_running=serving.settings.max_running, kept=kept)
+        reserved = sum(endpoint.kept for endpoint in serving.endpoints if endpoint.admits)
+        return room_in(
+            lanes, running=attempts.running, max_running=serving.settings.max_running, reserved=reserved
+        )
 
     @property
     def _free_bytes(self) -> int:
@@ -143,8 +145,8 @@ class Claimer(EngineService):
             self._worker,
             {name: room.lanes[name].free for name in lanes},
             limit=room.over_all.free,
-            kept=room.over_all.kept,
-            lanes_kept={name: room.lanes[name].kept for name in lanes},
+            reserved=room.over_all.reserved,
+            lanes_reserved={name: room.lanes[name].reserved for name in lanes},
             lease_ms=self._serving.lease_ms,
             suspects=not self._attempts.has_suspect,
             offers=self._offers(lanes),

@@ -35,7 +35,7 @@ def offers_of(route: Route, *, without: Container[str] = ()) -> list[Offer]:
         Offer(
             endpoint.name,
             endpoint.room,
-            kept=endpoint.room - endpoint.may_start,
+            reserved=endpoint.room - endpoint.may_start,
             outstanding=round(endpoint.burden),
             weight=endpoint.weight,
         )

@@ -10,15 +10,15 @@ CLAIM_AT_ONCE = 64
 
 
 class Slots(NamedTuple):
-    """How many more jobs may be claimed; `kept` of those slots are for priorities 8 and 9."""
+    """How many more jobs may be claimed; `reserved` of those slots are for priorities 8 and 9."""
 
     free: int
-    kept: int
+    reserved: int
 
     @property
     def for_all(self) -> int:
         """How many jobs of any priority may be claimed."""
-        return self.free - self.kept
+        return self.free - self.reserved
 
 
 NO_SLOTS = Slots(0, 0)
@@ -38,15 +38,15 @@ class Room(NamedTuple):
         )
 
 
-def room_in(lanes: Mapping[str, Slots], *, running: int, max_running: int, kept: int) -> Room:
-    """The room of a process that runs `running` jobs and whose endpoints keep `kept` slots for the urgent.
+def room_in(lanes: Mapping[str, Slots], *, running: int, max_running: int, reserved: int) -> Room:
+    """The room of a process that runs `running` jobs and whose endpoints reserve `reserved` slots.
 
-    At most half of the process is kept for the urgent.
+    At most half of the process is reserved for priorities 8 and 9.
     """
     if not any(slots.free for slots in lanes.values()):
         return Room(lanes, NO_SLOTS)
     free = min(max_running - running, CLAIM_AT_ONCE)
-    for_all = min(free, max(0, max_running - min(kept, max_running // 2) - running))
+    for_all = min(free, max(0, max_running - min(reserved, max_running // 2) - running))
     if not any(slots.for_all for slots in lanes.values()):
         for_all = 0
     return Room(lanes, Slots(free, free - for_all))

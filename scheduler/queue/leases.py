@@ -15,7 +15,7 @@ LANES_A_CLAIM = 256
 RENEW_AT_ONCE = 512
 
 NO_OFFERS: Mapping[str, Sequence[Offer]] = {}
-NOTHING_KEPT: Mapping[str, int] = {}
+NOTHING_RESERVED: Mapping[str, int] = {}
 
 _TEXTS = [ClaimedJob._fields.index(name) for name in ("id", "lane", "tenant", "endpoint")]
 _SUSPECT = ClaimedJob._fields.index("suspect")
@@ -40,8 +40,8 @@ class Leases(QueuePart):
         *,
         limit: int,
         lease_ms: int,
-        kept: int = 0,
-        lanes_kept: Mapping[str, int] = NOTHING_KEPT,
+        reserved: int = 0,
+        lanes_reserved: Mapping[str, int] = NOTHING_RESERVED,
         suspects: bool = True,
         offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
         max_bytes: int = CLAIM_BYTES,
@@ -56,8 +56,8 @@ class Leases(QueuePart):
             lanes: how many jobs of each lane at most; name at most `LANES_A_CLAIM` lanes.
             limit: how many jobs in all at most.
             lease_ms: how long the leases hold.
-            kept: how many of the `limit` places are kept for priorities 8 and 9.
-            lanes_kept: the same for the places of each lane.
+            reserved: how many of the `limit` slots are for priorities 8 and 9.
+            lanes_reserved: the same for the slots of each lane.
             suspects: whether a suspect may come, since a process runs one at a time.
             offers: for lanes with a limited endpoint, the endpoints that may take jobs now. Each job gets
                 the permit of the least busy one by weight that has one, or stays in its lane.
@@ -65,24 +65,24 @@ class Leases(QueuePart):
 
         A job whose request is deleted before it is read, most likely by a cancel, is left out.
         """
-        places = min(limit, CLAIM_CHUNK)
-        # Places beyond one claim are the first that are kept.
-        kept = max(0, kept - (limit - places))
+        slots = min(limit, CLAIM_CHUNK)
+        # Slots beyond one claim are the first that are reserved.
+        reserved = max(0, reserved - (limit - slots))
         args: list[Argument] = [
             claim_id,
             worker,
             lease_ms,
-            places,
-            kept,
+            slots,
+            reserved,
             int(suspects),
             min(max_bytes, CLAIM_BYTES),
         ]
         for lane, quota in lanes.items():
             offered = " ".join(
-                f"{offer.endpoint} {offer.room} {offer.kept} {offer.outstanding} {offer.weight}"
+                f"{offer.endpoint} {offer.room} {offer.reserved} {offer.outstanding} {offer.weight}"
                 for offer in offers.get(lane, ())
             )
-            args += (lane, quota, lanes_kept.get(lane, 0), offered)
+            args += (lane, quota, lanes_reserved.get(lane, 0), offered)
         more, waits, *rows = await self._scripts.run("claim", *args)
         without = {
             lane.decode(): WithoutPermit(tuple(names.decode().split()), ms)

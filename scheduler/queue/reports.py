@@ -64,7 +64,7 @@ class EndpointStatus(Frozen):
     max_in_flight: int | None = None
     """The most prompts in flight ever; None if it is not known."""
     reserved: int = 0
-    """Places that are kept for priorities 8 and 9."""
+    """Slots that are reserved for priorities 8 and 9."""
     breakers: dict[str, int] = Field(default_factory=dict)
     """Worker processes by the state of their breaker: closed, open, half_open."""
     usable_in_s: float = 0.0

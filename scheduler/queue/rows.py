@@ -13,7 +13,7 @@ from scheduler.queue.records import ClaimedJob, NewJob, Return
 
 ROWS: dict[str, tuple[str, ...]] = {
     "new": NewJob._fields,  # enqueue, for each job
-    "wanted": ("lane", "quota", "kept", "offers"),  # claim, for each lane
+    "wanted": ("lane", "quota", "reserved", "offers"),  # claim, for each lane
     "claimed": ClaimedJob._fields,  # the reply of claim, for each job
     "return": Return._fields,  # retry, for each job
     "publication": ("job_id", "token", "first_seq", "events"),  # publish; the events follow, so many

@@ -666,7 +666,7 @@ class LimitsContract(OnQueue):
 
     async def test_places_that_an_endpoint_keeps_go_to_the_urgent_alone(self, q: QueueDriver) -> None:
         await q.enqueue(*[new_job(f"j{p}", priority=p) for p in (5, 7, 8, 9)])
-        offers = {LANE: [Offer("small", 1, kept=1), Offer("large", 3, kept=1)]}
+        offers = {LANE: [Offer("small", 1, reserved=1), Offer("large", 3, reserved=1)]}
         claim = await q.claim_all(offers=offers)
         assert {job.id: job.endpoint for job in claim.jobs} == {"j9": "small", "j8": "large", "j7": "large"}
         assert (claim.more, claim.more_urgent, claim.without_permit) == (True, False, {})

@@ -1625,12 +1625,12 @@ class QueueContract(OnQueue):
 
     async def test_places_that_are_kept_go_to_the_urgent_alone(self, q: QueueDriver) -> None:
         await q.enqueue(*[new_job(f"j{p}", priority=p) for p in (0, 7, 8, 9)])
-        claim = await q.claim_all(lanes={LANE: 3}, lanes_kept={LANE: 2})
-        assert [job.id for job in claim.jobs] == ["j9", "j8"], "the last two places are kept"
+        claim = await q.claim_all(lanes={LANE: 3}, lanes_reserved={LANE: 2})
+        assert [job.id for job in claim.jobs] == ["j9", "j8"], "the last two places are reserved"
         assert (claim.more, claim.more_urgent) == (True, False)
-        claim = await q.claim_all(2, kept=2)
+        claim = await q.claim_all(2, reserved=2)
         assert (claim.jobs, claim.more) == ((), True)
-        claim = await q.claim_all(2, kept=1)
+        claim = await q.claim_all(2, reserved=1)
         assert [job.id for job in claim.jobs] == ["j7"]
 
     async def test_a_claim_says_whether_urgent_work_was_left(self, q: QueueDriver) -> None:

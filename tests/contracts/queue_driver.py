@@ -13,7 +13,7 @@ import orjson
 
 from scheduler.model import JobState
 from scheduler.queue.keys import Keys
-from scheduler.queue.leases import CLAIM_BYTES, NO_OFFERS, NOTHING_KEPT
+from scheduler.queue.leases import CLAIM_BYTES, NO_OFFERS, NOTHING_RESERVED
 from scheduler.queue.limits import Limits, RateLimit
 from scheduler.queue.queue import PromptQueue
 from scheduler.queue.records import (
@@ -168,8 +168,8 @@ class QueueDriver:
         lease_ms: int = LEASE_MS,
         suspects: bool = True,
         offers: Mapping[str, Sequence[Offer]] = NO_OFFERS,
-        kept: int = 0,
-        lanes_kept: Mapping[str, int] = NOTHING_KEPT,
+        reserved: int = 0,
+        lanes_reserved: Mapping[str, int] = NOTHING_RESERVED,
         max_bytes: int = CLAIM_BYTES,
     ) -> Claim:
         """One claim with an id of its own."""
@@ -183,8 +183,8 @@ class QueueDriver:
             lease_ms=lease_ms,
             suspects=suspects,
             offers=offers,
-            kept=kept,
-            lanes_kept=lanes_kept,
+            reserved=reserved,
+            lanes_reserved=lanes_reserved,
             max_bytes=max_bytes,
         )
 

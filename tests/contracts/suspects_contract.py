@@ -79,7 +79,7 @@ class SuspectsContract(OnQueue):
         await q.enqueue(new_job("a"))
         urgent = q.queue.keys.of("urgent", LANE)
         await q.redis.delete(urgent)
-        assert not (await q.claim_all(suspects=False, lanes_kept={LANE: 1024})).jobs
+        assert not (await q.claim_all(suspects=False, lanes_reserved={LANE: 1024})).jobs
         assert await q.redis.llen(urgent) == 0, "who listens to it alone would come back at once, for ever"
 
     async def test_a_suspect_has_its_own_place_among_the_others(self, q: QueueDriver) -> None:

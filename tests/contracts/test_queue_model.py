@@ -359,8 +359,8 @@ class QueueModel(RuleBasedStateMachine):
         quota_b=st.integers(0, 4),
         room=st.sampled_from([None, None, 1, 9]),
         suspects=st.booleans(),
-        kept=st.sampled_from([0, 0, 1, 3]),
-        kept_a=st.sampled_from([0, 0, 1, 3]),
+        reserved=st.sampled_from([0, 0, 1, 3]),
+        reserved_a=st.sampled_from([0, 0, 1, 3]),
     )
     def claim(
         self,
@@ -370,16 +370,16 @@ class QueueModel(RuleBasedStateMachine):
         room: int | None,
         *,
         suspects: bool,
-        kept: int = 0,
-        kept_a: int = 0,
+        reserved: int = 0,
+        reserved_a: int = 0,
     ) -> None:
         self.claims += 1
         quotas = {"a": quota_a, "b": quota_b}
         claim_id = f"c{self.claims}"
-        offers = {} if room is None else {"a": [Offer(ENDPOINT, room, min(kept_a, room))]}
-        lanes_kept = {"a": kept_a} if room is None else {}
+        offers = {} if room is None else {"a": [Offer(ENDPOINT, room, min(reserved_a, room))]}
+        lanes_reserved = {"a": reserved_a} if room is None else {}
         expected, no_permit = self.expected_claim(
-            dict(quotas), limit, room, suspects=suspects, kept=kept, kept_a=kept_a
+            dict(quotas), limit, room, suspects=suspects, reserved=reserved, reserved_a=reserved_a
         )
         claim = self.do(
             self.q.queue.claim(
@@ -388,8 +388,8 @@ class QueueModel(RuleBasedStateMachine):
                 quotas,
                 limit=limit,
                 lease_ms=LEASE_MS,
-                kept=kept,
-                lanes_kept=lanes_kept,
+                reserved=reserved,
+                lanes_reserved=lanes_reserved,
                 suspects=suspects,
                 offers=offers,
             )
@@ -416,7 +416,14 @@ class QueueModel(RuleBasedStateMachine):
             self.last_claim = (claim_id, quotas, limit, [(got.id, got.token) for got in claim.jobs])
 
     def expected_claim(
-        self, quotas: dict[str, int], limit: int, room: int | None, *, suspects: bool, kept: int, kept_a: int
+        self,
+        quotas: dict[str, int],
+        limit: int,
+        room: int | None,
+        *,
+        suspects: bool,
+        reserved: int,
+        reserved_a: int,
     ) -> tuple[list[str], set[str]]:
         """The jobs that it takes, and the lanes that it leaves for want of a permit."""
         taken: list[str] = []
@@ -427,11 +434,11 @@ class QueueModel(RuleBasedStateMachine):
             if job.lane in self.paused | no_permit or not quotas[job.lane] or (job.suspect and not suspects):
                 continue
             bound = room is not None and job.lane == "a"
-            kept_here = kept_a if job.lane == "a" else 0
+            reserved_here = reserved_a if job.lane == "a" else 0
             if job.priority < 8:
-                if limit - len(taken) <= kept or (not bound and quotas[job.lane] <= kept_here):
+                if limit - len(taken) <= reserved or (not bound and quotas[job.lane] <= reserved_here):
                     continue
-                if bound and room is not None and room <= kept_here:
+                if bound and room is not None and room <= reserved_here:
                     continue
             if bound and self.endpoint_limited and f"e:{ENDPOINT}" in self.spent:
                 # an endpoint without room is not asked for a permit

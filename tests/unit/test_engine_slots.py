@@ -3,8 +3,8 @@
 from scheduler.engine.slots import CLAIM_AT_ONCE, NO_SLOTS, Room, Slots, room_in
 
 
-def room(*, running: int = 0, max_running: int = 10, kept: int = 0, **lanes: Slots) -> Slots:
-    return room_in(lanes, running=running, max_running=max_running, kept=kept).over_all
+def room(*, running: int = 0, max_running: int = 10, reserved: int = 0, **lanes: Slots) -> Slots:
+    return room_in(lanes, running=running, max_running=max_running, reserved=reserved).over_all
 
 
 def test_a_process_has_room_for_what_it_does_not_run() -> None:
@@ -20,12 +20,12 @@ def test_one_claim_takes_no_more_than_its_bound() -> None:
 
 
 def test_slots_that_endpoints_keep_for_the_urgent_are_kept_in_the_process_too() -> None:
-    assert room(running=4, kept=3, chat=Slots(100, 3)) == Slots(6, 3)
-    assert room(running=8, kept=3, chat=Slots(100, 3)) == Slots(2, 2)
+    assert room(running=4, reserved=3, chat=Slots(100, 3)) == Slots(6, 3)
+    assert room(running=8, reserved=3, chat=Slots(100, 3)) == Slots(2, 2)
 
 
 def test_at_most_half_of_a_process_is_kept_for_the_urgent() -> None:
-    assert room(kept=100, chat=Slots(100, 50)) == Slots(10, 5)
+    assert room(reserved=100, chat=Slots(100, 50)) == Slots(10, 5)
 
 
 def test_where_lanes_have_urgent_slots_alone_so_has_the_process() -> None:

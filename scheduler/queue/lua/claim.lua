@@ -3,11 +3,11 @@
 -- limit. May be repeated with the same claim id.
 -- KEYS[1] prefix of the queue's keys
 -- ARGV[1] claim id  ARGV[2] worker process  ARGV[3] lease, ms  ARGV[4] how many jobs at most
--- ARGV[5] how many of those places are kept for priorities 8 and 9
+-- ARGV[5] how many of those slots are reserved for priorities 8 and 9
 -- ARGV[6] 1 if the worker process may take a suspect, because it runs none; else 0
 -- ARGV[7] take no more jobs once their requests have this many bytes; one is taken in any case
--- ARGV[8…] a row `wanted` a lane (scheduler/queue/rows.py): the lane, how many jobs of it at most, how many of those places are
---   kept for 8 and 9, and '' or where its jobs may go: 'endpoint room kept outstanding weight', repeated
+-- ARGV[8…] a row `wanted` a lane (scheduler/queue/rows.py): the lane, how many jobs of it at most, how many of those slots are
+--   reserved for 8 and 9, and '' or where its jobs may go: 'endpoint room reserved outstanding weight', repeated
 -- returns {more, {lane, ms, endpoints, …}, a row `claimed` for each job, …}
 --   more: claimable work was left behind, 2: of priority 8 or 9, 1: only below, 0: none
 --   lanes whose work was left for want of a permit, the ms to the next permit, and the endpoints that lack one
@@ -39,9 +39,9 @@ local STARVED_EVERY = 20
 local MAX_HINDERED = 64
 local INLINE_BYTES = 32768
 
-check_format(kept[4])
+check_format(from_meta[4])
 local claim_id, worker = named(1), named(2)
-local lease_ms, limit, limit_kept = argument(3, 1, MOST_MS), argument(4, 0, MOST_JOBS), argument(5, 0, MOST_JOBS)
+local lease_ms, limit, limit_reserved = argument(3, 1, MOST_MS), argument(4, 0, MOST_JOBS), argument(5, 0, MOST_JOBS)
 
 local suspects, bytes_left = argument(6, 0, 1), argument(7, 1, MOST_NUMBER)
 if (#ARGV - 7) % WANTED_WIDTH > 0 then error('the arguments are not a row a lane') end
@@ -112,7 +112,7 @@ for i = 3, #fields do
   if (bits > 0 or bits_of_suspects > 0) and paused[i - 2] == 0 then
     local offers = ARGV[at + WANTED_OFFERS]
     local lane = {
-      name = name, quota = argument(at + WANTED_QUOTA, 0, MOST_NUMBER), kept = argument(at + WANTED_KEPT, 0, MOST_NUMBER),
+      name = name, quota = argument(at + WANTED_QUOTA, 0, MOST_NUMBER), reserved = argument(at + WANTED_RESERVED, 0, MOST_NUMBER),
       claimed = 0, left = 0,
       offers = offers ~= '' and parse_offers(offers), without_permit = false,
     }
@@ -123,14 +123,14 @@ for i = 3, #fields do
     end
   end
 end
-local order, places = make_order(cursors, limit), limit
+local order, slots = make_order(cursors, limit), limit
 
 local function wanted(cursor)
   local place = cursor.place
   if place.is_beside and suspects < 1 then return false end
   local lane = place.lane
   if cursor.p >= URGENT then return lane.quota > 0 end
-  return lane.quota > lane.kept and places > limit_kept
+  return lane.quota > lane.reserved and slots > limit_reserved
 end
 
 -- The oldest job that has waited past its bound.
@@ -174,7 +174,7 @@ local function consider(cursor)
     offer, wait_ms, without = lane.offers.choose(cursor.p)
     if not offer then
       -- Less urgent jobs have no more endpoints to go to than more urgent ones.
-      if cursor.p >= URGENT then lane.quota = 0 else lane.kept = math.huge end
+      if cursor.p >= URGENT then lane.quota = 0 else lane.reserved = math.huge end
       if wait_ms then lane.without_permit = { wait_ms, without } end
       return
     end
@@ -187,7 +187,7 @@ local function consider(cursor)
     return
   end
   runnable[#runnable + 1] = job
-  lane.quota, lane.claimed, places = lane.quota - 1, lane.claimed + 1, places - 1
+  lane.quota, lane.claimed, slots = lane.quota - 1, lane.claimed + 1, slots - 1
   if cursor.place.is_beside then suspects = suspects - 1 end
   bytes_left = bytes_left - job.bytes
   if job.gate then job.gate.charge(estimate_tokens(job.bytes)) end

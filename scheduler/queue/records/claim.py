@@ -15,8 +15,8 @@ class Offer:
     """Its name."""
     room: int
     """How many more prompts it may take."""
-    kept: int = 0
-    """How many of those places are for priorities 8 and 9."""
+    reserved: int = 0
+    """How many of those slots are for priorities 8 and 9."""
     outstanding: int = 0
     """How many prompts it has."""
     weight: float = 1.0

@@ -1,5 +1,5 @@
 -- A lane has at most one wake token. The process that takes it passes it on if it leaves claimable work behind. A lane with work of
--- 8 or 9 has another one, for processes whose only free places are kept for such work.
+-- 8 or 9 has another one, for processes whose only free slots are reserved for such work.
 local function has_urgent(lane) return level_bits(lane) >= 2 ^ URGENT or level_bits(suspects_lane(lane)) >= 2 ^ URGENT end
 
 local function leave_token(key)
