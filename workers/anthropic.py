@@ -1,6 +1,6 @@
-"""Anthropic, and every server that speaks its Messages API.
+"""Anthropic, and every server compatible with its Messages API.
 
-Whole answers are streamed too, so that a cancelled call stops and the limit of the first token holds.
+Whole answers are streamed too, so cancelled calls stop at the server and `first_token_timeout_s` applies.
 
 Source: https://docs.anthropic.com/en/api/messages-streaming
 """

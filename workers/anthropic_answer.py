@@ -1,4 +1,4 @@
-"""From the event stream of Anthropic's Messages API to outputs.
+"""Turns the event stream of Anthropic's Messages API into outputs.
 
 Source: https://docs.anthropic.com/en/api/messages-streaming
 """
@@ -30,7 +30,7 @@ _NAMED_IN_CALL = frozenset({"id", "input", "name", "type"})
 
 
 class _Call:
-    """One tool call on its way. `given`: its input as its block began, None once it was said."""
+    """A tool call while it streams. `given`: the input that its block started with, None once passed on."""
 
     __slots__ = ("given", "index")
 
@@ -40,13 +40,13 @@ class _Call:
 
 
 class MessageReader:
-    """Puts one streamed message together; complete when `message_stop` has come.
+    """Assembles one streamed message; complete once `message_stop` has arrived.
 
     Tool calls and thinking come out as OpenAI's fragments and reasoning; `index` counts the tool calls alone.
     Each block of thinking follows its reasoning, whole and with its signature, as `thinking_blocks`. Where
     OpenAI's form would lose a block or the order of blocks, all of them come at the end, as `content_blocks`.
     Such blocks are looked for in every answer, in front of plain text only if the request `has_more` than
-    that: tools, or fields of Anthropic's own. Kinds of events that are not known say nothing.
+    that: tools, or fields of Anthropic's own. Unknown kinds of events are ignored.
     """
 
     __slots__ = (
@@ -72,7 +72,7 @@ class MessageReader:
         self._content: ContentBlocks | None = None
         self._extra: dict[str, Any] = {}
         self._usage: dict[str, Any] = {}
-        self._said: Any = None  # the reason for the end, in the server's word
+        self._said: Any = None  # the stop reason in the server's own word
         self._spoken = False
         self._model: str | None = None
         self._counts: dict[str, int] = {}
@@ -94,18 +94,18 @@ class MessageReader:
 
     @property
     def missing(self) -> int:
-        """1 until the end has come, or at least the reason for it."""
+        """1 until the end, or at least its reason, has arrived."""
         return int(not self.complete and finish_reason(self._said) is None)
 
     def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        """What one event says; kinds that are not known say nothing."""
+        """Read one event; unknown kinds are ignored."""
         reader = self._readers.get(event["type"])
         outputs = reader(event) if reader else ()
         self._spoken = self._spoken or bool(outputs)
         return outputs
 
     def finish(self) -> Sequence[Output]:
-        """The end of an answer without `message_stop`: it gave its reason, or said something and was done."""
+        """Return the end of an answer without `message_stop`, if it has a reason or any content."""
         if self.complete or (self.missing and not self._spoken):
             return ()
         return self._end()
@@ -199,7 +199,7 @@ class MessageReader:
         reason = finish_reason(self._said) or UNKNOWN
         if reason == "stop" and self._calls:
             reason = "tool_calls"
-        # A call without arguments has {}; where the answer was cut they may have been on their way.
+        # A call without arguments has {}; if the answer was cut off, the arguments may be missing.
         left = [call for call in self._calls if call.given or (call.given is not None and reason != "length")]
         inputs = [output for call in left for output in _input_of(call)]
         blocks = self._content.unlike_openais() if self._content is not None else ()
@@ -209,7 +209,7 @@ class MessageReader:
         return (*inputs, *pieces, ended(0, reason, usage, self._model, said=self._said, extra=extra))
 
     def _count(self, usage: Any) -> None:
-        """Keep the counts that say something: they come twice, and either time may have zero or null."""
+        """Keep the counts that are set: they come twice, and either may be zero or null."""
         details = usage.get("output_tokens_details") if isinstance(usage, Mapping) else None
         found = {name: token_count(usage, name) for name in _COUNTS}
         found["thinking_tokens"] = token_count(details, "thinking_tokens")
@@ -225,7 +225,7 @@ def _fragment(call: _Call, **fragment: Any) -> Sequence[Output]:
 
 
 def _input_of(call: _Call) -> Sequence[Output]:
-    """The input that came with the block of a call, as no fragments of it have come."""
+    """The input that came with the start of a call's block, if no fragments followed."""
     arguments, call.given = orjson.dumps(call.given).decode(), None
     return _fragment(call, function={"arguments": arguments})
 
@@ -238,7 +238,7 @@ def _text(*, text: Any = "", reasoning: Any = "") -> Sequence[Output]:
 
 
 def read_usage(counts: Mapping[str, int], extra: Mapping[str, Any]) -> TokenUsage:
-    """Anthropic's counts. It counts what the cache gave and took apart from the rest of the input."""
+    """Read Anthropic's counts, which have cached input tokens apart from the others."""
     cached, plain = counts.get("cache_read_input_tokens"), counts.get("input_tokens")
     stored = counts.get("cache_creation_input_tokens")
     return TokenUsage(

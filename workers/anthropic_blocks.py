@@ -1,4 +1,4 @@
-"""The content blocks of one message of Anthropic's, put together as the API wants them back.
+"""The content blocks of one Anthropic message, assembled in the form that the API takes back.
 
 Source: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking
 """
@@ -13,13 +13,13 @@ import orjson
 
 THINKING = frozenset({"thinking", "redacted_thinking"})
 
-# The order that a message of OpenAI's form can say: thinking, then one text, then calls.
+# The order that OpenAI's format can express: thinking, then one text, then calls.
 _ORDER = {"thinking": 0, "redacted_thinking": 0, "text": 1, "tool_use": 2}
 _FIELDS = {
     "text": frozenset({"type", "text"}),
     "tool_use": frozenset({"type", "id", "name", "input"}),
 }
-# What a delta adds to: the field of the block, by that of the delta.
+# The field of the block that a delta extends, by the field of the delta.
 _GROWS = {"text": "text", "thinking": "thinking", "content": "content"}
 
 
@@ -60,7 +60,7 @@ class ContentBlocks:
         return block
 
     def unlike_openais(self) -> Sequence[Mapping[str, Any]]:
-        """All blocks, if a message of OpenAI's form would lose some of them or their order; else none."""
+        """All blocks, if OpenAI's format would lose some of them or their order; otherwise none."""
         blocks = [self._whole(at) for at in sorted(self._blocks)]
         places = [_ORDER.get(str(block.get("type")), -1) for block in blocks]
         if -1 in places or places != sorted(places) or places.count(1) > 1:

@@ -1,4 +1,4 @@
-"""From a chat in OpenAI's shape to Anthropic's Messages API.
+"""Converts chats in OpenAI's format for Anthropic's Messages API.
 
 Source: https://docs.anthropic.com/en/api/messages
 """
@@ -22,10 +22,10 @@ _TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard
 def chat_fields(generation: Generation) -> dict[str, Any]:
     """The fields `system` and `messages` of a request.
 
-    The API refuses a turn without content, which OpenAI takes: such a turn is left out.
+    A turn without content is left out: OpenAI accepts one, this API refuses it.
 
     Raises:
-        RequestRejected: a message has what this API does not know.
+        RequestRejected: a message has something that this API does not support.
     """
     if generation.token_ids is not None:
         raise UnsupportedParameter("prompt: Anthropic takes no token ids; give text")
@@ -41,7 +41,7 @@ def chat_fields(generation: Generation) -> dict[str, Any]:
         role, blocks = _turn(message, where)
         if not blocks:
             continue
-        if messages and messages[-1]["role"] == role:  # results of several tools belong into one message
+        if messages and messages[-1]["role"] == role:  # results of several tools belong in one message
             messages[-1]["content"] += blocks
         else:
             messages.append({"role": role, "content": blocks})
@@ -56,7 +56,7 @@ def tool_fields(generation: Generation) -> dict[str, Any]:
     """The fields `tools` and `tool_choice` of a request.
 
     Raises:
-        RequestRejected: they are not in OpenAI's shape.
+        RequestRejected: they are not in OpenAI's format.
     """
     fields: dict[str, Any] = {}
     if generation.tools:
@@ -84,10 +84,10 @@ def format_fields(response_format: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def own_parameters(named: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of OpenAI's in this API's shape, some of which are parts of fields that `body` may have.
+    """OpenAI's parameters in this API's format; some become parts of fields that `body` may already have.
 
     Raises:
-        UnsupportedParameter: the service tier is none of Anthropic's.
+        UnsupportedParameter: Anthropic has no such service tier.
     """
     own = {name: value for name, value in named.items() if name not in _RESHAPED}
     if isinstance(stop := own.get("stop_sequences"), str):
@@ -117,7 +117,7 @@ def _turn(message: Mapping[str, Any], where: str) -> tuple[str, list[dict[str, A
         return "user", _cached([_tool_result(message, blocks)], message)
     if role != "assistant":
         return "user", _cached(blocks, message)
-    if message.get("content_blocks"):  # all there is, in an order that the other fields cannot say
+    if message.get("content_blocks"):  # all blocks, in an order that the other fields cannot express
         return "assistant", _cached(_own_blocks(message, "content_blocks", where), message)
     thoughts = _own_blocks(message, "thinking_blocks", where)
     calls = [_tool_use(call, f"{where}.tool_calls") for call in message.get("tool_calls") or ()]
@@ -125,7 +125,7 @@ def _turn(message: Mapping[str, Any], where: str) -> tuple[str, list[dict[str, A
 
 
 def _own_blocks(message: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
-    """Blocks of an earlier answer, as they came: they carry signatures."""
+    """Blocks of an earlier answer, unchanged, because they carry signatures."""
     blocks = message.get(name) or []
     if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
         raise RequestRejected(f"{where}.{name}: give the list that the answer had")
@@ -142,7 +142,7 @@ def _tool_result(message: Mapping[str, Any], blocks: list[dict[str, Any]]) -> di
 
 
 def _cached(blocks: list[dict[str, Any]], marked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The blocks, the last with the mark that ends a prefix to cache, where the message carries one."""
+    """The blocks; if the message has a cache mark, the last block gets it."""
     if blocks and marked.get("cache_control") is not None:
         blocks[-1] = {**blocks[-1], "cache_control": marked["cache_control"]}
     return blocks
@@ -160,7 +160,7 @@ def _content_blocks(content: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _is_blank(block: Mapping[str, Any]) -> bool:
-    """Whether it is text that the API refuses: it has nothing, or white space alone."""
+    """Whether the API refuses this text: it is empty, or only white space."""
     text = block.get("text")
     return block.get("type") == "text" and isinstance(text, str) and not text.strip()
 
@@ -173,7 +173,7 @@ def _block(part: Any, where: str) -> dict[str, Any]:
         return _cached([image], part)[0]
     if part.get("type") == "refusal":
         return {"type": "text", "text": part.get("refusal") or ""}
-    return dict(part)  # text is the same in both; what is Anthropic's own goes as it is
+    return dict(part)  # text is the same in both APIs; Anthropic's own blocks pass unchanged
 
 
 def _image_source(image: Any, where: str) -> dict[str, str]:
@@ -217,7 +217,7 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
         return dict(tool)  # one of Anthropic's own
     if not function.get("name"):
         raise RequestRejected(f"{where}.function.name: is missing")
-    # What OpenAI's tools do not have, `cache_control` for one, is Anthropic's.
+    # Fields that OpenAI's tools do not have, such as `cache_control`, are Anthropic's.
     own = {name: value for name, value in tool.items() if name not in {"type", "function"}}
     made = {
         **own,

@@ -1,6 +1,6 @@
-"""OpenAI, and every server that speaks its chat completions.
+"""OpenAI, and every server compatible with its chat completions.
 
-Whole answers are streamed too, so that a cancelled call stops and the limit of the first token holds.
+Whole answers are streamed too, so cancelled calls stop at the server and `first_token_timeout_s` applies.
 
 Source: https://platform.openai.com/docs/api-reference/chat
 """
@@ -39,8 +39,8 @@ _SYNONYMS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "ma
 class OpenAIWorker(HttpWorker):
     """The adapter to OpenAI or a server that is compatible with it.
 
-    `base_url` is the one that the SDK takes: `/chat/completions` is appended to it. Without a path it gets
-    `/v1`, at Azure `/openai/v1`. The default is `OPENAI_BASE_URL`, or OpenAI's own.
+    `base_url` is the same as in OpenAI's SDK: `/chat/completions` is appended to it. Without a path,
+    `/v1` is added, at Azure `/openai/v1`. The default is `OPENAI_BASE_URL`, or OpenAI's own.
 
     Options: `completions`, send plain prompts to the legacy `/completions`, instead of as a chat with one
     message; `lists`, let several of them share a call; `organization` and `project`, the ids that OpenAI

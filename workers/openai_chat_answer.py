@@ -1,7 +1,7 @@
-"""Reads the stream of a chat completion of OpenAI's form.
+"""Reads the stream of a chat completion in OpenAI's format.
 
-The common case, a chunk of text in OpenAI's own form, is read first. All other forms are ones that servers,
-gateways and proxies have been seen to send.
+The common case, a chunk of text in OpenAI's own format, is read first. Servers, gateways and proxies have
+been seen to send all the other forms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONTENT = frozenset({"annotations", "audio", "images", "refusal"})
 
 
 class ChatReader:
-    """Puts one streamed chat together."""
+    """Assembles one streamed chat."""
 
     __slots__ = (
         "_calls",
@@ -46,7 +46,7 @@ class ChatReader:
         self._reason: str | None = None
         self._said_reason: Any = None
         self._spoken = False
-        self._talks_on = False  # some have a finish reason in every chunk: then it is not the end
+        self._talks_on = False  # some servers send a finish reason in every chunk: then it is not the end
         self._refused = False
         self._calls: ToolCalls | None = None
         self._usage = UsageCounts()
@@ -56,11 +56,11 @@ class ChatReader:
 
     @property
     def missing(self) -> int:
-        """1 until a finish reason has come, and no more text."""
+        """1 until a finish reason has arrived and no text follows it."""
         return int(self._reason is None or self._talks_on)
 
     def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        """What one event says."""
+        """Read one event: the pieces and the end that it brings."""
         if usage := event.get("usage"):
             self._usage.add(usage)
         if not (choices := event.get("choices")):
@@ -82,7 +82,7 @@ class ChatReader:
         return (piece,) if piece else ()
 
     def finish(self) -> Sequence[Output]:
-        """The end of the answer; of one without a finish reason, if anything was said."""
+        """Return the end of the answer; without a finish reason, only if it has any content."""
         if self._reason is None:
             if not self._spoken:
                 return ()
@@ -95,7 +95,7 @@ class ChatReader:
         return (Piece(0, tool_calls=fragments), last) if fragments else (last,)
 
     def _final_reason(self) -> str:
-        """A refusal, and calls that were asked for by name, end with "stop" at OpenAI."""
+        """OpenAI ends a refusal, and a tool call that the request names, with "stop"."""
         reason = self._reason or UNKNOWN
         if reason in {"stop", UNKNOWN} and self._refused:
             return "content_filter"
@@ -113,7 +113,7 @@ class ChatReader:
             if key == "content":
                 text, thoughts = (value, "") if type(value) is str else split_reasoning(value)
             elif key in _REASONING:
-                if not reasoning:  # some send it under two names
+                if not reasoning:  # some servers send it under two names
                     reasoning = value if type(value) is str else "".join(split_reasoning(value))
             elif key == "tool_calls":
                 called = value
@@ -140,9 +140,9 @@ class ChatReader:
         return self._calls.read(called)
 
     def _read_whole(self, choice: Mapping[str, Any] | None) -> Piece | None:
-        """A choice without a delta: an answer in one piece, or one that says nothing more.
+        """Read a choice without a delta: a whole answer, or nothing new.
 
-        Some send the whole answer again when they have streamed it.
+        Some servers send the whole answer again after they have streamed it.
         """
         if not choice:
             return None
@@ -176,5 +176,5 @@ class ChatReader:
 
 
 def _says_no_more(delta: Mapping[str, Any]) -> bool:
-    """Whether there is only a role, or no reasoning, beside the text, as many send with every chunk."""
+    """Whether the text comes with only a role or empty reasoning, as many servers send with every chunk."""
     return len(delta) == 2 and ("role" in delta or not delta.get("reasoning_content", True))

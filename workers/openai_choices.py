@@ -1,6 +1,6 @@
-"""Reads answers of OpenAI's form that have several choices, log probabilities or token ids.
+"""Reads answers in OpenAI's format with several choices, log probabilities or token ids.
 
-The readers of a single choice do not look for these, which come with every token: a request that asks for
+These come with every token. The readers of a single choice do not look for them, so a request that asks for
 none pays nothing.
 """
 
@@ -34,7 +34,7 @@ def choices_of(generation: Generation) -> int:
     """How many choices a request asks for.
 
     Raises:
-        RequestRejected: it is no number of choices.
+        RequestRejected: `n` is not a valid number of choices.
     """
     count = _asked(generation, "n")
     if count is None:
@@ -74,7 +74,7 @@ def _asked(generation: Generation, name: str) -> Any:
 
 
 class ChoicesReader:
-    """Reads one prompt's choices, each by a reader of its own. The usage is that of all of them together."""
+    """Reads one prompt's choices, each with its own reader. The usage covers all of them together."""
 
     __slots__ = ("_choices", "_extra", "_finished", "_make", "_readers", "_shared", "head", "total")
 
@@ -99,7 +99,7 @@ class ChoicesReader:
         return int(not ended or any(reader.missing for reader in self._readers.values()))
 
     def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        """What one event says."""
+        """Read one event: the pieces and the end that it brings."""
         self._shared |= event.keys()
         choices = event.get("choices")
         if not choices:
@@ -111,7 +111,7 @@ class ChoicesReader:
         return outputs
 
     def finish(self) -> Sequence[Output]:
-        """The ends of all choices as one, and the pieces that had to wait for them."""
+        """Return one end for all choices, after the pieces that had to wait for it."""
         pieces: list[Output] = []
         ends: list[tuple[int, Completed]] = []
         for index, reader in sorted(self._readers.items()):
@@ -148,7 +148,7 @@ class ChoicesReader:
     def _completed(self, ends: Sequence[tuple[int, Completed]]) -> Completed:
         first = ends[0][1]
         extra = {**(first.extra or {}), **self._extra.get(0, {}), **self.head}
-        # It stands in the last event of any choice, and each time for all of them so far.
+        # The last event of each choice has it, each time for all choices so far.
         usage = max((end.usage for _, end in ends), key=lambda usage: usage.output_tokens or 0)
         several = tuple(self._end(*end) for end in ends) if self._choices > 1 else ()
         return first._replace(usage=usage, extra=extra or None, choices=several)

@@ -1,4 +1,4 @@
-"""Reads the stream of legacy completions of OpenAI's form, to one prompt or a list of them."""
+"""Reads the stream of legacy completions in OpenAI's format, for one prompt or a list."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from workers.openai_usage import NO_USAGE, UsageCounts, read_usage
 
 
 class CompletionReader:
-    """Takes the streamed answers to one or several plain prompts apart.
+    """Separates the streamed answers to one or several plain prompts.
 
-    The usage of a single prompt comes last. In a list it comes for each member with its finish reason, where
-    the server gives it: the sum for the whole list tells nothing.
+    The usage of a single prompt comes last. In a list, if the server sends it, each member's usage comes with
+    its finish reason; the sum for the whole list is of no use.
     """
 
     __slots__ = (
@@ -52,7 +52,7 @@ class CompletionReader:
         return len(self._waiting)
 
     def read(self, event: Mapping[str, Any]) -> Sequence[Output]:
-        """What one event says."""
+        """Read one event: the pieces and the end that it brings."""
         if self.total == 1 and (usage := event.get("usage")):
             self._usage.add(usage)
         if not (choices := event.get("choices")):
@@ -71,12 +71,12 @@ class CompletionReader:
             if reason := choice.get("finish_reason"):
                 talks_on = bool(text) and self._reason is not None
                 self._read_reason(member, reason, choice, event, outputs)
-                if talks_on:  # some have a finish reason in every chunk: then it is not the end
+                if talks_on:  # some servers send a finish reason in every chunk: then it is not the end
                     self._waiting.add(member)
         return outputs
 
     def finish(self) -> Sequence[Output]:
-        """The end of a single prompt; the ends of those that have said something and have none."""
+        """Return the end of a single prompt, or the missing ends of members that have content."""
         if self.total == 1:
             if self._reason is None and not self._spoken:
                 return ()
@@ -138,7 +138,7 @@ class CompletionReader:
 
 
 def _text_elsewhere(choice: Mapping[str, Any], text: Any) -> str:
-    """The text of a legacy completion that comes in parts, or in the form of a chat's."""
+    """Find the text of a legacy completion that comes in parts, or in the format of a chat."""
     if text is None and (said := choice.get("delta") or choice.get("message")):
         text = said.get("content")
     return "".join(split_reasoning(text))

@@ -1,4 +1,4 @@
-"""The content of messages and deltas of OpenAI's form: text, reasoning, and the name of the model."""
+"""The content of messages and deltas in OpenAI's format: text, reasoning, and the name of the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _REASONING_TYPES = frozenset({"thinking", "reasoning", "reasoning_text", "though
 _TEXTS = ("text", "content", "output_text", "refusal", "thinking", "reasoning", "summary")
 _MAX_NAME_CHARS = 512
 
-# The padding of `obfuscation` hides the length of a token from listeners on the way: it says nothing.
+# `obfuscation` is padding that hides the length of a token from eavesdroppers; it carries no content.
 NAMED = frozenset({"choices", "model", "object", "obfuscation", "usage", "usageMetadata"})
 """The fields of a chunk that have a name in the ports, or that say nothing."""
 IN_EVERY_CHUNK = NAMED | {"created", "id"}
@@ -19,15 +19,15 @@ NAMED_IN_CHOICE = frozenset({"delta", "finish_reason", "index", "logprobs", "mes
 
 
 def model_name(said: Any) -> str | None:
-    """A name that may stand in a result; None where it is none."""
+    """The model's name as a result may carry it; None if it is not a usable name."""
     return said[:_MAX_NAME_CHARS] if isinstance(said, str) and said else None
 
 
 def split_reasoning(content: Any) -> tuple[str, str]:
-    """The text and the thoughts in some content: text, a list of parts, or nothing.
+    """Split content (text, a list of parts, or nothing) into text and reasoning.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the content is something else.
     """
     if not content or isinstance(content, str):
         return content or "", ""

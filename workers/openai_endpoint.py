@@ -1,4 +1,4 @@
-"""Where OpenAI and its compatible servers are, and how they know their caller."""
+"""The addresses of OpenAI and compatible servers, and their authentication."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors inside answers of OpenAI's form, as servers and gateways report them under a good status."""
+"""Errors inside answers in OpenAI's format, which servers and gateways send with a status of 200."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ERROR_WORDS = ("message", "msg", "error_msg", "detail", "text")
 
 
 def raise_if_error(event: Mapping[str, Any]) -> None:
-    """Find the error in an event that has no answer.
+    """Raise the error in an event without an answer.
 
     Raises:
         ReportedError: there is one.
@@ -36,7 +36,7 @@ def raise_if_error(event: Mapping[str, Any]) -> None:
 
 
 def raise_if_error_in_choice(choice: Mapping[str, Any]) -> None:
-    """Find the error that OpenRouter puts into the choice.
+    """Raise the error that OpenRouter puts into the choice.
 
     Raises:
         ReportedError: there is one.

@@ -1,4 +1,4 @@
-"""Embeddings at OpenAI and compatible servers; rerank at servers that have it as Jina and Cohere do."""
+"""Embeddings at OpenAI and compatible servers; rerank at servers with Jina's or Cohere's format."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OpenAIEmbeddingWorker(_OpenAIServer, EmbeddingCalls):
 
 
 class OpenAIRerankWorker(_OpenAIServer, RerankCalls):
-    """Reranks at a server with `/rerank` in Jina's or Cohere's form. OpenAI itself has none.
+    """Reranks at a server with `/rerank` in Jina's or Cohere's format. OpenAI itself has none.
 
     `/rerank` is appended to `base_url`: `https://api.jina.ai/v1`, `https://api.cohere.com/v2`.
     """

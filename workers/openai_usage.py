@@ -1,4 +1,4 @@
-"""Token counts in answers of OpenAI's form, by OpenAI's names and those of other servers."""
+"""Token counts in answers in OpenAI's format, under OpenAI's names and those of other servers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_COST = 1e9
 
 
 class UsageCounts:
-    """The counts of one answer, which may come in several places, with every chunk, late, or as zeros."""
+    """The counts of one answer, which may be in several places, in every chunk, late, or zero."""
 
     __slots__ = ("_counts", "_last")
 
@@ -37,7 +37,7 @@ class UsageCounts:
         self._last: Mapping[str, Any] = {}
 
     def add(self, usage: Any) -> None:
-        """Take in a `usage` object. Where it comes with every chunk, all but the last need not be read."""
+        """Add a `usage` object. If every chunk has one, only the last is read."""
         if not isinstance(usage, dict):
             return
         is_like_the_last = len(usage) == len(self._last)
@@ -46,7 +46,7 @@ class UsageCounts:
         self._last = usage
 
     def add_elsewhere(self, choice: Mapping[str, Any], event: Mapping[str, Any]) -> None:
-        """Take in what is in the places that others than OpenAI use: Moonshot, Groq, Gemini."""
+        """Add the counts from the places that Moonshot, Groq and Gemini use."""
         if usage := choice.get("usage"):
             self.add(usage)
         groq = event.get("x_groq")
@@ -57,7 +57,7 @@ class UsageCounts:
 
     @property
     def counts(self) -> TokenUsage:
-        """The counts: later ones are better, unless they are zero or missing."""
+        """The counts. Later ones replace earlier ones, unless they are zero or missing."""
         known, more = self._counts, read_usage(self._last)
         if known is NO_USAGE:
             return more
@@ -66,7 +66,7 @@ class UsageCounts:
 
 
 def read_usage(usage: Any) -> TokenUsage:
-    """A `usage` object, by OpenAI's names and those of others; one that is none tells nothing."""
+    """Read a `usage` object, under OpenAI's names or others; anything else has no counts."""
     if not isinstance(usage, Mapping):
         return NO_USAGE
     read = token_count(usage, "prompt_tokens")
@@ -97,7 +97,7 @@ def _usage_by_other_names(usage: Mapping[str, Any]) -> TokenUsage:
 
 
 def _with_details(counts: TokenUsage, usage: Mapping[str, Any]) -> TokenUsage:
-    """With what few requests have: the cache's writes (OpenRouter), audio, cost, and the rest as it came."""
+    """Add what few answers have: cache writes (OpenRouter), audio, cost, and the other fields unchanged."""
     read = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
     said = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
     extra = {
@@ -113,7 +113,7 @@ def _with_details(counts: TokenUsage, usage: Mapping[str, Any]) -> TokenUsage:
 
 
 def _rest(name: str, value: Any) -> Any:
-    """What a field says that has no name in `TokenUsage`."""
+    """The fields that have no name in `TokenUsage`."""
     if not name.endswith("_details"):
         return value or None
     if not isinstance(value, Mapping):
@@ -122,7 +122,7 @@ def _rest(name: str, value: Any) -> Any:
 
 
 def cost(said: Any) -> float | None:
-    """A cost that can be right."""
+    """The cost, if it is plausible."""
     is_number = isinstance(said, int | float) and not isinstance(said, bool)
     return float(said) if is_number and 0 <= said <= _MOST_COST else None
 

@@ -1,4 +1,4 @@
-"""What OpenAI's chat completions and legacy completions are asked, as many engines take them."""
+"""Request bodies for OpenAI's chat completions and legacy completions, as many engines accept them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def chat_body(generation: Generation) -> dict[str, Any]:
 
 
 def _known(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The messages without what is Anthropic's alone: OpenAI refuses fields that it does not know."""
+    """The messages without Anthropic's own fields: OpenAI refuses unknown fields."""
     if not any(_ANTHROPICS & message.keys() for message in messages):
         return messages
     return [

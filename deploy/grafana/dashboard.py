@@ -158,13 +158,13 @@ OVERVIEW = [
         f"max({lanes('queue_oldest_seconds')})",
         unit="s",
         red_from=600,
-        text="How long the oldest waiting job could have run.",
+        text="How long the oldest waiting job has been ready to run.",
     ),
     stat(
         "Ended",
         f"sum({queue_rate('queue_ended_jobs_total', 'state')})",
         unit="ops",
-        text="Jobs that end in a second, however they end.",
+        text="Jobs that end per second, in any state.",
     ),
     stat(
         "Without an answer",
@@ -172,18 +172,18 @@ OVERVIEW = [
         f" / sum({queue_rate('queue_ended_jobs_total', 'state', NOT_CANCELLED)})",
         unit="percentunit",
         red_from=0.01,
-        text="Of the jobs that end, those that failed, expired or were shed; cancelled ones do not count.",
+        text="The share of ended jobs that failed, expired or were shed. Cancelled jobs do not count.",
     ),
     stat(
         "Worker processes",
         f"max(prompt_scheduler_queue_worker_processes{{{QUEUE}}})",
-        text="Live ones, as Redis knows them.",
+        text="Worker processes that are alive, as seen in Redis.",
     ),
     stat(
         "Dead letters",
         f"max(prompt_scheduler_queue_dead_jobs{{{QUEUE}}})",
         red_from=1,
-        text="Failed jobs that are kept: prompt-scheduler admin dead list.",
+        text="Failed jobs that are kept. List them with prompt-scheduler admin dead list.",
     ),
     stat(
         "Of the bound",
@@ -191,7 +191,7 @@ OVERVIEW = [
         f" + sum({lanes('queue_held_jobs')})) / max(prompt_scheduler_queue_max_waiting_jobs{{{QUEUE}}})",
         unit="percentunit",
         red_from=0.8,
-        text="Places of max_waiting that are taken by the lanes shown.",
+        text="The share of max_waiting used by the lanes shown.",
     ),
     series(
         "In and out",
@@ -202,7 +202,7 @@ OVERVIEW = [
             (queue_rate("queue_ended_jobs_total", "state"), "{{state}}"),
         ],
         unit="ops",
-        text="Jobs and prompts a second.",
+        text="Jobs and prompts per second.",
         width=12,
     ),
     series(
@@ -213,7 +213,7 @@ OVERVIEW = [
             (f"sum({lanes('queue_held_jobs')})", "held"),
             (f"max(prompt_scheduler_queue_running_jobs{{{QUEUE}}})", "running"),
         ],
-        text="Delayed: not due yet. Held: their tenants have used what they may.",
+        text="Delayed: not due yet. Held: their tenants have used up their rate limits.",
         width=12,
         stacked=True,
     ),
@@ -231,23 +231,23 @@ LANES_AND_LEVELS = [
         f"sum by (priority) ({lanes('queue_waiting_jobs', 'lane, priority')})",
         "priority {{priority}}",
         stacked=True,
-        text="8 and 9 go strictly first; below, waiting jobs age.",
+        text="8 and 9 always go first; below, waiting jobs age.",
     ),
     series(
         "Oldest, by lane",
         lanes("queue_oldest_seconds"),
         "{{lane}}",
         unit="s",
-        text="How long the oldest waiting job could have run.",
+        text="How long the oldest waiting job has been ready to run.",
     ),
     series(
         "Waiting work, by lane",
         lanes("queue_work_seconds"),
         "{{lane}}",
         unit="s",
-        text="How long one place would need for all that waits; many places need so many times less.",
+        text="How long a single slot would need for all waiting jobs; divide by your number of slots.",
     ),
-    series("A job keeps a place for", lanes("queue_job_mean_seconds"), "{{lane}}", unit="s"),
+    series("A job keeps a slot for", lanes("queue_job_mean_seconds"), "{{lane}}", unit="s"),
     series(
         "Delayed, held, suspects, paused",
         [
@@ -256,7 +256,7 @@ LANES_AND_LEVELS = [
             (lanes("queue_suspect_jobs"), "suspects {{lane}}"),
             (lanes("queue_lane_paused"), "paused {{lane}}"),
         ],
-        text="Suspects have lost their worker process twice. Paused: 1 while nothing is claimed.",
+        text="Suspects have lost their worker process twice. Paused: 1 while the lane is paused.",
     ),
 ]
 
@@ -265,7 +265,7 @@ LATENCY = [
         "Wait",
         quantiles("wait_seconds", "lane", WORKER_LANES),
         unit="s",
-        text="From when a job could run to its claim.",
+        text="From when a job was ready to its claim.",
     ),
     series(
         "Wait, by priority",
@@ -277,26 +277,26 @@ LATENCY = [
         "Time to first token",
         quantiles("time_to_first_token_seconds", "lane", WORKER_LANES),
         unit="s",
-        text="From when a job could run to the first piece of its answer.",
+        text="From when a job was ready to the first piece of its answer.",
     ),
     series(
         "End to end",
         quantiles("end_to_end_seconds", "lane", WORKER_LANES),
         unit="s",
-        text="From when a job could run to when its result was stored.",
+        text="From when a job was ready to when its result was stored.",
     ),
-    heatmap("End to end, all", "end_to_end_seconds", WORKER_LANES, text="How many jobs took how long."),
+    heatmap("End to end, all", "end_to_end_seconds", WORKER_LANES, text="The number of jobs by duration."),
     heatmap(
         "Overhead",
         "overhead_seconds",
         WORKER_LANES,
-        text="End to end less the wait and less inference: what this system adds.",
+        text="End to end, minus the wait and inference: the time that prompt-scheduler adds.",
     ),
     series(
         "Overhead",
         quantiles("overhead_seconds", "lane", WORKER_LANES),
         unit="s",
-        text="End to end less the wait and less inference: what this system adds.",
+        text="End to end, minus the wait and inference: the time that prompt-scheduler adds.",
         width=12,
     ),
     series(
@@ -304,7 +304,7 @@ LATENCY = [
         quantile(0.95, "stage_seconds", "lane, stage", WORKER_LANES),
         "p95 {{lane}} {{stage}}",
         unit="s",
-        text="Time in a stage, without the wait for room in it.",
+        text="Time in a stage, without the wait to be admitted.",
         width=12,
     ),
 ]
@@ -323,7 +323,7 @@ ENGINES = [
                 "{{endpoint}} gathered",
             ),
         ],
-        text="Prompts that endpoints hold, may hold now, and that wait in a process for their call.",
+        text="Prompts at the endpoints, their current limit, and prompts gathered for a call.",
     ),
     series(
         "Breaker",
@@ -334,7 +334,7 @@ ENGINES = [
             ),
             (f"sum by (endpoint) (prompt_scheduler_endpoint_paused{{{WORKER}}})", "{{endpoint}} paused"),
         ],
-        text="In how many worker processes an endpoint is unused. Paused: it asked for a wait.",
+        text="The number of worker processes that do not use an endpoint. Paused: it asked for a wait.",
     ),
     series(
         "Breaker, changes",
@@ -347,7 +347,7 @@ ENGINES = [
         rate("calls_total", "endpoint, result"),
         "{{endpoint}} {{result}}",
         unit="reqps",
-        text="Calls that end in a second, by how.",
+        text="Calls that end per second, by result.",
     ),
     series("Call time", quantiles("call_seconds", "endpoint"), unit="s"),
     series(
@@ -356,13 +356,13 @@ ENGINES = [
             (mean("batch_prompts", "endpoint"), "{{endpoint}} mean"),
             (quantile(0.95, "batch_prompts", "endpoint"), "{{endpoint}} p95"),
         ],
-        text="Of calls made of gathered prompts.",
+        text="In calls made of gathered prompts.",
     ),
     series(
-        "Held for others",
+        "Wait for a batch",
         quantiles("batch_wait_seconds", "endpoint"),
         unit="s",
-        text="How long the first prompt of a call waited for company.",
+        text="How long the first prompt of a call waited for others to join.",
         width=12,
     ),
     series(
@@ -402,7 +402,7 @@ ERRORS = [
         queue_rate("queue_refused_prompts_total", "bound"),
         "bound of the {{bound}}",
         unit="ops",
-        text="Prompts refused for want of room.",
+        text="Prompts refused because a bound was reached.",
     ),
     series(
         "Dead letters",
@@ -426,7 +426,7 @@ TOKENS = [
         rate("tokens_total", "direction", WORKER_LANES),
         "{{direction}}",
         unit="cps",
-        text="Of finished prompts, a second.",
+        text="Of finished prompts, per second.",
     ),
     series(
         "Answers' tokens, by lane",
@@ -450,7 +450,7 @@ REDIS = [
         quantile(0.99, "redis_round_trip_seconds", "script"),
         "p99 {{script}}",
         unit="s",
-        text="As the event loops of the worker processes saw it.",
+        text="As measured in the worker processes.",
     ),
     series(
         "Event lag",
@@ -470,10 +470,10 @@ REDIS = [
         "Redis answers",
         f"prompt_scheduler_redis_up{{{WORKER}}}",
         "{{instance}}",
-        text="1 while Redis answers this process and takes its writes.",
+        text="1 while Redis answers this process and accepts its writes.",
     ),
     series(
-        "Text that waits to be written",
+        "Output waiting to be written",
         f"prompt_scheduler_pending_write_bytes{{{WORKER}}}",
         "{{instance}}",
         unit="bytes",
@@ -483,7 +483,7 @@ REDIS = [
         rate("tick_jobs_total", "work"),
         "{{work}}",
         unit="ops",
-        text="Jobs moved by the process that leads.",
+        text="Jobs moved by the leader.",
     ),
 ]
 
@@ -500,7 +500,7 @@ WORKERS = [
         f"rate(process_cpu_seconds_total{{{WORKER}}}[$__rate_interval])",
         "{{instance}}",
         unit="percentunit",
-        text="Of one core, which is the most that a process can use.",
+        text="Of one core, the most that a process can use.",
     ),
     series("Memory", f"process_resident_memory_bytes{{{WORKER}}}", "{{instance}}", unit="bytes"),
     series(
@@ -529,7 +529,7 @@ WORKERS = [
             (f"prompt_scheduler_worker_leader{{{WORKER}}}", "{{instance}} leads"),
             (f"prompt_scheduler_worker_draining{{{WORKER}}}", "{{instance}} drains"),
         ],
-        text="The one that leads does the maintenance, and exports the figures of the queue.",
+        text="The leader does the maintenance and exports the figures of the queue.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""The one stage of jobs that embed or rerank: it asks the engine, and makes the result."""
+"""The stages of jobs that embed or rerank: each calls the engine and makes the result."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from workers.errors import AnswerTooLong, RequestRejected, WorkerProtocolError
 from workers.rerank import Reranked, RerankTask
 
 LEAST_TOKENS = 4
-"""What an input counts at least: special tokens stand around the shortest. It bounds the inputs of a call."""
+"""The least that an input counts: engines add special tokens to each. It bounds the inputs of a call."""
 
 MAX_VECTOR_BYTES = 4 << 20
-"""The most bytes of the vectors of a job, if its endpoint says nothing."""
+"""The most bytes of the vectors of a job, if its endpoint does not set `max_output_bytes`."""
 
 
 class _OneCallStage(InferenceStage):
@@ -32,7 +32,7 @@ class _OneCallStage(InferenceStage):
         ended = await self._run(context, endpoint)
         usage = ended.usage
         if usage.output_tokens is None:
-            usage = usage._replace(output_tokens=0)  # nothing is generated, whatever the engine says of it
+            usage = usage._replace(output_tokens=0)  # nothing is generated, whatever the engine reports
         completed = Completed(0, "stop", usage, ended.model, None, ended.extra)
         context.completed = believed(completed)
 
@@ -175,4 +175,4 @@ def _check_size(vectors: Sequence[bytes], endpoint: Endpoint) -> None:
 
 
 def _no_piece(_: Piece) -> None:
-    """Vectors and scores come whole."""
+    """Ignore pieces: vectors and scores come whole."""

@@ -39,7 +39,7 @@ local STARVED_EVERY = 20
 local MAX_HINDERED = 64
 local INLINE_BYTES = 32768
 
-check_format(from_meta[4])
+check_format(kept[4])
 local claim_id, worker = named(1), named(2)
 local lease_ms, limit, limit_reserved = argument(3, 1, MOST_MS), argument(4, 0, MOST_JOBS), argument(5, 0, MOST_JOBS)
 

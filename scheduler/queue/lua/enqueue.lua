@@ -36,7 +36,7 @@ local LEAST_RETRY_AFTER_MS, MOST_RETRY_AFTER_MS = 100, 30000
 -- 60 bits of a base64 hash are enough to tell the contents of one key apart, and keep the record short.
 local CONTENT_CHARS = 10
 
-check_format(from_meta[4])
+check_format(kept[4])
 local MODES = { until_finished = true, window = true, replace = true }
 
 local known_names = {}

@@ -47,7 +47,7 @@
 local IDLE_MS = 250
 local SOON_MS = 5
 
-check_format(from_meta[4])
+check_format(kept[4])
 local worker, lock_ms = named(1), argument(2, 1, MOST_MS)
 local lease_ms, chunk = argument(3, 1, MOST_MS), argument(4, 1, MOST_JOBS)
 local silent_ms, is_sure, away_ms = whole(ARGV[5], 0, MOST_MS), ARGV[6] == '1', argument(7, 0, MOST_MS)
