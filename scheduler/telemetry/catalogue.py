@@ -185,7 +185,7 @@ QUARANTINED = _counter(
     "queue_quarantined_jobs", "Jobs that failed because their worker process ended repeatedly", "queue"
 )
 DEAD_DROPPED = _counter("queue_dead_dropped_jobs", "Failed jobs dropped because too many were kept", "queue")
-REPEATED = _counter("queue_repeated_attempts", "Lost attempts that had begun to stream", "queue")
+REPEATED = _counter("queue_repeated_attempts", "Begun attempts that were lost or broke off", "queue")
 WASTED = _counter("queue_wasted_tokens", "Estimated tokens of those attempts", "queue")
 REDIS_MEMORY = _gauge("redis_memory_bytes", "Memory that Redis uses", "queue")
 REDIS_MEMORY_MAX = _gauge("redis_memory_max_bytes", "Redis' bound (maxmemory), if it has one", "queue")

@@ -971,6 +971,17 @@ class QueueContract(OnQueue):
         totals = await q.redis.hmget(q.queue.keys.fixed("meta"), "t:lost", "t:repeated", "t:wasted_tokens")
         assert [int(n) for n in totals] == [2, 1, bytes_ // 4], "no engine was called by the second"
 
+    async def test_what_an_attempt_that_broke_off_has_cost_is_counted_once(self, q: QueueDriver) -> None:
+        job = await q.running("a")
+        await q.publish(job, "x" * 100, "y" * 60)
+        bytes_ = 160 + await q.redis.strlen(q.queue.keys.of("payload", "a"))
+        for _ in range(2):
+            assert await q.give_back(job, seq=3)
+        unheard = await q.claim()
+        assert await q.give_back(unheard)
+        totals = await q.redis.hmget(q.queue.keys.fixed("meta"), "t:retried", "t:repeated", "t:wasted_tokens")
+        assert [int(n) for n in totals] == [2, 1, bytes_ // 4], "the second had no answer yet"
+
     async def test_a_lost_lease_returns_the_job_at_its_own_place(self, q: QueueDriver) -> None:
         job = await q.running("a", 6)
         await q.enqueue(new_job("b", 6))

@@ -16,6 +16,7 @@
 -- @include "lib/hold"
 -- @include "lib/ready"
 -- @include "lib/usage"
+-- @include "lib/waste"
 
 local delays_ms = {}
 for at = 1, #ARGV, RETURN_WIDTH do delays_ms[at] = argument(at + RETURN_DELAY_MS, 0, MOST_MS) end
@@ -28,6 +29,7 @@ local function return_job(at)
   if not rec or rec.k ~= token then return 0 end
   if rec.s == 'waiting' or rec.s == 'delayed' or rec.s == 'held' then return 1 end
   if rec.s ~= 'running' or not sound(rec) or not rec.q then return 0 end
+  count_waste(id, token, false)
   emit(id, ARGV, at + RETURN_EVENT, at + RETURN_EVENT)
   redis.call('ZREM', leases_key, id)
   redis.call('HINCRBY', record_key(id), counts and 'f' or 'W', 1)

@@ -37,7 +37,7 @@
 -- @include "maintenance/outages"
 -- @include "maintenance/due"
 -- @include "maintenance/promote"
--- @include "maintenance/waste"
+-- @include "lib/waste"
 -- @include "maintenance/reap"
 -- @include "maintenance/expire"
 -- @include "maintenance/release"

@@ -17,7 +17,7 @@ end
 
 -- is_excused: the lease ended because of Redis, so the job is not suspected of having killed its worker process.
 local function end_lease(id, rec, is_excused)
-  count_waste(id, rec.k)
+  count_waste(id, rec.k, true)
   if rec.x and tonumber(rec.x) <= now_ms then
     end_job(id, rec, 'expired', 'deadline')
   elseif is_suspect(rec) and not is_excused then
