@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -12,7 +13,10 @@ from scheduler.routing.stagger import Stagger
 from scheduler.routing.urgent_load import UrgentLoad, places_for
 
 LOOK_S = 5.0
-"""How often the load is looked at while urgent work is about, in seconds."""
+"""How often the load is looked at while urgent work is about and none begins or ends, in seconds."""
+
+LOOKS_APART_S = 0.1
+"""The least time between two looks, in seconds: with many places a look takes longer than a call."""
 
 
 class Holder(Protocol):
@@ -42,6 +46,7 @@ class Headroom:
         "_clock",
         "_holder",
         "_look_again",
+        "_looked_at",
         "_on_change",
         "_stagger",
         "_turn",
@@ -58,12 +63,21 @@ class Headroom:
         self._on_change = on_change
         self._urgent = UrgentLoad(clock)
         self._stagger = Stagger(clock)
+        self._looked_at = -math.inf
         self._look_again: asyncio.TimerHandle | None = None
         self._turn: asyncio.TimerHandle | None = None
 
     def may_start(self, free: int) -> int:
-        """How many prompts that are not urgent may start now, where `free` places are free for them."""
-        return self._stagger.may_start(free, self._places) if self.active else free
+        """How many prompts that are not urgent may start now, where `free` places are free for them.
+
+        If it is none of them, `on_change` tells when that is over.
+        """
+        if not self.active:
+            return free
+        may_start = self._stagger.may_start(free, self._places)
+        if free and not may_start:
+            self._wait_for_turn(self._stagger.wait_s)
+        return may_start
 
     def call_began(self, call: EndpointCall, members: Sequence[Member]) -> None:
         """A call begins."""
@@ -96,8 +110,11 @@ class Headroom:
 
     def _others_began(self, prompts: int) -> None:
         free = max(0, self._holder.room - self._holder.kept)
-        wait_s = self._stagger.started(prompts, free=free, places=self._places)
-        if wait_s and self._turn is None:
+        if wait_s := self._stagger.started(prompts, free=free, places=self._places):
+            self._wait_for_turn(wait_s)
+
+    def _wait_for_turn(self, wait_s: float) -> None:
+        if self._turn is None:
             self._turn = asyncio.get_running_loop().call_later(wait_s, self._turn_comes)
 
     def _turn_comes(self) -> None:
@@ -109,6 +126,10 @@ class Headroom:
         self.active = self._urgent.lately
         if self.active and self._look_again is None:
             self._look_again = asyncio.get_running_loop().call_later(LOOK_S, self._look_later)
+        now = self._clock()
+        if self.active and now < self._looked_at + LOOKS_APART_S:
+            return
+        self._looked_at = now
         kept = places_for(self._urgent.average, self._holder.limit) if self.active else 0
         if kept != self.kept:
             self.kept = kept

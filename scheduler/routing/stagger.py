@@ -32,6 +32,11 @@ class Stagger:
         self._credit = 0.0
         self._credited_at: float | None = None
 
+    @property
+    def wait_s(self) -> float:
+        """The seconds to the next turn."""
+        return max(0.0, self._next_at - self._clock())
+
     def answered(self, took_s: float) -> None:
         """An answer has taken so long."""
         if self._answer_s:

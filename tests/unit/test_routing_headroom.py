@@ -102,6 +102,22 @@ async def test_prompts_beside_urgent_ones_start_a_few_at_a_time_and_it_is_told_w
     await one.aclose()
 
 
+async def test_prompts_that_start_out_of_turn_leave_nobody_waiting_for_ever() -> None:
+    one = endpoint(limit=PLACES, clock=(clock := Clock()), worker=Worker(), max_size=1)
+    one.on_change = (told := asyncio.Event()).set
+    async with asyncio.timeout(SOON_S):
+        await begin(one, "now", 9)
+        call = one.call_began()
+        clock.now += 0.16
+        one.call_ended(call, 1, None)
+        await asyncio.gather(*(begin(one, "bulk", 5) for _ in range(6)))  # claimed before, and done
+        while not one.may_start:  # the turns that they took are still to pass
+            told.clear()
+            clock.now += 0.01
+            await told.wait()
+    await one.aclose()
+
+
 async def test_calls_that_fail_or_are_given_up_leave_no_load_behind() -> None:
     one = endpoint(limit=PLACES, clock=(clock := Clock()), worker=Worker(failure=OSError("gone")))
     for _ in range(3):
