@@ -7,7 +7,7 @@ a chat of 8 tokens comes in between. Four ways, in turns, each on a server that 
 
 - all at once: everything goes straight to the server, as a careless client does it;
 - 16 at once: the client limits its background prompts to the slots, and sends chats straight away;
-- through us with the defaults, chats at priority 9 and background at 1;
+- through us with `reserved = "auto"`, chats at priority 9 and background at 1;
 - through us with `reserved` set by hand.
 
 Printed are the time from asking for a chat to its first word, and the background's tokens a second, by the
@@ -188,10 +188,12 @@ def ways(load: Load, redis_url: str, reserved: int) -> list[Way]:
     return [
         Way("direct, all at once", partial(direct, at_once=load.backlog)),
         Way(f"direct, {load.slots} at once", partial(direct, at_once=load.slots)),
-        Way(OURS, partial(scheduled, redis_url=redis_url, options={})),
-        Way(
-            f"{OURS} (reserved = {reserved})",
-            partial(scheduled, redis_url=redis_url, options={"reserved": reserved}),
+        *(
+            Way(
+                f"{OURS} (reserved = {value})",
+                partial(scheduled, redis_url=redis_url, options={"reserved": value}),
+            )
+            for value in ("auto", reserved)
         ),
     ]
 

@@ -49,7 +49,7 @@ async def test_places_are_kept_once_urgent_prompts_are_about_and_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(headroom, "LOOK_S", 0.001)
-    one = endpoint(limit=PLACES, clock=(clock := Clock()), worker=Worker(hangs=True))
+    one = endpoint(limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(hangs=True))
     assert (one.reserved, one.room_for(0), one.may_start) == (0, PLACES, PLACES)
     await urgent(one, clock, takes_s=30)
     assert (one.reserved, one.window.kept) == (1, 1)
@@ -64,7 +64,7 @@ async def test_places_are_kept_once_urgent_prompts_are_about_and_no_longer(
 
 
 async def test_nothing_is_kept_for_prompts_that_are_not_urgent() -> None:
-    one = endpoint(limit=PLACES, clock=(clock := Clock()), worker=Worker(hangs=True))
+    one = endpoint(limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(hangs=True))
     task = begin(one, "bulk", 7)
     await until(lambda: one.window.in_flight == 1)
     clock.now += 30
@@ -81,7 +81,7 @@ async def test_a_number_that_is_set_stays_whatever_comes() -> None:
 
 
 async def test_prompts_beside_urgent_ones_start_a_few_at_a_time_and_it_is_told_when_more_may() -> None:
-    one = endpoint(limit=PLACES, clock=(clock := Clock()), worker=Worker(), max_size=1)
+    one = endpoint(limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(), max_size=1)
     one.on_change = (told := asyncio.Event()).set
     async with asyncio.timeout(SOON_S):
         await begin(one, "now", 9)
@@ -103,7 +103,7 @@ async def test_prompts_beside_urgent_ones_start_a_few_at_a_time_and_it_is_told_w
 
 
 async def test_prompts_that_start_out_of_turn_leave_nobody_waiting_for_ever() -> None:
-    one = endpoint(limit=PLACES, clock=(clock := Clock()), worker=Worker(), max_size=1)
+    one = endpoint(limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(), max_size=1)
     one.on_change = (told := asyncio.Event()).set
     async with asyncio.timeout(SOON_S):
         await begin(one, "now", 9)
@@ -119,7 +119,9 @@ async def test_prompts_that_start_out_of_turn_leave_nobody_waiting_for_ever() ->
 
 
 async def test_calls_that_fail_or_are_given_up_leave_no_load_behind() -> None:
-    one = endpoint(limit=PLACES, clock=(clock := Clock()), worker=Worker(failure=OSError("gone")))
+    one = endpoint(
+        limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(failure=OSError("gone"))
+    )
     for _ in range(3):
         with pytest.raises(WorkerError):
             await begin(one, "now", 9)
