@@ -21,7 +21,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ import httpx
 
 from scheduler import AsyncClient, PromptRequest, load_settings
 from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.supervisor import free_port
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "engines"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt-scheduler"
@@ -252,14 +252,6 @@ def half_of_the_cores(half: int) -> set[int]:
 
 
 ENGINE_CORES, OTHER_CORES = half_of_the_cores(0), half_of_the_cores(1)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def find(variable: str, *cached: str, program: str = "") -> Path | None:

@@ -38,12 +38,13 @@ import httpx
 from rich.console import Console
 
 from benchmarks import plots
-from benchmarks.batching import find, free_port, serving, working
+from benchmarks.batching import find, serving, working
 from benchmarks.harness import OURS, Row, quantiles
 from scheduler import AsyncClient, Delta, Priority, PromptRequest
 from scheduler.cli.local_model.catalogue import MODELS, LocalModelName, this_platform
 from scheduler.cli.local_model.fetch import cache_folder, fetch
 from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.supervisor import free_port
 
 MEASURE = "claim"
 P50, P99, BACKGROUND = "first word p50", "first word p99", "background"
@@ -294,15 +295,8 @@ async def llama_server(binary: Path, model: Path, folder: Path, load: Load) -> A
     command = [
         *(str(binary), "-m", str(model), "--alias", ROUTE, "--host", "127.0.0.1", "--port", str(port)),
         *("-c", str(load.slots * SLOT_TOKENS), "-np", str(load.slots), "-t", str(THREADS), "--poll", "0"),
-        *(
-            "--cache-ram",
-            "0",
-            "--metrics",
-            "--slots",
-            "--no-ui",
-            "--threads-http",
-            str(load.backlog + SPARE_THREADS),
-        ),
+        *("--cache-ram", "0", "--metrics", "--slots", "--no-ui"),
+        *("--threads-http", str(load.backlog + SPARE_THREADS)),
     ]
     async with serving(command, port, folder, cores=set()):
         yield f"http://127.0.0.1:{port}"

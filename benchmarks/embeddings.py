@@ -29,7 +29,6 @@ from benchmarks.batching import (
     EXAMPLES,
     LIST,
     find,
-    free_port,
     lists_of_texts,
     serving,
     steady_rate,
@@ -37,6 +36,7 @@ from benchmarks.batching import (
 )
 from scheduler import EmbeddingRequest
 from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.supervisor import free_port
 
 JOINT = 32
 IN_FLIGHT = 4 * JOINT

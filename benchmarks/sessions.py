@@ -28,10 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.batching import EXAMPLES, find, free_port, serving, working
+from benchmarks.batching import EXAMPLES, find, serving, working
 from scheduler import AsyncClient, JobResult
 from scheduler.client.fields import RequestFields
 from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.supervisor import free_port
 
 SERVERS = 2
 SLOTS = 8

@@ -126,9 +126,9 @@ class Endpoint:
     @property
     def reserved(self) -> int:
         """The part of its share that is for urgent prompts only; over all processes never every slot."""
-        if self.settings.reserved == "auto":
-            return self._headroom.kept if self._headroom is not None else 0
-        return self._part_of(min(self.settings.reserved, self._total - 1), self._processes, self._index)
+        if self._headroom is not None:
+            return self._headroom.kept
+        return self._part_of(min(int(self.settings.reserved), self._total - 1), self._processes, self._index)
 
     @property
     def kept(self) -> int:

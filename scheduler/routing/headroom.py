@@ -1,4 +1,4 @@
-"""Keeps an endpoint ready for urgent prompts while there are any: places stay free, and starts are spread."""
+"""Keeps an endpoint ready for urgent prompts while there are any: slots stay free, and starts are spread."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Protocol
 from scheduler.batching import Member
 from scheduler.routing.endpoint_call import EndpointCall
 from scheduler.routing.stagger import Stagger
-from scheduler.routing.urgent_load import UrgentLoad, places_for
+from scheduler.routing.urgent_load import UrgentLoad, slots_for
 
 LOOK_S = 5.0
 """How often the load is looked at while urgent work is about and none begins or ends, in seconds."""
 
 LOOKS_APART_S = 0.1
-"""The least time between two looks, in seconds: with many places a look takes longer than a call."""
+"""The least time between two looks, in seconds: with many slots a look takes longer than a call."""
 
 
 class Holder(Protocol):
-    """What holds the prompts: `limit` of them at most, `room` for more, `kept` places for urgent ones."""
+    """What holds the prompts: `limit` of them at most, `room` for more, `kept` slots for urgent ones."""
 
     limit: int
 
@@ -31,12 +31,12 @@ class Holder(Protocol):
 
     @property
     def kept(self) -> int:
-        """How many places are kept free for urgent prompts now."""
+        """How many slots are kept free for urgent prompts now."""
         ...
 
 
 class Headroom:
-    """`kept`: how many places to keep free. `on_change` is called when it changes, or when more may start.
+    """`kept`: how many slots to keep free. `on_change` is called when it changes, or when more may start.
 
     Until an urgent prompt comes, and once none has come for a while, it is not `active`: nothing is kept, and
     everything may start.
@@ -68,13 +68,13 @@ class Headroom:
         self._turn: asyncio.TimerHandle | None = None
 
     def may_start(self, free: int) -> int:
-        """How many prompts that are not urgent may start now, where `free` places are free for them.
+        """How many prompts that are not urgent may start now, where `free` slots are free for them.
 
         If it is none of them, `on_change` tells when that is over.
         """
         if not self.active:
             return free
-        may_start = self._stagger.may_start(free, self._places)
+        may_start = self._stagger.may_start(free, self._slots)
         if free and not may_start:
             self._wait_for_turn(self._stagger.wait_s)
         return may_start
@@ -104,13 +104,13 @@ class Headroom:
         self._look_again = self._turn = None
 
     @property
-    def _places(self) -> int:
-        """How many places there are for prompts that are not urgent."""
+    def _slots(self) -> int:
+        """How many slots there are for prompts that are not urgent."""
         return self._holder.limit - self._holder.kept
 
     def _others_began(self, prompts: int) -> None:
         free = max(0, self._holder.room - self._holder.kept)
-        if wait_s := self._stagger.started(prompts, free=free, places=self._places):
+        if wait_s := self._stagger.started(prompts, free=free, slots=self._slots):
             self._wait_for_turn(wait_s)
 
     def _wait_for_turn(self, wait_s: float) -> None:
@@ -122,7 +122,7 @@ class Headroom:
         self._on_change()
 
     def _look(self) -> None:
-        """Keep as many places as the load needs now."""
+        """Keep as many slots as the load needs now."""
         self.active = self._urgent.lately
         if self.active and self._look_again is None:
             self._look_again = asyncio.get_running_loop().call_later(LOOK_S, self._look_later)
@@ -130,7 +130,7 @@ class Headroom:
         if self.active and now < self._looked_at + LOOKS_APART_S:
             return
         self._looked_at = now
-        kept = places_for(self._urgent.average, self._holder.limit) if self.active else 0
+        kept = slots_for(self._urgent.average, self._holder.limit) if self.active else 0
         if kept != self.kept:
             self.kept = kept
             self._on_change()

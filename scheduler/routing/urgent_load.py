@@ -1,4 +1,4 @@
-"""How much urgent work an endpoint has, and how many places that needs. Pure: the clock is passed in."""
+"""How much urgent work an endpoint has, and how many slots that needs. Pure: the clock is passed in."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SOONEST_S = 5.0
 """A shorter time than this says little about a load, in seconds."""
 
 MOST_IDLE = 0.05
-"""The share of an endpoint's places that may stand idle, on average, because they are kept."""
+"""The share of an endpoint's slots that may stand idle, on average, because they are kept."""
 
 SELDOM_ALL_TAKEN = 0.01
-"""No further place is kept once an urgent prompt finds all kept places taken less often than this."""
+"""No further slot is kept once an urgent prompt finds all kept slots taken less often than this."""
 
 
 class UrgentLoad:
@@ -67,19 +67,19 @@ class UrgentLoad:
         self._at = now
 
 
-def places_for(load: float, places: int) -> int:
-    """How many of `places` to keep free for `load` urgent prompts on average.
+def slots_for(load: float, slots: int) -> int:
+    """How many of `slots` to keep free for `load` urgent prompts on average.
 
-    As many as they need, at most half, and no more than leave `MOST_IDLE` of all places idle on average.
+    As many as they need, at most half, and no more than leave `MOST_IDLE` of all slots idle on average.
 
     Source: A. K. Erlang, "Solution of some problems in the theory of probabilities of significance in
-    automatic telephone exchanges", 1917: how often a number of places are all taken.
+    automatic telephone exchanges", 1917: how often a number of slots are all taken.
     """
     kept, all_taken = 0, 1.0
-    while kept < places // 2 and all_taken > SELDOM_ALL_TAKEN:
+    while kept < slots // 2 and all_taken > SELDOM_ALL_TAKEN:
         offered = load * all_taken
         all_taken = offered / (kept + 1 + offered)
-        if kept + 1 - load * (1 - all_taken) > MOST_IDLE * places:
+        if kept + 1 - load * (1 - all_taken) > MOST_IDLE * slots:
             break
         kept += 1
     return kept

@@ -80,7 +80,7 @@ class EndpointSettings(RateSettings):
     max_in_flight: int | None = Field(default=None, ge=1, le=100_000)
     """Prompts in flight at once, over all worker processes; None: ask the server, or find out."""
     reserved: Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"] = 0
-    """Places of `max_in_flight` that are kept for priorities 8 and 9; `auto`: as many as they need."""
+    """Slots of `max_in_flight` that are reserved for priorities 8 and 9; `auto`: as many as they need."""
     timeout_s: float = Field(default=120.0, gt=0, le=DAY_S)
     """The longest wait for anything: a whole answer that is not streamed, the first token, the next token."""
     first_token_timeout_s: float = Field(default=30.0, gt=0, le=DAY_S)

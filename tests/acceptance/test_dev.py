@@ -18,6 +18,7 @@ import pytest
 import redis
 
 from scheduler import AsyncClient, Delta, JobState
+from scheduler.redis_server.supervisor import free_port
 from tests.acceptance.conftest import slow_echo, wait_for_line
 from tests.patience import SOON_S
 
@@ -72,12 +73,6 @@ def server_at(url: str) -> str | None:
             return str(client.info("server")["run_id"])
         except redis.exceptions.ConnectionError:
             return None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import NoReturn
 
 import httpx
 import pytest
+
+from scheduler.redis_server.supervisor import free_port
 
 pytest.register_assert_rewrite("workers.contract")
 
@@ -190,13 +191,6 @@ def vllm_server(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its engine is a process of its own
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until_ready(

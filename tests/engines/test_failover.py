@@ -17,8 +17,8 @@ import pytest
 from scheduler import AsyncClient, Done, PromptRequest
 from scheduler.client import Job
 from scheduler.queue.inspection.status import read_status
+from scheduler.redis_server.supervisor import free_port
 from tests.acceptance.conftest import StartWorker, start_worker  # noqa: F401  a fixture
-from tests.engines.conftest import free_port
 from tests.patience import SOON_S
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from scheduler import EmbeddingRequest, Embeddings, JobFailed, load_settings
+from scheduler.redis_server.supervisor import free_port
 from scheduler.testing import local_scheduler
 from tests.engines.conftest import (
     ENGINES,
@@ -21,7 +22,6 @@ from tests.engines.conftest import (
     START_TIMEOUT_S,
     VLLM_START_TIMEOUT_S,
     cached,
-    free_port,
     missing,
     wait_until_ready,
 )

@@ -37,8 +37,9 @@ from scheduler import (
 from scheduler.queue.inspection.status import read_status
 from scheduler.queue.reports import QueueStatus
 from scheduler.redis_server.embedded import EmbeddedServer
+from scheduler.redis_server.supervisor import free_port
 from tests.acceptance.conftest import wait_for_line
-from tests.engines.conftest import StartServer, free_port
+from tests.engines.conftest import StartServer
 from tests.patience import SOON_S
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import redis
 import redis.asyncio
 
-from tests.integration.sentinel_servers import free_port
+from scheduler.redis_server.supervisor import free_port
 from tests.patience import SOON_S
 
 

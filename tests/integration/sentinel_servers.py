@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import redis
 
+from scheduler.redis_server.supervisor import free_port
 from tests.patience import SOON_S
 
 SERVICE = "prompts"
@@ -132,11 +132,3 @@ def _until_it_answers(port: int) -> None:
                 return
             time.sleep(0.02)
     raise AssertionError(f"nothing answers on port {port}")
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -23,10 +23,10 @@ from scheduler import (
 )
 from scheduler.engine import Engine
 from scheduler.redis_server.connection import open_redis
+from scheduler.redis_server.supervisor import free_port
 from tests.chaos.proxy import ChaosProxy
 from tests.integration.engine_room import install_puppet, puppet_of, settings_of, until
 from tests.integration.lone_server import LoneServer
-from tests.integration.sentinel_servers import free_port
 from tests.patience import SOON_S
 
 

@@ -325,7 +325,7 @@ async def test_an_urgent_job_gets_the_reserved_place_at_once_and_others_do_not(r
 async def test_a_place_stays_free_for_the_urgent_once_they_have_come(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(headroom, "places_for", lambda load, places: 1)
+    monkeypatch.setattr(headroom, "slots_for", lambda load, slots: 1)
     settings = settings_of(
         routes={"echo": {"endpoints": [{"backend": "puppet", "max_in_flight": 3, "reserved": "auto"}]}}
     )

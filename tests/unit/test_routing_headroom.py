@@ -14,7 +14,7 @@ from tests.unit.scripted_endpoint import Clock, Worker, endpoint
 from workers.base import Generation
 from workers.errors import WorkerError
 
-PLACES = 16
+SLOTS = 16
 
 
 def begin(one: Endpoint, prompt: str, priority: int) -> asyncio.Task[object]:
@@ -45,43 +45,43 @@ async def urgent(one: Endpoint, clock: Clock, *, takes_s: float) -> None:
     await give_up(task)
 
 
-async def test_places_are_kept_once_urgent_prompts_are_about_and_no_longer(
+async def test_slots_are_kept_once_urgent_prompts_are_about_and_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(headroom, "LOOK_S", 0.001)
-    one = endpoint(limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(hangs=True))
-    assert (one.reserved, one.room_for(0), one.may_start) == (0, PLACES, PLACES)
+    one = endpoint(limit=SLOTS, reserved="auto", clock=(clock := Clock()), worker=Worker(hangs=True))
+    assert (one.reserved, one.room_for(0), one.may_start) == (0, SLOTS, SLOTS)
     await urgent(one, clock, takes_s=30)
     assert (one.reserved, one.window.kept) == (1, 1)
-    assert (one.room_for(0), one.room_for(9), one.may_start) == (PLACES - 1, PLACES, PLACES - 1)
+    assert (one.room_for(0), one.room_for(9), one.may_start) == (SLOTS - 1, SLOTS, SLOTS - 1)
     told = asyncio.Event()
     one.on_change = told.set
     clock.now += LATELY_S
     async with asyncio.timeout(SOON_S):
         await told.wait()
-    assert (one.reserved, one.window.kept, one.may_start) == (0, 0, PLACES)
+    assert (one.reserved, one.window.kept, one.may_start) == (0, 0, SLOTS)
     await one.aclose()
 
 
 async def test_nothing_is_kept_for_prompts_that_are_not_urgent() -> None:
-    one = endpoint(limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(hangs=True))
+    one = endpoint(limit=SLOTS, reserved="auto", clock=(clock := Clock()), worker=Worker(hangs=True))
     task = begin(one, "bulk", 7)
     await until(lambda: one.window.in_flight == 1)
     clock.now += 30
-    assert (one.reserved, one.room_for(0), one.may_start) == (0, PLACES - 1, PLACES - 1)
+    assert (one.reserved, one.room_for(0), one.may_start) == (0, SLOTS - 1, SLOTS - 1)
     await give_up(task)
     await one.aclose()
 
 
 async def test_a_number_that_is_set_stays_whatever_comes() -> None:
-    one = endpoint(limit=PLACES, reserved=0, clock=(clock := Clock()), worker=Worker(hangs=True))
+    one = endpoint(limit=SLOTS, reserved=0, clock=(clock := Clock()), worker=Worker(hangs=True))
     await urgent(one, clock, takes_s=300)
-    assert (one.reserved, one.may_start) == (0, PLACES)
+    assert (one.reserved, one.may_start) == (0, SLOTS)
     await one.aclose()
 
 
 async def test_prompts_beside_urgent_ones_start_a_few_at_a_time_and_it_is_told_when_more_may() -> None:
-    one = endpoint(limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(), max_size=1)
+    one = endpoint(limit=SLOTS, reserved="auto", clock=(clock := Clock()), worker=Worker(), max_size=1)
     one.on_change = (told := asyncio.Event()).set
     async with asyncio.timeout(SOON_S):
         await begin(one, "now", 9)
@@ -93,7 +93,7 @@ async def test_prompts_beside_urgent_ones_start_a_few_at_a_time_and_it_is_told_w
         await until(lambda: one.window.in_flight == len(tasks))
         await asyncio.sleep(0)
         assert (len(tasks), one.may_start) == (2, 0), "so that they do not all end together"
-        assert one.room_for(9) == PLACES - 2, "an urgent prompt waits for none of this"
+        assert one.room_for(9) == SLOTS - 2, "an urgent prompt waits for none of this"
         told.clear()
         clock.now += 0.02
         await told.wait()
@@ -103,7 +103,7 @@ async def test_prompts_beside_urgent_ones_start_a_few_at_a_time_and_it_is_told_w
 
 
 async def test_prompts_that_start_out_of_turn_leave_nobody_waiting_for_ever() -> None:
-    one = endpoint(limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(), max_size=1)
+    one = endpoint(limit=SLOTS, reserved="auto", clock=(clock := Clock()), worker=Worker(), max_size=1)
     one.on_change = (told := asyncio.Event()).set
     async with asyncio.timeout(SOON_S):
         await begin(one, "now", 9)
@@ -120,7 +120,7 @@ async def test_prompts_that_start_out_of_turn_leave_nobody_waiting_for_ever() ->
 
 async def test_calls_that_fail_or_are_given_up_leave_no_load_behind() -> None:
     one = endpoint(
-        limit=PLACES, reserved="auto", clock=(clock := Clock()), worker=Worker(failure=OSError("gone"))
+        limit=SLOTS, reserved="auto", clock=(clock := Clock()), worker=Worker(failure=OSError("gone"))
     )
     for _ in range(3):
         with pytest.raises(WorkerError):

@@ -4,7 +4,7 @@ from math import factorial
 
 import pytest
 
-from scheduler.routing.urgent_load import LATELY_S, MOST_IDLE, UrgentLoad, places_for
+from scheduler.routing.urgent_load import LATELY_S, MOST_IDLE, UrgentLoad, slots_for
 from tests.unit.scripted_endpoint import Clock
 
 
@@ -68,10 +68,10 @@ def test_what_was_before_a_quiet_time_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("load", "places", "kept"),
+    ("load", "slots", "kept"),
     [
         (0.0, 16, 0),
-        (0.05, 16, 0),  # a place would stand idle 95 % of the time: 6 % of the endpoint
+        (0.05, 16, 0),  # a slot would stand idle 95 % of the time: 6 % of the endpoint
         (1.0, 16, 1),
         (0.05, 256, 2),  # there it is next to nothing
         (1.0, 4, 0),
@@ -81,19 +81,19 @@ def test_what_was_before_a_quiet_time_is_forgotten() -> None:
         (1.0, 0, 0),
     ],
 )
-def test_as_many_places_are_kept_as_the_load_needs_and_can_use(load: float, places: int, kept: int) -> None:
-    assert places_for(load, places) == kept
+def test_as_many_slots_are_kept_as_the_load_needs_and_can_use(load: float, slots: int, kept: int) -> None:
+    assert slots_for(load, slots) == kept
 
 
-def test_kept_places_stand_idle_no_more_than_they_may() -> None:
-    for places in (2, 8, 16, 100, 300):
+def test_kept_slots_stand_idle_no_more_than_they_may() -> None:
+    for slots in (2, 8, 16, 100, 300):
         for load in (0.1, 0.5, 1.0, 2.5, 7.0, 40.0):
-            kept = places_for(load, places)
-            assert kept <= places // 2
-            assert kept - load * (1 - all_taken(load, kept)) <= MOST_IDLE * places + 1e-9
+            kept = slots_for(load, slots)
+            assert kept <= slots // 2
+            assert kept - load * (1 - all_taken(load, kept)) <= MOST_IDLE * slots + 1e-9
 
 
-def all_taken(load: float, places: int) -> float:
+def all_taken(load: float, slots: int) -> float:
     """Erlang's formula, as it is written in books."""
-    terms = [load**number / factorial(number) for number in range(places + 1)]
+    terms = [load**number / factorial(number) for number in range(slots + 1)]
     return terms[-1] / sum(terms)
